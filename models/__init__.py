@@ -1,0 +1,56 @@
+"""The collection: one generative story per file, each importable from here by its class name.
+
+Files are found, and their classes and docstrings read, without running them, so that listing the collection does not
+import torch. A file whose name starts with an underscore holds a piece that stories share.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One story of the collection, as read from its file."""
+
+    name: str
+    """The name on the command line: the file's, with hyphens."""
+    class_name: str
+    """The name in Python."""
+    summary: str
+    """First line of the class's docstring."""
+    definition: ast.ClassDef
+    """The class, unexecuted: its constructor's signature and its docstring."""
+
+
+@cache
+def collection() -> tuple[Entry, ...]:
+    """Return every story of the collection, by name."""
+    return tuple(_entry(path) for path in sorted(Path(__file__).parent.glob("*.py")) if not path.name.startswith("_"))
+
+
+def _entry(path: Path) -> Entry:
+    """Read the one story of a file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == "Story" for b in node.bases):
+            summary = (ast.get_docstring(node) or "").partition("\n")[0]
+            return Entry(path.stem.replace("_", "-"), node.name, summary, node)
+    raise ImportError(f"{path.name} holds no class derived from Story")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a story from its file when it is first asked for."""
+    for entry in collection():
+        if entry.class_name == name:
+            return getattr(importlib.import_module(f"{__name__}.{entry.name.replace('-', '_')}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Names of the stories."""
+    return [*globals(), *(entry.class_name for entry in collection())]

@@ -1,0 +1,42 @@
+"""Generative models as Pyro model/guide pairs, and the toolkit that makes such pairs worth trusting and fast."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pplgen.data import Table, load_data
+    from pplgen.errors import InputError
+    from pplgen.fitted import Fit, load
+    from pplgen.fitting import fit
+    from pplgen.story import Story
+
+__version__ = "0.1.0"
+
+# torch, Pyro and ArviZ take seconds to import, so each public name is fetched when it is first used
+_HOMES = {
+    "Fit": "pplgen.fitted",
+    "InputError": "pplgen.errors",
+    "Story": "pplgen.story",
+    "Table": "pplgen.data",
+    "fit": "pplgen.fitting",
+    "load": "pplgen.fitted",
+    "load_data": "pplgen.data",
+}
+
+__all__ = ["Fit", "InputError", "Story", "Table", "fit", "load", "load_data"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pplgen' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, fetched or not."""
+    return sorted({*globals(), *__all__})

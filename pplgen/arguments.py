@@ -1,0 +1,82 @@
+"""From what a user gives as data to the arguments that model and guide are called with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pplgen.data import Table, check_training_table, load_data
+from pplgen.errors import InputError
+from pplgen.story import Story
+
+__all__ = ["bare_arguments", "check_device", "new_rows", "training_rows"]
+
+
+def training_rows(story: Story, data: Any) -> Table:
+    """Read and check the rows that a story is to learn from."""
+    table = load_data(data)
+    check_training_table(table)
+    _check(story, table)
+    story.check_training_data(table.values)
+    return table
+
+
+def new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dtype) -> Tensor:
+    """Read and check rows for a trained story, their columns put in the order of the training ``columns``.
+
+    A table without names of its own (``x0``, ``x1``, ...) is taken as it stands.
+    """
+    table = load_data(data, dtype=dtype)
+    if set(columns) <= set(table.columns):
+        order = [table.columns.index(column) for column in columns]
+        table = Table(table.values[:, order], columns, table.name)
+    elif table.columns != tuple(f"x{i}" for i in range(len(table.columns))):
+        missing = next(column for column in columns if column not in table.columns)
+        raise InputError(f"{table.name}: no column {missing!r}; expected the training columns {', '.join(columns)}")
+    _check(story, table)
+    return table.values
+
+
+def bare_arguments(data: Any, device: torch.device | None) -> tuple[Any, ...]:
+    """Turn the data of a bare pair into arguments: a tuple is one each, arrays and tables become tensors.
+
+    Floating-point arrays take torch's default type; tensors keep theirs.
+    """
+    return tuple(_argument(value, device) for value in (data if isinstance(data, tuple) else (data,)))
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return a device that exists here, or raise ``InputError``."""
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise InputError(f"device={str(device)!r} is not available here; expected one of {here}") from None
+    return target
+
+
+def _check(story: Story, table: Table) -> None:
+    """Hold a table against the story's expectations."""
+    story.check_data(table.values)
+    missing = torch.argwhere(table.values.isnan())
+    if len(missing) and not story.accepts_missing:
+        row, j = missing[0].tolist()
+        raise InputError(
+            f"column {table.columns[j]!r}, row {row + 1}: the value is missing, and {type(story).__name__} needs "
+            f"complete rows; leave out the {len(missing[:, 0].unique())} rows with missing values"
+        )
+
+
+def _argument(value: Any, device: torch.device | None) -> Any:
+    """Convert one argument of a bare pair."""
+    if isinstance(value, (Table, pd.DataFrame)):
+        value = load_data(value).values
+    elif isinstance(value, np.ndarray):
+        tensor = torch.as_tensor(value)
+        value = tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value

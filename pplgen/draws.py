@@ -1,0 +1,226 @@
+"""Draws from a trained guide, and the log densities that belong to them, discrete latents summed out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.ops import packed
+from pyro.ops.contract import einsum
+from torch import Tensor
+
+from pplgen.errors import InputError
+from pplgen.pair import Pair
+from pplgen.story import Story
+
+__all__ = [
+    "Draws",
+    "RowDensities",
+    "draw_posterior",
+    "draw_predictive",
+    "draw_prior",
+    "draw_shared",
+    "row_densities",
+    "sample_rows",
+]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of the guide on the pair's data."""
+
+    sites: dict[str, Tensor]
+    """Latent and deterministic sites, shape ``(num_draws, ...)`` each."""
+    lp: Tensor
+    """log p(x, theta) in nats, discrete latents summed out, shape ``(num_draws,)``."""
+    log_q: Tensor
+    """log q(theta) in nats, shape ``(num_draws,)``."""
+
+    def __len__(self) -> int:
+        return len(self.lp)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[index] for name, values in self.sites.items()}
+
+
+@dataclass(frozen=True)
+class RowDensities:
+    """What one draw of the latents says of each row."""
+
+    log_likelihood: Tensor
+    """log p(x_i | theta) in nats, discrete latents summed out, shape ``(num_rows,)``."""
+    probabilities: dict[str, Tensor]
+    """p(z_i = k | x_i, theta) of each enumerated per-row site, shape ``(num_rows, num_values)``."""
+    drawn: dict[str, Tensor]
+    """Per-row latents drawn here from the guide, shape ``(num_rows, ...)`` each."""
+
+
+@torch.no_grad()
+def draw_posterior(pair: Pair, num_draws: int) -> Draws:
+    """Draw the latents from the guide on the pair's data; call it inside ``pair.isolated``."""
+    bound = pair.elbo() if pair.structure.sums else Trace_ELBO()
+    samples, lp, log_q = [], [], []
+    with pyro.validation_enabled(False):
+        for _ in range(num_draws):
+            guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
+            log_q.append(torch.as_tensor(guide_trace.log_prob_sum()))
+            # one particle of the bound at these very draws is log p - log q, summed as Pyro sums it
+            ratio = -bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data)
+            lp.append(log_q[-1] + ratio)
+            model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
+            samples.append(_values(model_trace, pair.structure.latent + pair.structure.deterministic))
+    return Draws(_stack(samples), torch.stack(lp).cpu(), torch.stack(log_q).cpu())
+
+
+@torch.no_grad()
+def draw_shared(pair: Pair, num_draws: int) -> list[dict[str, Tensor]]:
+    """Draw the latents that all rows share from the guide; call it inside ``pair.isolated``."""
+    names = tuple(name for name in pair.structure.latent if name not in pair.structure.per_row)
+    with pyro.validation_enabled(False):
+        return [_values(poutine.trace(pair.guide).get_trace(*pair.data), names) for _ in range(num_draws)]
+
+
+@torch.no_grad()
+def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) -> Tensor:
+    """Draw new rows from a story's posterior predictive distribution; call it inside ``pair.isolated``.
+
+    Rows share at most ``max_draws`` draws of the latents, evenly and in random order; shape ``(num_rows, ...)``.
+    """
+    shared = draw_shared(pair, min(num_rows, max_draws))
+    each = -(-num_rows // len(shared))
+    with pyro.validation_enabled(False):
+        rows = [poutine.condition(story.model, latent)(None, num_rows=each) for latent in shared]
+    return torch.stack(rows, dim=1).flatten(0, 1)[:num_rows][torch.randperm(num_rows)]
+
+
+@torch.no_grad()
+def draw_prior(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draw latents and observed sites from the model; call it inside ``pair.isolated``.
+
+    Returns
+    -------
+    tuple of dict
+        Latent and deterministic sites, and observed sites, shape ``(num_draws, ...)`` each.
+    """
+    model = poutine.uncondition(pair.model)
+    latent = pair.structure.latent + pair.structure.deterministic
+    with pyro.validation_enabled(False):
+        traces = [poutine.trace(model).get_trace(*pair.data) for _ in range(num_draws)]
+    return (
+        _stack([_values(trace, latent) for trace in traces]),
+        _stack([_values(trace, pair.structure.observed) for trace in traces]),
+    )
+
+
+@torch.no_grad()
+def draw_predictive(pair: Pair, draws: Draws) -> dict[str, Tensor]:
+    """Replicate the observed sites at each draw; call it inside ``pair.isolated``."""
+    model = poutine.uncondition(pair.model)
+    samples = []
+    with pyro.validation_enabled(False):
+        for index in range(len(draws)):
+            latent = {name: draws[index][name] for name in pair.structure.latent}
+            trace = poutine.trace(poutine.condition(model, latent)).get_trace(*pair.data)
+            samples.append(_values(trace, pair.structure.observed))
+    return _stack(samples)
+
+
+@torch.no_grad()
+def row_densities(pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...]) -> RowDensities:
+    """Score each row of ``data``, the pair's own or new, at one draw; call it inside ``pair.isolated``.
+
+    Parameters
+    ----------
+    pair
+        A pair whose model has a row plate.
+    latent
+        The draw. Per-row latents that are left out are drawn from the guide on ``data``, and the density becomes the
+        importance-weighted estimate p(x_i, z_i | theta) / q(z_i | x_i, theta), unbiased for p(x_i | theta).
+    data
+        Arguments of model and guide.
+
+    Raises
+    ------
+    InputError
+        Where the model has no row plate, sums out a latent that all rows share, or needs a guide that cannot describe
+        these rows.
+    """
+    structure = pair.structure
+    if structure.row_plate is None:
+        raise InputError("densities per row need a model whose rows live in pyro.plate('data', ...)")
+    shared = [name for name in structure.enumerated if name not in structure.per_row]
+    if shared:
+        raise InputError(f"densities per row are not defined: all rows share {shared[0]!r}, which is summed out")
+    left_out = [name for name in structure.latent if name not in latent]
+    with pyro.validation_enabled(False):
+        drawn, log_q = _draw_rows(pair, latent, left_out, data)
+        conditioned = poutine.condition(pair.model, {**latent, **drawn})
+        trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-1 - structure.plate_depth))
+        model_trace = trace.get_trace(*data)
+        model_trace.compute_log_prob()
+        model_trace.pack_tensors()
+    scored = [*structure.observed, *structure.enumerated, *left_out]
+    scored = [name for name in scored if name in structure.per_row]
+    nodes = [model_trace.nodes[name] for name in scored]
+    num_rows = next(f.size for node in nodes for f in node["cond_indep_stack"] if f.name == structure.row_plate)
+    log_likelihood = _sum_out(model_trace, scored, structure.row_plate).reshape(num_rows)
+    probabilities = {}
+    for name in structure.enumerated:
+        values = model_trace.nodes[name]["infer"]["_enumerate_symbol"]
+        joint = _sum_out(model_trace, scored, structure.row_plate, keep=values).reshape(num_rows, -1)
+        probabilities[name] = (joint - log_likelihood[:, None]).exp()
+    return RowDensities(log_likelihood - log_q, probabilities, drawn)
+
+
+def _draw_rows(
+    pair: Pair, latent: Mapping[str, Tensor], names: list[str], data: tuple[Any, ...]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw per-row latents from the guide on ``data``, with their log densities summed per row."""
+    if not names:
+        return {}, torch.zeros(())
+    try:
+        trace = poutine.trace(poutine.condition(pair.guide, latent)).get_trace(*data)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the guide cannot describe {names[0]!r} of new rows: {error}") from None
+    trace.compute_log_prob()
+    log_q = torch.zeros(())
+    for name in names:
+        frames = trace.nodes[name]["cond_indep_stack"]
+        dim = next(frame.dim for frame in frames if frame.name == pair.structure.row_plate)
+        log_prob = trace.nodes[name]["log_prob"]
+        others = [d for d in range(-log_prob.ndim, 0) if d != dim]
+        log_q = log_q + (log_prob.sum(others) if others else log_prob)
+    return {name: trace.nodes[name]["value"] for name in names}, log_q
+
+
+def _sum_out(trace: poutine.Trace, names: list[str], row_plate: str, keep: str = "") -> Tensor:
+    """Contract the named sites' densities to one log density per row, and per value of the symbol ``keep``."""
+    # masked, but not scaled: the density of a row is not that of the rows it stands for
+    sites = [trace.nodes[name]["packed"] for name in names]
+    operands = [packed.scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]) for site in sites]
+    terms = [operand._pyro_dims for operand in operands]
+    row = trace.plate_to_symbol[row_plate]
+    # an axis of length one is packed away: a single row, a single value
+    output = "".join(symbol for symbol in row + keep if any(symbol in term for term in terms))
+    return einsum(
+        f"{','.join(terms)}->{output}",
+        *operands,
+        plates="".join(symbol for symbol in trace.plate_to_symbol.values() if symbol != row),
+        backend="pyro.ops.einsum.torch_log",
+        modulo_total=True,  # concerns plates in the output, and there are none: rows are an ordinary axis here
+    )[0]
+
+
+def _values(trace: poutine.Trace, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Values of the named sites."""
+    return {name: trace.nodes[name]["value"] for name in names}
+
+
+def _stack(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack draws site by site."""
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

@@ -1,0 +1,158 @@
+"""Expectation-maximisation for Gaussian mixtures with full covariances, in plain torch.
+
+The log-likelihood is ``sum_i log sum_k pi_k N(x_i; mu_k, Sigma_k)``. Each iteration fills in the responsibilities
+``r_ik = p(z_i = k | x_i)`` (E-step) and maximises the expected complete-data log-likelihood under them (M-step); the
+log-likelihood never decreases (Bishop 2006, section 9.2, equations 9.23 to 9.28).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pplgen.errors import InputError
+
+__all__ = ["EMResult", "GaussianMixtureParameters", "e_step", "em", "m_step"]
+
+
+class GaussianMixtureParameters(NamedTuple):
+    """Parameters of a Gaussian mixture with K components in D dimensions."""
+
+    weights: Tensor
+    """pi, shape ``(K,)``, on the simplex."""
+    mu: Tensor
+    """Means, shape ``(K, D)``."""
+    Sigma: Tensor
+    """Covariances, shape ``(K, D, D)``, positive definite."""
+
+
+class EMResult(NamedTuple):
+    """The best of several runs of EM."""
+
+    parameters: GaussianMixtureParameters
+    log_likelihoods: Tensor
+    """Total log-likelihood in nats after each iteration of the best run, shape ``(num_iterations,)``, never falling."""
+    converged: bool
+    """Whether the best run met the tolerance before its iterations ran out."""
+
+
+def e_step(x: Tensor, parameters: GaussianMixtureParameters) -> tuple[Tensor, Tensor]:
+    """Fill in the component of each row.
+
+    Parameters
+    ----------
+    x
+        Rows, shape ``(N, D)``.
+    parameters
+        Current parameters.
+
+    Returns
+    -------
+    responsibilities : Tensor
+        ``r_ik = p(z_i = k | x_i)``, shape ``(N, K)``.
+    log_likelihood : Tensor
+        ``sum_i log p(x_i)`` in nats, a scalar.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        Where a covariance is not positive definite: a component has collapsed.
+    """
+    L = torch.linalg.cholesky(parameters.Sigma)
+    deviation = (x[:, None, :] - parameters.mu).unsqueeze(-1)
+    mahalanobis = torch.linalg.solve_triangular(L, deviation, upper=False).square().sum(dim=(-2, -1))
+    log_determinant = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    log_density = -0.5 * (x.shape[1] * math.log(2 * math.pi) + log_determinant + mahalanobis)
+    log_joint = parameters.weights.log() + log_density
+    log_marginal = log_joint.logsumexp(dim=1, keepdim=True)
+    return (log_joint - log_marginal).exp(), log_marginal.sum()
+
+
+def m_step(x: Tensor, responsibilities: Tensor) -> GaussianMixtureParameters:
+    """Maximise the expected complete-data log-likelihood: weighted counts, means and covariances.
+
+    Parameters
+    ----------
+    x
+        Rows, shape ``(N, D)``.
+    responsibilities
+        Shape ``(N, K)``, rows summing to one.
+    """
+    counts = responsibilities.sum(dim=0)
+    mu = responsibilities.T @ x / counts[:, None]
+    deviation = x[:, None, :] - mu
+    Sigma = torch.einsum("nk,nkd,nke->kde", responsibilities, deviation, deviation) / counts[:, None, None]
+    return GaussianMixtureParameters(counts / len(x), mu, Sigma)
+
+
+def em(
+    x: Tensor,
+    num_components: int,
+    *,
+    num_starts: int = 10,
+    max_iterations: int = 1000,
+    tolerance: float = 1e-9,
+    seed: int = 0,
+) -> EMResult:
+    """Maximise the likelihood from several random starts; a start that collapses is dropped.
+
+    Parameters
+    ----------
+    x
+        Rows, shape ``(N, D)``, float64 for answers to trust.
+    num_components
+        Number of components K.
+    num_starts
+        Each starts from K distinct rows as means, the covariance of the data and equal weights.
+    max_iterations
+        Iterations of each start at most.
+    tolerance
+        A start ends once an iteration gains less than this many nats per row.
+    seed
+        Of the generator that picks the rows.
+
+    Raises
+    ------
+    InputError
+        Where there are fewer rows than components, or every start collapses: the likelihood of a full-covariance
+        mixture is unbounded, and with ties in the data and many components no usable maximum may exist.
+    """
+    if not 1 <= num_components <= len(x):
+        raise InputError(f"{num_components} components for {len(x)} rows; expected between 1 and {len(x)}")
+    generator = torch.Generator().manual_seed(seed)
+    best: EMResult | None = None
+    for _ in range(num_starts):
+        try:
+            result = _climb(x, _start(x, num_components, generator), max_iterations, tolerance)
+        except torch.linalg.LinAlgError:
+            continue
+        if best is None or result.log_likelihoods[-1] > best.log_likelihoods[-1]:
+            best = result
+    if best is None:
+        raise InputError(f"all {num_starts} starts collapsed: no usable maximum with {num_components} components")
+    return best
+
+
+def _start(x: Tensor, num_components: int, generator: torch.Generator) -> GaussianMixtureParameters:
+    """K distinct rows as means, the covariance of all rows for each."""
+    rows = torch.randperm(len(x), generator=generator)[:num_components]
+    weights = x.new_full((num_components,), 1 / num_components)
+    covariance = x.T.cov(correction=0).reshape(x.shape[1], x.shape[1])
+    return GaussianMixtureParameters(weights, x[rows], covariance.expand(num_components, -1, -1))
+
+
+def _climb(x: Tensor, parameters: GaussianMixtureParameters, max_iterations: int, tolerance: float) -> EMResult:
+    """Alternate the two steps until an iteration gains less than ``tolerance`` nats per row."""
+    history: list[Tensor] = []
+    converged = False
+    responsibilities, previous = e_step(x, parameters)
+    while not converged and len(history) < max_iterations:
+        parameters = m_step(x, responsibilities)
+        responsibilities, current = e_step(x, parameters)
+        history.append(current)
+        converged = bool(current - previous < tolerance * len(x))
+        previous = current
+    return EMResult(parameters, torch.stack(history), converged)

@@ -1,0 +1,295 @@
+"""``Fit``: a trained pair and what can be asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from rich.console import Console
+from rich.table import Table as RichTable
+from torch import Tensor
+
+from pplgen import posterior, store
+from pplgen.arguments import bare_arguments, new_rows
+from pplgen.data import Table, load_data
+from pplgen.draws import sample_rows
+from pplgen.errors import InputError
+from pplgen.pair import Pair, seeded
+from pplgen.story import Story, check_count
+from pplgen.training import StopReason, Training
+
+__all__ = ["Fit", "load"]
+
+COLLECTION = "pplgen.models."
+"""Only stories below this package are rebuilt by name."""
+
+
+class Fit:
+    """A trained pair, with what can be asked of it.
+
+    Attributes
+    ----------
+    pair : Pair
+        The trained model and guide; ``with fit.pair.isolated():`` gives Pyro their parameters.
+    runs : tuple of Training
+        Every restart that ended with a finite ELBO, in order.
+    table : Table or None
+        A story's training data; ``None`` for a bare pair and for a fit that was loaded without them.
+    columns : tuple of str
+        Names of the training columns.
+    seed : int
+        The seed of ``fit``.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        runs: tuple[Training, ...],
+        *,
+        table: Table | None,
+        seed: int,
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        self.pair, self.runs, self.table, self.seed = pair, runs, table, seed
+        self._origin = origin or {}
+        self.columns: tuple[str, ...] = table.columns if table is not None else tuple(self._origin.get("columns", ()))
+
+    def __repr__(self) -> str:
+        return f"<Fit of {self.name}: ELBO {self.elbo:.2f} +- {self.best.elbo_error:.2f}; {self.stop.value}>"
+
+    @property
+    def name(self) -> str:
+        """Name of the story, or of the bare pair's model."""
+        return type(self.story).__name__ if self.story else getattr(self.pair.model, "__name__", "a Pyro pair")
+
+    @property
+    def story(self) -> Story | None:
+        """The trained copy of the story, ``None`` for a bare pair."""
+        return self.pair.story
+
+    @property
+    def best(self) -> Training:
+        """The restart that was kept: the one with the best final ELBO."""
+        return max(self.runs, key=lambda run: run.elbo)
+
+    @property
+    def elbo(self) -> float:
+        """Final ELBO in nats for all rows, a mean over many evaluations."""
+        return self.best.elbo
+
+    @property
+    def stop(self) -> StopReason:
+        """Why the kept restart stopped."""
+        return self.best.stop
+
+    @property
+    def spread(self) -> float:
+        """Best minus worst final ELBO of the restarts, in nats; zero for one."""
+        return self.elbo - min(run.elbo for run in self.runs)
+
+    def to_datatree(
+        self, draws: int = 1000, *, groups: Iterable[str] | None = None, seed: int | None = None
+    ) -> xr.DataTree:
+        """Lay draws out for ArviZ; see ``pplgen.posterior.to_datatree``."""
+        if self.story is not None and self.table is None:
+            raise InputError("this fit was loaded without its data; give them: pplgen.load(directory, data)")
+        check_count("draws", draws, minimum=2)
+        facts = {"story": self.name, "seed": self.seed, "elbo": self.elbo, "stop": self.stop.name}
+        with self._ready(seed):
+            return posterior.to_datatree(self.pair, self.columns, draws=draws, groups=groups, attributes=facts)
+
+    def summary(self, draws: int = 1000) -> None:
+        """Print mean, sd and 90 % interval of every parameter, the ELBO, and why the fit stopped."""
+        tree = self.to_datatree(draws, groups=["posterior"])
+        _print_summary(self, posterior.summarise(tree, self.readable_sites(tree)))
+
+    def readable_sites(self, tree: xr.DataTree) -> list[str]:
+        """Sites of the posterior group that a table shows: no auxiliary ones, and none of single rows."""
+        hidden = self.pair.structure.per_row | (self.story.auxiliary if self.story else frozenset())
+        return [str(name) for name in tree["posterior"].data_vars if name not in hidden]
+
+    def log_likelihood(self, x: Any = None, *, draws: int = 500, seed: int | None = None) -> Tensor:
+        """Log posterior predictive density of each row in nats, discrete latents summed out, shape ``(num_rows,)``.
+
+        ``x`` is whatever ``load_data`` takes (a bare model's arguments, for a bare pair); ``None`` for the training
+        rows. It is ``log mean_s p(x_i | theta_s)`` over draws of the guide; latents of single rows are integrated out
+        by importance sampling from the guide.
+        """
+        rows = self._rows(x)
+        with self._ready(seed):
+            return posterior.row_log_likelihood(self.pair, rows, check_count("draws", draws))
+
+    def latents(self, x: Any = None, *, draws: int = 500, seed: int | None = None) -> xr.Dataset:
+        """Posterior of each row's latents: probabilities of discrete ones, mean and sd of continuous ones.
+
+        ``x`` as in ``log_likelihood``. A mixture's responsibilities are ``fit.latents(x)["z"]``, dimensions
+        ``(row, component)``.
+        """
+        rows = self._rows(x)
+        with self._ready(seed):
+            return posterior.row_latents(self.pair, rows, check_count("draws", draws))
+
+    def sample(self, num_rows: int, *, seed: int | None = None) -> Tensor:
+        """Draw new rows from a story's posterior predictive distribution, shape ``(num_rows, num_features)``."""
+        if self.story is None:
+            raise InputError(
+                "new rows need a Story, whose model simulates from None; "
+                "to_datatree(groups=['posterior_predictive']) replicates the observed rows of any pair"
+            )
+        check_count("num_rows", num_rows)
+        with self._ready(seed):
+            return sample_rows(self.story, self.pair, num_rows).cpu()
+
+    def save(self, directory: str | Path, *, force: bool = False) -> None:
+        """Write parameters and header into ``directory``; a run that is there already stays unless ``force``."""
+        with store.staged(Path(directory), force=force) as folder:
+            self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write parameters and header into a folder of ``store.staged``, beside whatever else goes there."""
+        story = self.story
+        if story is None or not type(story).__module__.startswith(COLLECTION):
+            raise InputError(f"{self.name}: only fits of the collection's stories can be saved so far")
+        with self.pair.isolated():
+            tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
+        tensors |= {f"buffer/{name}": value for name, value in story.named_buffers()}
+        tensors["history"] = torch.from_numpy(self.best.history)
+        header = {
+            **self._origin,
+            "story": f"{type(story).__module__}:{type(story).__name__}",
+            "config": story.config,
+            "columns": list(self.columns),
+            "dtype": str(next(story.parameters()).dtype).removeprefix("torch."),
+            "seed": self.seed,
+            "best": self.runs.index(self.best),
+            "runs": [
+                {"seed": r.seed, "elbo": r.elbo, "elbo_error": r.elbo_error, "stop": r.stop.name} for r in self.runs
+            ],
+        }
+        if self.table is not None:
+            facts = {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
+            packages = {name: version(name) for name in ("pplgen", "torch", "pyro-ppl", "numpy")}
+            header |= {
+                "data": facts,
+                "versions": {"python": platform.python_version(), **packages},
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        store.write(folder, tensors, header)
+
+    @contextlib.contextmanager
+    def _ready(self, seed: int | None) -> Iterator[None]:
+        """Seed the generators, by default with the fit's own seed, and give Pyro the pair's parameters."""
+        with seeded(self.seed if seed is None else seed), self.pair.isolated():
+            yield
+
+    def _rows(self, x: Any) -> tuple[Any, ...]:
+        """Arguments of model and guide for the rows ``x``; the training rows for ``None``."""
+        if x is None:
+            if self.story is not None and self.table is None:
+                raise InputError("this fit was loaded without its data; give rows, or pplgen.load(directory, data)")
+            return self.pair.data
+        like = next((value for value in self.pair.data if isinstance(value, Tensor)), torch.empty(0))
+        if self.story is None:
+            return bare_arguments(x, like.device)
+        return (new_rows(self.story, x, self.columns, like.dtype).to(like.device),)
+
+
+def load(directory: str | Path, data: Any = None) -> Fit:
+    """Read a run back.
+
+    Parameters
+    ----------
+    directory
+        Where ``Fit.save`` or the command line wrote it.
+    data
+        The training data, checked against the run's fingerprint; needed for what the training rows enter, such as
+        ``to_datatree``, and for nothing else.
+
+    Raises
+    ------
+    InputError
+        Where the directory holds no run of this collection, or one that is cut short, altered, or of other data.
+    """
+    directory = Path(directory)
+    tensors, header = store.read(directory)
+    try:
+        story = _story(header["story"], header["config"]).to(getattr(torch, header["dtype"]))
+        runs = tuple(
+            Training(run["seed"], np.empty(0), run["elbo"], run["elbo_error"], StopReason[run["stop"]])
+            for run in header["runs"]
+        )
+        best, seed = header["best"], header["seed"]
+        history = tensors["history"].numpy()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{str(directory / store.HEADER)!r}: {error} is missing or of the wrong kind") from None
+    runs = tuple(replace(run, history=history) if i == best else run for i, run in enumerate(runs))
+    buffers = {name.removeprefix("buffer/"): t for name, t in tensors.items() if name.startswith("buffer/")}
+    parameters = {name.removeprefix("parameter/"): t for name, t in tensors.items() if name.startswith("parameter/")}
+    story.load_state_dict(buffers, strict=False)
+    table = None
+    if data is not None:
+        table = load_data(data, dtype=next(story.parameters()).dtype)
+        expected = header.get("data", {})
+        if table.fingerprint != expected.get("fingerprint"):
+            raise InputError(
+                f"{table.name}: not the data of {str(directory)!r}, which was fitted to {expected.get('name')!r} "
+                f"with {expected.get('num_rows')} rows"
+            )
+    # without its data the pair is shaped on rows of its own making
+    with seeded(seed):
+        pair = Pair(story.model, story.guide, (story.simulate(2) if table is None else table.values,))
+    with pair.isolated():
+        pair.restore(parameters)
+    return Fit(pair, runs, table=table, seed=seed, origin=header)
+
+
+def _story(name: str, config: dict[str, Any]) -> Story:
+    """Build an untrained story of the collection from its import path and config."""
+    module, _, attribute = name.partition(":")
+    if not module.startswith(COLLECTION):
+        raise InputError(f"story {name!r}: only stories of the collection are rebuilt by name")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError):
+        raise InputError(f"story {name!r}: this version of the collection has no such story") from None
+    if not (isinstance(kind, type) and issubclass(kind, Story)):
+        raise InputError(f"story {name!r} is not a Story")
+    return kind(**config)
+
+
+def _facts(run: Training) -> dict[str, Any]:
+    """Keep of a restart what the header shows."""
+    return {"seed": run.seed, "elbo": run.elbo, "elbo_error": run.elbo_error, "stop": run.stop.name}
+
+
+def _print_summary(fit: Fit, table: pd.DataFrame) -> None:
+    """Print the posterior table, one row per scalar, under what was fitted and above how it ended."""
+    console = Console()
+    rows = RichTable(title=_title(fit), title_justify="left")
+    rows.add_column("parameter", no_wrap=True)
+    for column in ("mean", "sd", "5 %", "95 %"):
+        rows.add_column(column, justify="right")
+    for name, values in table.iterrows():
+        rows.add_row(str(name), *(f"{value:.4g}" for value in values))
+    console.print(rows)
+    count = f"; best of {len(fit.runs)} restarts, which spread over {fit.spread:.2f}" if len(fit.runs) > 1 else ""
+    console.print(f"ELBO {fit.elbo:.2f} +- {fit.best.elbo_error:.2f} nats{count}", highlight=False)
+    console.print(f"{len(fit.best.history):,} steps: {fit.stop.value}", highlight=False)
+
+
+def _title(fit: Fit) -> str:
+    """Say what was fitted to what."""
+    if fit.table is None:
+        return fit.name
+    return f"{fit.name} on {fit.table.name}, {len(fit.table)} rows"

@@ -1,0 +1,184 @@
+"""A trained pair as an ``xarray.DataTree`` with ArviZ's groups and named dimensions, and as a table."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import arviz_base
+import arviz_stats
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+import xarray as xr
+from pyro import poutine
+from torch import Tensor
+
+from pplgen.draws import draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
+from pplgen.errors import InputError, near_names
+from pplgen.pair import Pair
+
+__all__ = ["GROUPS", "INTERVAL", "row_latents", "row_log_likelihood", "summarise", "to_datatree"]
+
+GROUPS = (
+    "posterior",
+    "sample_stats",
+    "log_likelihood",
+    "posterior_predictive",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "constant_data",
+)
+"""Groups of the tree, ArviZ's names."""
+
+INTERVAL = 0.9
+"""Probability of the equal-tailed interval in the table."""
+
+
+def to_datatree(
+    pair: Pair,
+    columns: Sequence[str],
+    *,
+    draws: int = 1000,
+    groups: Iterable[str] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> xr.DataTree:
+    """Draw from the guide and lay the draws out for ArviZ; call it inside ``pair.isolated``.
+
+    Parameters
+    ----------
+    pair
+        A trained pair.
+    columns
+        Names of the data's columns, labels of the dimensions called ``feature``.
+    draws
+        Draws from the guide, from the prior, and of each predictive distribution.
+    groups
+        Some of ``GROUPS``; all that apply where ``None``. ``log_likelihood`` and the predictive groups hold
+        ``draws`` values for every row, so leave them out where the rows are many.
+    attributes
+        Kept as attributes of the tree's root.
+
+    Returns
+    -------
+    xarray.DataTree
+        Draws carry the dimensions ``(chain, draw, ...)`` with one chain. ``sample_stats`` holds ``lp`` =
+        log p(x, theta) with discrete latents summed out, and ``log_q`` = log q(theta), both in nats.
+        ``log_likelihood`` has one value per row: log p(x_i | theta), discrete latents summed out.
+    """
+    wanted = set(GROUPS if groups is None else groups)
+    for name in sorted(wanted - set(GROUPS)):
+        raise InputError(f"group {name!r}: expected some of {', '.join(GROUPS)}{near_names(name, GROUPS)}")
+    sampled = draw_posterior(pair, draws)
+    content: dict[str, dict[str, Tensor]] = {}
+    if "posterior" in wanted:
+        content["posterior"] = sampled.sites
+    if "sample_stats" in wanted:
+        content["sample_stats"] = {"lp": sampled.lp, "log_q": sampled.log_q}
+    if "log_likelihood" in wanted and pair.structure.row_plate is not None:
+        latents = [{name: sampled.sites[name][s] for name in pair.structure.latent} for s in range(draws)]
+        rows = [row_densities(pair, latent, pair.data).log_likelihood for latent in latents]
+        content["log_likelihood"] = {"_".join(pair.structure.observed): torch.stack(rows)}
+    if "posterior_predictive" in wanted:
+        content["posterior_predictive"] = draw_predictive(pair, sampled)
+    if wanted & {"prior", "prior_predictive"}:
+        latent, observed = draw_prior(pair, draws)
+        content |= {
+            name: sites for name, sites in (("prior", latent), ("prior_predictive", observed)) if name in wanted
+        }
+    fixed = {"observed_data", "constant_data"} & wanted
+    content |= {name: sites for name, sites in _given(pair).items() if name in fixed and sites}
+    tree = arviz_base.from_dict(
+        {group: {name: _as_array(value, group) for name, value in content[group].items()} for group in content},
+        dims=_dims(pair, content),
+        coords=_coords(pair, columns),
+    )
+    tree.attrs.update(attributes or {})
+    return tree
+
+
+def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int) -> Tensor:
+    """Posterior predictive log density of each row of ``data`` in nats, ``log mean_s p(x_i | theta_s)``."""
+    rows = [row_densities(pair, latent, data).log_likelihood for latent in draw_shared(pair, draws)]
+    return torch.stack(rows).logsumexp(dim=0) - np.log(draws)
+
+
+def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
+    """Posterior of each row's latents, averaged over draws of everything else.
+
+    Returns
+    -------
+    xarray.Dataset
+        A discrete latent becomes the probabilities of its values, dimensions ``(row, value)``, the latter by the
+        story's name for it. A continuous latent becomes its mean, with its standard deviation as ``<name>_sd``.
+    """
+    scores = [row_densities(pair, latent, data) for latent in draw_shared(pair, draws)]
+    names = {} if pair.story is None else pair.story.dims
+    variables: dict[str, Any] = {}
+    for name in scores[0].probabilities:
+        probabilities = torch.stack([score.probabilities[name] for score in scores]).mean(dim=0)
+        variables[name] = (names.get(name, ("row", f"{name}_value")), probabilities.cpu().numpy())
+    for name in scores[0].drawn:
+        values = torch.stack([score.drawn[name] for score in scores]).float()
+        dims = names.get(name, ("row", *(f"{name}_dim_{d}" for d in range(values.ndim - 2))))
+        variables[name] = (dims, values.mean(dim=0).cpu().numpy())
+        variables[f"{name}_sd"] = (dims, values.std(dim=0).cpu().numpy())
+    if not variables:
+        raise InputError("the pair has no latents per row: none of its latent sites lies in the row plate")
+    dataset = xr.Dataset(variables)
+    return dataset.assign_coords({dim: range(size) for dim, size in dataset.sizes.items()})
+
+
+def summarise(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return mean, sd and equal-tailed interval (``INTERVAL``) of every scalar in the posterior group, unrounded."""
+    table = arviz_stats.summary(
+        tree,
+        var_names=None if var_names is None else list(var_names),
+        kind="stats",
+        ci_prob=INTERVAL,
+        ci_kind="eti",
+        round_to="none",
+    )
+    return pd.DataFrame(table).astype(float)
+
+
+def _given(pair: Pair) -> dict[str, dict[str, Tensor]]:
+    """Sort what was given into observed values and constants: other arguments, and a story's own."""
+    with torch.no_grad(), pyro.validation_enabled(False):
+        trace = poutine.trace(pair.model).get_trace(*pair.data)
+    observed = {name: trace.nodes[name]["value"] for name in pair.structure.observed}
+    constants = dict(pair.story.constants) if pair.story is not None else {}
+    arguments = zip(_argument_names(pair.model), pair.data, strict=False)
+    for name, value in arguments:
+        if isinstance(value, Tensor) and not any(value is other for other in observed.values()):
+            constants[name] = value
+    return {"observed_data": observed, "constant_data": constants}
+
+
+def _argument_names(model: Callable[..., Any]) -> list[str]:
+    """Names of a model's positional arguments, as far as it tells them."""
+    parameters = inspect.signature(model).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _as_array(value: Tensor, group: str) -> np.ndarray:
+    """Return a NumPy array, with a chain axis in front where the group holds draws."""
+    array = value.detach().cpu().numpy()
+    return array if group in ("observed_data", "constant_data") else array[None]
+
+
+def _dims(pair: Pair, content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:
+    """Names of axes: a story's own; for a bare pair, the rows of what it observed. ArviZ names the others."""
+    if pair.story is not None:
+        return {name: list(names) for name, names in pair.story.dims.items()}
+    rows = content.get("log_likelihood", {})
+    return {name: ["row"] for name in rows}
+
+
+def _coords(pair: Pair, columns: Sequence[str]) -> dict[str, Any]:
+    """Labels of the named dimensions: columns for features, numbers for the rest by default."""
+    names = {dim for dims in (pair.story.dims.values() if pair.story is not None else ()) for dim in dims}
+    return {dim: list(columns) for dim in names if dim.endswith("feature") and columns}

@@ -1,0 +1,105 @@
+"""Tensors in safetensors and facts in a JSON header, written beside their place and moved into it; never a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pplgen.errors import InputError
+
+__all__ = ["HEADER", "TENSORS", "check_vacant", "read", "staged", "write"]
+
+HEADER = "header.json"
+TENSORS = "parameters.safetensors"
+FORMAT = 1
+"""Version of the layout; a newer one is refused."""
+
+
+def check_vacant(directory: Path, *, force: bool) -> None:
+    """Raise ``InputError`` where ``directory`` holds a run already (unless ``force``) or is no directory."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{str(directory)!r} is a file; expected a directory, new or old")
+    if (directory / HEADER).exists() and not force:
+        raise InputError(f"{str(directory)!r} already holds a run; give --force (force=True) or another directory")
+
+
+@contextlib.contextmanager
+def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder whose files move into ``directory`` at the end, or vanish if anything fails.
+
+    Other files in ``directory`` stay as they are.
+
+    Raises
+    ------
+    InputError
+        Where ``check_vacant`` does, or the directory cannot be written.
+    """
+    check_vacant(directory, force=force)
+    existed = directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=directory))
+    except OSError as error:
+        raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
+    try:
+        yield folder
+        # the header goes last: a directory without it holds no run
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == HEADER):
+            os.replace(path, directory / path.name)
+    except OSError as error:
+        raise InputError(f"{str(directory)!r} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not existed and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and header into a folder that ``staged`` yields."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
+    facts = {"format": FORMAT, **header, "parameters_sha256": _digest(folder / TENSORS)}
+    (folder / HEADER).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and header back.
+
+    Raises
+    ------
+    InputError
+        Where the directory holds no run, or one that is newer, cut short or altered.
+    """
+    try:
+        header = json.loads((directory / HEADER).read_text(encoding="utf-8"))
+        given = _digest(directory / TENSORS)
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        raise InputError(f"{str(directory)!r} holds no run: there is no {name} in it") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(directory / HEADER)!r} cannot be read as a header: {error}") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else None
+        raise InputError(f"{str(directory / HEADER)!r}: format {found!r}, where this version reads format {FORMAT}")
+    if header.get("parameters_sha256") != given:
+        raise InputError(f"{str(directory / TENSORS)!r} is not the file that its header describes; fit again")
+    try:
+        return load_file(directory / TENSORS), header
+    except SafetensorError as error:
+        raise InputError(f"{str(directory / TENSORS)!r} cannot be read: {error}") from None
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

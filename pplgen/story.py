@@ -1,0 +1,129 @@
+"""The contract of a generative story: a model, a guide, named dimensions, a way to simulate."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor
+
+from pplgen.errors import InputError
+
+__all__ = ["Story", "check_count", "check_per_feature", "check_positive", "pyro_method"]
+
+
+class Story(PyroModule):
+    """A generative model and its guide, as one ``PyroModule``.
+
+    A subclass writes ``model`` and ``guide`` as plain Pyro, each decorated with ``pyro_method``, so that
+    ``pyro.infer.SVI(story.model, story.guide, optimiser, loss)`` trains it without any help from this package.
+
+    - ``model(x=None, num_rows=1)``: rows live in ``pyro.plate("data", ...)``; ``None`` in place of the data simulates
+      ``num_rows`` rows. Discrete latents carry ``infer={"enumerate": "parallel"}``.
+    - ``guide(x=None, num_rows=1)``: the same arguments; every continuous latent of the model, no enumerated one. Where
+      no site depends on the rows, ``guide(None)`` draws the globals.
+    - The constructor takes sizes and priors as keyword arguments, validates them with the ``check_`` functions of this
+      module and passes them to ``super().__init__``, which keeps them as ``config``. ``num_features``, where a story
+      has it, is the number of data columns; the command line fills it in.
+
+    Parameters
+    ----------
+    **config
+        The constructor's arguments, JSON-able: ``type(story)(**story.config)`` is an untrained twin.
+    """
+
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The axes of every site, by name, and of every deterministic. An enumerated site lists its plates and then the
+    name of its categories: ``{"z": ("row", "component")}``."""
+
+    auxiliary: ClassVar[frozenset[str]] = frozenset()
+    """Sites that are coordinates rather than quantities to read; tables leave them out."""
+
+    accepts_missing: ClassVar[bool] = False
+    """Whether NaN in the data is marginalised (or masked) by ``model``."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        try:
+            self.config: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{type(self).__name__}: the configuration must be JSON-able and finite: {error}"
+            ) from None
+
+    def model(self, x: Tensor | None = None, num_rows: int = 1) -> Any:
+        """Run the generative process; see the class."""
+        raise NotImplementedError(f"{type(self).__name__} has no model")
+
+    def guide(self, x: Tensor | None = None, num_rows: int = 1) -> Any:
+        """Run the approximate posterior; see the class."""
+        raise NotImplementedError(f"{type(self).__name__} has no guide")
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]:
+        """Numbers that the model conditions on, such as priors taken from the data, by the names in ``dims``."""
+        return {}
+
+    def check_data(self, x: Tensor) -> None:
+        """Raise ``InputError`` where ``x``, shape ``(num_rows, num_features)``, cannot be this story's rows.
+
+        Called for training data and for new rows alike.
+        """
+
+    def check_training_data(self, x: Tensor) -> None:
+        """Raise ``InputError`` where ``x``, shape ``(num_rows, num_features)``, is too little to learn from."""
+
+    def initialise(self, x: Tensor) -> None:
+        """Set priors that were left to the data, and start the guide near ``x``, at random from torch's generator."""
+
+    def simulate(self, num_rows: int) -> Tensor:
+        """Draw ``num_rows`` rows from the prior predictive distribution, shape ``(num_rows, num_features)``."""
+        with torch.no_grad():
+            x: Tensor = self.model(None, num_rows=num_rows)
+        return x
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` as an ``int`` of at least ``minimum``, or raise ``InputError`` naming the argument."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InputError(f"{name}={value!r}: expected a whole number of at least {minimum}")
+    return value
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Return ``value`` as a positive finite ``float``, or raise ``InputError`` naming the argument."""
+    number = _number(value)
+    if number is None or number <= 0:
+        raise InputError(f"{name}={value!r}: expected a positive, finite number")
+    return number
+
+
+def check_per_feature(name: str, value: Any, num_features: int, *, positive: bool = False) -> list[float] | None:
+    """Return one finite number per feature from a number or a sequence; ``None`` stays ``None``.
+
+    Raises
+    ------
+    InputError
+        Where an entry is not a finite (``positive``: positive) number, or their count is not ``num_features``.
+    """
+    if value is None:
+        return None
+    given = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * num_features
+    numbers = [_number(entry) for entry in given]
+    kind = "positive, finite" if positive else "finite"
+    if any(number is None or (positive and number <= 0) for number in numbers):
+        raise InputError(f"{name}={value!r}: expected one {kind} number, or one per feature")
+    if len(numbers) != num_features:
+        raise InputError(f"{name}={value!r}: expected one number, or one for each of {num_features} features")
+    return [number for number in numbers if number is not None]
+
+
+def _number(value: Any) -> float | None:
+    """Return ``value`` as a finite float, or ``None`` where it is not one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)

@@ -1,0 +1,213 @@
+"""The loop: stochastic variational inference with progress, convergence, interrupts and a way back from NaN."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import ELBO, SVI
+from torch import Tensor
+
+from pplgen.errors import InputError
+from pplgen.pair import Pair, RowScale
+
+__all__ = ["Progress", "StopReason", "Training", "train"]
+
+WINDOW = 100
+"""Steps over which the ELBO is averaged before it is judged."""
+PATIENCE = 2
+"""Windows without improvement that make a plateau."""
+DECAY = 0.3
+"""Factor on the learning rate at each plateau."""
+PLATEAUS = 4
+"""Plateaus, the last at DECAY^3 of the first learning rate, after which the fit has converged."""
+FINAL_EVALUATIONS = 100
+"""Evaluations of the bound that estimate the final ELBO."""
+
+
+class StopReason(Enum):
+    """Why a fit stopped; the value is the sentence that the user reads."""
+
+    CONVERGED = "the smoothed ELBO has stopped improving"
+    STEPS = "the steps ran out before the ELBO stopped improving; give more steps to be sure"
+    INTERRUPTED = "interrupted from the keyboard; this is the fit so far"
+    NOT_FINITE = "the ELBO became infinite or NaN; this is the last state before it, so try a lower learning rate"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a fit stands; given to the ``progress`` callback every few steps."""
+
+    restart: int
+    restarts: int
+    step: int
+    steps: int
+    elbo: float
+    """Mean over the last hundred steps, in nats for all rows."""
+    steps_per_second: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """One restart: its history and how it ended. ELBOs are in nats, for all rows."""
+
+    seed: int
+    history: np.ndarray = field(repr=False)
+    """Noisy ELBO of each step, shape ``(num_steps,)``."""
+    elbo: float
+    """Mean of a hundred evaluations at the final parameters, on random minibatches where the fit used them."""
+    elbo_error: float
+    """Monte Carlo standard error of ``elbo``."""
+    stop: StopReason
+
+
+def train(
+    pair: Pair,
+    *,
+    seed: int,
+    steps: int,
+    learning_rate: float,
+    batch_size: int | None = None,
+    elbo: ELBO | None = None,
+    report: Callable[[int, float, float], None] | None = None,
+) -> Training:
+    """Maximise the pair's ELBO with Adam, inside ``pair.isolated``; the pair is left at its last good parameters.
+
+    The first step runs with Pyro's and torch's validation as it was found, the rest without. The learning rate is cut
+    at each plateau: when two windows of a hundred steps have not beaten the best window by two standard errors.
+
+    Parameters
+    ----------
+    pair
+        Trained in place.
+    seed
+        Kept in the result; the caller has seeded the generators.
+    steps
+        At most so many.
+    learning_rate
+        Adam's, before the first plateau.
+    batch_size
+        Rows per step, drawn without replacement in each pass over the data; ``None`` for all.
+    elbo
+        The bound; ``pair.elbo()`` where ``None``.
+    report
+        Called with step, smoothed ELBO and steps per second.
+
+    Raises
+    ------
+    InputError
+        Where the very first window of steps has no finite ELBO.
+    """
+    schedule = pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": learning_rate}, "gamma": DECAY}
+    )
+    svi = SVI(pair.model, pair.guide, schedule, elbo or pair.elbo())
+    batches, scale = _batches(pair, batch_size)
+    history: list[float] = []
+    watch = _PlateauWatch()
+    good: dict[str, Tensor] | None = None
+    stop = StopReason.STEPS
+    started = time.perf_counter()
+    with scale:
+        try:
+            for step in range(1, steps + 1):
+                value = _step(svi, next(batches), validate=step == 1)
+                if not math.isfinite(value):
+                    stop = StopReason.NOT_FINITE
+                    break
+                history.append(value)
+                if report and (step % 20 == 0 or step in (1, steps)):
+                    report(step, float(np.mean(history[-WINDOW:])), step / (time.perf_counter() - started))
+                if step % WINDOW == 0:
+                    good = pair.snapshot()
+                    if watch.plateau(history[-WINDOW:]):
+                        if watch.plateaus == PLATEAUS:
+                            stop = StopReason.CONVERGED
+                            break
+                        schedule.step()
+        except KeyboardInterrupt:
+            stop = StopReason.INTERRUPTED
+        if stop is StopReason.NOT_FINITE:
+            if good is None:
+                raise InputError(
+                    f"the ELBO is {value} at step {len(history) + 1}, before any good state; "
+                    "check the scale of the data and the priors, or lower learning_rate"
+                )
+            pair.restore(good)
+        values = [-_quietly(svi.evaluate_loss, next(batches)) for _ in range(FINAL_EVALUATIONS)]
+    error = float(np.std(values, ddof=1)) / math.sqrt(FINAL_EVALUATIONS)
+    return Training(seed, np.array(history), float(np.mean(values)), error, stop)
+
+
+class _PlateauWatch:
+    """Counts plateaus of a noisy ELBO, window by window."""
+
+    def __init__(self) -> None:
+        self.best = -math.inf
+        self.waited = 0
+        self.plateaus = 0
+
+    def plateau(self, window: list[float]) -> bool:
+        """Take a window's ELBOs; return whether ``PATIENCE`` windows have now gone by without improvement."""
+        mean, error = float(np.mean(window)), float(np.std(window, ddof=1)) / math.sqrt(len(window))
+        # float32 rounding of a sum is no improvement either
+        margin = max(2 * error, 1e-6 * abs(mean))
+        if mean > self.best + margin:
+            self.best, self.waited = mean, 0
+            return False
+        self.waited += 1
+        if self.waited < PATIENCE:
+            return False
+        self.waited = 0
+        self.plateaus += 1
+        return True
+
+
+def _step(svi: SVI, batch: tuple[Any, ...], *, validate: bool) -> float:
+    """Take one step and return its ELBO; NaN where a factorisation broke down after the first step."""
+    if validate:
+        return -svi.step(*batch)
+    try:
+        return -_quietly(svi.step, batch)
+    except torch.linalg.LinAlgError:
+        return math.nan
+
+
+def _quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
+    """Call without validation, which costs as much as the mathematics."""
+    with pyro.validation_enabled(False):
+        return float(call(*batch))
+
+
+def _batches(pair: Pair, batch_size: int | None) -> tuple[Iterator[tuple[Any, ...]], Any]:
+    """Return an endless stream of arguments and the handler that scales a batch to all rows."""
+    rows = len(pair.data[0]) if pair.data and isinstance(pair.data[0], Tensor) and pair.data[0].ndim else 0
+    if batch_size is None or batch_size == rows:
+        return iter(lambda: pair.data, None), RowScale("", 1.0)
+    plate = pair.structure.row_plate
+    if plate is None:
+        raise InputError(f"batch_size={batch_size}: the model has no pyro.plate('data', ...) over the rows to scale")
+    if not 1 <= batch_size <= rows:
+        raise InputError(f"batch_size={batch_size}: expected between 1 and the {rows} rows of the data")
+
+    def stream() -> Iterator[tuple[Any, ...]]:
+        while True:
+            order = torch.randperm(rows)
+            for start in range(0, rows - batch_size + 1, batch_size):
+                chosen = order[start : start + batch_size]
+                yield tuple(_rows_of(value, chosen, rows) for value in pair.data)
+
+    return stream(), RowScale(plate, rows / batch_size)
+
+
+def _rows_of(value: Any, chosen: Tensor, rows: int) -> Any:
+    """Take the chosen rows of an argument that has one entry per row."""
+    per_row = isinstance(value, Tensor) and value.ndim and len(value) == rows
+    return value[chosen.to(value.device)] if per_row else value
