@@ -188,7 +188,7 @@ class GaussianMixture(Story):
         alpha, kappa = self.config["concentration"], self.config["mean_precision"]
         n = x.new_tensor([len(rows) for rows in groups])[:, None]
         centre = torch.stack([rows.mean(dim=0) if len(rows) else self.m for rows in groups])
-        scatter = torch.stack([rows.T.cov(correction=0).reshape(self.D, self.D) * len(rows) for rows in groups])
+        scatter = torch.stack([(rows - c).T @ (rows - c) for rows, c in zip(groups, centre, strict=True)])
         shift = (centre - self.m) * (kappa * n / (kappa + n)).sqrt()
         Psi = self.prior_tril @ self.prior_tril.mT + scatter + shift.unsqueeze(-1) * shift.unsqueeze(-2)
         # Given the clusters, B = B* T for a Bartlett factor B* of nu + n degrees of freedom.

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from pplgen.errors import InputError, near_names
+from pplgen.errors import DataWarning, InputError, near_names
 
 __all__ = ["Table", "check_training_table", "load_data", "named_data_sets"]
 
@@ -114,39 +115,32 @@ def check_training_table(table: Table) -> None:
             raise InputError(f"column {column!r} has no observed value in {len(table)} rows; leave the column out")
         if least == most:
             message = f"column {column!r} is constant ({least:g}): it carries no information; consider leaving it out"
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(message, DataWarning, stacklevel=3)
 
 
 def _from_file(path: Path) -> Columns:
     """Read a file by its suffix."""
-    readers = {
-        ".csv": _from_csv,
-        ".tsv": _from_csv,
-        ".parquet": _from_parquet,
-        ".npy": _from_numpy,
-        ".npz": _from_numpy,
-    }
-    reader = readers.get(path.suffix.lower())
     if not path.is_file():
         folder = path.parent
         beside = [str(folder / entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
         expected = f"expected a file or one of {', '.join(_NAMED)}"
         raise InputError(f"{str(path)!r}: there is no such file; {expected}{near_names(str(path), [*_NAMED, *beside])}")
-    if reader is None:
-        raise InputError(
-            f"{str(path)!r}: cannot read {path.suffix or 'a file without suffix'}; give {', '.join(readers)}"
-        )
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
+        given = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
+        raise InputError(f"{str(path)!r}: cannot read {given}; expected one of {', '.join(_READERS)}")
     try:
-        return reader(path)
+        return _READERS[suffix](path)
     except OSError as error:
         raise InputError(f"{str(path)!r}: cannot be read: {error}") from None
 
 
 def _from_csv(path: Path) -> Columns:
     """Read delimited text; the first line is a header unless all of it is numeric."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",") if line]
+            lines = [line for line in csv.reader(file, delimiter=delimiter) if line]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{str(path)!r}: not delimited text in UTF-8: {error}") from None
     if not lines:
@@ -158,7 +152,9 @@ def _from_csv(path: Path) -> Columns:
         del lines[0]
     for row, line in enumerate(lines, start=1):
         if len(line) != len(header):
-            raise InputError(f"{str(path)!r}, row {row}: {len(line)} cells, where {len(header)} columns were expected")
+            raise InputError(
+                f"{str(path)!r}, row {row}: the number of cells is {len(line)}, where {len(header)} were expected"
+            )
     return _from_frame(pd.DataFrame(lines, columns=header, dtype=object))
 
 
@@ -174,19 +170,19 @@ def _from_parquet(path: Path) -> Columns:
 def _from_numpy(path: Path) -> Columns:
     """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _from_array(loaded, repr(str(path)))
-        with loaded as archive:
-            names = archive.files
-            if "x" not in names and len(names) != 1:
-                held = ", ".join(names) or "none"
-                raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
-            return _from_array(archive["x" if "x" in names else names[0]], repr(str(path)))
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.ndarray):
+                names = loaded.files
+                if "x" not in names and len(names) != 1:
+                    held = ", ".join(names) or "none"
+                    raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
+                loaded = loaded["x" if "x" in names else names[0]]
     except InputError:
         raise
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{str(path)!r}: not a plain numeric NumPy file: {error}") from None
+    return _from_array(loaded, repr(str(path)))
 
 
 def _from_array(source: Any, where: str) -> Columns:
@@ -238,8 +234,8 @@ def _without_row_names(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     first = pd.to_numeric(frame.iloc[:, 0], errors="coerce")
     if len(first) and first.iloc[0] in (0, 1) and (first.diff().iloc[1:] == 1).all():
-        name = str(frame.columns[0])
-        warnings.warn(f"column {name!r} only counts the rows and is left out; rename it to keep it", stacklevel=2)
+        message = f"column {str(frame.columns[0])!r} only counts the rows and is left out; rename it to keep it"
+        warnings.warn(message, DataWarning, stacklevel=3)
         return frame.iloc[:, 1:]
     return frame
 

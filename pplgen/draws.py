@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
 from pyro.ops import packed
 from pyro.ops.contract import einsum
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.pair import Pair
+from pplgen.pair import Pair, seeded
 from pplgen.story import Story
 
 __all__ = [
     "Draws",
     "RowDensities",
+    "check_amortised",
     "draw_posterior",
     "draw_predictive",
     "draw_prior",
@@ -41,11 +41,10 @@ class Draws:
     log_q: Tensor
     """log q(theta) in nats, shape ``(num_draws,)``."""
 
-    def __len__(self) -> int:
-        return len(self.lp)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: values[index] for name, values in self.sites.items()}
+    def each(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """Yield the named sites, draw by draw."""
+        for index in range(len(self.lp)):
+            yield {name: self.sites[name][index] for name in names}
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class RowDensities:
 @torch.no_grad()
 def draw_posterior(pair: Pair, num_draws: int) -> Draws:
     """Draw the latents from the guide on the pair's data; call it inside ``pair.isolated``."""
-    bound = pair.elbo() if pair.structure.sums else Trace_ELBO()
+    bound = pair.elbo()
     samples, lp, log_q = [], [], []
     with pyro.validation_enabled(False):
         for _ in range(num_draws):
@@ -123,8 +122,7 @@ def draw_predictive(pair: Pair, draws: Draws) -> dict[str, Tensor]:
     model = poutine.uncondition(pair.model)
     samples = []
     with pyro.validation_enabled(False):
-        for index in range(len(draws)):
-            latent = {name: draws[index][name] for name in pair.structure.latent}
+        for latent in draws.each(pair.structure.latent):
             trace = poutine.trace(poutine.condition(model, latent)).get_trace(*pair.data)
             samples.append(_values(trace, pair.structure.observed))
     return _stack(samples)
@@ -147,8 +145,7 @@ def row_densities(pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...
     Raises
     ------
     InputError
-        Where the model has no row plate, sums out a latent that all rows share, or needs a guide that cannot describe
-        these rows.
+        Where the model has no row plate, or sums out a latent that all rows share.
     """
     structure = pair.structure
     if structure.row_plate is None:
@@ -177,18 +174,36 @@ def row_densities(pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...
     return RowDensities(log_likelihood - log_q, probabilities, drawn)
 
 
+def check_amortised(pair: Pair) -> None:
+    """Raise ``InputError`` where a per-row latent is drawn without a look at the rows; call it inside ``isolated``.
+
+    Such a guide (``AutoNormal``, for one) holds parameters of its own for each training row and knows no other.
+    """
+    names = [name for name in pair.structure.latent if name in pair.structure.per_row]
+    if not names:
+        return
+    turned = tuple(value.flip(0) if isinstance(value, Tensor) and value.ndim else value for value in pair.data)
+    drawn = []
+    for data in (pair.data, turned):
+        with seeded(0), torch.no_grad():
+            drawn.append(_values(poutine.trace(pair.guide).get_trace(*data), tuple(names)))
+    for name in names:
+        if torch.equal(drawn[0][name], drawn[1][name]):
+            raise InputError(
+                f"the guide draws {name!r} from parameters of its own for each training row, so it knows no other "
+                "rows; give a guide that computes them from the data"
+            )
+
+
 def _draw_rows(
     pair: Pair, latent: Mapping[str, Tensor], names: list[str], data: tuple[Any, ...]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draw per-row latents from the guide on ``data``, with their log densities summed per row."""
-    if not names:
-        return {}, torch.zeros(())
-    try:
-        trace = poutine.trace(poutine.condition(pair.guide, latent)).get_trace(*data)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"the guide cannot describe {names[0]!r} of new rows: {error}") from None
-    trace.compute_log_prob()
     log_q = torch.zeros(())
+    if not names:
+        return {}, log_q
+    trace = poutine.trace(poutine.condition(pair.guide, latent)).get_trace(*data)
+    trace.compute_log_prob()
     for name in names:
         frames = trace.nodes[name]["cond_indep_stack"]
         dim = next(frame.dim for frame in frames if frame.name == pair.structure.row_plate)

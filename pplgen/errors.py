@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "near_names"]
+__all__ = ["DataWarning", "InputError", "near_names"]
 
 
 class InputError(ValueError):
@@ -14,6 +14,10 @@ class InputError(ValueError):
     Its message is one sentence that names what was given, what was expected and where. The command line prints it
     without a traceback and ends with exit code 2.
     """
+
+
+class DataWarning(UserWarning):
+    """Something in the data that is allowed, and that the user may want to change."""
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

@@ -109,9 +109,12 @@ class Fit:
         with self._ready(seed):
             return posterior.to_datatree(self.pair, self.columns, draws=draws, groups=groups, attributes=facts)
 
-    def summary(self, draws: int = 1000) -> None:
-        """Print mean, sd and 90 % interval of every parameter, the ELBO, and why the fit stopped."""
-        tree = self.to_datatree(draws, groups=["posterior"])
+    def summary(self, draws: int = 1000, *, tree: xr.DataTree | None = None) -> None:
+        """Print mean, sd and 90 % interval of every parameter, the ELBO, and why the fit stopped.
+
+        ``tree`` holds draws that are at hand; otherwise ``draws`` are made.
+        """
+        tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
         _print_summary(self, posterior.summarise(tree, self.readable_sites(tree)))
 
     def readable_sites(self, tree: xr.DataTree) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.infer import ELBO
-from torch import nn
 
 from pplgen.arguments import bare_arguments, check_device, training_rows
 from pplgen.data import Table
@@ -137,8 +136,4 @@ def _prepare(
         story = copy.deepcopy(model).to(device=x.device, dtype=x.dtype)
         story.initialise(x)
         return Pair(story.model, story.guide, arguments)
-    if device is not None:
-        model, guide = (
-            copy.deepcopy(part).to(device) if isinstance(part, nn.Module) else part for part in (model, guide)
-        )
-    return Pair(model, guide, arguments)
+    return Pair(model, guide, arguments, device)

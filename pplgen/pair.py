@@ -14,7 +14,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoGuide, AutoNormal
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -88,13 +88,23 @@ class Pair:
         being summed out.
     data
         Arguments of both.
+    device
+        Where the copied modules go; ``None`` to leave them where they are.
     """
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any] | None, data: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | None,
+        data: tuple[Any, ...],
+        device: torch.device | None = None,
+    ) -> None:
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._borrowed: dict[nn.Parameter, Tensor] = {}
         self.data = data
-        self.model, self.guide = copy.deepcopy((model, guide))
+        self.model, self.guide = _copied(model, guide)
+        for module in _modules(self.model, self.guide):
+            module.to(device)
         if self.guide is None:
             self.model, self.guide = _with_auto_normal(self.model, data)
         self.structure = self._first_run()
@@ -152,13 +162,31 @@ class Pair:
             guide_trace = poutine.trace(self.guide).get_trace(*self.data)
             model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(*self.data)
             stored = [value for _, value in pyro.get_param_store().named_parameters()]
-        parts = (self.model, self.guide, getattr(self.model, "__self__", None), getattr(self.guide, "__self__", None))
-        modules = [part for part in parts if isinstance(part, nn.Module)]
+        modules = _modules(self.model, self.guide)
         owned = {id(parameter) for module in modules for parameter in module.parameters()}
         for parameter in stored:
             if isinstance(parameter, nn.Parameter) and id(parameter) not in owned:
                 self._borrowed[parameter] = parameter.detach().clone()
         return _inspect(guide_trace, model_trace, self.data)
+
+
+def _copied(model: Any, guide: Any) -> tuple[Any, Any]:
+    """Copy a model and a guide together, for they may share modules."""
+    automatic = [part for module in _modules(model, guide) for part in module.modules() if isinstance(part, AutoGuide)]
+    held = [(part, part._model, part.master) for part in automatic]
+    copies: dict[int, Any] = {}
+    own_model, own_guide = copy.deepcopy(model, copies), copy.deepcopy(guide, copies)
+    for part, wrapped, master in held:
+        # being copied empties an AutoGuide of its model, and its copy with it
+        part._model, part.master = wrapped, master
+        copies[id(part)]._model = (copy.deepcopy(wrapped[0], copies),)
+    return own_model, own_guide
+
+
+def _modules(*parts: Any) -> list[nn.Module]:
+    """Return the modules among callables, bound methods counting as the module that they are bound to."""
+    owners = [getattr(part, "__self__", part) for part in parts]
+    return [owner for owner in owners if isinstance(owner, nn.Module)]
 
 
 def _copy_into(values: dict[nn.Parameter, Tensor]) -> None:
@@ -173,7 +201,8 @@ def _with_auto_normal(
     """Mark the model's discrete latents for enumeration and give it a mean-field normal guide over the others."""
     with pyro.get_param_store().scope(), torch.no_grad():
         trace = poutine.trace(model).get_trace(*data)
-    latent = {name: trace.nodes[name]["fn"] for name in trace.stochastic_nodes}
+    nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
+    latent = {name: node["fn"] for name, node in nodes.items() if not poutine.util.site_is_subsample(node)}
     discrete = [name for name, fn in latent.items() if not fn.has_rsample and fn.support.is_discrete]
     for name in discrete:
         if not latent[name].has_enumerate_support:

@@ -16,7 +16,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.draws import draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
+from pplgen.draws import check_amortised, draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
 from pplgen.errors import InputError, near_names
 from pplgen.pair import Pair
 
@@ -79,7 +79,7 @@ def to_datatree(
     if "sample_stats" in wanted:
         content["sample_stats"] = {"lp": sampled.lp, "log_q": sampled.log_q}
     if "log_likelihood" in wanted and pair.structure.row_plate is not None:
-        latents = [{name: sampled.sites[name][s] for name in pair.structure.latent} for s in range(draws)]
+        latents = sampled.each(pair.structure.latent)
         rows = [row_densities(pair, latent, pair.data).log_likelihood for latent in latents]
         content["log_likelihood"] = {"_".join(pair.structure.observed): torch.stack(rows)}
     if "posterior_predictive" in wanted:
@@ -102,6 +102,8 @@ def to_datatree(
 
 def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int) -> Tensor:
     """Posterior predictive log density of each row of ``data`` in nats, ``log mean_s p(x_i | theta_s)``."""
+    if data is not pair.data:
+        check_amortised(pair)
     rows = [row_densities(pair, latent, data).log_likelihood for latent in draw_shared(pair, draws)]
     return torch.stack(rows).logsumexp(dim=0) - np.log(draws)
 
@@ -115,6 +117,8 @@ def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
         A discrete latent becomes the probabilities of its values, dimensions ``(row, value)``, the latter by the
         story's name for it. A continuous latent becomes its mean, with its standard deviation as ``<name>_sd``.
     """
+    if data is not pair.data:
+        check_amortised(pair)
     scores = [row_densities(pair, latent, data) for latent in draw_shared(pair, draws)]
     names = {} if pair.story is None else pair.story.dims
     variables: dict[str, Any] = {}

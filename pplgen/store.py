@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pplgen.errors import InputError
@@ -67,7 +67,9 @@ def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
 
 def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and header into a folder that ``staged`` yields."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
+    # save_file would leave the file readable by its owner alone
+    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    (folder / TENSORS).write_bytes(content)
     facts = {"format": FORMAT, **header, "parameters_sha256": _digest(folder / TENSORS)}
     (folder / HEADER).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -51,9 +51,7 @@ class Story(PyroModule):
         try:
             self.config: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{type(self).__name__}: the configuration must be JSON-able and finite: {error}"
-            ) from None
+            raise InputError(f"{type(self).__name__}: options must be plain, finite values: {error}") from None
 
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Any:
         """Run the generative process; see the class."""

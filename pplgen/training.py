@@ -176,7 +176,7 @@ def _step(svi: SVI, batch: tuple[Any, ...], *, validate: bool) -> float:
         return -svi.step(*batch)
     try:
         return -_quietly(svi.step, batch)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return math.nan
 
 

@@ -127,7 +127,7 @@ def em(
     for _ in range(num_starts):
         try:
             result = _climb(x, _start(x, num_components, generator), max_iterations, tolerance)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
         if best is None or result.log_likelihoods[-1] > best.log_likelihoods[-1]:
             best = result

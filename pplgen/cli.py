@@ -1,0 +1,240 @@
+"""The command line; the only file that looks the collection up by name."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import pplgen
+from pplgen import models
+from pplgen.errors import DataWarning, InputError
+from pplgen.signature import Option, constructor_options, parse_value
+
+if TYPE_CHECKING:
+    from pplgen.fitted import Fit
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Fit generative models, written as Pyro model/guide pairs, and read their posteriors in ArviZ.",
+)
+fit_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
+)
+app.add_typer(fit_app, name="fit")
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that 'pplgen fit' wrote.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of every random number.")]
+OutFileOption = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="CSV file to write instead of the terminal.")
+]
+DATA_HELP = (
+    "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; with "
+    "'pip install pplgen[data]' also digits, wine, iris, breast_cancer and nile."
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(pplgen.__version__)
+        raise typer.Exit
+
+
+@app.command("list")
+def list_stories() -> None:
+    """List the stories, one line each."""
+    entries = models.collection()
+    width = max(len(entry.name) for entry in entries)
+    for entry in entries:
+        typer.echo(f"{entry.name:<{width}}  {entry.summary}")
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    num_rows: Annotated[int, typer.Option("-n", "--num-rows", min=1, help="How many rows.")] = 10,
+    seed: SeedOption = 0,
+    out: OutFileOption = None,
+) -> None:
+    """Draw new rows from a run's posterior predictive distribution, as CSV."""
+    import pandas as pd
+
+    fit = pplgen.load(run)
+    _write_csv(pd.DataFrame(fit.sample(num_rows, seed=seed).numpy(), columns=list(fit.columns)), out)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: OutFileOption = None,
+) -> None:
+    """Score rows, new or old, as CSV: log density in nats, and the posterior of each row's latents."""
+    fit = pplgen.load(run)
+    table = pplgen.load_data(data)
+    frame = _latent_columns(fit, table)
+    frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
+    frame.index.name = "row"
+    _write_csv(frame.set_index(frame.index + 1), out, index=True)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    caught = _WarningLog()
+    _register_stories(caught)
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        _fail(str(error))
+    except typer.Abort:
+        _fail("interrupted; nothing was written", code=130)
+    except Exception as error:
+        # typer's usage errors know how to say themselves; anything else is a defect and shows its traceback
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message())
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    """Print one sentence and leave."""
+    typer.echo(f"pplgen: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+class _WarningLog(logging.Handler):
+    """Echoes warnings that the user can act on; keeps the others for the run's log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        logging.captureWarnings(True)
+        logging.getLogger("py.warnings").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if found := re.search(rf"{DataWarning.__name__}: (.*)", text):
+            typer.echo(f"pplgen: {found[1]}", err=True)
+        else:
+            self.lines.append(text)
+
+
+def _register_stories(caught: _WarningLog) -> None:
+    """Give every story of the collection a ``fit`` command with its constructor's options."""
+    for entry in models.collection():
+        options = [option for option in constructor_options(entry.definition) if option.name != "num_features"]
+        fit_app.command(entry.name, help=entry.summary)(_fit_command(entry, options, caught))
+
+
+def _fit_command(entry: models.Entry, options: list[Option], caught: _WarningLog) -> Callable[..., None]:
+    """Build one story's command, whose signature is the shared options and the story's own."""
+
+    def command(**given: Any) -> None:
+        config = {option.name: parse_value(option, given.pop(option.name)) for option in options}
+        _fit(entry, config, caught, **given)
+
+    own = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default,
+            annotation=Annotated[
+                option.kind | None if option.default is None else option.kind,
+                typer.Option(*option.flags, help=option.help),
+            ],
+        )
+        for option in options
+    ]
+    shared = list(inspect.signature(_shared, eval_str=True).parameters.values())
+    command.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
+    return command
+
+
+def _shared(
+    *,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/STORY-DATA]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a run that is there already.")] = False,
+    seed: SeedOption = 0,
+    steps: Annotated[int, typer.Option(help="Steps at most; fewer once the ELBO has stopped improving.")] = 10_000,
+    learning_rate: Annotated[float, typer.Option(help="Adam's, before the first plateau.")] = 0.02,
+    restarts: Annotated[int, typer.Option(help="Independent starts; the one with the best ELBO is kept.")] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: all]")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.  [default: cpu]")] = None,
+    draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
+) -> None:
+    """Hold the options that every story's ``fit`` shares; never called."""
+
+
+def _fit(
+    entry: models.Entry,
+    config: dict[str, Any],
+    caught: _WarningLog,
+    *,
+    data: str,
+    out: Path | None,
+    force: bool,
+    draws: int,
+    **options: Any,
+) -> None:
+    """Fit, write the run directory and print the summary."""
+    from pplgen import plots, store
+
+    directory = out or Path("runs") / f"{entry.name}-{Path(data).stem}"
+    store.check_vacant(directory, force=force)
+    table = pplgen.load_data(data)
+    story = getattr(models, entry.class_name)(**config, num_features=table.values.shape[1])
+    fit = pplgen.fit(story, table, **options)
+    tree = fit.to_datatree(draws)
+    with store.staged(directory, force=force) as folder:
+        fit.write(folder)
+        tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
+        plots.save_picture(plots.picture(fit, tree), folder / "fit.png")
+        if caught.lines:
+            (folder / "warnings.log").write_text("\n".join(caught.lines) + "\n", encoding="utf-8")
+    fit.summary(tree=tree)
+    typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
+
+
+def _latent_columns(fit: Fit, table: pplgen.Table) -> Any:
+    """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {}
+    latents = fit.latents(table)
+    for name, values in latents.items():
+        label = str(values.dims[-1])
+        if name in fit.pair.structure.enumerated:
+            columns[label] = values.values.argmax(axis=1)
+        else:
+            label = str(name)
+        parts = values.values.reshape(len(values), -1)
+        columns |= {f"{label}_{k}": parts[:, k] for k in range(parts.shape[1])}
+    return pd.DataFrame(columns)
+
+
+def _write_csv(frame: Any, out: Path | None, *, index: bool = False) -> None:
+    """Write a table to a file or the terminal, six digits."""
+    text = frame.to_csv(index=index, float_format="%.6g")
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{str(out)!r} cannot be written: {error.strerror}") from None

@@ -1,0 +1,108 @@
+"""The pictures of a fit, in matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+
+from pplgen.fitted import Fit
+
+__all__ = ["picture", "plot_elbo", "plot_mixture", "save_picture"]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
+"""Okabe and Ito's colours and two of Tol's, which readers with colour-blindness tell apart."""
+MASS = (0.5, 0.9)
+"""Probability inside each ellipse of a Gaussian component."""
+
+
+def picture(fit: Fit, tree: xr.DataTree) -> Figure:
+    """Draw the data with what was fitted to them, beside the ELBO.
+
+    Parameters
+    ----------
+    fit
+        The fit.
+    tree
+        Its draws; mixtures show their components where it has ``posterior`` and ``observed_data``.
+    """
+    mixture = {"weights", "mu", "Sigma"} <= set(tree["posterior"].data_vars)
+    figure = Figure(figsize=(10, 4.2) if mixture else (5.5, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, squeeze=False, width_ratios=(1.25, 1))[0] if mixture else [figure.subplots()]
+    if mixture:
+        plot_mixture(axes[0], tree)
+    plot_elbo(axes[-1], fit)
+    return figure
+
+
+def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:
+    """Draw rows and posterior mean components: ellipses of two features, or a histogram under densities of one.
+
+    With more than two features the two of largest variance, in units of their own standard deviation within
+    components, are shown.
+    """
+    mean = tree["posterior"].to_dataset().mean(dim=("chain", "draw"))
+    weights, mu, Sigma = mean["weights"].values, mean["mu"].values, mean["Sigma"].values
+    x = tree["observed_data"].to_dataset()["x"].values
+    names = [str(name) for name in mean["feature"].values]
+    if len(names) == 1:
+        _plot_densities(axes, x[:, 0], weights, mu[:, 0], Sigma[:, 0, 0])
+        axes.set(xlabel=names[0], ylabel="density")
+    else:
+        within = np.einsum("k,kdd->d", weights, Sigma)
+        i, j = np.sort(np.argsort(-x.var(axis=0) / within)[:2])
+        axes.scatter(x[:, i], x[:, j], s=9, color="0.35", alpha=0.5, linewidths=0, label="data", zorder=1)
+        for k, weight in enumerate(weights):
+            colour, centre = COLOURS[k % len(COLOURS)], mu[k, [i, j]]
+            for mass in MASS:
+                axes.add_patch(_ellipse(centre, Sigma[k][np.ix_([i, j], [i, j])], mass, colour))
+            axes.plot(*centre, "+", color=colour, ms=9, mew=2, label=f"component {k}: {weight:.2f}")
+        axes.set(xlabel=names[i], ylabel=names[j])
+    axes.set_title("Posterior mean components" + (", 50 % and 90 % of each" if len(names) > 1 else ""))
+    axes.legend(frameon=False, fontsize="small")
+
+
+def plot_elbo(axes: Axes, fit: Fit) -> None:
+    """Draw the ELBO of each step, its running mean over a hundred steps, and the final value."""
+    history = fit.best.history
+    steps = np.arange(1, len(history) + 1)
+    axes.plot(steps, history, color="0.75", lw=0.6, label="each step")
+    width = min(100, len(history))
+    smooth = np.convolve(history, np.full(width, 1 / width), "valid")
+    axes.plot(steps[width - 1 :], smooth, color=COLOURS[0], label=f"mean of {width}")
+    axes.axhline(fit.elbo, color=COLOURS[1], lw=1, ls="--", label=f"final {fit.elbo:.2f} ± {fit.best.elbo_error:.2f}")
+    # the first steps may lie far below; what matters is where the curve settles
+    low, high = np.quantile(history, [0.02, 1.0])
+    axes.set_ylim(low - 0.1 * (high - low + 1e-9), high + 0.1 * (high - low + 1e-9))
+    axes.set(xlabel="step", ylabel="ELBO (nats)", title=f"Stopped: {fit.stop.name.lower().replace('_', ' ')}")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, 150 dots per inch."""
+    figure.savefig(path, dpi=150, format="png")
+
+
+def _ellipse(mean: np.ndarray, covariance: np.ndarray, mass: float, colour: str) -> Ellipse:
+    """Return the ellipse that holds ``mass`` of a Gaussian in two dimensions."""
+    values, vectors = np.linalg.eigh(covariance)
+    # -2 log(1 - mass) is the quantile of the chi-squared distribution with two degrees of freedom
+    width, height = 2 * np.sqrt(-2 * np.log(1 - mass) * values)
+    angle = np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))
+    return Ellipse(tuple(mean), width, height, angle=angle, facecolor=(colour, 0.12), edgecolor=colour, lw=1.4)
+
+
+def _plot_densities(axes: Axes, x: np.ndarray, weights: np.ndarray, mu: np.ndarray, variance: np.ndarray) -> None:
+    """Draw a histogram of one feature with each weighted component's density and their sum."""
+    axes.hist(x, bins="auto", density=True, color="0.85", label="data")
+    grid = np.linspace(x.min(), x.max(), 400)[:, None]
+    parts = weights * np.exp(-0.5 * (grid - mu) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
+    for k, weight in enumerate(weights):
+        axes.plot(grid, parts[:, k], color=COLOURS[k % len(COLOURS)], label=f"component {k}: {weight:.2f}")
+    axes.plot(grid, parts.sum(axis=1), color="0.2", lw=1, ls="--", label="mixture")

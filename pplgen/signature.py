@@ -1,0 +1,71 @@
+"""A story's constructor as options: names, types, defaults and help, read from its source without running it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pplgen.errors import InputError
+
+__all__ = ["Option", "constructor_options", "parse_value"]
+
+_PLAIN_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword argument of a constructor."""
+
+    name: str
+    kind: type
+    """What the command line parses; ``str`` for what ``parse_value`` reads, such as several numbers."""
+    default: Any
+    help: str
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags, the short one first: ``--components``, ``--num-components``."""
+        long = "--" + self.name.replace("_", "-")
+        return (long.replace("--num-", "--"), long) if self.name.startswith("num_") else (long,)
+
+
+def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
+    """Return the constructor's keyword arguments, with their help from the class's numpydoc docstring."""
+    help_texts = dict(_documented_parameters(ast.get_docstring(definition) or ""))
+    constructor = next(
+        node for node in definition.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    ).args
+    positional = constructor.args[1:]
+    defaults = [*constructor.defaults, *constructor.kw_defaults]
+    return tuple(
+        Option(
+            name=argument.arg,
+            kind=_PLAIN_TYPES.get(ast.unparse(argument.annotation) if argument.annotation else "", str),
+            default=None if default is None else ast.literal_eval(default),
+            help=help_texts.get(argument.arg, ""),
+        )
+        for argument, default in zip([*positional, *constructor.kwonlyargs], defaults, strict=True)
+    )
+
+
+def parse_value(option: Option, value: Any) -> Any:
+    """Read a value that may be one number or several with commas between them; other text stays as it is."""
+    if option.kind is not str or not isinstance(value, str) or isinstance(option.default, str):
+        return value
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        raise InputError(f"{option.flags[0]} {value}: expected a number, or several with commas between") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _documented_parameters(docstring: str) -> Iterator[tuple[str, str]]:
+    """Yield name and description from the Parameters section of a numpydoc docstring."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?:^\w[^\n]*\n-+\n|\Z)", inspect.cleandoc(docstring), re.S | re.M)
+    if section:
+        for match in re.finditer(r"^(\w+)[^\n]*\n((?:[ \t]+[^\n]*\n?|\n)+)", section[1] + "\n", re.M):
+            yield match[1], " ".join(match[2].split())

@@ -1,0 +1,42 @@
+"""What several tests share: reference data, the two fits of Old Faithful, and a clean Pyro."""
+
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from pplgen.models import GaussianMixture
+
+import pplgen
+
+REFERENCE_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_pyro():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+@pytest.fixture(scope="session")
+def faithful():
+    return pplgen.load_data("faithful", dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def faithful_fit():
+    """Old Faithful with the default settings."""
+    return pplgen.fit(GaussianMixture(num_components=2, num_features=2), "faithful", progress=False)
+
+
+@pytest.fixture(scope="session")
+def faithful_tree(faithful_fit):
+    return faithful_fit.to_datatree(draws=1000)
+
+
+@pytest.fixture
+def reference_data():
+    """Folder of reference data sets beside the checkout."""
+    if not REFERENCE_DATA.is_dir():
+        pytest.skip("the folder of reference data is not beside this checkout")
+    return REFERENCE_DATA

@@ -1,0 +1,176 @@
+"""The Gaussian mixture against closed forms, EM and published maxima."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pplgen.models import GaussianMixture
+from pyro import poutine
+from scipy.optimize import linear_sum_assignment
+from torch.distributions import Wishart
+
+import pplgen
+from pplgen.errors import InputError
+from pplgen.exact.em import GaussianMixtureParameters, e_step, em
+from pplgen.pair import Pair
+
+FAITHFUL_MAXIMUM = -1130.26396  # K = 2, full covariance
+SEEDS = 10
+
+
+@pytest.fixture(scope="module")
+def seeded_fits(faithful_fit):
+    """Ten seeds with the default settings."""
+    story = GaussianMixture(num_components=2, num_features=2)
+    return [faithful_fit, *(pplgen.fit(story, "faithful", seed=s, progress=False) for s in range(1, SEEDS))]
+
+
+def posterior_mean(tree, name):
+    return torch.tensor(tree["posterior"][name].mean(("chain", "draw")).values, dtype=torch.float64)
+
+
+def test_bartlett_factors_have_the_inverse_wishart_density():
+    """Density of the model's coordinates, times the Jacobian to the precision, is torch's Wishart density."""
+    D = 3
+    story = GaussianMixture(1, D, prior_scale=[0.5, 1.0, 3.0]).double()
+    trace = poutine.trace(story.model).get_trace(None, num_rows=1)
+    diagonal, lower = (trace.nodes[name]["value"][0] for name in ("bartlett_diagonal", "bartlett_lower"))
+    i, j = torch.tril_indices(D, D)
+
+    def precision(coordinates):
+        L = story.scale_tril(coordinates[:D], coordinates[D:])
+        return torch.cholesky_inverse(L)[i, j]
+
+    coordinates = torch.cat([diagonal, lower])
+    jacobian = torch.autograd.functional.jacobian(precision, coordinates)
+    trace.compute_log_prob()
+    ours = sum(trace.nodes[name]["log_prob"].sum() for name in ("bartlett_diagonal", "bartlett_lower"))
+    Lambda = torch.cholesky_inverse(story.scale_tril(diagonal, lower))
+    Psi = story.prior_tril @ story.prior_tril.mT
+    theirs = Wishart(torch.tensor(float(story.nu), dtype=torch.float64), torch.linalg.inv(Psi)).log_prob(Lambda)
+    assert ours.item() == pytest.approx((theirs + jacobian.slogdet().logabsdet).item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("columns", [[0], [0, 1]])
+def test_one_component_is_conjugate_and_the_guide_starts_exact(faithful, columns):
+    """With K = 1 every draw of log p - log q is the evidence of the normal-inverse-Wishart model, in closed form."""
+    x = faithful.values[:, columns]
+    n, D = x.shape
+    story = GaussianMixture(1, D, mean_precision=0.01).double()
+    story.initialise(x)
+    pair = Pair(story.model, story.guide, (x,))
+    with pair.isolated():
+        ratios = [-pair.elbo().loss(pair.model, pair.guide, x) for _ in range(5)]
+    kappa, nu, Psi = 0.01, D + 2, torch.diag(x.var(dim=0, correction=0))
+    # m is the sample mean, so the term for the distance between them vanishes
+    Psi_n = Psi + n * x.T.cov(correction=0).reshape(D, D)
+    half = torch.tensor(nu / 2), torch.tensor((nu + n) / 2)
+    evidence = (
+        -n * D / 2 * math.log(math.pi)
+        + (torch.mvlgamma(half[1].double(), D) - torch.mvlgamma(half[0].double(), D)).item()
+        + nu / 2 * Psi.logdet().item()
+        - (nu + n) / 2 * Psi_n.logdet().item()
+        + D / 2 * math.log(kappa / (kappa + n))
+    )
+    np.testing.assert_allclose(ratios, evidence, rtol=1e-9)
+
+
+def test_initialise_takes_unset_priors_from_the_columns(faithful):
+    x = faithful.values.float()
+    story = GaussianMixture(3, 2, prior_mean=[1.0, 2.0])
+    story.initialise(x)
+    assert story.m.tolist() == [1.0, 2.0]
+    torch.testing.assert_close(story.s, x.std(dim=0, correction=0))
+
+
+def test_log_likelihood_at_the_posterior_mean_is_near_the_maximum(faithful, faithful_tree):
+    parameters = GaussianMixtureParameters(*(posterior_mean(faithful_tree, n) for n in ("weights", "mu", "Sigma")))
+    _, log_likelihood = e_step(faithful.values, parameters)
+    # 1,000 draws move it by less than .05
+    assert FAITHFUL_MAXIMUM - 1.0 < log_likelihood.item() <= FAITHFUL_MAXIMUM
+
+
+def test_posterior_means_agree_with_em(faithful, faithful_tree):
+    weights, mu, _ = em(faithful.values, 2).parameters
+    order = mu[:, 0].argsort()
+    torch.testing.assert_close(posterior_mean(faithful_tree, "weights"), weights[order], atol=0.03, rtol=0)
+    difference = (posterior_mean(faithful_tree, "mu") - mu[order]).abs()
+    assert (difference[:, 0] < 0.1).all()  # minutes of eruption
+    assert (difference[:, 1] < 1.0).all()  # minutes of waiting
+
+
+def test_ten_seeds_agree(seeded_fits):
+    elbos = np.array([fit.elbo for fit in seeded_fits])
+    assert (elbos > elbos.max() - 2.0).sum() >= 9
+    # an ELBO is a lower bound, whatever the seed: none may exceed the best by more than its error allows
+    assert max(fit.best.elbo_error for fit in seeded_fits) < 0.2
+
+
+def test_components_keep_their_labels_across_draws(seeded_fits, faithful_tree):
+    """Matching each draw's components to the posterior mean is the identity, and seeds agree on the order."""
+    mu = faithful_tree["posterior"]["mu"].values[0]
+    mean, scale = mu.mean(axis=0), mu.std(axis=(0, 1))
+    for draw in mu:
+        cost = (((draw[:, None] - mean) / scale) ** 2).sum(axis=-1)
+        assert linear_sum_assignment(cost)[1].tolist() == [0, 1]
+    for fit in seeded_fits:
+        location = fit.story.m + fit.story.s * fit.story.q_location
+        assert location[0, 0] < location[1, 0]
+
+
+@pytest.mark.parametrize("num_components", [4, 6])
+def test_more_components_than_the_data_hold_stay_finite(faithful, num_components):
+    """Ties in the data let maximum likelihood collapse; the prior must not."""
+    fit = pplgen.fit(GaussianMixture(num_components, 2), "faithful", steps=800, progress=False)
+    tree = fit.to_datatree(draws=200)
+    for group in ("posterior", "sample_stats", "log_likelihood"):
+        for name, values in tree[group].data_vars.items():
+            assert np.isfinite(values.values).all(), (group, name)
+    smallest = np.linalg.eigvalsh(tree["posterior"]["Sigma"].values).min()
+    # a component on exact ties would have a variance of zero; the prior scale in its smallest direction is 1.3 / K
+    assert smallest > 1e-3
+
+
+def test_one_feature_and_a_rescaled_column(faithful):
+    x = faithful.values.float()
+    one = pplgen.fit(GaussianMixture(2, 1), x[:, :1], steps=300, progress=False)
+    assert math.isfinite(one.elbo)
+    scaled = pplgen.fit(GaussianMixture(2, 2), x * torch.tensor([1.0, 1e6]), steps=300, progress=False)
+    plain = pplgen.fit(GaussianMixture(2, 2), x, steps=300, progress=False)
+    # the priors follow the scale of the data, so only the volume changes; the ELBOs' own errors are about .1
+    assert scaled.elbo + len(x) * math.log(1e6) == pytest.approx(plain.elbo, abs=1.0)
+
+
+def test_duplicate_rows_and_a_constant_column_stay_finite():
+    x = torch.tensor([[1.0, 2.0]] * 20 + [[3.0, 2.0]] * 20)
+    with pytest.warns(pplgen.errors.DataWarning, match="column 'x1' is constant"):
+        fit = pplgen.fit(GaussianMixture(3, 2), x, steps=300, progress=False)
+    assert math.isfinite(fit.elbo)
+
+
+def test_bad_data():
+    story = GaussianMixture(5, 2)
+    with pytest.raises(InputError, match="4 rows are too few for 5 components; give at least 5"):
+        pplgen.fit(story, torch.randn(4, 2), progress=False)
+    with pytest.raises(InputError, match=r"data of shape \(10, 3\).*expects \(num_rows, 2\)"):
+        pplgen.fit(story, torch.randn(10, 3), progress=False)
+    x = torch.randn(10, 2)
+    x[3, 1] = math.nan
+    with pytest.raises(InputError, match="column 'x1', row 4: the value is missing"):
+        pplgen.fit(story, x, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_components": 0}, "num_components=0: expected a whole number of at least 1"),
+        ({"num_features": 2.5}, "num_features=2.5: expected a whole number"),
+        ({"concentration": -1.0}, "concentration=-1.0: expected a positive, finite number"),
+        ({"prior_scale": [1.0, 0.0]}, "prior_scale.*positive, finite number"),
+        ({"prior_mean": [1.0]}, "prior_mean.*one for each of 2 features"),
+    ],
+)
+def test_bad_options(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        GaussianMixture(**options)

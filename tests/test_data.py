@@ -1,0 +1,173 @@
+"""Tables from every source, and one sentence for every mistake."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pplgen.data import Table, check_training_table, load_data, named_data_sets
+from pplgen.errors import DataWarning, InputError
+
+
+def csv(tmp_path, text, name="table.csv"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_faithful_equals_the_published_table(reference_data):
+    published = pd.read_csv(reference_data / "faithful.csv")[["eruptions", "waiting"]]
+    table = load_data("faithful", dtype=torch.float64)
+    assert table.columns == ("eruptions", "waiting")
+    np.testing.assert_array_equal(table.values.numpy(), published.to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    {
+        "faithful": (272, 2),
+        "digits": (1797, 64),
+        "wine": (178, 13),
+        "iris": (150, 4),
+        "breast_cancer": (569, 30),
+        "nile": (100, 1),
+    }.items(),
+)
+def test_named_data_sets(name, shape):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("statsmodels")
+    assert name in named_data_sets()
+    table = load_data(name)
+    assert tuple(table.values.shape) == shape
+    assert len(table.columns) == shape[1]
+    assert table.values.dtype == torch.get_default_dtype()
+
+
+def test_nile_is_the_known_series(reference_data):
+    pytest.importorskip("statsmodels")
+    published = pd.read_csv(reference_data / "series" / "nile.csv").iloc[:, -1].to_numpy(dtype="float64")
+    np.testing.assert_array_equal(load_data("nile", dtype=torch.float64).values[:, 0].numpy(), published)
+
+
+def test_every_source_gives_the_same_table(tmp_path):
+    pytest.importorskip("pyarrow")
+    matrix = np.array([[1.5, 2.0], [np.nan, -3.0], [0.25, 1e6]])
+    frame = pd.DataFrame(matrix, columns=["a", "b"])
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_csv(tmp_path / "t.tsv", index=False, sep="\t")
+    frame.to_parquet(tmp_path / "t.parquet")
+    np.save(tmp_path / "t.npy", matrix)
+    np.savez(tmp_path / "t.npz", x=matrix, other=np.ones(2))
+    named = [frame, tmp_path / "t.csv", str(tmp_path / "t.tsv"), tmp_path / "t.parquet"]
+    unnamed = [matrix, torch.tensor(matrix), tmp_path / "t.npy", tmp_path / "t.npz"]
+    for sources, columns in ((named, ("a", "b")), (unnamed, ("x0", "x1"))):
+        tables = [load_data(source, dtype=torch.float64) for source in sources]
+        assert {table.columns for table in tables} == {columns}
+        assert len({table.fingerprint for table in tables}) == 1
+        for table in tables:
+            np.testing.assert_array_equal(table.values.numpy(), matrix)
+    assert load_data(Table(torch.ones(2, 1), ("a",), "t")).columns == ("a",)
+
+
+def test_types():
+    assert load_data(np.ones((2, 2))).values.dtype == torch.float32
+    assert load_data(torch.ones(2, 2, dtype=torch.float64)).values.dtype == torch.float64
+    assert load_data(np.ones((2, 2), dtype=int)).values.dtype == torch.float32
+    assert load_data([[1, 2], [3, 4]]).values.shape == (2, 2)
+    assert load_data(np.ones(5)).values.shape == (5, 1)
+
+
+def test_fingerprint_sees_values_and_names():
+    table = load_data(np.arange(4.0).reshape(2, 2))
+    other = load_data(np.array([[0.0, 1.0], [2.0, 3.5]]))
+    renamed = Table(table.values, ("a", "b"), table.name)
+    assert len({table.fingerprint, other.fingerprint, renamed.fingerprint}) == 3
+
+
+def test_headerless_text_keeps_its_first_row(tmp_path):
+    table = load_data(csv(tmp_path, "1,2\n3,4\n"))
+    assert table.columns == ("x0", "x1")
+    assert table.values.tolist() == [[1, 2], [3, 4]]
+
+
+def test_empty_cells_are_missing(tmp_path):
+    values = load_data(csv(tmp_path, "a,b\n1,\n ,2\n")).values
+    assert values.isnan().tolist() == [[False, True], [True, False]]
+
+
+def test_row_counter_is_left_out_with_a_word(tmp_path):
+    with pytest.warns(DataWarning, match="column 'rownames' only counts the rows"):
+        table = load_data(csv(tmp_path, "rownames,a,b\n1,5,6\n2,7,9\n"))
+    assert table.columns == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "eruptions,waiting\n3,1\n2,n/a\n",
+            r"column 'waiting', row 2: 'n/a' is not a number; leave it empty for missing",
+        ),
+        ("a,b\n1,nan\n", r"column 'b', row 1: 'nan' is not a number"),
+        ("a,b\n1,2\n1,inf\n", r"column 'b', row 2: inf is not a finite number"),
+        ("a,b\n1,2\n-1e400,2\n", r"column 'a', row 2: -inf is not a finite number"),
+        ("a,b\n1,2\n1,2,3\n", r"row 2: the number of cells is 3, where 2 were expected"),
+        ("a,b\n1,2\n1\n", r"row 2: the number of cells is 1, where 2 were expected"),
+        ("", r"the file is empty"),
+        ("\n\n", r"the file is empty"),
+        ("a,b\n", r"the data are empty, with shape \(0, 2\)"),
+        ("a,a\n1,2\n", r"column 'a' appears more than once"),
+    ],
+)
+def test_bad_text(tmp_path, text, sentence):
+    with pytest.raises(InputError, match=sentence):
+        load_data(csv(tmp_path, text))
+
+
+def test_bad_files(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(2))
+    np.save(tmp_path / "text.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "cube.npy", np.ones((2, 2, 2)))
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04nonsense")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "broken.parquet").write_bytes(b"nonsense")
+    expected = {
+        "objects.npy": "not a plain numeric NumPy file",
+        "two.npz": "holds the arrays a, b; expected exactly one, or one called x",
+        "text.npy": "expected numbers",
+        "cube.npy": r"shape \(2, 2, 2\); expected \(num_rows, num_features\)",
+        "broken.npz": "not a plain numeric NumPy file",
+        "binary.csv": "not delimited text in UTF-8",
+        "broken.parquet": "not a Parquet file",
+    }
+    pytest.importorskip("pyarrow")
+    for name, sentence in expected.items():
+        with pytest.raises(InputError, match=sentence):
+            load_data(tmp_path / name)
+
+
+def test_missing_file_suggests_near_names(tmp_path):
+    csv(tmp_path, "a\n1\n", "measurements.csv")
+    with pytest.raises(InputError, match=r"there is no such file; .*did you mean '.*measurements\.csv'\?"):
+        load_data(tmp_path / "measurement.csv")
+    with pytest.raises(InputError, match="did you mean 'faithful'"):
+        load_data("faithfull")
+    with pytest.raises(InputError, match=r"cannot read files that end in '\.txt'"):
+        load_data(csv(tmp_path, "1", "a.txt"))
+
+
+def test_frames_with_text_and_nulls():
+    frame = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [True, False]})
+    assert load_data(frame).values.isnan().tolist() == [[False, False], [True, False]]
+    with pytest.raises(InputError, match="column 'when', row 1"):
+        load_data(pd.DataFrame({"when": pd.to_datetime(["2020-01-01"])}))
+
+
+def test_too_little_to_learn_from():
+    with pytest.raises(InputError, match="1 row is too little to learn from"):
+        check_training_table(load_data([[1.0, 2.0]]))
+    with pytest.raises(InputError, match="column 'x1' has no observed value"):
+        check_training_table(load_data([[1.0, np.nan], [2.0, np.nan]]))
+    with pytest.warns(DataWarning, match=r"column 'x1' is constant \(3\)"):
+        check_training_table(load_data([[1.0, 3.0], [2.0, 3.0]]))

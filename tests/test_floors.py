@@ -1,0 +1,96 @@
+"""Who may import whom, and how long a file may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS = {
+    "errors": 0,
+    "story": 0,
+    "data": 0,
+    "exact": 0,
+    "signature": 0,
+    "arguments": 1,
+    "pair": 1,
+    "store": 1,
+    "training": 2,
+    "progress": 3,
+    "draws": 3,
+    "posterior": 4,
+    "fitted": 5,
+    "fitting": 6,
+    "plots": 6,
+    "cli": 7,
+    "__main__": 8,
+    "__init__": 8,
+}
+"""A module imports only from its own floor or below; the collection, only ``pplgen.story`` and ``pplgen.errors``."""
+
+STORY_MAY_IMPORT = {
+    "__future__",
+    "collections",
+    "math",
+    "pplgen.errors",
+    "pplgen.models",
+    "pplgen.story",
+    "pyro",
+    "torch",
+    "typing",
+}
+TOOLKIT = sorted((ROOT / "pplgen").rglob("*.py"))
+COLLECTION = sorted((ROOT / "models").glob("[!_]*.py"))
+
+
+def imported_modules(path):
+    """Every module that a file imports, wherever in the file, as dotted names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            if node.module == "pplgen":
+                yield from (f"pplgen.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def floor_of(path):
+    return FLOORS[path.relative_to(ROOT / "pplgen").with_suffix("").parts[0]]
+
+
+@pytest.mark.parametrize("path", TOOLKIT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_toolkit_imports_only_downward(path):
+    for module in imported_modules(path):
+        parts = module.split(".")
+        if parts[0] != "pplgen" or len(parts) == 1:
+            continue
+        if parts[1] == "models":
+            assert path.name == "cli.py", "only the command line looks the collection up"
+        else:
+            assert FLOORS[parts[1]] <= floor_of(path), f"{path.name} may not import {module}"
+
+
+def test_exact_references_know_no_pyro():
+    for path in (ROOT / "pplgen" / "exact").glob("*.py"):
+        assert not any(module.startswith("pyro") for module in imported_modules(path))
+
+
+@pytest.mark.parametrize("path", COLLECTION, ids=lambda path: path.name)
+def test_stories_import_little(path):
+    for module in imported_modules(path):
+        allowed = module in STORY_MAY_IMPORT or module.split(".")[0] in STORY_MAY_IMPORT
+        assert allowed or module.startswith("pplgen.models._"), f"{path.name} may not import {module}"
+
+
+@pytest.mark.parametrize("path", TOOLKIT + COLLECTION, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_short(path):
+    limit = 210 if path in COLLECTION else 310
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+
+
+def test_every_story_has_a_test_of_its_own():
+    for path in COLLECTION:
+        assert (ROOT / "tests" / "models" / f"test_{path.name}").is_file(), f"{path.name} is not covered"

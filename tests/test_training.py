@@ -1,0 +1,129 @@
+"""The loop: convergence, interrupts, a way back from NaN, minibatches."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pplgen.errors import InputError
+from pplgen.pair import Pair, seeded
+from pplgen.training import PLATEAUS, WINDOW, StopReason, _PlateauWatch, train
+
+Y = torch.linspace(-1.0, 2.0, 40)
+
+
+def model(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def guide(y):
+    loc = pyro.param("loc", torch.tensor(3.0))
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+    pyro.sample("mu", dist.Normal(loc, scale))
+
+
+def run(pair, **options):
+    with seeded(0), pair.isolated():
+        result = train(pair, seed=0, **{"steps": 10_000, "learning_rate": 0.05, **options})
+        return result, pyro.param("loc").item(), pyro.param("scale").item()
+
+
+def evidence(y):
+    covariance = torch.eye(len(y), dtype=torch.float64) + 100.0
+    return torch.distributions.MultivariateNormal(torch.zeros(len(y)).double(), covariance).log_prob(y.double()).item()
+
+
+def test_converges_to_the_conjugate_posterior_and_says_so():
+    result, loc, scale = run(Pair(model, guide, (Y,)))
+    precision = len(Y) + 0.01
+    assert result.stop is StopReason.CONVERGED
+    assert len(result.history) < 10_000
+    assert loc == pytest.approx((Y.sum() / precision).item(), abs=0.1 * precision**-0.5)
+    assert scale == pytest.approx(precision**-0.5, rel=0.05)
+    # the exact posterior is in the guide's family, so the bound is tight
+    assert result.elbo == pytest.approx(evidence(Y), abs=0.01 + 4 * result.elbo_error)
+
+
+def test_steps_run_out():
+    result, *_ = run(Pair(model, guide, (Y,)), steps=30)
+    assert result.stop is StopReason.STEPS
+    assert len(result.history) == 30
+
+
+def test_an_interrupt_keeps_the_fit_so_far():
+    def interrupt(step, elbo, rate):
+        if step >= 60:
+            raise KeyboardInterrupt
+
+    result, loc, _ = run(Pair(model, guide, (Y,)), report=interrupt)
+    assert result.stop is StopReason.INTERRUPTED
+    assert len(result.history) == 60
+    assert loc < 3.0, "sixty steps moved it"
+    assert math.isfinite(result.elbo)
+
+
+def test_minibatches_find_the_same_posterior():
+    result, loc, scale = run(Pair(model, guide, (Y,)), batch_size=10)
+    precision = len(Y) + 0.01
+    # the gradient is noisier: the spread of the data enters with weight four
+    assert loc == pytest.approx((Y.sum() / precision).item(), abs=0.5 * precision**-0.5)
+    assert scale == pytest.approx(precision**-0.5, rel=0.2)
+    assert result.elbo == pytest.approx(evidence(Y), abs=0.5 + 4 * result.elbo_error)
+
+
+def broken_model(fails_from):
+    """The model, but for a NaN once the guide has been run so many times."""
+    calls = {"count": 0}
+
+    def broken(y):
+        calls["count"] += 1
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        factor = math.nan if calls["count"] == fails_from else 0.0
+        pyro.factor("defect", torch.tensor(factor))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    return broken
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_nan_goes_back_to_the_last_good_state():
+    result, loc, _ = run(Pair(broken_model(150), guide, (Y,)))
+    assert result.stop is StopReason.NOT_FINITE
+    assert WINDOW <= len(result.history) < 150
+    assert math.isfinite(loc)
+    assert math.isfinite(result.elbo)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_nan_before_any_good_state_is_an_error():
+    with pytest.raises(InputError, match=r"the ELBO is nan at step \d+, before any good state"):
+        run(Pair(broken_model(20), guide, (Y,)))
+
+
+def test_batch_sizes_that_cannot_be():
+    pair = Pair(model, guide, (Y,))
+    with pytest.raises(InputError, match="batch_size=41: expected between 1 and the 40 rows"):
+        run(pair, batch_size=41)
+
+    def plateless(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        pyro.sample("y", dist.Normal(mu, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+    with pytest.raises(InputError, match=r"batch_size=10: the model has no pyro\.plate"):
+        run(Pair(plateless, guide, (Y,)), batch_size=10)
+
+
+def test_plateaus_are_judged_by_the_noise():
+    rng = np.random.default_rng(0)
+    watch = _PlateauWatch()
+    climbing = [watch.plateau(list(10.0 * i + rng.normal(size=WINDOW))) for i in range(10)]
+    assert not any(climbing)
+    # two windows a plateau; noise alone passes for improvement in about one window of forty
+    flat = [watch.plateau(list(90.0 + rng.normal(size=WINDOW))) for _ in range(2 * PLATEAUS + 2)]
+    assert watch.plateaus == sum(flat) >= PLATEAUS
