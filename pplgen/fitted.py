@@ -232,11 +232,11 @@ def load(directory: str | Path, data: Any = None) -> Fit:
             Training(run["seed"], np.empty(0), run["elbo"], run["elbo_error"], StopReason[run["stop"]])
             for run in header["runs"]
         )
-        best, seed = header["best"], header["seed"]
+        best, seed = runs[header["best"]], header["seed"]
         history = tensors["history"].numpy()
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{str(directory / store.HEADER)!r}: {error} is missing or of the wrong kind") from None
-    runs = tuple(replace(run, history=history) if i == best else run for i, run in enumerate(runs))
+    runs = tuple(replace(run, history=history) if run is best else run for run in runs)
     buffers = {name.removeprefix("buffer/"): t for name, t in tensors.items() if name.startswith("buffer/")}
     parameters = {name.removeprefix("parameter/"): t for name, t in tensors.items() if name.startswith("parameter/")}
     story.load_state_dict(buffers, strict=False)

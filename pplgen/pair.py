@@ -77,7 +77,8 @@ class Pair:
     """A model and a guide with parameters of their own.
 
     Modules and stories are deep-copied; parameters that live in Pyro's store, or in modules that a function closes
-    over, are swapped in by ``isolated`` and out again after it, so that nothing that the caller owns changes.
+    over, are swapped in by ``isolated`` and out again after it, so that nothing that the caller owns changes. Inside
+    it torch's default floating-point type is that of the data, as Pyro's sums over discrete latents need.
 
     Parameters
     ----------
@@ -102,17 +103,20 @@ class Pair:
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._borrowed: dict[nn.Parameter, Tensor] = {}
         self.data = data
+        floating = (value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point())
+        self._dtype = next(floating, torch.get_default_dtype())
         self.model, self.guide = _copied(model, guide)
         for module in _modules(self.model, self.guide):
             module.to(device)
         if self.guide is None:
-            self.model, self.guide = _with_auto_normal(self.model, data)
+            with self._own_store(), torch.no_grad():
+                self.model, self.guide = _with_auto_normal(self.model, data)
         self.structure = self._first_run()
 
     @contextlib.contextmanager
     def isolated(self) -> Iterator[None]:
         """Give the pair its own parameter store, and its own values for the modules that it only borrows."""
-        with pyro.get_param_store().scope(self._store):
+        with self._own_store():
             lent = {parameter: parameter.detach().clone() for parameter in self._borrowed}
             _copy_into(self._borrowed)
             try:
@@ -156,9 +160,20 @@ class Pair:
         for name, parameter in parameters.items():
             parameter.data.copy_(values[name])
 
+    @contextlib.contextmanager
+    def _own_store(self) -> Iterator[None]:
+        """Swap in the pair's parameter store and floating-point type."""
+        default = torch.get_default_dtype()
+        with pyro.get_param_store().scope(self._store):
+            torch.set_default_dtype(self._dtype)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(default)
+
     def _first_run(self) -> Structure:
         """Create lazy parameters, note the modules that are only borrowed, and look at the sites."""
-        with pyro.get_param_store().scope(self._store), torch.no_grad():
+        with self._own_store(), torch.no_grad():
             guide_trace = poutine.trace(self.guide).get_trace(*self.data)
             model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(*self.data)
             stored = [value for _, value in pyro.get_param_store().named_parameters()]
@@ -199,8 +214,7 @@ def _with_auto_normal(
     model: Callable[..., Any], data: tuple[Any, ...]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Mark the model's discrete latents for enumeration and give it a mean-field normal guide over the others."""
-    with pyro.get_param_store().scope(), torch.no_grad():
-        trace = poutine.trace(model).get_trace(*data)
+    trace = poutine.trace(model).get_trace(*data)
     nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
     latent = {name: node["fn"] for name, node in nodes.items() if not poutine.util.site_is_subsample(node)}
     discrete = [name for name, fn in latent.items() if not fn.has_rsample and fn.support.is_discrete]

@@ -1,0 +1,173 @@
+"""The command line as a user meets it: what it prints, what it writes, and one sentence for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import xarray as xr
+from pplgen.models import collection
+
+from pplgen.signature import constructor_options
+
+TWO_COLUMNS = "a,b\n" + "\n".join(f"{i % 7 + (i % 2) * 10},{i % 5}" for i in range(30)) + "\n"
+
+
+def pplgen(*arguments, cwd, code=0):
+    """Run the command line in a process of its own and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pplgen", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "120", "PYTHONWARNINGS": "default"},
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short fit of a user's own file, through the command line."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "own.csv").write_text(TWO_COLUMNS)
+    arguments = ("--components", 2, "--steps", 60, "--draws", 20, "--prior-scale", "3,2")
+    done = pplgen("fit", "gaussian-mixture", "own.csv", *arguments, cwd=folder)
+    return folder, done
+
+
+def test_a_fit_prints_its_summary_and_no_warnings(run):
+    _, done = run
+    assert "GaussianMixture on own, 30 rows" in done.stdout
+    assert "mu[1, b]" in done.stdout
+    assert "the steps ran out" in done.stdout
+    assert "Written to runs/gaussian-mixture-own" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_run_directory_holds_parameters_header_posterior_and_picture(run):
+    folder, _ = run
+    directory = folder / "runs" / "gaussian-mixture-own"
+    assert {"parameters.safetensors", "header.json", "posterior.nc", "fit.png"} <= {p.name for p in directory.iterdir()}
+    header = json.loads((directory / "header.json").read_text())
+    assert header["config"]["prior_scale"] == [3.0, 2.0]
+    assert header["columns"] == ["a", "b"]
+    assert (directory / "fit.png").read_bytes().startswith(b"\x89PNG")
+    with xr.open_datatree(directory / "posterior.nc", engine="h5netcdf") as tree:
+        assert tree["posterior"].sizes["draw"] == 20
+
+
+def test_sample_and_predict_write_tables(run):
+    folder, _ = run
+    printed = pplgen("sample", "runs/gaussian-mixture-own", "-n", 4, cwd=folder).stdout.splitlines()
+    assert printed[0] == "a,b"
+    assert len(printed) == 5
+    pplgen("predict", "runs/gaussian-mixture-own", "own.csv", "--out", "scores.csv", cwd=folder)
+    scores = pd.read_csv(folder / "scores.csv")
+    assert list(scores.columns) == ["row", "log_density", "component", "component_0", "component_1"]
+    assert len(scores) == 30
+    assert (scores["component_0"] + scores["component_1"] - 1).abs().max() < 1e-4
+    assert (scores["component"] == (scores["component_1"] > 0.5)).all()
+
+
+def test_list_names_every_story(tmp_path):
+    printed = pplgen("list", cwd=tmp_path).stdout
+    assert len(printed.splitlines()) == len(collection())
+    assert printed.startswith("gaussian-mixture  Rows from K Gaussian components")
+
+
+def test_help_shows_the_storys_options_without_importing_torch(tmp_path):
+    text = pplgen("fit", "gaussian-mixture", "--help", cwd=tmp_path).stdout
+    for expected in ("--components", "Number of components K", "--concentration", "--force", "--restarts"):
+        assert expected in text
+    assert "--num-features" not in text, "the data tell it"
+    for arguments in (["--help"], ["fit", "gaussian-mixture", "--help"], ["list"]):
+        program = (
+            f"import sys; sys.argv = ['pplgen', *{arguments!r}]\n"
+            "from pplgen.cli import main\n"
+            "try:\n    main()\nfinally:\n    assert not {'torch', 'pyro', 'arviz_base', 'pandas'} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert "AssertionError" not in done.stderr
+        assert done.returncode == 0
+
+
+def test_an_existing_run_is_not_overwritten_without_force(run):
+    folder, _ = run
+    header = folder / "runs" / "gaussian-mixture-own" / "header.json"
+    before = header.read_bytes()
+    done = pplgen("fit", "gaussian-mixture", "own.csv", cwd=folder, code=2)
+    assert "already holds a run; give --force" in done.stderr
+    assert header.read_bytes() == before
+    pplgen("fit", "gaussian-mixture", "own.csv", "--steps", 3, "--draws", 2, "--force", cwd=folder)
+    assert json.loads(header.read_text())["config"]["prior_scale"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("fit gausian-mixture faithful", "No such command 'gausian-mixture'. Did you mean 'gaussian-mixture'?"),
+        ("fit gaussian-mixture faithfull", "did you mean 'faithful'?"),
+        ("fit gaussian-mixture faithful --componets 3", "No such option: --componets"),
+        ("fit gaussian-mixture faithful --components 0", "num_components=0: expected a whole number of at least 1"),
+        ("fit gaussian-mixture faithful --components two", "Invalid value for '--components'"),
+        ("fit gaussian-mixture faithful --components 300", "272 rows are too few for 300 components"),
+        ("fit gaussian-mixture faithful --prior-scale a", "expected a number, or several with commas between"),
+        ("fit gaussian-mixture faithful --prior-mean 1,2,3", "one for each of 2 features"),
+        ("fit gaussian-mixture faithful --steps 0", "steps=0: expected a whole number"),
+        ("fit gaussian-mixture", "Missing argument 'DATA'"),
+        ("fit gaussian-mixture text.csv", "column 'b', row 2: 'n/a' is not a number; leave it empty for missing"),
+        ("fit gaussian-mixture infinite.csv", "column 'b', row 1: inf is not a finite number"),
+        ("fit gaussian-mixture ragged.csv", "row 2: the number of cells is 3, where 2 were expected"),
+        ("fit gaussian-mixture empty.csv", "the file is empty"),
+        ("fit gaussian-mixture single.csv", "1 row is too little to learn from"),
+        ("fit gaussian-mixture missing.csv", "column 'a', row 2: the value is missing"),
+        ("sample nowhere", "'nowhere' holds no run: there is no header.json in it"),
+        ("predict nowhere faithful", "'nowhere' holds no run"),
+        ("unknown", "No such command 'unknown'"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, arguments, sentence):
+    files = {
+        "text": "a,b\n1,2\n3,n/a\n",
+        "infinite": "a,b\n1,inf\n3,4\n",
+        "ragged": "a,b\n1,2\n3,4,5\n",
+        "empty": "",
+        "single": "a,b\n1,2\n",
+        "missing": "a,b\n1,2\n,4\n5,6\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    done = pplgen(*arguments.split(), cwd=tmp_path, code=2)
+    assert sentence in done.stderr
+    assert done.stderr.startswith("pplgen: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+def test_a_warning_that_the_user_can_act_on_is_echoed(tmp_path):
+    (tmp_path / "own.csv").write_text("a,b\n" + "\n".join(f"{i},7" for i in range(20)))
+    done = pplgen("fit", "gaussian-mixture", "own.csv", "--steps", 3, "--draws", 2, cwd=tmp_path)
+    assert done.stderr.splitlines() == [
+        "pplgen: column 'b' is constant (7): it carries no information; consider leaving it out"
+    ]
+
+
+def test_options_come_from_the_constructor():
+    (entry,) = (entry for entry in collection() if entry.name == "gaussian-mixture")
+    options = {option.name: option for option in constructor_options(entry.definition)}
+    assert options["num_components"].flags == ("--components", "--num-components")
+    assert options["num_components"].kind is int
+    assert options["mean_precision"].default == 0.01
+    assert all(option.help for option in options.values())
+
+
+def test_version(tmp_path):
+    import pplgen as package
+
+    assert pplgen("--version", cwd=tmp_path).stdout.strip() == package.__version__

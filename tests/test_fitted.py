@@ -1,0 +1,137 @@
+"""A fit's verbs, and its way to disk and back."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import pplgen
+from pplgen import store
+from pplgen.errors import InputError
+from pplgen.exact.em import GaussianMixtureParameters, e_step
+
+
+@pytest.fixture
+def run(faithful_fit, tmp_path):
+    faithful_fit.save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def alter(run, **changes):
+    header = json.loads((run / store.HEADER).read_text())
+    (run / store.HEADER).write_text(json.dumps(header | changes))
+
+
+def test_responsibilities_and_row_densities(faithful_fit, faithful_tree, faithful):
+    """Averages over draws lie close to the exact values at the posterior mean."""
+    mean = faithful_tree["posterior"].to_dataset().mean(("chain", "draw"))
+    parameters = (torch.tensor(mean[n].values, dtype=torch.float64) for n in ("weights", "mu", "Sigma"))
+    responsibilities, log_likelihood = e_step(faithful.values, GaussianMixtureParameters(*parameters))
+    latents = faithful_fit.latents(faithful)
+    assert latents["z"].dims == ("row", "component")
+    np.testing.assert_allclose(latents["z"].sum("component"), 1.0, rtol=1e-5)
+    # rows between the two clusters move most with the parameters
+    assert np.abs(latents["z"].values - responsibilities.numpy()).max() < 0.1
+    ours = faithful_fit.log_likelihood("faithful")
+    assert ours.shape == (272,)
+    assert ours.sum().item() == pytest.approx(log_likelihood.item(), abs=3.0)
+    torch.testing.assert_close(faithful_fit.log_likelihood(), ours)
+
+
+def test_new_rows_look_like_the_old(faithful_fit, faithful):
+    rows = faithful_fit.sample(4000)
+    assert rows.shape == (4000, 2)
+    spread = faithful.values.std(dim=0)
+    # the model reproduces mean and deviation of the data; four standard errors of either sample's mean
+    error = 4 * spread * (1 / 272 + 1 / 4000) ** 0.5
+    assert ((rows.mean(dim=0) - faithful.values.mean(dim=0)).abs() < error).all()
+    torch.testing.assert_close(rows.double().std(dim=0), spread, rtol=0.1, atol=0)
+    assert not torch.equal(rows[:3], faithful_fit.sample(4000, seed=9)[:3])
+
+
+def test_columns_are_matched_by_name(faithful_fit, faithful):
+    swapped = pplgen.Table(faithful.values[:, [1, 0]], ("waiting", "eruptions"), "swapped")
+    expected = faithful_fit.log_likelihood(faithful, draws=5)
+    torch.testing.assert_close(faithful_fit.log_likelihood(swapped, draws=5), expected)
+    torch.testing.assert_close(faithful_fit.log_likelihood(faithful.values.numpy(), draws=5), expected)
+    with pytest.raises(InputError, match="no column 'waiting'; expected the training columns eruptions, waiting"):
+        faithful_fit.log_likelihood(pplgen.Table(faithful.values, ("eruptions", "b"), "other"))
+
+
+def test_summary_prints_table_bound_and_reason(faithful_fit, faithful_tree, capsys):
+    faithful_fit.summary(tree=faithful_tree)
+    printed = capsys.readouterr().out
+    for expected in ("GaussianMixture on faithful, 272 rows", "mu[1, waiting]", "ELBO -116", faithful_fit.stop.value):
+        assert expected in printed
+    assert "bartlett" not in printed
+    assert "GaussianMixture" in repr(faithful_fit)
+
+
+def test_round_trip(faithful_fit, run):
+    again = pplgen.load(run)
+    assert again.story.config == faithful_fit.story.config
+    assert again.elbo == faithful_fit.elbo
+    assert again.stop is faithful_fit.stop
+    np.testing.assert_array_equal(again.best.history, faithful_fit.best.history)
+    torch.testing.assert_close(again.sample(5), faithful_fit.sample(5))
+    torch.testing.assert_close(again.log_likelihood("faithful", draws=5), faithful_fit.log_likelihood(draws=5))
+    with pytest.raises(InputError, match="loaded without its data"):
+        again.to_datatree()
+    with pytest.raises(InputError, match="loaded without its data"):
+        again.log_likelihood()
+    whole = pplgen.load(run, "faithful")
+    np.testing.assert_array_equal(
+        whole.to_datatree(3)["sample_stats"]["lp"], faithful_fit.to_datatree(3)["sample_stats"]["lp"]
+    )
+    again.save(run.parent / "copy")
+    assert (run.parent / "copy" / store.TENSORS).read_bytes() == (run / store.TENSORS).read_bytes()
+
+
+def test_other_data_are_refused(run, faithful):
+    with pytest.raises(InputError, match=r"not the data of .*, which was fitted to 'faithful' with 272 rows"):
+        pplgen.load(run, faithful.values[:100])
+
+
+def test_a_run_is_not_overwritten_unless_told(faithful_fit, run):
+    before = (run / store.HEADER).read_bytes()
+    with pytest.raises(InputError, match="already holds a run"):
+        faithful_fit.save(run)
+    assert (run / store.HEADER).read_bytes() == before
+    faithful_fit.save(run, force=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"format": 2}, "format 2, where this version reads format 1"),
+        ({"story": "os:system"}, "only stories of the collection are rebuilt by name"),
+        ({"story": "pplgen.models.gaussian_mixture:torch"}, "is not a Story"),
+        ({"story": "pplgen.models.missing:Story"}, "has no such story"),
+        ({"config": {"num_components": 0}}, "num_components=0"),
+        ({"config": {"num_components": 3}}, "parameter .* has shape"),
+        ({"config": {"colour": 1}}, "is missing or of the wrong kind"),
+        ({"runs": 3}, "is missing or of the wrong kind"),
+        ({"best": 7}, "is missing or of the wrong kind"),
+        ({"dtype": "int32"}, "is missing or of the wrong kind"),
+    ],
+)
+def test_altered_headers(run, changes, sentence):
+    alter(run, **changes)
+    with pytest.raises(InputError, match=sentence):
+        pplgen.load(run)
+
+
+def test_bare_pairs_cannot_be_saved_yet(tmp_path):
+    import pyro
+    import pyro.distributions as dist
+
+    def model(y):
+        pyro.sample("y", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=y.mean())
+
+    fit = pplgen.fit(model, torch.zeros(3), steps=2, progress=False)
+    with pytest.raises(InputError, match="only fits of the collection's stories can be saved"):
+        fit.save(tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "nothing is left behind"
+    with pytest.raises(InputError, match="new rows need a Story"):
+        fit.sample(3)

@@ -1,0 +1,43 @@
+"""What is installed, and that it is one thing."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pplgen
+from pplgen import models
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_package_is_listed():
+    """Explicit lists go stale in silence: a folder of modules that is not listed would be missing from the wheel."""
+    folders = {ROOT / "pplgen", *(path.parent for path in (ROOT / "pplgen").rglob("*.py"))}
+    named = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    named |= {"pplgen.models"}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == named
+
+
+def test_toolkit_and_collection_come_from_one_checkout():
+    assert Path(pplgen.__file__).parents[1] == Path(models.__file__).parents[1]
+
+
+def test_nothing_installs_a_top_level_models(tmp_path):
+    program = "import importlib.util, sys; sys.exit(importlib.util.find_spec('models') is not None)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == 0
+
+
+def test_version_is_told_once():
+    assert PROJECT["project"]["version"] == pplgen.__version__
+
+
+def test_public_names_exist_and_import_late():
+    for name in pplgen.__all__:
+        assert getattr(pplgen, name) is not None
+    program = "import sys, pplgen; sys.exit(bool({'torch', 'pyro'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    # a submodule of the same name would hide the function once it is imported
+    modules = {path.stem for path in (ROOT / "pplgen").glob("*.py")}
+    assert not modules & set(pplgen.__all__)
