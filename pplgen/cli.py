@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,19 +93,18 @@ def predict(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    caught = _WarningLog()
-    _register_stories(caught)
-    try:
-        code = app(standalone_mode=False)
-    except InputError as error:
-        _fail(str(error))
-    except typer.Abort:
-        _fail("interrupted; nothing was written", code=130)
-    except Exception as error:
-        # typer's usage errors know how to say themselves; anything else is a defect and shows its traceback
-        if not hasattr(error, "format_message"):
-            raise
-        _fail(error.format_message())
+    with _WARNINGS.captured():
+        try:
+            code = app(standalone_mode=False)
+        except InputError as error:
+            _fail(str(error))
+        except typer.Abort:
+            _fail("interrupted; nothing was written", code=130)
+        except Exception as error:
+            # typer's usage errors know how to say themselves; anything else is a defect and shows its traceback
+            if not hasattr(error, "format_message"):
+                raise
+            _fail(error.format_message())
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -120,8 +120,18 @@ class _WarningLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[None]:
+        """Take Python's warnings meanwhile."""
+        logger = logging.getLogger("py.warnings")
         logging.captureWarnings(True)
-        logging.getLogger("py.warnings").addHandler(self)
+        logger.addHandler(self)
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
+            logging.captureWarnings(False)
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -131,19 +141,15 @@ class _WarningLog(logging.Handler):
             self.lines.append(text)
 
 
-def _register_stories(caught: _WarningLog) -> None:
-    """Give every story of the collection a ``fit`` command with its constructor's options."""
-    for entry in models.collection():
-        options = [option for option in constructor_options(entry.definition) if option.name != "num_features"]
-        fit_app.command(entry.name, help=entry.summary)(_fit_command(entry, options, caught))
+_WARNINGS = _WarningLog()
 
 
-def _fit_command(entry: models.Entry, options: list[Option], caught: _WarningLog) -> Callable[..., None]:
+def _fit_command(entry: models.Entry, options: list[Option]) -> Callable[..., None]:
     """Build one story's command, whose signature is the shared options and the story's own."""
 
     def command(**given: Any) -> None:
         config = {option.name: parse_value(option, given.pop(option.name)) for option in options}
-        _fit(entry, config, caught, **given)
+        _fit(entry, config, **given)
 
     own = [
         inspect.Parameter(
@@ -184,7 +190,6 @@ def _shared(
 def _fit(
     entry: models.Entry,
     config: dict[str, Any],
-    caught: _WarningLog,
     *,
     data: str,
     out: Path | None,
@@ -205,8 +210,8 @@ def _fit(
         fit.write(folder)
         tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
         plots.save_picture(plots.picture(fit, tree), folder / "fit.png")
-        if caught.lines:
-            (folder / "warnings.log").write_text("\n".join(caught.lines) + "\n", encoding="utf-8")
+        if _WARNINGS.lines:
+            (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
     fit.summary(tree=tree)
     typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
 
@@ -238,3 +243,8 @@ def _write_csv(frame: Any, out: Path | None, *, index: bool = False) -> None:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{str(out)!r} cannot be written: {error.strerror}") from None
+
+
+for _entry in models.collection():
+    _options = [option for option in constructor_options(_entry.definition) if option.name != "num_features"]
+    fit_app.command(_entry.name, help=_entry.summary)(_fit_command(_entry, _options))

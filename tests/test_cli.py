@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 from pplgen.models import collection
 
+from pplgen.cli import main
 from pplgen.signature import constructor_options
 
 TWO_COLUMNS = "a,b\n" + "\n".join(f"{i % 7 + (i % 2) * 10},{i % 5}" for i in range(30)) + "\n"
@@ -131,7 +132,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("unknown", "No such command 'unknown'"),
     ],
 )
-def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, arguments, sentence):
+def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, sentence):
     files = {
         "text": "a,b\n1,2\n3,n/a\n",
         "infinite": "a,b\n1,inf\n3,4\n",
@@ -142,11 +143,16 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, arguments, sentence
     }
     for name, text in files.items():
         (tmp_path / f"{name}.csv").write_text(text)
-    done = pplgen(*arguments.split(), cwd=tmp_path, code=2)
-    assert sentence in done.stderr
-    assert done.stderr.startswith("pplgen: ")
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stdout == ""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pplgen", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert sentence in printed.err
+    assert printed.err.startswith("pplgen: ")
+    assert len(printed.err.splitlines()) == 1
+    assert printed.out == ""
     assert not (tmp_path / "runs").exists(), "nothing is left behind"
 
 
