@@ -43,8 +43,7 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from pplgen.errors import InputError
-from pplgen.story import Story, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.story import InputError, Story, check_count, check_per_feature, check_positive, pyro_method
 
 
 class GaussianMixture(Story):
@@ -59,9 +58,10 @@ class GaussianMixture(Story):
     concentration
         Prior concentration alpha of each weight; below one, surplus components empty out.
     prior_mean
-        Centre m of the component locations, in data units: a number or one per feature. None: the column means.
+        Centre m of the component locations, in data units: a number or one per feature. Default: the column means.
     prior_scale
-        Scale s of the data, in data units: a number or one per feature. None: the column standard deviations.
+        Scale s of the data, in data units: a number or one per feature. Default: the column standard
+        deviations.
     mean_precision
         Rows that the prior on a location is worth, kappa.
     """

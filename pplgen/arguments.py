@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pplgen.data import Table, check_training_table, load_data
 from pplgen.errors import InputError
+from pplgen.readers import unnamed_columns
 from pplgen.story import Story
 
 __all__ = ["bare_arguments", "check_device", "new_rows", "training_rows"]
@@ -28,13 +29,15 @@ def training_rows(story: Story, data: Any) -> Table:
 def new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dtype) -> Tensor:
     """Read and check rows for a trained story, their columns put in the order of the training ``columns``.
 
-    A table without names of its own (``x0``, ``x1``, ...) is taken as it stands.
+    Where either side has no names of its own (``x0``, ``x1``, ...), the columns are taken as they stand.
     """
     table = load_data(data, dtype=dtype)
-    if set(columns) <= set(table.columns):
+    if unnamed_columns(len(columns)) == columns or unnamed_columns(len(table.columns)) == table.columns:
+        pass
+    elif set(columns) <= set(table.columns):
         order = [table.columns.index(column) for column in columns]
         table = Table(table.values[:, order], columns, table.name)
-    elif table.columns != tuple(f"x{i}" for i in range(len(table.columns))):
+    else:
         missing = next(column for column in columns if column not in table.columns)
         raise InputError(f"{table.name}: no column {missing!r}; expected the training columns {', '.join(columns)}")
     _check(story, table)
@@ -53,7 +56,7 @@ def check_device(device: str | torch.device) -> torch.device:
     """Return a device that exists here, or raise ``InputError``."""
     try:
         target = torch.device(device)
-        torch.empty(0, device=target)
+        torch.ones(1, device=target).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise InputError(f"device={str(device)!r} is not available here; expected one of {here}") from None

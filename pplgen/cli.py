@@ -36,9 +36,9 @@ fit_app = typer.Typer(
 app.add_typer(fit_app, name="fit")
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that 'pplgen fit' wrote.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of every random number.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of every random number.")]
 OutFileOption = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="CSV file to write instead of the terminal.")
+    Path | None, typer.Option("--out", metavar="FILE", help="New CSV file to write instead of the terminal.")
 ]
 DATA_HELP = (
     "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; with "
@@ -104,6 +104,9 @@ def main() -> None:
             # typer's usage errors know how to say themselves; anything else is a defect and shows its traceback
             if not hasattr(error, "format_message"):
                 raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(error.format_message(), err=True)
+                sys.exit(2)
             _fail(error.format_message())
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -158,7 +161,7 @@ def _fit_command(entry: models.Entry, options: list[Option]) -> Callable[..., No
             default=option.default,
             annotation=Annotated[
                 option.kind | None if option.default is None else option.kind,
-                typer.Option(*option.flags, help=option.help),
+                typer.Option(*option.flags, help=option.help, metavar=option.metavar),
             ],
         )
         for option in options
@@ -234,15 +237,14 @@ def _latent_columns(fit: Fit, table: pplgen.Table) -> Any:
 
 
 def _write_csv(frame: Any, out: Path | None, *, index: bool = False) -> None:
-    """Write a table to a file or the terminal, six digits."""
+    """Write a table to a new file or the terminal, six digits."""
+    from pplgen import store
+
     text = frame.to_csv(index=index, float_format="%.6g")
     if out is None:
         typer.echo(text, nl=False)
-        return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{str(out)!r} cannot be written: {error.strerror}") from None
+    else:
+        store.write_new(out, text)
 
 
 for _entry in models.collection():

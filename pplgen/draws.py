@@ -9,18 +9,18 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import einsum
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.pair import Pair, seeded
+from pplgen.pair import Pair
 from pplgen.story import Story
 
 __all__ = [
     "Draws",
     "RowDensities",
-    "check_amortised",
     "draw_posterior",
     "draw_predictive",
     "draw_prior",
@@ -54,7 +54,7 @@ class RowDensities:
     log_likelihood: Tensor
     """log p(x_i | theta) in nats, discrete latents summed out, shape ``(num_rows,)``."""
     probabilities: dict[str, Tensor]
-    """p(z_i = k | x_i, theta) of each enumerated per-row site, shape ``(num_rows, num_values)``."""
+    """p(z_i = k | x_i, theta) of each enumerated site with one value to a row, shape ``(num_rows, num_values)``."""
     drawn: dict[str, Tensor]
     """Per-row latents drawn here from the guide, shape ``(num_rows, ...)`` each."""
 
@@ -79,7 +79,7 @@ def draw_posterior(pair: Pair, num_draws: int) -> Draws:
 @torch.no_grad()
 def draw_shared(pair: Pair, num_draws: int) -> list[dict[str, Tensor]]:
     """Draw the latents that all rows share from the guide; call it inside ``pair.isolated``."""
-    names = tuple(name for name in pair.structure.latent if name not in pair.structure.per_row)
+    names = pair.structure.shared_latent
     with pyro.validation_enabled(False):
         return [_values(poutine.trace(pair.guide).get_trace(*pair.data), names) for _ in range(num_draws)]
 
@@ -148,11 +148,9 @@ def row_densities(pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...
         Where the model has no row plate, or sums out a latent that all rows share.
     """
     structure = pair.structure
-    if structure.row_plate is None:
-        raise InputError("densities per row need a model whose rows live in pyro.plate('data', ...)")
-    shared = [name for name in structure.enumerated if name not in structure.per_row]
-    if shared:
-        raise InputError(f"densities per row are not defined: all rows share {shared[0]!r}, which is summed out")
+    if reason := structure.why_no_rows():
+        raise InputError(reason)
+    row_plate = str(structure.row_plate)
     left_out = [name for name in structure.latent if name not in latent]
     with pyro.validation_enabled(False):
         drawn, log_q = _draw_rows(pair, latent, left_out, data)
@@ -161,38 +159,19 @@ def row_densities(pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...
         model_trace = trace.get_trace(*data)
         model_trace.compute_log_prob()
         model_trace.pack_tensors()
-    scored = [*structure.observed, *structure.enumerated, *left_out]
+    scored = [*structure.observed, *structure.factors, *structure.enumerated, *left_out]
     scored = [name for name in scored if name in structure.per_row]
     nodes = [model_trace.nodes[name] for name in scored]
-    num_rows = next(f.size for node in nodes for f in node["cond_indep_stack"] if f.name == structure.row_plate)
-    log_likelihood = _sum_out(model_trace, scored, structure.row_plate).reshape(num_rows)
+    num_rows = next(f.size for node in nodes for f in node["cond_indep_stack"] if f.name == row_plate)
+    log_likelihood = _sum_out(model_trace, scored, row_plate).reshape(num_rows)
     probabilities = {}
     for name in structure.enumerated:
+        if len([frame for frame in model_trace.nodes[name]["cond_indep_stack"] if frame.vectorized]) > 1:
+            continue  # several to a row, and so no probabilities of one value each
         values = model_trace.nodes[name]["infer"]["_enumerate_symbol"]
-        joint = _sum_out(model_trace, scored, structure.row_plate, keep=values).reshape(num_rows, -1)
+        joint = _sum_out(model_trace, scored, row_plate, keep=values).reshape(num_rows, -1)
         probabilities[name] = (joint - log_likelihood[:, None]).exp()
     return RowDensities(log_likelihood - log_q, probabilities, drawn)
-
-
-def check_amortised(pair: Pair) -> None:
-    """Raise ``InputError`` where a per-row latent is drawn without a look at the rows; call it inside ``isolated``.
-
-    Such a guide (``AutoNormal``, for one) holds parameters of its own for each training row and knows no other.
-    """
-    names = [name for name in pair.structure.latent if name in pair.structure.per_row]
-    if not names:
-        return
-    turned = tuple(value.flip(0) if isinstance(value, Tensor) and value.ndim else value for value in pair.data)
-    drawn = []
-    for data in (pair.data, turned):
-        with seeded(0), torch.no_grad():
-            drawn.append(_values(poutine.trace(pair.guide).get_trace(*data), tuple(names)))
-    for name in names:
-        if torch.equal(drawn[0][name], drawn[1][name]):
-            raise InputError(
-                f"the guide draws {name!r} from parameters of its own for each training row, so it knows no other "
-                "rows; give a guide that computes them from the data"
-            )
 
 
 def _draw_rows(
@@ -207,7 +186,8 @@ def _draw_rows(
     for name in names:
         frames = trace.nodes[name]["cond_indep_stack"]
         dim = next(frame.dim for frame in frames if frame.name == pair.structure.row_plate)
-        log_prob = trace.nodes[name]["log_prob"]
+        # masked, but not scaled, as the model's terms are
+        log_prob = scale_and_mask(trace.nodes[name]["unscaled_log_prob"], mask=trace.nodes[name]["mask"])
         others = [d for d in range(-log_prob.ndim, 0) if d != dim]
         log_q = log_q + (log_prob.sum(others) if others else log_prob)
     return {name: trace.nodes[name]["value"] for name in names}, log_q

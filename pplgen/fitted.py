@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
-from rich.console import Console
-from rich.table import Table as RichTable
 from torch import Tensor
 
 from pplgen import posterior, store
@@ -25,8 +22,10 @@ from pplgen.arguments import bare_arguments, new_rows
 from pplgen.data import Table, load_data
 from pplgen.draws import sample_rows
 from pplgen.errors import InputError
-from pplgen.pair import Pair, seeded
+from pplgen.isolation import seeded
+from pplgen.pair import Pair
 from pplgen.story import Story, check_count
+from pplgen.terminal import print_table
 from pplgen.training import StopReason, Training
 
 __all__ = ["Fit", "load"]
@@ -50,6 +49,8 @@ class Fit:
         Names of the training columns.
     seed : int
         The seed of ``fit``.
+    num_failed : int
+        Restarts that broke down and were dropped.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Fit:
         *,
         table: Table | None,
         seed: int,
+        num_failed: int = 0,
         origin: dict[str, Any] | None = None,
     ) -> None:
-        self.pair, self.runs, self.table, self.seed = pair, runs, table, seed
+        self.pair, self.runs, self.table, self.seed, self.num_failed = pair, runs, table, seed, num_failed
         self._origin = origin or {}
         self.columns: tuple[str, ...] = table.columns if table is not None else tuple(self._origin.get("columns", ()))
 
@@ -115,7 +117,17 @@ class Fit:
         ``tree`` holds draws that are at hand; otherwise ``draws`` are made.
         """
         tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
-        _print_summary(self, posterior.summarise(tree, self.readable_sites(tree)))
+        best = self.best
+        restarts = (
+            f"; best of {len(self.runs)} restarts, which spread over {self.spread:.2f}" if len(self.runs) > 1 else ""
+        )
+        failed = f"; {self.num_failed} restarts broke down" if self.num_failed else ""
+        print_table(
+            f"{self.name} on {self.table.name}, {len(self.table)} rows" if self.table is not None else self.name,
+            posterior.summarise(tree, self.readable_sites(tree)),
+            f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{restarts}{failed}",
+            f"{len(best.history):,} steps: {best.stop.value}",
+        )
 
     def readable_sites(self, tree: xr.DataTree) -> list[str]:
         """Sites of the posterior group that a table shows: no auxiliary ones, and none of single rows."""
@@ -176,9 +188,8 @@ class Fit:
             "dtype": str(next(story.parameters()).dtype).removeprefix("torch."),
             "seed": self.seed,
             "best": self.runs.index(self.best),
-            "runs": [
-                {"seed": r.seed, "elbo": r.elbo, "elbo_error": r.elbo_error, "stop": r.stop.name} for r in self.runs
-            ],
+            "num_failed": self.num_failed,
+            "runs": [_facts(run) for run in self.runs],
         }
         if self.table is not None:
             facts = {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
@@ -193,7 +204,7 @@ class Fit:
     @contextlib.contextmanager
     def _ready(self, seed: int | None) -> Iterator[None]:
         """Seed the generators, by default with the fit's own seed, and give Pyro the pair's parameters."""
-        with seeded(self.seed if seed is None else seed), self.pair.isolated():
+        with seeded(self.seed if seed is None else check_count("seed", seed, minimum=0)), self.pair.isolated():
             yield
 
     def _rows(self, x: Any) -> tuple[Any, ...]:
@@ -227,34 +238,43 @@ def load(directory: str | Path, data: Any = None) -> Fit:
     directory = Path(directory)
     tensors, header = store.read(directory)
     try:
-        story = _story(header["story"], header["config"]).to(getattr(torch, header["dtype"]))
-        runs = tuple(
-            Training(run["seed"], np.empty(0), run["elbo"], run["elbo_error"], StopReason[run["stop"]])
-            for run in header["runs"]
-        )
-        best, seed = runs[header["best"]], header["seed"]
-        history = tensors["history"].numpy()
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{str(directory / store.HEADER)!r}: {error} is missing or of the wrong kind") from None
-    runs = tuple(replace(run, history=history) if run is best else run for run in runs)
-    buffers = {name.removeprefix("buffer/"): t for name, t in tensors.items() if name.startswith("buffer/")}
-    parameters = {name.removeprefix("parameter/"): t for name, t in tensors.items() if name.startswith("parameter/")}
-    story.load_state_dict(buffers, strict=False)
+        return _rebuild(tensors, header, data)
+    except InputError as error:
+        raise InputError(f"{str(directory)!r}: {error}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        what = f"{store.HEADER} does not describe a run that this version can rebuild"
+        raise InputError(f"{str(directory)!r}: {what}: {type(error).__name__}: {error}") from None
+
+
+def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any) -> Fit:
+    """Build the story, fill in its parameters and say how it was fitted."""
+    seed = check_count("seed", header["seed"], minimum=0)
+    columns = tuple(str(column) for column in header["columns"])
+    dtype = {"float32": torch.float32, "float64": torch.float64}[header["dtype"]]
+    runs = tuple(
+        Training(run["seed"], np.empty(0), float(run["elbo"]), float(run["elbo_error"]), StopReason[run["stop"]])
+        for run in header["runs"]
+    )
+    best = runs[header["best"]]
+    runs = tuple(replace(run, history=tensors["history"].numpy()) if run is best else run for run in runs)
     table = None
     if data is not None:
-        table = load_data(data, dtype=next(story.parameters()).dtype)
-        expected = header.get("data", {})
-        if table.fingerprint != expected.get("fingerprint"):
-            raise InputError(
-                f"{table.name}: not the data of {str(directory)!r}, which was fitted to {expected.get('name')!r} "
-                f"with {expected.get('num_rows')} rows"
-            )
-    # without its data the pair is shaped on rows of its own making
+        table = load_data(data, dtype=dtype)
+        expected = header["data"]
+        if table.fingerprint != expected["fingerprint"]:
+            fitted_to = f"{expected['name']!r} with {expected['num_rows']} rows"
+            raise InputError(f"{table.name} is not the data of this run, which was fitted to {fitted_to}")
     with seeded(seed):
-        pair = Pair(story.model, story.guide, (story.simulate(2) if table is None else table.values,))
+        story = _story(header["story"], header["config"]).to(dtype)
+        buffers = {name.removeprefix("buffer/"): t for name, t in tensors.items() if name.startswith("buffer/")}
+        story.load_state_dict(buffers, strict=False)
+        # without its data the pair is shaped on rows of its own making
+        pair = Pair.of_story(story, story.simulate(2) if table is None else table.values, initialise=False)
     with pair.isolated():
-        pair.restore(parameters)
-    return Fit(pair, runs, table=table, seed=seed, origin=header)
+        prefix = "parameter/"
+        pair.restore({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+    num_failed = int(header["num_failed"])
+    return Fit(pair, runs, table=table, seed=seed, num_failed=num_failed, origin={**header, "columns": columns})
 
 
 def _story(name: str, config: dict[str, Any]) -> Story:
@@ -274,25 +294,3 @@ def _story(name: str, config: dict[str, Any]) -> Story:
 def _facts(run: Training) -> dict[str, Any]:
     """Keep of a restart what the header shows."""
     return {"seed": run.seed, "elbo": run.elbo, "elbo_error": run.elbo_error, "stop": run.stop.name}
-
-
-def _print_summary(fit: Fit, table: pd.DataFrame) -> None:
-    """Print the posterior table, one row per scalar, under what was fitted and above how it ended."""
-    console = Console()
-    rows = RichTable(title=_title(fit), title_justify="left")
-    rows.add_column("parameter", no_wrap=True)
-    for column in ("mean", "sd", "5 %", "95 %"):
-        rows.add_column(column, justify="right")
-    for name, values in table.iterrows():
-        rows.add_row(str(name), *(f"{value:.4g}" for value in values))
-    console.print(rows)
-    count = f"; best of {len(fit.runs)} restarts, which spread over {fit.spread:.2f}" if len(fit.runs) > 1 else ""
-    console.print(f"ELBO {fit.elbo:.2f} +- {fit.best.elbo_error:.2f} nats{count}", highlight=False)
-    console.print(f"{len(fit.best.history):,} steps: {fit.stop.value}", highlight=False)
-
-
-def _title(fit: Fit) -> str:
-    """Say what was fitted to what."""
-    if fit.table is None:
-        return fit.name
-    return f"{fit.name} on {fit.table.name}, {len(fit.table)} rows"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,10 @@ from pplgen.arguments import bare_arguments, check_device, training_rows
 from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
-from pplgen.pair import Pair, seeded
-from pplgen.progress import ProgressCallback, reporting
+from pplgen.isolation import seeded
+from pplgen.pair import Pair
 from pplgen.story import Story, check_count, check_positive
+from pplgen.terminal import ProgressCallback, reporting
 from pplgen.training import Progress, StopReason, Training, train
 
 __all__ = ["fit"]
@@ -60,7 +60,7 @@ def fit(
     batch_size
         Rows per step, the row plate being scaled to all of them; ``None`` for all rows.
     device
-        Where to compute, such as ``"cuda"``; ``None`` for where the data are.
+        Where to compute, such as ``"cuda"``. ``None``: the CPU for a story, where the data are for a bare pair.
     elbo
         Pyro's bound. ``None``: ``TraceEnum_ELBO`` where discrete latents are summed out, else ``Trace_ELBO``.
     progress
@@ -82,6 +82,7 @@ def fit(
         raise InputError(
             f"guide: {type(model).__name__} brings its own guide; fit(story.model, data, guide) takes yours"
         )
+    restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()
     table: Table | None = None
     if isinstance(model, Story):
         table = training_rows(model, data)
@@ -90,38 +91,37 @@ def fit(
         arguments = bare_arguments(data, target)
     runs: list[Training] = []
     best: Pair | None = None
-    failure: InputError | None = None
+    failures: list[InputError] = []
     with reporting(progress) as callback:
-        for index, restart_seed in enumerate(np.random.SeedSequence(seed).generate_state(restarts).tolist(), start=1):
-
-            def report(step: int, value: float, rate: float, index: int = index) -> None:
-                if callback:
-                    callback(Progress(index, restarts, step, steps, value, rate))
-
-            try:
+        try:
+            for index, restart_seed in enumerate(restart_seeds, start=1):
                 with seeded(restart_seed):
-                    pair = _prepare(model, guide, arguments, target)
-                    with pair.isolated():
-                        run = train(
-                            pair,
-                            seed=restart_seed,
-                            steps=steps,
-                            learning_rate=learning_rate,
-                            batch_size=batch_size,
-                            elbo=elbo,
-                            report=report,
-                        )
-            except InputError as error:
-                failure = failure or error
-                continue
-            if best is None or run.elbo > max(other.elbo for other in runs):
-                best = pair
-            runs.append(run)
-            if run.stop is StopReason.INTERRUPTED:
-                break
+                    try:
+                        pair = _prepare(model, guide, arguments, target)
+                        with pair.isolated():
+                            run = train(
+                                pair,
+                                seed=restart_seed,
+                                steps=steps,
+                                learning_rate=learning_rate,
+                                batch_size=batch_size,
+                                elbo=elbo,
+                                report=_reporter(callback, index, restarts, steps),
+                            )
+                    except InputError as error:
+                        failures.append(error)
+                        continue
+                if best is None or run.elbo > max(other.elbo for other in runs):
+                    best = pair
+                runs.append(run)
+                if run.stop is StopReason.INTERRUPTED:
+                    break
+        except KeyboardInterrupt:  # between two restarts, or before the first step of one
+            if best is None:
+                raise InputError("interrupted before the first step; there is no fit to keep") from None
     if best is None:
-        raise failure or InputError("interrupted before the first step")
-    return Fit(best, tuple(runs), table=table, seed=seed)
+        raise failures[0]
+    return Fit(best, tuple(runs), table=table, seed=seed, num_failed=len(failures))
 
 
 def _prepare(
@@ -131,9 +131,18 @@ def _prepare(
     device: torch.device | None,
 ) -> Pair:
     """Copy and start a pair: a story near the data, a bare pair as its parameters' own starts say."""
-    if isinstance(model, Story):
-        (x,) = arguments
-        story = copy.deepcopy(model).to(device=x.device, dtype=x.dtype)
-        story.initialise(x)
-        return Pair(story.model, story.guide, arguments)
-    return Pair(model, guide, arguments, device)
+    if not isinstance(model, Story):
+        return Pair(model, guide, arguments, device)
+    try:
+        return Pair.of_story(model, arguments[0])
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise InputError(f"data and priors do not fit together numerically; check their scale: {error}") from error
+
+
+def _reporter(
+    callback: ProgressCallback | None, restart: int, restarts: int, steps: int
+) -> Callable[[int, float, float], None] | None:
+    """Complete what the loop reports to what the callback takes."""
+    if callback is None:
+        return None
+    return lambda step, value, rate: callback(Progress(restart, restarts, step, steps, value, rate))

@@ -1,42 +1,24 @@
-"""A model and a guide, copied and kept apart from Pyro's global state, with what one run tells about them."""
+"""A model and a guide with parameters of their own, kept apart from Pyro's global state."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoGuide, AutoNormal
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pplgen.errors import InputError
+from pplgen.isolation import OwnInitialValues, copy_together, modules_of, overwrite, seeded
 from pplgen.story import Story
+from pplgen.structure import Structure, inspect_traces, number_of_rows, with_auto_normal
 
-__all__ = ["Pair", "RowScale", "Structure", "seeded"]
-
-ROW_PLATE = "data"
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run with torch, NumPy and Python seeded, and put their generators back afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        pyro.set_rng_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+__all__ = ["Pair", "RowScale", "rows_of"]
 
 
 class RowScale(Messenger):
@@ -51,34 +33,12 @@ class RowScale(Messenger):
             msg["scale"] = msg["scale"] * self.scale
 
 
-@dataclass(frozen=True)
-class Structure:
-    """What one run of a pair on its data shows."""
-
-    plate_depth: int
-    """Number of batch dimensions that plates take."""
-    row_plate: str | None
-    """The plate of the rows: the one called ``data``, else the only one as long as the data; None without either."""
-    latent: tuple[str, ...]
-    """Latent sites that the guide draws, in its order."""
-    enumerated: tuple[str, ...]
-    """Discrete latent sites of the model that the guide leaves out; they are summed out."""
-    sums: bool
-    """Whether any discrete site, of the model or the guide, is summed out."""
-    deterministic: tuple[str, ...]
-    """Deterministic sites of the model, but for those of single rows that may depend on what is summed out."""
-    observed: tuple[str, ...]
-    """Observed sites of the model."""
-    per_row: frozenset[str]
-    """Sites of the model inside the row plate."""
-
-
 class Pair:
     """A model and a guide with parameters of their own.
 
     Modules and stories are deep-copied; parameters that live in Pyro's store, or in modules that a function closes
-    over, are swapped in by ``isolated`` and out again after it, so that nothing that the caller owns changes. Inside
-    it torch's default floating-point type is that of the data, as Pyro's sums over discrete latents need.
+    over, are swapped in by ``isolated`` and out again after it, so that no parameter of the caller's changes. (Running
+    statistics of a module that a function closes over do: give such a module as part of a module guide instead.)
 
     Parameters
     ----------
@@ -91,6 +51,15 @@ class Pair:
         Arguments of both.
     device
         Where the copied modules go; ``None`` to leave them where they are.
+    own
+        Whether the parts are the pair's already and need no copying.
+
+    Attributes
+    ----------
+    structure : Structure
+        Sites and plates, from a first run on the data.
+    story : Story or None
+        The pair's own copy of the story that it was made of, ``None`` for a bare pair.
     """
 
     def __init__(
@@ -99,37 +68,56 @@ class Pair:
         guide: Callable[..., Any] | None,
         data: tuple[Any, ...],
         device: torch.device | None = None,
+        *,
+        own: bool = False,
     ) -> None:
+        self.data = data
+        self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._borrowed: dict[nn.Parameter, Tensor] = {}
-        self.data = data
         floating = (value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point())
         self._dtype = next(floating, torch.get_default_dtype())
-        self.model, self.guide = _copied(model, guide)
-        for module in _modules(self.model, self.guide):
+        parts: tuple[Any, Any] = (model, guide) if own else copy_together(model, guide)
+        self.model, self.guide = parts
+        for module in modules_of(self.model, self.guide):
             module.to(device)
-        if self.guide is None:
-            with self._own_store(), torch.no_grad():
-                self.model, self.guide = _with_auto_normal(self.model, data)
-        self.structure = self._first_run()
+        with self._own_store(), torch.no_grad():
+            if self.guide is None:
+                self.model, self.guide = with_auto_normal(self.model, data)
+            guide_trace = poutine.trace(self.guide).get_trace(*data)
+            model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(*data)
+            stored = [value for _, value in pyro.get_param_store().named_parameters()]
+        self.structure: Structure = inspect_traces(guide_trace, model_trace, data)
+        owned = {id(parameter) for module in modules_of(self.model, self.guide) for parameter in module.parameters()}
+        for parameter in stored:
+            if isinstance(parameter, nn.Parameter) and id(parameter) not in owned:
+                self._borrowed[parameter] = parameter.detach().clone()
+
+    @classmethod
+    def of_story(cls, story: Story, x: Tensor, *, initialise: bool = True) -> Pair:
+        """Copy a story to the device and type of ``x``, start it near ``x`` unless told otherwise, and pair it up."""
+        copied, _ = copy_together(story, None)
+        copied.to(device=x.device, dtype=x.dtype)
+        if initialise:
+            copied.initialise(x)
+        pair = cls(copied.model, copied.guide, (x,), own=True)
+        pair.story = copied
+        return pair
 
     @contextlib.contextmanager
     def isolated(self) -> Iterator[None]:
-        """Give the pair its own parameter store, and its own values for the modules that it only borrows."""
+        """Give the pair its own parameter store, and its own values for the modules that it only borrows.
+
+        Inside, torch's default floating-point type is that of the data, as Pyro's sums over discrete latents need.
+        """
         with self._own_store():
             lent = {parameter: parameter.detach().clone() for parameter in self._borrowed}
-            _copy_into(self._borrowed)
+            overwrite(self._borrowed)
             try:
                 yield
             finally:
                 self._borrowed = {parameter: parameter.detach().clone() for parameter in lent}
-                _copy_into(lent)
-
-    @property
-    def story(self) -> Story | None:
-        """The pair's own, trained copy of the story whose methods it runs, or ``None`` for a bare pair."""
-        owner = getattr(self.model, "__self__", None)
-        return owner if isinstance(owner, Story) else None
+                overwrite(lent)
 
     def elbo(self) -> ELBO:
         """Return the bound that suits the pair: discrete latents summed out where there are any."""
@@ -160,104 +148,52 @@ class Pair:
         for name, parameter in parameters.items():
             parameter.data.copy_(values[name])
 
+    @torch.no_grad()
+    def check_amortised(self) -> None:
+        """Raise ``InputError`` where the guide knows only the rows it was made for; call it inside ``isolated``.
+
+        Such a guide (``AutoNormal``, for one) holds parameters of its own for each row: given one row less, it fails or
+        draws as many latents as before.
+        """
+        rows, names = number_of_rows(self.data), self.structure.row_latent
+        if not names or rows is None or rows < 2:
+            return
+        fewer = tuple(rows_of(value, slice(rows - 1), rows) for value in self.data)
+        try:
+            with seeded(0):
+                trace = poutine.trace(self.guide).get_trace(*fewer)
+            fixed = [name for name in names if self._rows_drawn(trace.nodes[name]) != rows - 1]
+        except (RuntimeError, ValueError, IndexError):
+            fixed = list(names)
+        if fixed:
+            raise InputError(
+                f"the guide draws {fixed[0]!r} from parameters of its own for each training row, so it knows no other "
+                "rows; give a guide that computes them from the data"
+            )
+
+    def _rows_drawn(self, node: Any) -> int:
+        """How many rows a site of the guide has drawn."""
+        dim = next(frame.dim for frame in node["cond_indep_stack"] if frame.name == self.structure.row_plate)
+        shape = torch.broadcast_shapes(node["fn"].batch_shape, (1,) * -dim)
+        return int(shape[dim])
+
     @contextlib.contextmanager
     def _own_store(self) -> Iterator[None]:
-        """Swap in the pair's parameter store and floating-point type."""
+        """Swap in the pair's parameter store and floating-point type, and Pyro's way of keeping parameters in it."""
         default = torch.get_default_dtype()
-        with pyro.get_param_store().scope(self._store):
+        with (
+            pyro.get_param_store().scope(self._store),
+            pyro.settings.context(module_local_params=False),
+            OwnInitialValues(),
+        ):
             torch.set_default_dtype(self._dtype)
             try:
                 yield
             finally:
                 torch.set_default_dtype(default)
 
-    def _first_run(self) -> Structure:
-        """Create lazy parameters, note the modules that are only borrowed, and look at the sites."""
-        with self._own_store(), torch.no_grad():
-            guide_trace = poutine.trace(self.guide).get_trace(*self.data)
-            model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(*self.data)
-            stored = [value for _, value in pyro.get_param_store().named_parameters()]
-        modules = _modules(self.model, self.guide)
-        owned = {id(parameter) for module in modules for parameter in module.parameters()}
-        for parameter in stored:
-            if isinstance(parameter, nn.Parameter) and id(parameter) not in owned:
-                self._borrowed[parameter] = parameter.detach().clone()
-        return _inspect(guide_trace, model_trace, self.data)
 
-
-def _copied(model: Any, guide: Any) -> tuple[Any, Any]:
-    """Copy a model and a guide together, for they may share modules."""
-    automatic = [part for module in _modules(model, guide) for part in module.modules() if isinstance(part, AutoGuide)]
-    held = [(part, part._model, part.master) for part in automatic]
-    copies: dict[int, Any] = {}
-    own_model, own_guide = copy.deepcopy(model, copies), copy.deepcopy(guide, copies)
-    for part, wrapped, master in held:
-        # being copied empties an AutoGuide of its model, and its copy with it
-        part._model, part.master = wrapped, master
-        copies[id(part)]._model = (copy.deepcopy(wrapped[0], copies),)
-    return own_model, own_guide
-
-
-def _modules(*parts: Any) -> list[nn.Module]:
-    """Return the modules among callables, bound methods counting as the module that they are bound to."""
-    owners = [getattr(part, "__self__", part) for part in parts]
-    return [owner for owner in owners if isinstance(owner, nn.Module)]
-
-
-def _copy_into(values: dict[nn.Parameter, Tensor]) -> None:
-    """Overwrite parameters in place."""
-    for parameter, value in values.items():
-        parameter.data.copy_(value)
-
-
-def _with_auto_normal(
-    model: Callable[..., Any], data: tuple[Any, ...]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Mark the model's discrete latents for enumeration and give it a mean-field normal guide over the others."""
-    trace = poutine.trace(model).get_trace(*data)
-    nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
-    latent = {name: node["fn"] for name, node in nodes.items() if not poutine.util.site_is_subsample(node)}
-    discrete = [name for name, fn in latent.items() if not fn.has_rsample and fn.support.is_discrete]
-    for name in discrete:
-        if not latent[name].has_enumerate_support:
-            kind = type(latent[name]).__name__
-            raise InputError(f"latent site {name!r} is {kind}, which cannot be summed out; give a guide for it")
-    if discrete:
-        model = config_enumerate(model, default="parallel")
-    if len(discrete) == len(latent):
-        raise InputError("the model has no continuous latent site, so there is nothing to fit; give a guide")
-    return model, AutoNormal(poutine.block(model, hide=discrete))
-
-
-def _inspect(guide_trace: poutine.Trace, model_trace: poutine.Trace, data: tuple[Any, ...]) -> Structure:
-    """Sort the sites of a run by their part in inference."""
-    sites = {name: node for name, node in model_trace.nodes.items() if node["type"] == "sample"}
-    sites = {name: node for name, node in sites.items() if not poutine.util.site_is_subsample(node)}
-    deterministic = tuple(name for name, node in sites.items() if node["infer"].get("_deterministic"))
-    observed = tuple(name for name, node in sites.items() if node["is_observed"] and name not in deterministic)
-    latent = tuple(name for name in guide_trace.stochastic_nodes if name in sites)
-    enumerated = tuple(name for name in sites if name not in {*deterministic, *observed, *latent})
-    for name in enumerated:
-        if sites[name]["infer"].get("enumerate") != "parallel":
-            raise InputError(
-                f"site {name!r} is in the model but not in the guide; add it there, or mark it "
-                "infer={'enumerate': 'parallel'} if it is discrete"
-            )
-    frames = {frame for node in sites.values() for frame in node["cond_indep_stack"] if frame.vectorized}
-    lengths = {frame.name: frame.size for frame in frames}
-    rows = len(data[0]) if data and isinstance(data[0], Tensor) and data[0].ndim else None
-    as_long = [name for name, length in lengths.items() if length == rows]
-    row_plate = ROW_PLATE if ROW_PLATE in lengths else as_long[0] if len(as_long) == 1 else None
-    per_row = frozenset(
-        name for name, node in sites.items() if any(f.name == row_plate for f in node["cond_indep_stack"])
-    )
-    return Structure(
-        plate_depth=max((-frame.dim for frame in frames), default=0),
-        row_plate=row_plate,
-        latent=latent,
-        enumerated=enumerated,
-        sums=bool(enumerated) or any(guide_trace.nodes[name]["infer"].get("enumerate") for name in latent),
-        deterministic=tuple(name for name in deterministic if not (enumerated and name in per_row)),
-        observed=observed,
-        per_row=per_row,
-    )
+def rows_of(value: Any, chosen: Tensor | slice, rows: int) -> Any:
+    """Take the chosen rows of an argument that has one entry per row; leave any other argument as it is."""
+    per_row = isinstance(value, Tensor) and value.ndim and len(value) == rows
+    return value[chosen] if per_row else value

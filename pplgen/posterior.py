@@ -16,7 +16,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.draws import check_amortised, draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
+from pplgen.draws import draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
 from pplgen.errors import InputError, near_names
 from pplgen.pair import Pair
 
@@ -78,7 +78,7 @@ def to_datatree(
         content["posterior"] = sampled.sites
     if "sample_stats" in wanted:
         content["sample_stats"] = {"lp": sampled.lp, "log_q": sampled.log_q}
-    if "log_likelihood" in wanted and pair.structure.row_plate is not None:
+    if "log_likelihood" in wanted and pair.structure.why_no_rows() is None:
         latents = sampled.each(pair.structure.latent)
         rows = [row_densities(pair, latent, pair.data).log_likelihood for latent in latents]
         content["log_likelihood"] = {"_".join(pair.structure.observed): torch.stack(rows)}
@@ -103,7 +103,7 @@ def to_datatree(
 def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int) -> Tensor:
     """Posterior predictive log density of each row of ``data`` in nats, ``log mean_s p(x_i | theta_s)``."""
     if data is not pair.data:
-        check_amortised(pair)
+        pair.check_amortised()
     rows = [row_densities(pair, latent, data).log_likelihood for latent in draw_shared(pair, draws)]
     return torch.stack(rows).logsumexp(dim=0) - np.log(draws)
 
@@ -118,7 +118,7 @@ def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
         story's name for it. A continuous latent becomes its mean, with its standard deviation as ``<name>_sd``.
     """
     if data is not pair.data:
-        check_amortised(pair)
+        pair.check_amortised()
     scores = [row_densities(pair, latent, data) for latent in draw_shared(pair, draws)]
     names = {} if pair.story is None else pair.story.dims
     variables: dict[str, Any] = {}
@@ -131,7 +131,7 @@ def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
         variables[name] = (dims, values.mean(dim=0).cpu().numpy())
         variables[f"{name}_sd"] = (dims, values.std(dim=0).cpu().numpy())
     if not variables:
-        raise InputError("the pair has no latents per row: none of its latent sites lies in the row plate")
+        raise InputError("the pair has no latent site with one value to a row")
     dataset = xr.Dataset(variables)
     return dataset.assign_coords({dim: range(size) for dim, size in dataset.sizes.items()})
 

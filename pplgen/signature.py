@@ -27,6 +27,11 @@ class Option:
     help: str
 
     @property
+    def metavar(self) -> str | None:
+        """What stands for the value in the help, where its type does not say it."""
+        return "NUMBERS" if self.kind is str and not isinstance(self.default, str) else None
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """Flags, the short one first: ``--components``, ``--num-components``."""
         long = "--" + self.name.replace("_", "-")

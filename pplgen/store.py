@@ -18,10 +18,12 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["HEADER", "TENSORS", "check_vacant", "read", "staged", "write"]
+__all__ = ["HEADER", "RUN_FILES", "TENSORS", "check_vacant", "read", "staged", "write", "write_new"]
 
 HEADER = "header.json"
 TENSORS = "parameters.safetensors"
+RUN_FILES = (TENSORS, "posterior.nc", "fit.png", "warnings.log", HEADER)
+"""What a run may consist of; the header comes last, for a directory without it holds no run."""
 FORMAT = 1
 """Version of the layout; a newer one is refused."""
 
@@ -36,9 +38,9 @@ def check_vacant(directory: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder whose files move into ``directory`` at the end, or vanish if anything fails.
+    """Yield an empty folder whose ``RUN_FILES`` move into ``directory`` at the end, or vanish if anything fails.
 
-    Other files in ``directory`` stay as they are.
+    They take the place of a run that was there; other files in ``directory`` stay as they are.
 
     Raises
     ------
@@ -54,9 +56,11 @@ def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
         raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
     try:
         yield folder
-        # the header goes last: a directory without it holds no run
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == HEADER):
-            os.replace(path, directory / path.name)
+        for name in RUN_FILES:
+            if (folder / name).exists():
+                os.replace(folder / name, directory / name)
+            else:  # of the run that is replaced
+                (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{str(directory)!r} cannot be written: {error.strerror or error}") from error
     finally:
@@ -72,6 +76,27 @@ def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
     (folder / TENSORS).write_bytes(content)
     facts = {"format": FORMAT, **header, "parameters_sha256": _digest(folder / TENSORS)}
     (folder / HEADER).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a text file whole, in a place where there is none yet.
+
+    Raises
+    ------
+    InputError
+        Where there is one, or it cannot be written.
+    """
+    if path.exists():
+        raise InputError(f"{str(path)!r} exists already; give the name of a new file")
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

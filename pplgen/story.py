@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["Story", "check_count", "check_per_feature", "check_positive", "pyro_method"]
+__all__ = ["InputError", "Story", "check_count", "check_per_feature", "check_positive", "pyro_method"]
 
 
 class Story(PyroModule):
@@ -87,9 +88,13 @@ class Story(PyroModule):
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return ``value`` as an ``int`` of at least ``minimum``, or raise ``InputError`` naming the argument."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = minimum - 1
+    if isinstance(value, bool) or count < minimum:
         raise InputError(f"{name}={value!r}: expected a whole number of at least {minimum}")
-    return value
+    return count
 
 
 def check_positive(name: str, value: Any) -> float:
@@ -110,6 +115,7 @@ def check_per_feature(name: str, value: Any, num_features: int, *, positive: boo
     """
     if value is None:
         return None
+    value = value.tolist() if hasattr(value, "tolist") else value
     given = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * num_features
     numbers = [_number(entry) for entry in given]
     kind = "positive, finite" if positive else "finite"
@@ -122,6 +128,7 @@ def check_per_feature(name: str, value: Any, num_features: int, *, positive: boo
 
 def _number(value: Any) -> float | None:
     """Return ``value`` as a finite float, or ``None`` where it is not one."""
+    value = value.item() if hasattr(value, "item") else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)

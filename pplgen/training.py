@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,18 +17,19 @@ from pyro.infer import ELBO, SVI
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.pair import Pair, RowScale
+from pplgen.pair import Pair, RowScale, rows_of
+from pplgen.structure import number_of_rows
 
 __all__ = ["Progress", "StopReason", "Training", "train"]
 
 WINDOW = 100
 """Steps over which the ELBO is averaged before it is judged."""
-PATIENCE = 2
-"""Windows without improvement that make a plateau."""
+PATIENCE = 4
+"""Windows at least before a trend is judged, by its slope over up to twice as many."""
 DECAY = 0.3
 """Factor on the learning rate at each plateau."""
-PLATEAUS = 4
-"""Plateaus, the last at DECAY^3 of the first learning rate, after which the fit has converged."""
+PLATEAUS = 3
+"""Plateaus, the last at DECAY^2 of the first learning rate, after which the fit has converged."""
 FINAL_EVALUATIONS = 100
 """Evaluations of the bound that estimate the final ELBO."""
 
@@ -38,7 +40,7 @@ class StopReason(Enum):
     CONVERGED = "the smoothed ELBO has stopped improving"
     STEPS = "the steps ran out before the ELBO stopped improving; give more steps to be sure"
     INTERRUPTED = "interrupted from the keyboard; this is the fit so far"
-    NOT_FINITE = "the ELBO became infinite or NaN; this is the last state before it, so try a lower learning rate"
+    NOT_FINITE = "the ELBO became infinite or NaN; this is the last good state, so try a lower learning rate"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def train(
     """Maximise the pair's ELBO with Adam, inside ``pair.isolated``; the pair is left at its last good parameters.
 
     The first step runs with Pyro's and torch's validation as it was found, the rest without. The learning rate is cut
-    at each plateau: when two windows of a hundred steps have not beaten the best window by two standard errors.
+    at each plateau: when the means of at least four windows of a hundred steps have no slope above two standard errors.
 
     Parameters
     ----------
@@ -103,7 +105,9 @@ def train(
     Raises
     ------
     InputError
-        Where the very first window of steps has no finite ELBO.
+        Where the very first window of steps has no finite ELBO, or the final parameters have none.
+    KeyboardInterrupt
+        Where it comes before the first step has ended; later, it ends the fit.
     """
     schedule = pyro.optim.ExponentialLR(
         {"optimizer": torch.optim.Adam, "optim_args": {"lr": learning_rate}, "gamma": DECAY}
@@ -126,23 +130,31 @@ def train(
                 if report and (step % 20 == 0 or step in (1, steps)):
                     report(step, float(np.mean(history[-WINDOW:])), step / (time.perf_counter() - started))
                 if step % WINDOW == 0:
-                    good = pair.snapshot()
+                    if not _is_finite(current := pair.snapshot()):
+                        stop = StopReason.NOT_FINITE
+                        break
+                    good = current
                     if watch.plateau(history[-WINDOW:]):
                         if watch.plateaus == PLATEAUS:
                             stop = StopReason.CONVERGED
                             break
                         schedule.step()
         except KeyboardInterrupt:
+            if not history:
+                raise
             stop = StopReason.INTERRUPTED
-        if stop is StopReason.NOT_FINITE:
+        if stop is StopReason.NOT_FINITE or not _is_finite(pair.snapshot()):
+            stop = StopReason.NOT_FINITE
             if good is None:
                 raise InputError(
-                    f"the ELBO is {value} at step {len(history) + 1}, before any good state; "
+                    f"the ELBO or its gradient is not finite by step {len(history) + 1}, before any good state; "
                     "check the scale of the data and the priors, or lower learning_rate"
                 )
             pair.restore(good)
-        values = [-_quietly(svi.evaluate_loss, next(batches)) for _ in range(FINAL_EVALUATIONS)]
-    error = float(np.std(values, ddof=1)) / math.sqrt(FINAL_EVALUATIONS)
+        values = _final_values(svi, batches)
+    if not np.isfinite(values).all():
+        raise InputError("the ELBO at the final parameters is not finite; check the priors, or lower learning_rate")
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return Training(seed, np.array(history), float(np.mean(values)), error, stop)
 
 
@@ -150,22 +162,22 @@ class _PlateauWatch:
     """Counts plateaus of a noisy ELBO, window by window."""
 
     def __init__(self) -> None:
-        self.best = -math.inf
-        self.waited = 0
+        self.means: list[float] = []
         self.plateaus = 0
 
     def plateau(self, window: list[float]) -> bool:
-        """Take a window's ELBOs; return whether ``PATIENCE`` windows have now gone by without improvement."""
-        mean, error = float(np.mean(window)), float(np.std(window, ddof=1)) / math.sqrt(len(window))
+        """Take a window's ELBOs; return whether a plateau is reached, and start to look for the next one."""
+        self.means.append(float(np.mean(window)))
+        if len(self.means) < PATIENCE:
+            return False
         # float32 rounding of a sum is no improvement either
-        margin = max(2 * error, 1e-6 * abs(mean))
-        if mean > self.best + margin:
-            self.best, self.waited = mean, 0
+        error = max(float(np.std(window, ddof=1)) / math.sqrt(len(window)), 5e-7 * abs(self.means[-1]))
+        recent = np.array(self.means[-2 * PATIENCE :])
+        time = np.arange(len(recent)) - (len(recent) - 1) / 2
+        slope, slope_error = time @ recent / (time @ time), error / math.sqrt(time @ time)
+        if slope > 2 * slope_error:
             return False
-        self.waited += 1
-        if self.waited < PATIENCE:
-            return False
-        self.waited = 0
+        self.means.clear()
         self.plateaus += 1
         return True
 
@@ -180,6 +192,25 @@ def _step(svi: SVI, batch: tuple[Any, ...], *, validate: bool) -> float:
         return math.nan
 
 
+def _is_finite(values: dict[str, Tensor]) -> bool:
+    """Whether every parameter is finite: a finite loss may have a gradient that is not."""
+    return all(bool(value.isfinite().all()) for value in values.values())
+
+
+def _final_values(svi: SVI, batches: Iterator[tuple[Any, ...]]) -> list[float]:
+    """Evaluate the bound many times; an interrupt makes it fewer, two at least."""
+    values: list[float] = []
+    while len(values) < FINAL_EVALUATIONS:
+        try:
+            values.append(-_quietly(svi.evaluate_loss, next(batches)))
+        except KeyboardInterrupt:
+            if len(values) >= 2:
+                break
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            values.append(math.nan)
+    return values
+
+
 def _quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
     """Call without validation, which costs as much as the mathematics."""
     with pyro.validation_enabled(False):
@@ -188,26 +219,23 @@ def _quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
 
 def _batches(pair: Pair, batch_size: int | None) -> tuple[Iterator[tuple[Any, ...]], Any]:
     """Return an endless stream of arguments and the handler that scales a batch to all rows."""
-    rows = len(pair.data[0]) if pair.data and isinstance(pair.data[0], Tensor) and pair.data[0].ndim else 0
+    rows = number_of_rows(pair.data) or 0
     if batch_size is None or batch_size == rows:
-        return iter(lambda: pair.data, None), RowScale("", 1.0)
+        return iter(lambda: pair.data, None), contextlib.nullcontext()
     plate = pair.structure.row_plate
     if plate is None:
-        raise InputError(f"batch_size={batch_size}: the model has no pyro.plate('data', ...) over the rows to scale")
+        raise InputError(
+            f"batch_size={batch_size}: the model has no full pyro.plate('data', ...) over the rows to scale"
+        )
     if not 1 <= batch_size <= rows:
         raise InputError(f"batch_size={batch_size}: expected between 1 and the {rows} rows of the data")
+    pair.check_amortised()
 
     def stream() -> Iterator[tuple[Any, ...]]:
         while True:
             order = torch.randperm(rows)
             for start in range(0, rows - batch_size + 1, batch_size):
                 chosen = order[start : start + batch_size]
-                yield tuple(_rows_of(value, chosen, rows) for value in pair.data)
+                yield tuple(rows_of(value, chosen, rows) for value in pair.data)
 
     return stream(), RowScale(plate, rows / batch_size)
-
-
-def _rows_of(value: Any, chosen: Tensor, rows: int) -> Any:
-    """Take the chosen rows of an argument that has one entry per row."""
-    per_row = isinstance(value, Tensor) and value.ndim and len(value) == rows
-    return value[chosen.to(value.device)] if per_row else value

@@ -9,6 +9,9 @@ from pplgen.models import GaussianMixture
 
 import pplgen
 
+# the tests run side by side, one worker to a core
+torch.set_num_threads(1)
+
 REFERENCE_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -69,6 +69,9 @@ def test_sample_and_predict_write_tables(run):
     assert len(printed) == 5
     pplgen("predict", "runs/gaussian-mixture-own", "own.csv", "--out", "scores.csv", cwd=folder)
     scores = pd.read_csv(folder / "scores.csv")
+    done = pplgen("predict", "runs/gaussian-mixture-own", "own.csv", "--out", "own.csv", cwd=folder, code=2)
+    assert "'own.csv' exists already; give the name of a new file" in done.stderr
+    assert (folder / "own.csv").read_text() == TWO_COLUMNS
     assert list(scores.columns) == ["row", "log_density", "component", "component_0", "component_1"]
     assert len(scores) == 30
     assert (scores["component_0"] + scores["component_1"] - 1).abs().max() < 1e-4
@@ -95,6 +98,14 @@ def test_help_shows_the_storys_options_without_importing_torch(tmp_path):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert "AssertionError" not in done.stderr
         assert done.returncode == 0
+
+
+def test_no_arguments_show_the_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pplgen"])
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr()
+    assert len((printed.out + printed.err).splitlines()) > 10
 
 
 def test_an_existing_run_is_not_overwritten_without_force(run):
@@ -127,6 +138,8 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit gaussian-mixture empty.csv", "the file is empty"),
         ("fit gaussian-mixture single.csv", "1 row is too little to learn from"),
         ("fit gaussian-mixture missing.csv", "column 'a', row 2: the value is missing"),
+        ("sample nowhere --seed -1", "Invalid value for '--seed'"),
+        ("fit gaussian-mixture faithful --device meta", "device='meta' is not available here"),
         ("sample nowhere", "'nowhere' holds no run: there is no header.json in it"),
         ("predict nowhere faithful", "'nowhere' holds no run"),
         ("unknown", "No such command 'unknown'"),

@@ -75,6 +75,7 @@ def test_types():
     assert load_data(np.ones((2, 2), dtype=int)).values.dtype == torch.float32
     assert load_data([[1, 2], [3, 4]]).values.shape == (2, 2)
     assert load_data(np.ones(5)).values.shape == (5, 1)
+    assert load_data(torch.ones(2, 2, dtype=torch.bfloat16)).values.dtype == torch.float32
 
 
 def test_fingerprint_sees_values_and_names():
@@ -88,6 +89,9 @@ def test_headerless_text_keeps_its_first_row(tmp_path):
     table = load_data(csv(tmp_path, "1,2\n3,4\n"))
     assert table.columns == ("x0", "x1")
     assert table.values.tolist() == [[1, 2], [3, 4]]
+    assert load_data(csv(tmp_path, "1,,3\n4,5,6\n")).values.shape == (2, 3)
+    with pytest.warns(DataWarning, match="the first line, 'a,2019', is taken for names of columns"):
+        assert load_data(csv(tmp_path, "a,2019\n4,5\n")).columns == ("a", "2019")
 
 
 def test_empty_cells_are_missing(tmp_path):
@@ -109,6 +113,8 @@ def test_row_counter_is_left_out_with_a_word(tmp_path):
             r"column 'waiting', row 2: 'n/a' is not a number; leave it empty for missing",
         ),
         ("a,b\n1,nan\n", r"column 'b', row 1: 'nan' is not a number"),
+        ("a,b\n1,2\n1,1_000\n", r"column 'b', row 2: '1_000' is not a number"),
+        ("a,b\n1,2\n1,1e39\n", r"column 'b', row 2: 1e\+39 is not a finite number in torch.float32"),
         ("a,b\n1,2\n1,inf\n", r"column 'b', row 2: inf is not a finite number"),
         ("a,b\n1,2\n-1e400,2\n", r"column 'a', row 2: -inf is not a finite number"),
         ("a,b\n1,2\n1,2,3\n", r"row 2: the number of cells is 3, where 2 were expected"),
@@ -162,6 +168,22 @@ def test_frames_with_text_and_nulls():
     assert load_data(frame).values.isnan().tolist() == [[False, False], [True, False]]
     with pytest.raises(InputError, match="column 'when', row 1"):
         load_data(pd.DataFrame({"when": pd.to_datetime(["2020-01-01"])}))
+
+
+def test_arrays_that_are_no_tables():
+    with pytest.raises(InputError, match="its rows differ in length"):
+        load_data([[1, 2], [3]])
+    with pytest.raises(InputError, match="inf is not a finite number"):
+        load_data(Table(torch.tensor([[torch.inf], [1.0]]), ("a",), "t"))
+    with pytest.raises(InputError, match="column 'a', row 1"):
+        load_data(pd.DataFrame({"a": [1j, 2j]}))
+
+
+def test_columns_that_lose_their_spread_are_told():
+    seconds = np.array([[1.6e9 + i] for i in range(50)])
+    with pytest.warns(DataWarning, match=r"column 'x0' varies too little around its mean for torch\.float32"):
+        load_data(seconds)
+    load_data(seconds, dtype=torch.float64)
 
 
 def test_too_little_to_learn_from():

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pplgen.draws import check_amortised, draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
+from pplgen.draws import draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
 from pplgen.errors import InputError
 from pplgen.exact.em import GaussianMixtureParameters, e_step
 from pplgen.pair import Pair
@@ -91,6 +91,17 @@ def test_row_latents_are_integrated_out_by_importance_sampling():
     assert scores.drawn["z"].shape == (3,)
 
 
+def test_the_scale_of_a_pair_does_not_enter_the_density_of_a_row():
+    y = torch.linspace(-2.0, 3.0, 7)
+    model, guide = (pyro.poutine.scale(part, scale=5.0) for part in (factor_model, factor_guide))
+    pair = Pair(model, guide, (y,))
+    with pair.isolated():
+        (shared,) = draw_shared(pair, 1)
+        scores = row_densities(pair, shared, (y,))
+    exact = torch.distributions.Normal(shared["mu"], math.hypot(PRIOR, NOISE)).log_prob(y)
+    torch.testing.assert_close(scores.log_likelihood, exact)
+
+
 def test_training_rows_are_conditional_on_their_drawn_latents():
     y = torch.linspace(-2.0, 3.0, 7)
     pair = Pair(factor_model, factor_guide, (y,))
@@ -156,9 +167,9 @@ def test_a_guide_with_parameters_per_row_cannot_describe_new_rows():
     automatic = Pair(factor_model, None, (torch.arange(5.0),))
     amortised = Pair(factor_model, factor_guide, (torch.arange(5.0),))
     with amortised.isolated():
-        check_amortised(amortised)
+        amortised.check_amortised()
     with automatic.isolated(), pytest.raises(InputError, match="draws 'z' from parameters of its own"):
-        check_amortised(automatic)
+        automatic.check_amortised()
 
 
 def test_log_q_is_the_guides_density():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pplgen.models import GaussianMixture
 
 import pplgen
 from pplgen import store
@@ -89,7 +90,7 @@ def test_round_trip(faithful_fit, run):
 
 
 def test_other_data_are_refused(run, faithful):
-    with pytest.raises(InputError, match=r"not the data of .*, which was fitted to 'faithful' with 272 rows"):
+    with pytest.raises(InputError, match="is not the data of this run, which was fitted to 'faithful' with 272 rows"):
         pplgen.load(run, faithful.values[:100])
 
 
@@ -98,7 +99,10 @@ def test_a_run_is_not_overwritten_unless_told(faithful_fit, run):
     with pytest.raises(InputError, match="already holds a run"):
         faithful_fit.save(run)
     assert (run / store.HEADER).read_bytes() == before
+    (run / "fit.png").write_bytes(b"of the old run")
+    (run / "notes.txt").write_text("mine")
     faithful_fit.save(run, force=True)
+    assert {path.name for path in run.iterdir()} == {store.HEADER, store.TENSORS, "notes.txt"}
 
 
 @pytest.mark.parametrize(
@@ -110,10 +114,13 @@ def test_a_run_is_not_overwritten_unless_told(faithful_fit, run):
         ({"story": "pplgen.models.missing:Story"}, "has no such story"),
         ({"config": {"num_components": 0}}, "num_components=0"),
         ({"config": {"num_components": 3}}, "parameter .* has shape"),
-        ({"config": {"colour": 1}}, "is missing or of the wrong kind"),
-        ({"runs": 3}, "is missing or of the wrong kind"),
-        ({"best": 7}, "is missing or of the wrong kind"),
-        ({"dtype": "int32"}, "is missing or of the wrong kind"),
+        ({"config": {"colour": 1}}, "does not describe a run .*unexpected keyword argument 'colour'"),
+        ({"config": {"num_features": 3}}, "does not describe a run"),
+        ({"runs": 3}, "does not describe a run"),
+        ({"best": 7}, "does not describe a run"),
+        ({"dtype": "int32"}, "does not describe a run"),
+        ({"seed": "a"}, "seed='a': expected a whole number"),
+        ({"columns": 3}, "does not describe a run"),
     ],
 )
 def test_altered_headers(run, changes, sentence):
@@ -135,3 +142,21 @@ def test_bare_pairs_cannot_be_saved_yet(tmp_path):
     assert not (tmp_path / "run").exists(), "nothing is left behind"
     with pytest.raises(InputError, match="new rows need a Story"):
         fit.sample(3)
+
+
+def test_loading_leaves_the_callers_generator_alone(run):
+    state = torch.get_rng_state()
+    pplgen.load(run)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_seeds_of_any_size(faithful_fit):
+    assert faithful_fit.sample(2, seed=2**40).shape == (2, 2)
+    with pytest.raises(InputError, match="seed=-1: expected a whole number of at least 0"):
+        faithful_fit.sample(2, seed=-1)
+
+
+def test_long_tables_are_cut_with_a_word(capsys):
+    fit = pplgen.fit(GaussianMixture(3, 6), torch.randn(40, 6), steps=3, progress=False)
+    fit.summary(draws=5)
+    assert "more: arviz_stats.summary" in capsys.readouterr().out

@@ -127,6 +127,43 @@ def test_bare_pair_with_a_borrowed_module():
     torch.testing.assert_close(fit.log_likelihood(new, draws=2000), exact, atol=0.05, rtol=0)
 
 
+def test_an_interrupt_in_a_later_restart_keeps_what_is_done():
+    def stop(update):
+        if update.restart == 2:
+            raise KeyboardInterrupt
+
+    fit = quick(model, Y, restarts=3, progress=stop)
+    assert [run.stop for run in fit.runs] == [StopReason.STEPS, StopReason.INTERRUPTED]
+
+
+def test_restarts_of_an_automatic_guide_differ():
+    fit = quick(model, Y, restarts=3, steps=2)
+    assert len({run.history[0] for run in fit.runs}) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Encountered")
+def test_restarts_that_break_down_are_dropped_and_counted():
+    starts = iter([1.0, float("nan"), 2.0])
+
+    def fragile(y):
+        start = pyro.param("start", lambda: torch.tensor(next(starts)))
+        pyro.sample("mu", dist.Normal(start, pyro.param("scale", torch.tensor(1.0))))
+
+    with pyro.validation_enabled(False):
+        fit = quick(model, Y, fragile, restarts=3)
+    assert len(fit.runs) == 2
+    assert fit.num_failed == 1
+
+
+def test_a_guide_of_ones_own_for_a_storys_model(faithful):
+    story = GaussianMixture(2, 2)
+    story.initialise(faithful.values.float())
+    fit = quick(story.model, faithful.values.float(), story.guide, steps=3)
+    assert fit.story is None, "a bare pair, whatever its model is bound to"
+    assert fit.log_likelihood().shape == (272,)
+    assert set(fit.to_datatree(2).children) >= {"posterior", "log_likelihood"}
+
+
 def test_tables_arrays_and_frames_are_one():
     frame = pd.DataFrame(pplgen.load_data("faithful").values.numpy(), columns=["eruptions", "waiting"])
     story = GaussianMixture(2, 2)
@@ -156,6 +193,7 @@ def test_minibatches():
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 273}, "batch_size=273: expected between 1 and the 272 rows"),
         ({"device": "nonsense"}, "device='nonsense' is not available here"),
+        ({"device": "meta"}, "device='meta' is not available here"),
         ({"guide": model}, "GaussianMixture brings its own guide"),
     ],
 )

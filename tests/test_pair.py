@@ -7,12 +7,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pplgen.models import GaussianMixture
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 from pplgen.errors import InputError
-from pplgen.pair import Pair, RowScale, seeded
+from pplgen.isolation import seeded
+from pplgen.pair import Pair, RowScale
 
 ROWS = torch.linspace(-1.0, 2.0, 30)
 
@@ -102,7 +104,62 @@ def test_a_copied_module_and_a_borrowed_one_are_left_as_they_were():
     assert owned.guide is not automatic
     assert not list(automatic.parameters()), "the caller's guide was never run"
     automatic(ROWS)
-    assert "locs.mu" in dict(automatic.named_parameters()) or list(automatic.parameters()), "and still works"
+    assert len(list(automatic.parameters())) == 2, "and still works: a location and a scale"
+
+
+def test_initial_values_are_not_trained_in_place():
+    start = torch.tensor(3.0)
+
+    def guide(y):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", start), pyro.param("scale", lambda: start)))
+
+    pair = Pair(normal_model, guide, (ROWS,))
+    with pair.isolated(), torch.no_grad():
+        for _, value in pyro.get_param_store().named_parameters():
+            value.add_(1.0)
+        assert pyro.param("loc", start).item() == 4.0
+    assert start.item() == 3.0
+    assert not start.requires_grad
+
+
+def test_parameters_are_kept_whatever_the_users_setting():
+    with pyro.settings.context(module_local_params=True):
+        story = GaussianMixture(2, 1)
+        pair = Pair.of_story(story, ROWS[:, None])
+        with pair.isolated():
+            assert len(pair.snapshot()) == len(list(story.parameters()))
+
+
+def test_rows_that_the_model_subsamples_itself_are_not_rows():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y), subsample_size=10) as index:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+
+    structure = Pair(model, normal_guide, (ROWS,)).structure
+    assert structure.row_plate is None
+    assert "all of them in each run" in structure.why_no_rows()
+
+
+def test_a_plate_as_long_as_the_data_holds_them_only_if_they_are_observed_in_it():
+    def model(y):
+        with pyro.plate("components", len(y)):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y)
+
+    assert Pair(model, None, (ROWS,)).structure.row_plate is None
+
+
+def test_factors_are_not_observed_data():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        pyro.factor("penalty", -mu.square())
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    structure = Pair(model, normal_guide, (ROWS,)).structure
+    assert structure.observed == ("y",)
+    assert structure.factors == ("penalty",)
 
 
 def test_snapshot_and_restore():
@@ -118,16 +175,11 @@ def test_snapshot_and_restore():
 
 def test_row_scale_makes_a_minibatch_stand_for_all_rows():
     """Averaged over a partition, the scaled bound is the full one; a scaled global site would break it."""
-    pair = Pair(normal_model, normal_guide, (ROWS,))
-    mu = torch.tensor(0.7)
-    fixed = pyro.poutine.condition(normal_guide, {"mu": mu})
-    conditioned = pyro.poutine.condition(normal_model, {"mu": mu})
+    conditioned = pyro.poutine.condition(normal_model, {"mu": torch.tensor(0.7)})
 
     def log_joint(y):
         return pyro.poutine.trace(conditioned).get_trace(y).log_prob_sum()
 
-    with pair.isolated():
-        fixed(ROWS)
     with RowScale("data", 3.0):
         batches = [log_joint(batch) for batch in ROWS.split(10)]
     torch.testing.assert_close(torch.stack(batches).mean(), log_joint(ROWS))

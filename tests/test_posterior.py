@@ -78,6 +78,19 @@ def test_unknown_group(faithful_fit):
         faithful_fit.to_datatree(2, groups=["posteriour"])
 
 
+def test_groups_that_do_not_apply_are_left_out():
+    def switch(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        s = pyro.sample("s", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu + s, 1.0), obs=y)
+
+    fit = pplgen.fit(switch, torch.zeros(3), steps=3, progress=False)
+    assert set(fit.to_datatree(2).children) == set(GROUPS) - {"log_likelihood", "constant_data"}
+    with pytest.raises(InputError, match="all rows share 's', which is summed out"):
+        fit.log_likelihood()
+
+
 def test_bare_pair_with_covariates():
     def regression(x, y):
         beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 1.0).to_event(1))

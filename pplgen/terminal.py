@@ -1,18 +1,23 @@
-"""What a terminal shows while a fit runs."""
+"""What a terminal shows of a fit: a bar while it runs, a table at its end."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from pplgen.training import Progress as Update
 
-__all__ = ["ProgressCallback", "reporting"]
+__all__ = ["ProgressCallback", "print_table", "reporting"]
 
 ProgressCallback = Callable[[Update], None]
+
+TABLE_ROWS = 60
+"""Rows of the printed table at most."""
 
 
 @contextlib.contextmanager
@@ -46,3 +51,19 @@ def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | 
             )
 
         yield show
+
+
+def print_table(title: str, table: pd.DataFrame, *lines: str) -> None:
+    """Print a posterior table (mean, sd, both ends of the interval), one row per scalar, and lines below it."""
+    console = Console()
+    rows = Table(title=title, title_justify="left")
+    rows.add_column("parameter", no_wrap=True)
+    for column in ("mean", "sd", "5 %", "95 %"):
+        rows.add_column(column, justify="right")
+    for name, values in table.head(TABLE_ROWS).iterrows():
+        rows.add_row(str(name), *(f"{value:.4g}" for value in values))
+    console.print(rows)
+    if len(table) > TABLE_ROWS:
+        console.print(f"and {len(table) - TABLE_ROWS:,} more: arviz_stats.summary(fit.to_datatree())", highlight=False)
+    for line in lines:
+        console.print(line, highlight=False)

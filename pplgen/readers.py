@@ -1,0 +1,207 @@
+"""Files, arrays, frames and named data sets as a float64 matrix with named columns; errors name column and row."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import warnings
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from pplgen.errors import DataWarning, InputError, near_names
+
+__all__ = ["NAMED", "Columns", "from_array", "from_file", "from_frame", "unnamed_columns"]
+
+_NUMBER = "a number; leave it empty for missing"
+
+Columns = tuple[np.ndarray, tuple[str, ...]]
+"""A float64 matrix and the names of its columns; NaN is missing."""
+
+
+def unnamed_columns(number: int) -> tuple[str, ...]:
+    """Names of columns that came without any: x0, x1, ..."""
+    return tuple(f"x{i}" for i in range(number))
+
+
+def from_file(path: Path) -> Columns:
+    """Read a file by its suffix."""
+    if not path.is_file():
+        folder = path.parent
+        beside = [str(folder / entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+        expected = f"expected a file or one of {', '.join(NAMED)}"
+        raise InputError(f"{str(path)!r}: there is no such file; {expected}{near_names(str(path), [*NAMED, *beside])}")
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
+        given = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
+        raise InputError(f"{str(path)!r}: cannot read {given}; expected one of {', '.join(_READERS)}")
+    try:
+        return _READERS[suffix](path)
+    except OSError as error:
+        raise InputError(f"{str(path)!r}: cannot be read: {error}") from None
+
+
+def _from_csv(path: Path) -> Columns:
+    """Read delimited text; the first line is a header unless all of it is numeric."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file, delimiter=delimiter) if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{str(path)!r}: not delimited text in UTF-8: {error}") from None
+    if not lines:
+        raise InputError(f"{str(path)!r}: the file is empty; expected a header and rows of numbers")
+    header = lines[0]
+    numbers = [_is_number(cell) for cell in header]
+    if any(numbers) and all(number or not cell.strip() for number, cell in zip(numbers, header, strict=True)):
+        header = list(unnamed_columns(len(header)))
+    else:
+        if any(numbers):
+            first = ",".join(header)
+            warnings.warn(f"the first line, {first!r}, is taken for names of columns", DataWarning, stacklevel=3)
+        del lines[0]
+    for row, line in enumerate(lines, start=1):
+        if len(line) != len(header):
+            raise InputError(
+                f"{str(path)!r}, row {row}: the number of cells is {len(line)}, where {len(header)} were expected"
+            )
+    return from_frame(pd.DataFrame(lines, columns=header, dtype=object))
+
+
+def _from_parquet(path: Path) -> Columns:
+    """Read a Parquet file through pandas."""
+    pyarrow = _import("pyarrow", f"{str(path)!r}")
+    try:
+        return from_frame(pd.read_parquet(path))
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{str(path)!r}: not a Parquet file: {error}") from None
+
+
+def _from_numpy(path: Path) -> Columns:
+    """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.ndarray):
+                names = loaded.files
+                if "x" not in names and len(names) != 1:
+                    held = ", ".join(names) or "none"
+                    raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
+                loaded = loaded["x" if "x" in names else names[0]]
+    except InputError:
+        raise
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise InputError(f"{str(path)!r}: not a plain numeric NumPy file: {error}") from None
+    return from_array(loaded, repr(str(path)))
+
+
+def from_array(source: Any, where: str) -> Columns:
+    """Take an array or tensor of one or two axes; columns are called x0, x1, ..."""
+    if isinstance(source, Tensor):
+        tensor = source.detach().cpu()
+        source = tensor.double() if tensor.is_floating_point() else tensor
+    try:
+        array = np.asarray(source)
+    except ValueError:
+        raise InputError(f"{where}: its rows differ in length; expected (num_rows, num_features)") from None
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{where}: values of type {array.dtype}; expected numbers")
+    if array.ndim not in (1, 2):
+        raise InputError(f"{where}: shape {array.shape}; expected (num_rows, num_features)")
+    matrix = np.array(array.reshape(len(array), -1) if array.size else array, dtype="float64", ndmin=2)
+    return matrix, unnamed_columns(matrix.shape[1])
+
+
+def from_frame(frame: pd.DataFrame) -> Columns:
+    """Take a table's columns as float64, naming the first cell that is not a number."""
+    frame = _without_row_names(frame)
+    columns = tuple(str(column) for column in frame.columns)
+    if repeated := {column for column in columns if columns.count(column) > 1}:
+        raise InputError(f"column {min(repeated)!r} appears more than once; give each column a name of its own")
+    numeric = [_numeric_column(frame.iloc[:, j], name) for j, name in enumerate(columns)]
+    return (np.column_stack(numeric) if numeric else np.empty((len(frame), 0))), columns
+
+
+def _numeric_column(column: pd.Series, name: str) -> np.ndarray:
+    """Return a column as float64; empty and null cells are NaN."""
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
+        return column.to_numpy(dtype="float64", na_value=np.nan, copy=True)
+    empty = column.isna() | (column.astype(str).str.strip() == "")
+    numbers = np.full(len(column), np.nan)
+    for row, cell in enumerate(column):
+        if not empty.iloc[row]:
+            if not _is_number(cell):
+                raise InputError(f"column {name!r}, row {row + 1}: {str(cell)!r} is not {_NUMBER}")
+            numbers[row] = float(cell)
+    return numbers
+
+
+def _is_number(cell: Any) -> bool:
+    """Whether a cell reads as a number; the word nan does not, for missing cells are empty, and 1_000 does not."""
+    try:
+        return "_" not in str(cell) and not np.isnan(float(cell))
+    except (TypeError, ValueError):
+        return False
+
+
+def _without_row_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """Drop, with a warning, the unnamed row counter that R and pandas write as a first column."""
+    if frame.shape[1] < 2 or str(frame.columns[0]) not in ("", "rownames", "Unnamed: 0"):
+        return frame
+    first = pd.to_numeric(frame.iloc[:, 0], errors="coerce")
+    if len(first) and first.iloc[0] in (0, 1) and (first.diff().iloc[1:] == 1).all():
+        message = f"column {str(frame.columns[0])!r} only counts the rows and is left out; rename it to keep it"
+        warnings.warn(message, DataWarning, stacklevel=3)
+        return frame.iloc[:, 1:]
+    return frame
+
+
+def _import(module: str, what: str) -> Any:
+    """Import an optional package, or say which installation brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{what} needs {module.partition('.')[0]}: pip install 'pplgen[data]'") from None
+
+
+def _faithful() -> Columns:
+    """Read Old Faithful's eruptions and waiting times, in minutes, 272 x 2."""
+    with resources.as_file(resources.files("pplgen") / "datasets" / "faithful.csv") as path:
+        return _from_csv(path)
+
+
+def _scikit_learn(name: str) -> Callable[[], Columns]:
+    """Return a reader of one of scikit-learn's own data sets, without its labels."""
+
+    def read() -> Columns:
+        loaded = getattr(_import("sklearn.datasets", f"data set {name!r}"), f"load_{name}")()
+        return np.asarray(loaded.data, dtype="float64"), tuple(map(str, loaded.feature_names))
+
+    return read
+
+
+def _nile() -> Columns:
+    """Read the Nile's yearly flow at Aswan, 1871 to 1970, in 10^8 cubic metres, 100 x 1."""
+    nile = _import("statsmodels.datasets.nile", "data set 'nile'")
+    return from_frame(nile.load_pandas().data[["volume"]])
+
+
+_READERS: dict[str, Callable[[Path], Columns]] = {
+    ".csv": _from_csv,
+    ".tsv": _from_csv,
+    ".parquet": _from_parquet,
+    ".npy": _from_numpy,
+    ".npz": _from_numpy,
+}
+
+NAMED: dict[str, Callable[[], Columns]] = {
+    "faithful": _faithful,
+    **{name: _scikit_learn(name) for name in ("digits", "wine", "iris", "breast_cancer")},
+    "nile": _nile,
+}
