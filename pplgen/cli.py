@@ -185,6 +185,10 @@ def _shared(
     restarts: Annotated[int, typer.Option(help="Independent starts; the one with the best ELBO is kept.")] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: all]")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.  [default: cpu]")] = None,
+    compile: Annotated[  # noqa: A002
+        str,
+        typer.Option(help="auto, inductor, graph or off: compile when it repays, at once, never, or run plain Pyro."),
+    ] = "auto",
     draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
 ) -> None:
     """Hold the options that every story's ``fit`` shares; never called."""

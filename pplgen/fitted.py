@@ -51,6 +51,8 @@ class Fit:
         The seed of ``fit``.
     num_failed : int
         Restarts that broke down and were dropped.
+    path : str
+        What ran: the compiled graph, the traced graph, or plain Pyro and why.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Fit:
         table: Table | None,
         seed: int,
         num_failed: int = 0,
+        path: str = "",
         origin: dict[str, Any] | None = None,
     ) -> None:
         self.pair, self.runs, self.table, self.seed, self.num_failed = pair, runs, table, seed, num_failed
+        self.path = path
         self._origin = origin or {}
         self.columns: tuple[str, ...] = table.columns if table is not None else tuple(self._origin.get("columns", ()))
 
@@ -126,7 +130,7 @@ class Fit:
             f"{self.name} on {self.table.name}, {len(self.table)} rows" if self.table is not None else self.name,
             posterior.summarise(tree, self.readable_sites(tree)),
             f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{restarts}{failed}",
-            f"{len(best.history):,} steps: {best.stop.value}",
+            f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
         )
 
     def readable_sites(self, tree: xr.DataTree) -> list[str]:
@@ -189,6 +193,7 @@ class Fit:
             "seed": self.seed,
             "best": self.runs.index(self.best),
             "num_failed": self.num_failed,
+            "path": self.path,
             "runs": [_facts(run) for run in self.runs],
         }
         if self.table is not None:
@@ -273,8 +278,9 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any) -> F
     with pair.isolated():
         prefix = "parameter/"
         pair.restore({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
-    num_failed = int(header["num_failed"])
-    return Fit(pair, runs, table=table, seed=seed, num_failed=num_failed, origin={**header, "columns": columns})
+    num_failed, path = int(header["num_failed"]), str(header["path"])
+    origin = {**header, "columns": columns}
+    return Fit(pair, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
 
 
 def _story(name: str, config: dict[str, Any]) -> Story:

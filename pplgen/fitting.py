@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pyro.infer import ELBO
 
 from pplgen.arguments import bare_arguments, check_device, training_rows
+from pplgen.batched import train_together
 from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
+from pplgen.graph import NotTraceable
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.story import Story, check_count, check_positive
@@ -20,6 +22,8 @@ from pplgen.terminal import ProgressCallback, reporting
 from pplgen.training import Progress, StopReason, Training, train
 
 __all__ = ["fit"]
+
+_COMPILERS = ("auto", "inductor", "graph", "off")
 
 
 def fit(
@@ -34,6 +38,7 @@ def fit(
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     elbo: ELBO | None = None,
+    compile: Literal["auto", "inductor", "graph", "off"] = "auto",  # noqa: A002
     progress: bool | ProgressCallback = True,
 ) -> Fit:
     """Fit a story, or any Pyro model and guide, by stochastic variational inference.
@@ -63,6 +68,11 @@ def fit(
         Where to compute, such as ``"cuda"``. ``None``: the CPU for a story, where the data are for a bare pair.
     elbo
         Pyro's bound. ``None``: ``TraceEnum_ELBO`` where discrete latents are summed out, else ``Trace_ELBO``.
+    compile
+        ``"graph"``: the pair is traced once into a graph of tensor operations, and all restarts run as one program.
+        ``"inductor"``: that program is compiled, which takes from seconds to a minute. ``"auto"``: the first, and the
+        second once the run is long enough to repay it. ``"off"``: Pyro's own SVI, one restart after the other. Where a
+        pair has no graph that agrees with Pyro, Pyro's own SVI runs, and ``Fit.path`` says why.
     progress
         A bar on the terminal, nothing, or a function called with a ``Progress`` every few steps.
 
@@ -77,6 +87,8 @@ def fit(
     check_positive("learning_rate", learning_rate)
     if batch_size is not None:
         check_count("batch_size", batch_size)
+    if compile not in _COMPILERS:
+        raise InputError(f"compile={compile!r}: expected one of {', '.join(_COMPILERS)}")
     target = None if device is None else check_device(device)
     if isinstance(model, Story) and guide is not None:
         raise InputError(
@@ -89,39 +101,73 @@ def fit(
         arguments: tuple[Any, ...] = (table.values.to(target),)
     else:
         arguments = bare_arguments(data, target)
-    runs: list[Training] = []
-    best: Pair | None = None
+    options = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "elbo": elbo}
+    pairs: list[Pair] = []
     failures: list[InputError] = []
     with reporting(progress) as callback:
         try:
-            for index, restart_seed in enumerate(restart_seeds, start=1):
+            for restart_seed in restart_seeds:
                 with seeded(restart_seed):
-                    try:
-                        pair = _prepare(model, guide, arguments, target)
-                        with pair.isolated():
-                            run = train(
-                                pair,
-                                seed=restart_seed,
-                                steps=steps,
-                                learning_rate=learning_rate,
-                                batch_size=batch_size,
-                                elbo=elbo,
-                                report=_reporter(callback, index, restarts, steps),
-                            )
-                    except InputError as error:
-                        failures.append(error)
-                        continue
-                if best is None or run.elbo > max(other.elbo for other in runs):
-                    best = pair
-                runs.append(run)
-                if run.stop is StopReason.INTERRUPTED:
-                    break
-        except KeyboardInterrupt:  # between two restarts, or before the first step of one
-            if best is None:
-                raise InputError("interrupted before the first step; there is no fit to keep") from None
-    if best is None:
-        raise failures[0]
-    return Fit(best, tuple(runs), table=table, seed=seed, num_failed=len(failures))
+                    pairs.append(_prepare(model, guide, arguments, target))
+            results, path = _train(pairs, restart_seeds, compile, callback, failures, options)
+        except KeyboardInterrupt:
+            raise InputError("interrupted before the first steps; there is no fit to keep") from None
+    done = [(pair, run) for pair, run in zip(pairs, results, strict=False) if run is not None]
+    if not done:
+        raise failures[0] if failures else InputError(_NOTHING_FINITE)
+    best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].elbo)
+    num_failed = len(results) - len(done)
+    return Fit(best, tuple(run for _, run in done), table=table, seed=seed, num_failed=num_failed, path=path)
+
+
+_NOTHING_FINITE = (
+    "the ELBO or its gradient is not finite before any good state; check the scale of the data and the priors, "
+    "or lower learning_rate"
+)
+
+
+def _train(
+    pairs: list[Pair],
+    seeds: list[int],
+    compiler: str,
+    callback: ProgressCallback | None,
+    failures: list[InputError],
+    options: dict[str, Any],
+) -> tuple[list[Training | None], str]:
+    """Train all restarts as one program where that can be done faithfully, else one after the other in plain Pyro."""
+    restarts, steps = len(pairs), options["steps"]
+    reason = "compile='off'"
+    if compiler != "off":
+
+        def together(step: int, value: float, rate: float, doing: str) -> None:
+            if callback:
+                callback(Progress(restarts, restarts, step, steps, value, rate, doing))
+
+        try:
+            with seeded(seeds[0]):
+                return train_together(pairs, seeds=seeds, compiler=compiler, report=together, **options)
+        except NotTraceable as error:
+            reason = str(error)
+    results: list[Training | None] = []
+    for index, (pair, seed) in enumerate(zip(pairs, seeds, strict=True), start=1):
+
+        def alone(step: int, value: float, rate: float, index: int = index) -> None:
+            if callback:
+                callback(Progress(index, restarts, step, steps, value, rate, "plain Pyro"))
+
+        try:
+            with seeded(seed), pair.isolated():
+                results.append(train(pair, seed=seed, report=alone, **options))
+        except InputError as error:
+            failures.append(error)
+            results.append(None)
+        except KeyboardInterrupt:
+            if not any(results):
+                raise
+            break
+        if results[-1] is not None and results[-1].stop is StopReason.INTERRUPTED:
+            break
+    return results, f"plain Pyro, for {reason}"
 
 
 def _prepare(
@@ -137,12 +183,3 @@ def _prepare(
         return Pair.of_story(model, arguments[0])
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise InputError(f"data and priors do not fit together numerically; check their scale: {error}") from error
-
-
-def _reporter(
-    callback: ProgressCallback | None, restart: int, restarts: int, steps: int
-) -> Callable[[int, float, float], None] | None:
-    """Complete what the loop reports to what the callback takes."""
-    if callback is None:
-        return None
-    return lambda step, value, rate: callback(Progress(restart, restarts, step, steps, value, rate))

@@ -40,7 +40,9 @@ def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | 
         task = bar.add_task("fitting", total=None, elbo=float("nan"), rate=0.0)
 
         def show(update: Update) -> None:
-            label = f"restart {update.restart} of {update.restarts}" if update.restarts > 1 else "fitting"
+            together = update.restart == update.restarts
+            which = f"{update.restarts} restarts" if together else f"restart {update.restart} of {update.restarts}"
+            label = update.doing if update.restarts == 1 else f"{which}, {update.doing}"
             bar.update(
                 task,
                 description=label,

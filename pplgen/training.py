@@ -20,7 +20,7 @@ from pplgen.errors import InputError
 from pplgen.pair import Pair, RowScale, rows_of
 from pplgen.structure import number_of_rows
 
-__all__ = ["Progress", "StopReason", "Training", "train"]
+__all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "batching", "train"]
 
 WINDOW = 100
 """Steps over which the ELBO is averaged before it is judged."""
@@ -52,8 +52,10 @@ class Progress:
     step: int
     steps: int
     elbo: float
-    """Mean over the last hundred steps, in nats for all rows."""
+    """Mean over the last hundred steps, in nats for all rows; the best of restarts that run together."""
     steps_per_second: float
+    doing: str
+    """What runs: plain Pyro, the traced graph, the compiled graph; or that it is being compiled."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,9 @@ def train(
         {"optimizer": torch.optim.Adam, "optim_args": {"lr": learning_rate}, "gamma": DECAY}
     )
     svi = SVI(pair.model, pair.guide, schedule, elbo or pair.elbo())
-    batches, scale = _batches(pair, batch_size)
+    batches, scale = batching(pair, batch_size)
     history: list[float] = []
-    watch = _PlateauWatch()
+    watch = PlateauWatch()
     good: dict[str, Tensor] | None = None
     stop = StopReason.STEPS
     started = time.perf_counter()
@@ -158,7 +160,7 @@ def train(
     return Training(seed, np.array(history), float(np.mean(values)), error, stop)
 
 
-class _PlateauWatch:
+class PlateauWatch:
     """Counts plateaus of a noisy ELBO, window by window."""
 
     def __init__(self) -> None:
@@ -217,7 +219,7 @@ def _quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
         return float(call(*batch))
 
 
-def _batches(pair: Pair, batch_size: int | None) -> tuple[Iterator[tuple[Any, ...]], Any]:
+def batching(pair: Pair, batch_size: int | None) -> tuple[Iterator[tuple[Any, ...]], Any]:
     """Return an endless stream of arguments and the handler that scales a batch to all rows."""
     rows = number_of_rows(pair.data) or 0
     if batch_size is None or batch_size == rows:

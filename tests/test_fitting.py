@@ -27,7 +27,7 @@ def model(y):
 
 
 def quick(story_or_model, data, guide=None, **options):
-    return pplgen.fit(story_or_model, data, guide, **{"steps": 40, "progress": False, **options})
+    return pplgen.fit(story_or_model, data, guide, **{"steps": 40, "progress": False, "compile": "off", **options})
 
 
 def test_nothing_given_is_changed():
@@ -73,7 +73,7 @@ def test_progress_is_told():
     quick(model, Y, restarts=2, progress=updates.append)
     assert all(isinstance(update, Progress) for update in updates)
     assert [(u.restart, u.step) for u in updates] == [(r, s) for r in (1, 2) for s in (1, 20, 40)]
-    assert {u.restarts for u in updates} == {2}
+    assert {(u.restarts, u.doing) for u in updates} == {(2, "plain Pyro")}
 
 
 def test_an_interrupt_returns_the_fit_so_far():
@@ -194,6 +194,7 @@ def test_minibatches():
         ({"batch_size": 273}, "batch_size=273: expected between 1 and the 272 rows"),
         ({"device": "nonsense"}, "device='nonsense' is not available here"),
         ({"device": "meta"}, "device='meta' is not available here"),
+        ({"compile": "jit"}, "compile='jit': expected one of auto, inductor, graph, off"),
         ({"guide": model}, "GaussianMixture brings its own guide"),
     ],
 )

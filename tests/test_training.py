@@ -11,7 +11,7 @@ import torch
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
-from pplgen.training import PATIENCE, PLATEAUS, WINDOW, StopReason, _PlateauWatch, train
+from pplgen.training import PATIENCE, PLATEAUS, WINDOW, PlateauWatch, StopReason, train
 
 Y = torch.linspace(-1.0, 2.0, 40)
 
@@ -161,7 +161,7 @@ def test_a_guide_with_parameters_per_row_is_not_given_minibatches():
 
 def test_plateaus_are_judged_by_the_noise():
     rng = np.random.default_rng(0)
-    watch = _PlateauWatch()
+    watch = PlateauWatch()
     # a climb of a fifth of the noise's deviation per window: twice the standard error of a window's mean
     climbing = [watch.plateau(list(0.2 * i + rng.normal(size=WINDOW))) for i in range(30)]
     assert not any(climbing)

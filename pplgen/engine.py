@@ -1,0 +1,232 @@
+"""Many parameter sets, one program: the graph mapped over restarts, with Adam inside, compiled where that pays."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pplgen.graph import Graph, NotTraceable, require_equal
+from pplgen.isolation import seeded
+
+__all__ = ["Engine", "State", "why_not_compiled"]
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+NODES_PER_CALL = 1000
+"""Nodes of a compiled call at most: as many steps are unrolled into it as fit."""
+
+
+class State(NamedTuple):
+    """Where an optimisation of R parameter vectors stands."""
+
+    vectors: Tensor
+    """Unconstrained parameters, shape ``(R, P)``."""
+    mean: Tensor
+    """Adam's first moment, shape ``(R, P)``."""
+    square: Tensor
+    """Adam's second moment, shape ``(R, P)``."""
+    taken: Tensor
+    """Steps taken, a scalar."""
+
+    @classmethod
+    def start(cls, vectors: Tensor) -> State:
+        """Return the state before the first step."""
+        return cls(vectors, torch.zeros_like(vectors), torch.zeros_like(vectors), vectors.new_zeros(()))
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A call that takes several steps at once."""
+
+    call: Any
+    num_steps: int
+
+
+class Engine:
+    """Optimisation steps for R parameter vectors at once.
+
+    One pure step takes ``(state, rates, rows, tensors)``, evaluates the graph for every vector with its own random
+    numbers, and moves each by Adam at its own rate; a rate of zero leaves a vector where it is.
+
+    Parameters
+    ----------
+    graph
+        A proved graph.
+    state
+        Example state; its number of vectors is R.
+    tensors
+        Data, all rows.
+    batch_size
+        Rows per step, whose indices each step is given; ``None`` for all.
+    """
+
+    def __init__(self, graph: Graph, state: State, tensors: tuple[Tensor, ...], batch_size: int | None) -> None:
+        self.graph, self.tensors, self.batch_size = graph, tensors, batch_size
+        self.num_traces = 0
+        self._example = state
+        self._single = self._traced(1)
+        self._block = self._single
+
+    @property
+    def block_size(self) -> int:
+        """Steps of one compiled call; one before ``compile``."""
+        return self._block.num_steps
+
+    def run(self, state: State, rates: Tensor, num_steps: int) -> tuple[State, Tensor]:
+        """Take ``num_steps`` steps.
+
+        Parameters
+        ----------
+        state
+            Where to start.
+        rates
+            Learning rate of each vector, shape ``(R, 1)``.
+        num_steps
+            How many.
+
+        Returns
+        -------
+        tuple
+            The state after them and the losses in nats, shape ``(num_steps, R)``.
+        """
+        losses = []
+        taken = 0
+        with torch.no_grad():
+            while taken < num_steps:
+                fits = num_steps - taken >= self._block.num_steps
+                program = self._block if fits else self._single
+                *moved, loss = program.call(*state, *self._inputs(rates, program.num_steps))
+                state = State(*moved)
+                losses.append(loss)
+                taken += program.num_steps
+        return state, torch.cat(losses)
+
+    def compile(self, rates: Tensor) -> None:
+        """Compile the step, several of them to a call, and prove it against the graph.
+
+        Raises
+        ------
+        NotTraceable
+            Where the compiler is missing, fails, or computes something else.
+        """
+        if reason := why_not_compiled():
+            raise NotTraceable(reason)
+        nodes = len(self.graph.module.graph.nodes)
+        num_steps = max(n for n in (1, 2, 5, 10, 20) if n == 1 or n * nodes <= NODES_PER_CALL)
+        traced = self._traced(num_steps)
+        arguments = (*self._example, *self._inputs(rates, num_steps))
+        try:
+            compiled = _compiled(traced.call, arguments)
+            for seed in range(2):
+                with seeded(seed), torch.no_grad():
+                    expected = traced.call(*arguments)
+                with seeded(seed), torch.no_grad():
+                    given = compiled(*arguments)
+                for what, ours, theirs in zip((*State._fields, "losses"), given, expected, strict=True):
+                    require_equal(f"compiled step's {what}", ours, theirs)
+        except NotTraceable:
+            raise
+        except Exception as error:
+            first = str(error).strip().partition("\n")[0]
+            raise NotTraceable(f"the compiler stopped: {type(error).__name__}: {first}") from error
+        self._block = _Program(compiled, num_steps)
+
+    def _traced(self, num_steps: int) -> _Program:
+        """Flatten so many steps into one graph of plain ATen operations."""
+        self.num_traces += 1
+        rates = self._example.vectors.new_zeros((len(self._example.vectors), 1))
+
+        def steps(vectors: Tensor, mean: Tensor, square: Tensor, taken: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            state, losses = State(vectors, mean, square, taken), []
+            rates, rows, *others = inputs
+            buffers, tensors = others[: len(self.graph.buffers)], others[len(self.graph.buffers) :]
+            for index in range(num_steps):
+                batch = tensors if self.batch_size is None else self._batch(tensors, rows[index])
+                state, loss = self._step(state, rates, [*buffers, *batch])
+                losses.append(loss)
+            return (*state, torch.stack(losses))
+
+        try:
+            with torch.no_grad():
+                return _Program(make_fx(steps)(*self._example, *self._inputs(rates, num_steps)), num_steps)
+        except Exception as error:
+            first = str(error).strip().partition("\n")[0]
+            raise NotTraceable(f"a batch of restarts cannot be traced: {type(error).__name__}: {first}") from error
+
+    def _inputs(self, rates: Tensor, num_steps: int) -> tuple[Tensor, ...]:
+        """Everything that a call takes beside the state."""
+        return (rates, self._rows(num_steps), *self.graph.buffers, *self.tensors)
+
+    def _step(self, state: State, rates: Tensor, inputs: list[Tensor]) -> tuple[State, Tensor]:
+        """Evaluate every vector and move it by Adam (Kingma and Ba 2015)."""
+        if len(state.vectors) == 1:
+            loss, gradient = self.graph.loss_and_gradient(state.vectors[0], *inputs)
+            losses, gradients = loss[None], gradient[None]
+        else:
+            along = (0, *(None for _ in inputs))
+            mapped = torch.func.vmap(self.graph.loss_and_gradient, in_dims=along, randomness="different")
+            losses, gradients = mapped(state.vectors, *inputs)
+        taken = state.taken + 1
+        mean = BETAS[0] * state.mean + (1 - BETAS[0]) * gradients
+        square = BETAS[1] * state.square + (1 - BETAS[1]) * gradients * gradients
+        direction = mean / (1 - BETAS[0] ** taken) / ((square / (1 - BETAS[1] ** taken)).sqrt() + EPSILON)
+        vectors = torch.where(rates > 0, state.vectors - rates * direction, state.vectors)
+        return State(vectors, mean, square, taken), losses
+
+    def _batch(self, tensors: list[Tensor], rows: Tensor) -> list[Tensor]:
+        """Take the chosen rows of every tensor that has them."""
+        length = len(self.tensors[0])
+        return [value[rows] if value.ndim and len(value) == length else value for value in tensors]
+
+    def _rows(self, num_steps: int) -> Tensor:
+        """Rows of the next steps, without replacement within each, shape ``(num_steps, batch_size)``."""
+        device = self._example.vectors.device
+        if self.batch_size is None:
+            return torch.zeros((num_steps, 0), dtype=torch.long, device=device)
+        length = len(self.tensors[0])
+        chosen = [torch.randperm(length, device=device)[: self.batch_size] for _ in range(num_steps)]
+        return torch.stack(chosen)
+
+
+@contextlib.contextmanager
+def _torchs_own_warnings() -> Iterator[None]:
+    """Leave out what torch's compiler says of its own use of what torch has deprecated."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module="torch")
+        yield
+
+
+def _compiled(module: Any, arguments: tuple[Tensor, ...]) -> Any:
+    """Compile a graph for inputs of these shapes; compiled code is kept on disk for later processes."""
+    with _torchs_own_warnings(), torch.no_grad():
+        from torch._guards import TracingContext, tracing
+        from torch._inductor import compile_fx, config
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        # random numbers come from torch's own generator, so that compiled and traced steps draw the same at a seed
+        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": arguments[0].is_cuda}
+        # and the cache on disk is keyed only where the shapes are known to a tracing context
+        with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+            return compile_fx.compile_fx(module, list(arguments))
+
+
+def why_not_compiled() -> str | None:
+    """Say in a line why nothing can be compiled here; ``None`` where it can."""
+    try:
+        with _torchs_own_warnings():
+            from torch._inductor.cpp_builder import get_cpp_compiler
+
+            get_cpp_compiler()
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        return f"no C++ compiler was found, so the uncompiled graph runs: {first}"
+    return None

@@ -1,0 +1,299 @@
+"""A model and a guide as one pure ATen graph of (loss, gradients)(parameters, data).
+
+Pyro's ELBO and its backward pass run once under ``make_fx``: handlers, constraints, plates, enumeration and automatic
+guides all vanish, and what is left is a few hundred ATen operations. Nothing is trusted because it was traced: the
+graph is compared with Pyro's own loss and gradients on fresh parameters and fresh data before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.infer.util import Dice
+from torch import Tensor, fx
+from torch.distributions import Distribution
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from pplgen.isolation import modules_of, seeded
+from pplgen.pair import Pair, rows_of
+from pplgen.rewrite import clean
+from pplgen.structure import number_of_rows
+
+__all__ = ["Graph", "NotTraceable", "require_equal", "tensors_of", "trace"]
+
+
+class NotTraceable(Exception):
+    """Why a pair cannot be traced faithfully, in one line."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Loss and gradients of a pair as a pure function.
+
+    Attributes
+    ----------
+    module
+        Takes every parameter, in the order of ``names``, the ``buffers``, and the tensors among the pair's arguments;
+        returns the loss and the list of gradients. Random numbers come from torch's generator.
+    names
+        Unconstrained parameters of the pair.
+    shapes
+        Their shapes.
+    buffers
+        Buffers of the pair's modules, such as priors taken from the data, as they were when it was traced.
+    """
+
+    module: fx.GraphModule
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    buffers: tuple[Tensor, ...]
+
+    def pack(self, values: dict[str, Tensor]) -> Tensor:
+        """Lay a pair's ``snapshot`` out as one vector."""
+        return torch.cat([values[name].reshape(-1) for name in self.names])
+
+    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return a vector's parameters by name, as ``Pair.restore`` takes them."""
+        return dict(zip(self.names, self._split(vector), strict=True))
+
+    def loss_and_gradient(self, vector: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate loss and gradient of one parameter vector; ``inputs`` are buffers and then tensors of the data."""
+        loss, gradients = self.module(*self._split(vector), *inputs)
+        return loss, torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        parts = vector.split([shape.numel() for shape in self.shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def tensors_of(data: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Return the tensors among a pair's arguments: the inputs of its graph."""
+    return tuple(value for value in data if isinstance(value, Tensor))
+
+
+def trace(
+    pair: Pair,
+    bound: ELBO,
+    data: tuple[Any, ...],
+    scale: contextlib.AbstractContextManager[Any] | None = None,
+    fresh: tuple[Any, ...] | None = None,
+) -> Graph:
+    """Trace a pair's loss and gradients and prove them; call it inside ``pair.isolated``.
+
+    Parameters
+    ----------
+    pair
+        The pair; its parameters are left as they were.
+    bound
+        The loss, one of Pyro's.
+    data
+        Arguments of model and guide, of the shapes that the graph will be given.
+    scale
+        Handler around every evaluation, such as the one that makes a minibatch stand for all rows.
+    fresh
+        Other data of the same shapes to prove the graph on; rows of ``data`` drawn with replacement where ``None``.
+
+    Raises
+    ------
+    NotTraceable
+        Where the pair branches on values, keeps state in Python or in buffers, or the graph's loss or gradients differ
+        from Pyro's.
+    """
+    scale = scale or contextlib.nullcontext()
+    parameters = dict(sorted(pyro.get_param_store().named_parameters()))
+    if not parameters:
+        raise NotTraceable("it has no parameters")
+
+    def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return _pyro_loss_and_gradients(pair, bound, _arguments(data, tensors), scale, list(parameters.values()))
+
+    inputs = tensors_of(data)
+    try:
+        with _stateless(pair), _traceable():
+            raw = make_fx(evaluate)(*inputs)
+    except NotTraceable:
+        raise
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise NotTraceable(f"tracing stopped: {type(error).__name__}: {first}") from error
+    buffers = [buffer for module in modules_of(pair.model, pair.guide) for buffer in module.buffers()]
+    buffers = list({id(buffer): buffer for buffer in buffers}.values())
+    _lift(raw, [*parameters.values(), *buffers])
+    shapes = tuple(value.shape for value in parameters.values())
+    module = clean(raw, [*parameters.values(), *buffers, *inputs])
+    graph = Graph(module, tuple(parameters), shapes, tuple(buffers))
+    for sample in (data, fresh or _resampled(data)):
+        _prove(graph, pair, bound, sample, scale, list(parameters.values()))
+    return graph
+
+
+def _arguments(data: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Put tensors back among the arguments that are none."""
+    remaining = iter(tensors)
+    return tuple(next(remaining) if isinstance(value, Tensor) else value for value in data)
+
+
+def _pyro_loss_and_gradients(
+    pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: Any, parameters: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Let Pyro compute loss and gradients, and leave no gradient behind."""
+    for parameter in parameters:
+        parameter.grad = None
+    with torch.enable_grad(), scale:
+        loss = bound.loss_and_grads(pair.model, pair.guide, *data)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return torch.as_tensor(loss), gradients
+
+
+_FILLS: dict[Any, Callable[..., Tensor]] = {
+    Tensor.normal_: lambda x, mean=0.0, std=1.0, **_: torch.randn_like(x) * std + mean,
+    Tensor.uniform_: lambda x, low=0.0, high=1.0, **_: torch.rand_like(x) * (high - low) + low,
+    Tensor.exponential_: lambda x, rate=1.0, **_: torch.ops.aten.exponential(x, rate),
+    Tensor.bernoulli_: lambda x, p=0.5, **_: torch.ops.aten.bernoulli.p(x, p),
+    Tensor.cauchy_: lambda x, median=0.0, sigma=1.0, **_: torch.ops.aten.cauchy(x, median, sigma),
+}
+"""In-place random fills of fresh tensors, which a batch of parameter sets could not share, as functions."""
+
+_DECISIONS = {Tensor.__bool__: "bool", Tensor.__int__: "int", Tensor.__float__: "float", Tensor.__index__: "int"}
+
+
+class _TraceMode(TorchFunctionMode):
+    """Keeps as tensors what Pyro turns into numbers, and refuses decisions that would be baked into the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_dice = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLS:
+            return _FILLS[func](*args, **kwargs)
+        if func is Tensor.item:
+            return args[0].detach()
+        if self.in_dice:
+            # Dice drops terms of probability zero by a mask; here they stay, as zeros
+            if func is Tensor.all:
+                return False
+            if func is Tensor.masked_select:
+                return torch.where(args[1], args[0], 0.0)
+        if func in _DECISIONS:
+            raise NotTraceable(f"it turns a tensor into a Python {_DECISIONS[func]}, and so branches on values")
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _traceable() -> Iterator[None]:
+    """Make Pyro traceable: no validation, no warnings that look at values, Dice without data-dependent shapes."""
+    mode = _TraceMode()
+    originals: list[tuple[Any, str, Any]] = [
+        (module, name, getattr(module, name))
+        for module_name, module in list(sys.modules.items())
+        if module_name.startswith("pyro.") and module is not None
+        for name in ("warn_if_nan", "warn_if_inf")
+        if name in vars(module)
+    ]
+    # a distribution that was made before keeps its own setting of validation
+    originals.append((Distribution, "_validate_sample", Distribution._validate_sample))
+    expectation = Dice.compute_expectation
+
+    def compute_expectation(self: Dice, costs: Any) -> Any:
+        mode.in_dice = True
+        try:
+            return expectation(self, costs)
+        finally:
+            mode.in_dice = False
+
+    try:
+        for module, name, _ in originals:
+            setattr(module, name, lambda value, *args, **kwargs: value)
+        Dice.compute_expectation = compute_expectation
+        with mode, pyro.validation_enabled(False):
+            yield
+    finally:
+        for module, name, original in originals:
+            setattr(module, name, original)
+        Dice.compute_expectation = expectation
+
+
+@contextlib.contextmanager
+def _stateless(pair: Pair) -> Iterator[None]:
+    """Refuse a pair whose evaluation changes buffers or Pyro's store, and put the buffers back."""
+    buffers = [
+        (name, buffer, buffer.clone())
+        for module in modules_of(pair.model, pair.guide)
+        for name, buffer in module.named_buffers()
+    ]
+    stored = pair.snapshot()
+    yield
+    changed = [name for name, buffer, before in buffers if not torch.equal(buffer, before)]
+    for _, buffer, before in buffers:
+        buffer.copy_(before)
+    after = pair.snapshot()
+    changed += [name for name in after if name not in stored or not torch.equal(after[name], stored[name])]
+    if changed:
+        raise NotTraceable(f"evaluating it changes {changed[0]!r}, which a pure function cannot")
+
+
+def _lift(module: fx.GraphModule, held: list[Tensor]) -> None:
+    """Turn parameters and buffers, which the trace holds as constants, into the graph's first inputs."""
+    first = next(iter(module.graph.nodes))
+    inputs = {}
+    with module.graph.inserting_before(first):
+        for index, value in enumerate(held):
+            inputs[id(value)] = module.graph.placeholder(f"held_{index}")
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and id(getattr(module, node.target)) in inputs:
+            node.replace_all_uses_with(inputs[id(getattr(module, node.target))])
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _resampled(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Draw rows with replacement, the same for every argument that has them."""
+    rows = number_of_rows(data)
+    if not rows:
+        return data
+    chosen = torch.randint(rows, (rows,))
+    return tuple(
+        rows_of(value, chosen.to(value.device) if isinstance(value, Tensor) else chosen, rows) for value in data
+    )
+
+
+def _prove(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: Any, parameters: list[Tensor]) -> None:
+    """Compare the graph with Pyro at fresh parameters and a shared seed, or raise ``NotTraceable``."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        seed = int(torch.randint(2**31, ()))
+        with seeded(seed), pyro.validation_enabled(False):
+            loss, gradients = _pyro_loss_and_gradients(pair, bound, data, scale, parameters)
+        with seeded(seed), torch.no_grad():
+            held = [parameter.detach() for parameter in parameters]
+            traced = graph.module(*held, *graph.buffers, *tensors_of(data))
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.data.copy_(value)
+    require_equal("loss", traced[0], loss)
+    for name, ours, theirs in zip(graph.names, traced[1], gradients, strict=True):
+        require_equal(f"gradient of {name!r}", ours, theirs)
+
+
+def require_equal(what: str, ours: Tensor, theirs: Tensor) -> None:
+    """Raise ``NotTraceable`` where two results differ by more than the rounding of a long sum."""
+    tolerance = 1e-4 if theirs.dtype == torch.float32 else 1e-9
+    reference = theirs.detach().double()
+    size = reference.nan_to_num().abs().max().clamp(min=1e-3) if reference.numel() else torch.ones(())
+    if not torch.allclose(ours.double(), reference, rtol=0, atol=float(tolerance * size), equal_nan=True):
+        difference = float((ours.double() - reference).abs().nan_to_num(torch.inf).max() / size)
+        raise NotTraceable(f"the {what} differs from Pyro's by {difference:.1e} of its size")
