@@ -1,0 +1,61 @@
+"""Side-by-side timing: contenders take turns in one process, medians of repeats, ratios to the best."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def compare(title: str, contenders: dict[str, Callable[[], int]], repeats: int = 15) -> dict[str, float]:
+    """Time contenders in turns and write the table.
+
+    Parameters
+    ----------
+    title
+        What is measured.
+    contenders
+        Each does some steps and returns how many; it was warmed up before.
+    repeats
+        Turns of each.
+
+    Returns
+    -------
+    dict
+        Median milliseconds per step of each.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            steps = run()
+            times[name].append((time.perf_counter() - started) / steps * 1e3)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    best = min(medians.values())
+    machine = (
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    lines = [f"## {title}", "", f"{datetime.date.today()}; {machine}; medians of {repeats}.", ""]
+    lines += ["| contender | ms per step | ratio to the best |", "|---|---|---|"]
+    for name, value in sorted(medians.items(), key=lambda item: item[1]):
+        lines.append(f"| {name} | {value:.3g} | {value / best:.2f} |")
+    _replace_section(title, "\n".join(lines))
+    print(json.dumps({"title": title, "ms_per_step": medians, "torch": torch.__version__}))
+    return medians
+
+
+def _replace_section(title: str, text: str) -> None:
+    """Put a section into the results, in the place of an older one with its title."""
+    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
+    head, *sections = old.split("\n## ")
+    kept = [section for section in sections if section.partition("\n")[0] != title]
+    body = [head.rstrip(), *(f"## {section.rstrip()}" for section in kept), text]
+    RESULTS.write_text("\n\n".join(body) + "\n", encoding="utf-8")
