@@ -130,7 +130,7 @@ class Engine:
                 with seeded(seed), torch.no_grad():
                     given = compiled(*arguments)
                 for what, ours, theirs in zip((*State._fields, "losses"), given, expected, strict=True):
-                    require_equal(f"compiled step's {what}", ours, theirs)
+                    require_equal(f"compiled step's {what}", ours, theirs, "the graph's")
         except NotTraceable:
             raise
         except Exception as error:

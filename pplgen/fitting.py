@@ -24,6 +24,10 @@ from pplgen.training import Progress, StopReason, Training, train
 __all__ = ["fit"]
 
 _COMPILERS = ("auto", "inductor", "graph", "off")
+_NOTHING_FINITE = (
+    "the ELBO or its gradient is not finite before any good state; check the scale of the data and the priors, "
+    "or lower learning_rate"
+)
 
 
 def fit(
@@ -118,12 +122,6 @@ def fit(
     best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].elbo)
     num_failed = len(results) - len(done)
     return Fit(best, tuple(run for _, run in done), table=table, seed=seed, num_failed=num_failed, path=path)
-
-
-_NOTHING_FINITE = (
-    "the ELBO or its gradient is not finite before any good state; check the scale of the data and the priors, "
-    "or lower learning_rate"
-)
 
 
 def _train(

@@ -289,11 +289,11 @@ def _prove(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: 
         require_equal(f"gradient of {name!r}", ours, theirs)
 
 
-def require_equal(what: str, ours: Tensor, theirs: Tensor) -> None:
+def require_equal(what: str, ours: Tensor, theirs: Tensor, whose: str = "Pyro's") -> None:
     """Raise ``NotTraceable`` where two results differ by more than the rounding of a long sum."""
     tolerance = 1e-4 if theirs.dtype == torch.float32 else 1e-9
     reference = theirs.detach().double()
     size = reference.nan_to_num().abs().max().clamp(min=1e-3) if reference.numel() else torch.ones(())
     if not torch.allclose(ours.double(), reference, rtol=0, atol=float(tolerance * size), equal_nan=True):
         difference = float((ours.double() - reference).abs().nan_to_num(torch.inf).max() / size)
-        raise NotTraceable(f"the {what} differs from Pyro's by {difference:.1e} of its size")
+        raise NotTraceable(f"the {what} differs from {whose} by {difference:.1e} of its size")
