@@ -1,5 +1,6 @@
 """The traced graph is Pyro's loss and gradient, or there is none."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -18,16 +19,24 @@ _SPEC.loader.exec_module(constructs)
 FAITHFUL, REFUSED = constructs.faithful(), constructs.refused()
 
 
+@functools.cache
+def traced(name):
+    """A construct's pair and its graph, traced once for all tests."""
+    model, guide, data, bound = FAITHFUL[name]
+    pair = Pair(model, guide, data)
+    with pair.isolated():
+        return pair, trace(pair, bound, data)
+
+
 def test_the_table_is_long():
     assert len(FAITHFUL) + len(REFUSED) >= 30
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
 def test_loss_and_gradients_are_pyros(name):
-    model, guide, data, bound = FAITHFUL[name]
-    pair = Pair(model, guide, data)
+    *_, data, bound = FAITHFUL[name]
+    pair, graph = traced(name)
     with pair.isolated():
-        graph = trace(pair, bound, data)
         parameters = dict(sorted(pyro.get_param_store().named_parameters()))
         for parameter in parameters.values():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
@@ -46,10 +55,9 @@ def test_loss_and_gradients_are_pyros(name):
 
 @pytest.mark.parametrize("name", constructs.UNBATCHED)
 def test_what_cannot_be_batched_is_said(name):
-    model, guide, data, bound = FAITHFUL[name]
-    pair = Pair(model, guide, data)
+    data = FAITHFUL[name][2]
+    pair, graph = traced(name)
     with pair.isolated():
-        graph = trace(pair, bound, data)
         vectors = graph.pack(pair.snapshot())[None].repeat(2, 1)
     with pytest.raises(NotTraceable, match="a batch of restarts cannot be traced"):
         Engine(graph, State.start(vectors), data, None)
@@ -59,10 +67,9 @@ def test_what_cannot_be_batched_is_said(name):
 @pytest.mark.parametrize("name", sorted(set(FAITHFUL) - constructs.UNBATCHED))
 def test_a_batch_of_parameter_sets_is_each_of_them(name):
     """A batch of one draws the same random numbers as none, and so must give the same; a larger one stays finite."""
-    model, guide, data, bound = FAITHFUL[name]
-    pair = Pair(model, guide, data)
+    data = FAITHFUL[name][2]
+    pair, graph = traced(name)
     with pair.isolated(), torch.no_grad():
-        graph = trace(pair, bound, data)
         vector = graph.pack(pair.snapshot())
         inputs = (*graph.buffers, *data)
         along = (0, *(None for _ in inputs))
