@@ -10,12 +10,11 @@ import math
 import pyro
 import pyro.distributions as dist
 import torch
+from contenders import engine_contender, runner, svi_contender
 from harness import compare
-from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 
-from pplgen.engine import Engine, State
-from pplgen.graph import trace
 from pplgen.pair import Pair
 
 K, D = 5, 8
@@ -79,20 +78,6 @@ def hand_written(x: torch.Tensor, *, products: bool):
     return step, state
 
 
-def runner(step, state, steps):
-    """Return a contender that goes on from where it stopped."""
-    kept = [state]
-
-    def run() -> int:
-        with torch.no_grad():
-            for _ in range(steps):
-                kept[0] = step(*kept[0])
-        return steps
-
-    run()
-    return run
-
-
 def rows(number: int) -> torch.Tensor:
     """Draw rows of five well separated components."""
     torch.manual_seed(0)
@@ -101,39 +86,16 @@ def rows(number: int) -> torch.Tensor:
 
 def plain(x: torch.Tensor, steps: int, validate: bool):
     """Return plain Pyro as a contender."""
-    pyro.clear_param_store()
     guide = AutoNormal(pyro.poutine.block(model, hide=["z"]))
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceEnum_ELBO(max_plate_nesting=1))
-
-    def run() -> int:
-        with pyro.validation_enabled(validate):
-            for _ in range(steps):
-                svi.step(x)
-        return steps
-
-    run()
-    return run
+    return svi_contender(
+        model, guide, TraceEnum_ELBO(max_plate_nesting=1), x, rate=0.01, steps=steps, validate=validate
+    )
 
 
 def ours(x: torch.Tensor, restarts: int, steps: int, *, compiled: bool):
     """Return the engine as a contender."""
     pair = Pair(model, None, (x,))
-    with pair.isolated():
-        graph = trace(pair, pair.elbo(), (x,))
-        vectors = graph.pack(pair.snapshot())[None].repeat(restarts, 1)
-    state = State.start(vectors)
-    rates = torch.full((restarts, 1), 0.01)
-    engine = Engine(graph, state, (x,), None)
-    if compiled:
-        engine.compile(rates)
-    kept = [state]
-
-    def run() -> int:
-        kept[0], _ = engine.run(kept[0], rates, steps)
-        return steps
-
-    run()
-    return run
+    return engine_contender(pair, pair.elbo(), rate=0.01, restarts=restarts, steps=steps, compiled=compiled)
 
 
 def main() -> None:

@@ -8,14 +8,12 @@ import itertools
 import pyro
 import pyro.distributions as dist
 import torch
+from contenders import engine_contender, runner, svi_contender
 from harness import compare
-from mixture_step import runner
-from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.nn import functional as F
 
-from pplgen.engine import Engine, State
-from pplgen.graph import trace
 from pplgen.pair import Pair
 
 BATCH = 128
@@ -93,36 +91,13 @@ def hand_written(vae: VAE, x: torch.Tensor):
 
 def plain(vae: VAE, x: torch.Tensor, steps: int, validate: bool):
     """Return plain Pyro as a contender."""
-    pyro.clear_param_store()
-    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
-
-    def run() -> int:
-        with pyro.validation_enabled(validate):
-            for _ in range(steps):
-                svi.step(x)
-        return steps
-
-    run()
-    return run
+    return svi_contender(vae.model, vae.guide, TraceMeanField_ELBO(), x, rate=1e-3, steps=steps, validate=validate)
 
 
 def ours(vae: VAE, x: torch.Tensor, steps: int):
     """Return the compiled engine as a contender."""
     pair = Pair(vae.model, vae.guide, (x,))
-    with pair.isolated():
-        graph = trace(pair, TraceMeanField_ELBO(), (x,))
-        state = State.start(graph.pack(pair.snapshot())[None])
-    rates = torch.full((1, 1), 1e-3)
-    engine = Engine(graph, state, (x,), None)
-    engine.compile(rates)
-    kept = [state]
-
-    def run() -> int:
-        kept[0], _ = engine.run(kept[0], rates, steps)
-        return steps
-
-    run()
-    return run
+    return engine_contender(pair, TraceMeanField_ELBO(), rate=1e-3, restarts=1, steps=steps, compiled=True)
 
 
 def main() -> None:

@@ -112,9 +112,7 @@ def train_together(
             continue
         with pair.isolated():
             pair.restore(graph.unpack(good[index]))
-        error = float(values.std(ddof=1)) / math.sqrt(len(values))
-        stop = lane.stop or StopReason.STEPS
-        results.append(Training(seed, np.array(lane.history), float(values.mean()), error, stop))
+        results.append(Training.ended(seed, lane.history, values, lane.stop or StopReason.STEPS))
     return results, path
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pplgen.errors import first_line
 from pplgen.graph import Graph, NotTraceable, require_equal
 from pplgen.isolation import seeded
+from pplgen.pair import rows_of
 
 __all__ = ["Engine", "State", "why_not_compiled"]
 
@@ -134,8 +136,7 @@ class Engine:
         except NotTraceable:
             raise
         except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise NotTraceable(f"the compiler stopped: {type(error).__name__}: {first}") from error
+            raise NotTraceable(f"the compiler stopped: {type(error).__name__}: {first_line(error)}") from error
         self._block = _Program(compiled, num_steps)
 
     def _traced(self, num_steps: int) -> _Program:
@@ -148,7 +149,9 @@ class Engine:
             rates, rows, *others = inputs
             buffers, tensors = others[: len(self.graph.buffers)], others[len(self.graph.buffers) :]
             for index in range(num_steps):
-                batch = tensors if self.batch_size is None else self._batch(tensors, rows[index])
+                batch = tensors
+                if self.batch_size is not None:
+                    batch = [rows_of(value, rows[index], len(self.tensors[0])) for value in tensors]
                 state, loss = self._step(state, rates, [*buffers, *batch])
                 losses.append(loss)
             return (*state, torch.stack(losses))
@@ -157,8 +160,9 @@ class Engine:
             with torch.no_grad():
                 return _Program(make_fx(steps)(*self._example, *self._inputs(rates, num_steps)), num_steps)
         except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            raise NotTraceable(f"a batch of restarts cannot be traced: {type(error).__name__}: {first}") from error
+            raise NotTraceable(
+                f"a batch of restarts cannot be traced: {type(error).__name__}: {first_line(error)}"
+            ) from error
 
     def _inputs(self, rates: Tensor, num_steps: int) -> tuple[Tensor, ...]:
         """Everything that a call takes beside the state."""
@@ -179,11 +183,6 @@ class Engine:
         direction = mean / (1 - BETAS[0] ** taken) / ((square / (1 - BETAS[1] ** taken)).sqrt() + EPSILON)
         vectors = torch.where(rates > 0, state.vectors - rates * direction, state.vectors)
         return State(vectors, mean, square, taken), losses
-
-    def _batch(self, tensors: list[Tensor], rows: Tensor) -> list[Tensor]:
-        """Take the chosen rows of every tensor that has them."""
-        length = len(self.tensors[0])
-        return [value[rows] if value.ndim and len(value) == length else value for value in tensors]
 
     def _rows(self, num_steps: int) -> Tensor:
         """Rows of the next steps, without replacement within each, shape ``(num_steps, batch_size)``."""
@@ -227,6 +226,5 @@ def why_not_compiled() -> str | None:
 
             get_cpp_compiler()
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
-        return f"no C++ compiler was found, so the uncompiled graph runs: {first}"
+        return f"no C++ compiler was found, so the uncompiled graph runs: {first_line(error)}"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["DataWarning", "InputError", "near_names"]
+__all__ = ["DataWarning", "InputError", "first_line", "near_names"]
 
 
 class InputError(ValueError):
@@ -18,6 +18,11 @@ class InputError(ValueError):
 
 class DataWarning(UserWarning):
     """Something in the data that is allowed, and that the user may want to change."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return str(error).strip().partition("\n")[0]
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from pplgen.errors import first_line
 from pplgen.isolation import modules_of, seeded
 from pplgen.pair import Pair, rows_of
 from pplgen.rewrite import clean
@@ -84,7 +85,6 @@ def trace(
     bound: ELBO,
     data: tuple[Any, ...],
     scale: contextlib.AbstractContextManager[Any] | None = None,
-    fresh: tuple[Any, ...] | None = None,
 ) -> Graph:
     """Trace a pair's loss and gradients and prove them; call it inside ``pair.isolated``.
 
@@ -98,8 +98,6 @@ def trace(
         Arguments of model and guide, of the shapes that the graph will be given.
     scale
         Handler around every evaluation, such as the one that makes a minibatch stand for all rows.
-    fresh
-        Other data of the same shapes to prove the graph on; rows of ``data`` drawn with replacement where ``None``.
 
     Raises
     ------
@@ -122,15 +120,14 @@ def trace(
     except NotTraceable:
         raise
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
-        raise NotTraceable(f"tracing stopped: {type(error).__name__}: {first}") from error
+        raise NotTraceable(f"tracing stopped: {type(error).__name__}: {first_line(error)}") from error
     buffers = [buffer for module in modules_of(pair.model, pair.guide) for buffer in module.buffers()]
     buffers = list({id(buffer): buffer for buffer in buffers}.values())
     _lift(raw, [*parameters.values(), *buffers])
     shapes = tuple(value.shape for value in parameters.values())
     module = clean(raw, [*parameters.values(), *buffers, *inputs])
     graph = Graph(module, tuple(parameters), shapes, tuple(buffers))
-    for sample in (data, fresh or _resampled(data)):
+    for sample in (data, _resampled(data)):
         _prove(graph, pair, bound, sample, scale, list(parameters.values()))
     return graph
 

@@ -71,6 +71,12 @@ class Training:
     """Monte Carlo standard error of ``elbo``."""
     stop: StopReason
 
+    @classmethod
+    def ended(cls, seed: int, history: list[float], final_values: Any, stop: StopReason) -> Training:
+        """Summarise a run by evaluations of the bound at its final parameters."""
+        error = float(np.std(final_values, ddof=1)) / math.sqrt(len(final_values))
+        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop)
+
 
 def train(
     pair: Pair,
@@ -156,8 +162,7 @@ def train(
         values = _final_values(svi, batches)
     if not np.isfinite(values).all():
         raise InputError("the ELBO at the final parameters is not finite; check the priors, or lower learning_rate")
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Training(seed, np.array(history), float(np.mean(values)), error, stop)
+    return Training.ended(seed, history, values, stop)
 
 
 class PlateauWatch:
