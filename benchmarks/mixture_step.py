@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpyro_pairs
 import pyro
 import pyro.distributions as dist
 import torch
@@ -113,6 +114,7 @@ def main() -> None:
             "hand-written torch, eager": runner(step, state, 20),
             "Pyro svi.step, validation off": plain(x, 5, False),
             "Pyro svi.step, default": plain(x, 5, True),
+            **numpyro_pairs.mixture(x.numpy(), K, rate=0.01, steps=40),
         },
     )
     x = rows(1_000)
@@ -121,7 +123,7 @@ def main() -> None:
         {
             "pplgen, 1 restart": ours(x, 1, 40, compiled=True),
             "pplgen, 64 restarts": ours(x, 64, 10, compiled=True),
-            "pplgen, 256 restarts": ours(x, 256, 5, compiled=True),
+            "pplgen, 256 restarts": ours(x, 256, 10, compiled=True),
             "Pyro svi.step, default, 1 restart": plain(x, 5, True),
         },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 
+import numpyro_pairs
 import pyro
 import pyro.distributions as dist
 import torch
@@ -115,6 +116,7 @@ def main() -> None:
                 "hand-written torch, eager": runner(step, state, 20),
                 "Pyro svi.step, validation off": plain(copy.deepcopy(vae), x, 10, False),
                 "Pyro svi.step, default": plain(copy.deepcopy(vae), x, 10, True),
+                **numpyro_pairs.autoencoder(x.numpy(), sizes, rate=1e-3, steps=20),
             },
         )
 

@@ -14,8 +14,9 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pplgen.engine import Engine, State
-from pplgen.graph import Graph, NotTraceable, tensors_of, trace
+from pplgen.graph import Graph, tensors_of, trace
 from pplgen.pair import Pair
+from pplgen.tracing import NotTraceable
 from pplgen.training import DECAY, FINAL_EVALUATIONS, PLATEAUS, WINDOW, PlateauWatch, StopReason, Training, batching
 
 __all__ = ["train_together"]

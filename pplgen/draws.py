@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -15,6 +14,7 @@ from pyro.ops.contract import einsum
 from torch import Tensor
 
 from pplgen.errors import InputError
+from pplgen.mapped import over_draws
 from pplgen.pair import Pair
 from pplgen.story import Story
 
@@ -41,63 +41,57 @@ class Draws:
     log_q: Tensor
     """log q(theta) in nats, shape ``(num_draws,)``."""
 
-    def each(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """Yield the named sites, draw by draw."""
-        for index in range(len(self.lp)):
-            yield {name: self.sites[name][index] for name in names}
+    def named(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return the named sites."""
+        return {name: self.sites[name] for name in names}
 
 
 @dataclass(frozen=True)
 class RowDensities:
-    """What one draw of the latents says of each row."""
+    """What draws of the latents say of each row."""
 
     log_likelihood: Tensor
-    """log p(x_i | theta) in nats, discrete latents summed out, shape ``(num_rows,)``."""
+    """log p(x_i | theta) in nats, discrete latents summed out, shape ``(num_draws, num_rows)``."""
     probabilities: dict[str, Tensor]
-    """p(z_i = k | x_i, theta) of each enumerated site with one value to a row, shape ``(num_rows, num_values)``."""
+    """p(z_i = k | x_i, theta) of enumerated sites with one value to a row; their values are the last axis."""
     drawn: dict[str, Tensor]
-    """Per-row latents drawn here from the guide, shape ``(num_rows, ...)`` each."""
+    """Per-row latents drawn here from the guide, shape ``(num_draws, num_rows, ...)`` each."""
 
 
-@torch.no_grad()
 def draw_posterior(pair: Pair, num_draws: int) -> Draws:
     """Draw the latents from the guide on the pair's data; call it inside ``pair.isolated``."""
     bound = pair.elbo()
-    samples, lp, log_q = [], [], []
-    with pyro.validation_enabled(False):
-        for _ in range(num_draws):
-            guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
-            log_q.append(torch.as_tensor(guide_trace.log_prob_sum()))
-            # one particle of the bound at these very draws is log p - log q, summed as Pyro sums it
-            ratio = -bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data)
-            lp.append(log_q[-1] + ratio)
-            model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-            samples.append(_values(model_trace, pair.structure.latent + pair.structure.deterministic))
-    return Draws(_stack(samples), torch.stack(lp).cpu(), torch.stack(log_q).cpu())
+
+    def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
+        log_q = torch.as_tensor(guide_trace.log_prob_sum())
+        # one particle of the bound at these very draws is log p - log q, summed as Pyro sums it
+        ratio = -torch.as_tensor(bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data))
+        model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
+        return _values(model_trace, pair.structure.latent + pair.structure.deterministic), log_q + ratio, log_q
+
+    sites, lp, log_q = over_draws(draw, num_draws)
+    return Draws(sites, lp.cpu(), log_q.cpu())
 
 
-@torch.no_grad()
-def draw_shared(pair: Pair, num_draws: int) -> list[dict[str, Tensor]]:
+def draw_shared(pair: Pair, num_draws: int) -> dict[str, Tensor]:
     """Draw the latents that all rows share from the guide; call it inside ``pair.isolated``."""
     names = pair.structure.shared_latent
-    with pyro.validation_enabled(False):
-        return [_values(poutine.trace(pair.guide).get_trace(*pair.data), names) for _ in range(num_draws)]
+    return over_draws(lambda _: _values(poutine.trace(pair.guide).get_trace(*pair.data), names), num_draws)
 
 
-@torch.no_grad()
 def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) -> Tensor:
     """Draw new rows from a story's posterior predictive distribution; call it inside ``pair.isolated``.
 
     Rows share at most ``max_draws`` draws of the latents, evenly and in random order; shape ``(num_rows, ...)``.
     """
-    shared = draw_shared(pair, min(num_rows, max_draws))
-    each = -(-num_rows // len(shared))
-    with pyro.validation_enabled(False):
-        rows = [poutine.condition(story.model, latent)(None, num_rows=each) for latent in shared]
-    return torch.stack(rows, dim=1).flatten(0, 1)[:num_rows][torch.randperm(num_rows)]
+    num_draws = min(num_rows, max_draws)
+    each = -(-num_rows // num_draws)
+    shared = draw_shared(pair, num_draws)
+    rows = over_draws(lambda latent: poutine.condition(story.model, latent)(None, num_rows=each), num_draws, shared)
+    return rows.transpose(0, 1).flatten(0, 1)[:num_rows][torch.randperm(num_rows)]
 
 
-@torch.no_grad()
 def draw_prior(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draw latents and observed sites from the model; call it inside ``pair.isolated``.
 
@@ -108,37 +102,38 @@ def draw_prior(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], dict[str,
     """
     model = poutine.uncondition(pair.model)
     latent = pair.structure.latent + pair.structure.deterministic
-    with pyro.validation_enabled(False):
-        traces = [poutine.trace(model).get_trace(*pair.data) for _ in range(num_draws)]
-    return (
-        _stack([_values(trace, latent) for trace in traces]),
-        _stack([_values(trace, pair.structure.observed) for trace in traces]),
-    )
+
+    def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        trace = poutine.trace(model).get_trace(*pair.data)
+        return _values(trace, latent), _values(trace, pair.structure.observed)
+
+    return over_draws(draw, num_draws)
 
 
-@torch.no_grad()
 def draw_predictive(pair: Pair, draws: Draws) -> dict[str, Tensor]:
     """Replicate the observed sites at each draw; call it inside ``pair.isolated``."""
     model = poutine.uncondition(pair.model)
-    samples = []
-    with pyro.validation_enabled(False):
-        for latent in draws.each(pair.structure.latent):
-            trace = poutine.trace(poutine.condition(model, latent)).get_trace(*pair.data)
-            samples.append(_values(trace, pair.structure.observed))
-    return _stack(samples)
+
+    def replicate(latent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        trace = poutine.trace(poutine.condition(model, latent)).get_trace(*pair.data)
+        return _values(trace, pair.structure.observed)
+
+    return over_draws(replicate, len(draws.lp), draws.named(pair.structure.latent))
 
 
-@torch.no_grad()
-def row_densities(pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...]) -> RowDensities:
-    """Score each row of ``data``, the pair's own or new, at one draw; call it inside ``pair.isolated``.
+def row_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int, data: tuple[Any, ...]) -> RowDensities:
+    """Score each row of ``data``, the pair's own or new, at each draw; call it inside ``pair.isolated``.
 
     Parameters
     ----------
     pair
         A pair whose model has a row plate.
-    latent
-        The draw. Per-row latents that are left out are drawn from the guide on ``data``, and the density becomes the
-        importance-weighted estimate p(x_i, z_i | theta) / q(z_i | x_i, theta), unbiased for p(x_i | theta).
+    latents
+        The draws, shape ``(num_draws, ...)`` each. Per-row latents that are left out are drawn from the guide on
+        ``data``, and the density becomes the importance-weighted estimate p(x_i, z_i | theta) / q(z_i | x_i, theta),
+        unbiased for p(x_i | theta).
+    num_draws
+        How many.
     data
         Arguments of model and guide.
 
@@ -147,18 +142,24 @@ def row_densities(pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...
     InputError
         Where the model has no row plate, or sums out a latent that all rows share.
     """
-    structure = pair.structure
-    if reason := structure.why_no_rows():
+    if reason := pair.structure.why_no_rows():
         raise InputError(reason)
+    return RowDensities(*over_draws(lambda latent: _score_rows(pair, latent, data), num_draws, latents))
+
+
+def _score_rows(
+    pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Score each row at one draw: the fields of ``RowDensities``."""
+    structure = pair.structure
     row_plate = str(structure.row_plate)
     left_out = [name for name in structure.latent if name not in latent]
-    with pyro.validation_enabled(False):
-        drawn, log_q = _draw_rows(pair, latent, left_out, data)
-        conditioned = poutine.condition(pair.model, {**latent, **drawn})
-        trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-1 - structure.plate_depth))
-        model_trace = trace.get_trace(*data)
-        model_trace.compute_log_prob()
-        model_trace.pack_tensors()
+    drawn, log_q = _draw_rows(pair, latent, left_out, data)
+    conditioned = poutine.condition(pair.model, {**latent, **drawn})
+    trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-1 - structure.plate_depth))
+    model_trace = trace.get_trace(*data)
+    model_trace.compute_log_prob()
+    model_trace.pack_tensors()
     scored = [*structure.observed, *structure.factors, *structure.enumerated, *left_out]
     scored = [name for name in scored if name in structure.per_row]
     nodes = [model_trace.nodes[name] for name in scored]
@@ -171,7 +172,7 @@ def row_densities(pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...
         values = model_trace.nodes[name]["infer"]["_enumerate_symbol"]
         joint = _sum_out(model_trace, scored, row_plate, keep=values).reshape(num_rows, -1)
         probabilities[name] = (joint - log_likelihood[:, None]).exp()
-    return RowDensities(log_likelihood - log_q, probabilities, drawn)
+    return log_likelihood - log_q, probabilities, drawn
 
 
 def _draw_rows(
@@ -214,8 +215,3 @@ def _sum_out(trace: poutine.Trace, names: list[str], row_plate: str, keep: str =
 def _values(trace: poutine.Trace, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Values of the named sites."""
     return {name: trace.nodes[name]["value"] for name in names}
-
-
-def _stack(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack draws site by site."""
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

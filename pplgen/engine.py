@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pplgen.errors import first_line
-from pplgen.graph import Graph, NotTraceable, require_equal
+from pplgen.graph import Graph
 from pplgen.isolation import seeded
 from pplgen.pair import rows_of
+from pplgen.tracing import NotTraceable, operations_of, require_equal
 
 __all__ = ["Engine", "State", "why_not_compiled"]
 
@@ -158,7 +158,7 @@ class Engine:
 
         try:
             with torch.no_grad():
-                return _Program(make_fx(steps)(*self._example, *self._inputs(rates, num_steps)), num_steps)
+                return _Program(operations_of(steps, *self._example, *self._inputs(rates, num_steps)), num_steps)
         except Exception as error:
             raise NotTraceable(
                 f"a batch of restarts cannot be traced: {type(error).__name__}: {first_line(error)}"

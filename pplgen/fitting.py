@@ -14,11 +14,11 @@ from pplgen.batched import train_together
 from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
-from pplgen.graph import NotTraceable
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.story import Story, check_count, check_positive
 from pplgen.terminal import ProgressCallback, reporting
+from pplgen.tracing import NotTraceable
 from pplgen.training import Progress, StopReason, Training, train
 
 __all__ = ["fit"]

@@ -8,31 +8,23 @@ graph is compared with Pyro's own loss and gradients on fresh parameters and fre
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import ELBO
-from pyro.infer.util import Dice
 from torch import Tensor, fx
-from torch.distributions import Distribution
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.overrides import TorchFunctionMode
 
 from pplgen.errors import first_line
 from pplgen.isolation import modules_of, seeded
 from pplgen.pair import Pair, rows_of
 from pplgen.rewrite import clean
 from pplgen.structure import number_of_rows
+from pplgen.tracing import NotTraceable, operations_of, require_equal, traceable
 
-__all__ = ["Graph", "NotTraceable", "require_equal", "tensors_of", "trace"]
-
-
-class NotTraceable(Exception):
-    """Why a pair cannot be traced faithfully, in one line."""
+__all__ = ["Graph", "tensors_of", "trace"]
 
 
 @dataclass(frozen=True)
@@ -115,8 +107,8 @@ def trace(
 
     inputs = tensors_of(data)
     try:
-        with _stateless(pair), _traceable():
-            raw = make_fx(evaluate)(*inputs)
+        with _stateless(pair), traceable():
+            raw = operations_of(evaluate, *inputs)
     except NotTraceable:
         raise
     except Exception as error:
@@ -150,76 +142,6 @@ def _pyro_loss_and_gradients(
     for parameter in parameters:
         parameter.grad = None
     return torch.as_tensor(loss), gradients
-
-
-_FILLS: dict[Any, Callable[..., Tensor]] = {
-    Tensor.normal_: lambda x, mean=0.0, std=1.0, **_: torch.randn_like(x) * std + mean,
-    Tensor.uniform_: lambda x, low=0.0, high=1.0, **_: torch.rand_like(x) * (high - low) + low,
-    Tensor.exponential_: lambda x, rate=1.0, **_: torch.ops.aten.exponential(x, rate),
-    Tensor.bernoulli_: lambda x, p=0.5, **_: torch.ops.aten.bernoulli.p(x, p),
-    Tensor.cauchy_: lambda x, median=0.0, sigma=1.0, **_: torch.ops.aten.cauchy(x, median, sigma),
-}
-"""In-place random fills of fresh tensors, which a batch of parameter sets could not share, as functions."""
-
-_DECISIONS = {Tensor.__bool__: "bool", Tensor.__int__: "int", Tensor.__float__: "float", Tensor.__index__: "int"}
-
-
-class _TraceMode(TorchFunctionMode):
-    """Keeps as tensors what Pyro turns into numbers, and refuses decisions that would be baked into the graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.in_dice = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _FILLS:
-            return _FILLS[func](*args, **kwargs)
-        if func is Tensor.item:
-            return args[0].detach()
-        if self.in_dice:
-            # Dice drops terms of probability zero by a mask; here they stay, as zeros
-            if func is Tensor.all:
-                return False
-            if func is Tensor.masked_select:
-                return torch.where(args[1], args[0], 0.0)
-        if func in _DECISIONS:
-            raise NotTraceable(f"it turns a tensor into a Python {_DECISIONS[func]}, and so branches on values")
-        return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _traceable() -> Iterator[None]:
-    """Make Pyro traceable: no validation, no warnings that look at values, Dice without data-dependent shapes."""
-    mode = _TraceMode()
-    originals: list[tuple[Any, str, Any]] = [
-        (module, name, getattr(module, name))
-        for module_name, module in list(sys.modules.items())
-        if module_name.startswith("pyro.") and module is not None
-        for name in ("warn_if_nan", "warn_if_inf")
-        if name in vars(module)
-    ]
-    # a distribution that was made before keeps its own setting of validation
-    originals.append((Distribution, "_validate_sample", Distribution._validate_sample))
-    expectation = Dice.compute_expectation
-
-    def compute_expectation(self: Dice, costs: Any) -> Any:
-        mode.in_dice = True
-        try:
-            return expectation(self, costs)
-        finally:
-            mode.in_dice = False
-
-    try:
-        for module, name, _ in originals:
-            setattr(module, name, lambda value, *args, **kwargs: value)
-        Dice.compute_expectation = compute_expectation
-        with mode, pyro.validation_enabled(False):
-            yield
-    finally:
-        for module, name, original in originals:
-            setattr(module, name, original)
-        Dice.compute_expectation = expectation
 
 
 @contextlib.contextmanager
@@ -284,13 +206,3 @@ def _prove(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: 
     require_equal("loss", traced[0], loss)
     for name, ours, theirs in zip(graph.names, traced[1], gradients, strict=True):
         require_equal(f"gradient of {name!r}", ours, theirs)
-
-
-def require_equal(what: str, ours: Tensor, theirs: Tensor, whose: str = "Pyro's") -> None:
-    """Raise ``NotTraceable`` where two results differ by more than the rounding of a long sum."""
-    tolerance = 1e-4 if theirs.dtype == torch.float32 else 1e-9
-    reference = theirs.detach().double()
-    size = reference.nan_to_num().abs().max().clamp(min=1e-3) if reference.numel() else torch.ones(())
-    if not torch.allclose(ours.double(), reference, rtol=0, atol=float(tolerance * size), equal_nan=True):
-        difference = float((ours.double() - reference).abs().nan_to_num(torch.inf).max() / size)
-        raise NotTraceable(f"the {what} differs from {whose} by {difference:.1e} of its size")

@@ -79,9 +79,8 @@ def to_datatree(
     if "sample_stats" in wanted:
         content["sample_stats"] = {"lp": sampled.lp, "log_q": sampled.log_q}
     if "log_likelihood" in wanted and pair.structure.why_no_rows() is None:
-        latents = sampled.each(pair.structure.latent)
-        rows = [row_densities(pair, latent, pair.data).log_likelihood for latent in latents]
-        content["log_likelihood"] = {"_".join(pair.structure.observed): torch.stack(rows)}
+        rows = row_densities(pair, sampled.named(pair.structure.latent), draws, pair.data).log_likelihood
+        content["log_likelihood"] = {"_".join(pair.structure.observed): rows}
     if "posterior_predictive" in wanted:
         content["posterior_predictive"] = draw_predictive(pair, sampled)
     if wanted & {"prior", "prior_predictive"}:
@@ -104,8 +103,8 @@ def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int) -> Tensor:
     """Posterior predictive log density of each row of ``data`` in nats, ``log mean_s p(x_i | theta_s)``."""
     if data is not pair.data:
         pair.check_amortised()
-    rows = [row_densities(pair, latent, data).log_likelihood for latent in draw_shared(pair, draws)]
-    return torch.stack(rows).logsumexp(dim=0) - np.log(draws)
+    rows = row_densities(pair, draw_shared(pair, draws), draws, data).log_likelihood
+    return rows.logsumexp(dim=0) - np.log(draws)
 
 
 def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
@@ -119,14 +118,13 @@ def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
     """
     if data is not pair.data:
         pair.check_amortised()
-    scores = [row_densities(pair, latent, data) for latent in draw_shared(pair, draws)]
+    scores = row_densities(pair, draw_shared(pair, draws), draws, data)
     names = {} if pair.story is None else pair.story.dims
     variables: dict[str, Any] = {}
-    for name in scores[0].probabilities:
-        probabilities = torch.stack([score.probabilities[name] for score in scores]).mean(dim=0)
-        variables[name] = (names.get(name, ("row", f"{name}_value")), probabilities.cpu().numpy())
-    for name in scores[0].drawn:
-        values = torch.stack([score.drawn[name] for score in scores]).float()
+    for name, probabilities in scores.probabilities.items():
+        variables[name] = (names.get(name, ("row", f"{name}_value")), probabilities.mean(dim=0).cpu().numpy())
+    for name, drawn in scores.drawn.items():
+        values = drawn.float()
         dims = names.get(name, ("row", *(f"{name}_dim_{d}" for d in range(values.ndim - 2))))
         variables[name] = (dims, values.mean(dim=0).cpu().numpy())
         variables[f"{name}_sd"] = (dims, values.std(dim=0).cpu().numpy())

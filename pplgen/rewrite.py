@@ -2,73 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_map
+
+from pplgen.reductions import factor_sums
+from pplgen.simplify import RANDOM, Simplified, merge_equal
+from pplgen.tracing import operations_of
 
 __all__ = ["clean"]
 
 aten = torch.ops.aten
-
-POINTWISE = frozenset(
-    {
-        aten.abs.default,
-        aten.add.Tensor,
-        aten.add.Scalar,
-        aten.bitwise_and.Tensor,
-        aten.clamp.default,
-        aten.digamma.default,
-        aten.div.Tensor,
-        aten.div.Scalar,
-        aten.eq.Scalar,
-        aten.exp.default,
-        aten.expm1.default,
-        aten.ge.Scalar,
-        aten.gt.Scalar,
-        aten.le.Scalar,
-        aten.lgamma.default,
-        aten.log.default,
-        aten.log1p.default,
-        aten.logical_and.default,
-        aten.lt.Scalar,
-        aten.mul.Tensor,
-        aten.mul.Scalar,
-        aten.neg.default,
-        aten.pow.Tensor_Scalar,
-        aten.reciprocal.default,
-        aten.rsqrt.default,
-        aten.sigmoid.default,
-        aten.sqrt.default,
-        aten.sub.Tensor,
-        aten.sub.Scalar,
-        aten.where.self,
-        aten.xlogy.Tensor,
-    }
-)
-"""Operations that work entry by entry, and so may come before or after a repetition."""
-
-RANDOM = (
-    aten.randn,
-    aten.rand,
-    aten.randn_like,
-    aten.rand_like,
-    aten.randint,
-    aten.randperm,
-    aten.normal,
-    aten.exponential,
-    aten.cauchy,
-    aten.bernoulli,
-    aten.multinomial,
-    aten.poisson,
-    aten.binomial,
-    aten._standard_gamma,
-    aten._sample_dirichlet,
-)
-"""Operations that draw random numbers: they stay even where nothing reads them, to keep the order of Pyro's draws."""
 
 
 def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
@@ -83,75 +28,19 @@ def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     """
     values = [value.detach() for value in inputs]
     with torch.no_grad():
-        functional = make_fx(torch.func.functionalize(module))(*values)
-        functional = make_fx(_BeforeExpansion(functional).run)(*values)
-    nodes: list[Any] = list(functional.graph.nodes)
-    for node in nodes:
-        if node.op != "call_function":
-            continue
-        if node.target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
-            node.replace_all_uses_with(node.args[0])
-            functional.graph.erase_node(node)
-        elif node.target in _ELEMENTWISE:
+        functional = operations_of(torch.func.functionalize(module), *values)
+        merge_equal(functional)
+        simple = operations_of(Simplified(functional).run, *values)
+    for node in list(simple.graph.nodes):
+        if node.target in _ELEMENTWISE:
             node.target = _ELEMENTWISE[node.target]
         elif node.target is aten.index_put.default:
-            _scatter_by_product(functional, node)
-    functional.graph.eliminate_dead_code(_must_stay)
-    functional.recompile()
-    return functional
-
-
-@dataclass(frozen=True)
-class _Expanded:
-    """A tensor that stands for its repetition to a larger shape."""
-
-    base: Tensor
-    shape: tuple[int, ...]
-
-    def tensor(self) -> Tensor:
-        """Return the repetition itself."""
-        return self.base.expand(self.shape)
-
-
-class _BeforeExpansion(fx.Interpreter):
-    """Computes before expanding: Pyro's plates repeat parameters to every row before their logarithm is taken.
-
-    An operation on values that are all repetitions to one shape is done on what is repeated. A quotient by a repetition
-    becomes a product with the repeated reciprocal.
-    """
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run one operation, on bases where that is the same."""
-        if target is aten.expand.default and not kwargs:
-            held = args[0].base if isinstance(args[0], _Expanded) else args[0]
-            shape = tuple(args[1])
-            ours = (1,) * (len(shape) - held.ndim) + tuple(held.shape)
-            return _Expanded(held, tuple(b if size == -1 else size for b, size in zip(ours, shape, strict=True)))
-        if target is aten.view.default and isinstance(args[0], _Expanded) and tuple(args[1]) == args[0].shape:
-            return args[0]
-        tensors = [value for value in args if isinstance(value, (_Expanded, Tensor))]
-        shapes = {value.shape for value in tensors if isinstance(value, _Expanded)}
-        if len(shapes) == 1 and target in POINTWISE and all(_is_repeated(value) for value in tensors):
-            bases = [value.base if isinstance(value, _Expanded) else value for value in args]
-            return _Expanded(target(*bases, **kwargs), *shapes)
-        if target is aten.div.Tensor and isinstance(args[1], _Expanded) and not isinstance(args[0], _Expanded):
-            return aten.mul.Tensor(args[0], args[1].base.reciprocal().expand(args[1].shape))
-        args, kwargs = _materialised((args, kwargs))
-        return super().call_function(target, args, kwargs)
-
-    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Return tensors."""
-        return super().output(target, *_materialised((args, kwargs)))
-
-
-def _is_repeated(value: Any) -> bool:
-    """Whether a value is the same wherever it is repeated to."""
-    return isinstance(value, _Expanded) or value.ndim == 0
-
-
-def _materialised(values: Any) -> Any:
-    """Replace repetitions by tensors, however nested."""
-    return tree_map(lambda value: value.tensor() if isinstance(value, _Expanded) else value, values)
+            _scatter_by_product(simple, node)
+    factor_sums(simple)
+    merge_equal(simple)
+    simple.graph.eliminate_dead_code(_must_stay)
+    simple.recompile()
+    return simple
 
 
 def _must_stay(node: fx.Node) -> bool:

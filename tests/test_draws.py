@@ -36,14 +36,16 @@ def test_mixture_rows_equal_the_exact_e_step(faithful_fit, faithful):
     pair = faithful_fit.pair
     x = faithful.values.float()
     with pair.isolated():
-        for latent in draw_shared(pair, 3):
-            scores = row_densities(pair, latent, (x,))
+        draws = draw_shared(pair, 3)
+        scores = row_densities(pair, draws, 3, (x,))
+        for index in range(3):
+            latent = {name: value[index] for name, value in draws.items()}
             L = pair.story.scale_tril(latent["bartlett_diagonal"], latent["bartlett_lower"])
             exact = GaussianMixtureParameters(latent["weights"].double(), latent["mu"].double(), (L @ L.mT).double())
             responsibilities, log_likelihood = e_step(faithful.values, exact)
             # float32 against float64: relative 1e-5 of terms up to 20 nats
-            torch.testing.assert_close(scores.probabilities["z"].double(), responsibilities, atol=1e-4, rtol=0)
-            assert scores.log_likelihood.double().sum().item() == pytest.approx(log_likelihood.item(), rel=1e-5)
+            torch.testing.assert_close(scores.probabilities["z"][index].double(), responsibilities, atol=1e-4, rtol=0)
+            assert scores.log_likelihood[index].double().sum().item() == pytest.approx(log_likelihood.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2])
@@ -54,10 +56,10 @@ def test_few_rows_and_one_component_keep_their_axes(num_rows):
     x = torch.randn(num_rows, 1)
     pair = Pair(story.model, story.guide, (torch.randn(5, 1),))
     with pair.isolated():
-        scores = row_densities(pair, draw_shared(pair, 1)[0], (x,))
-    assert scores.log_likelihood.shape == (num_rows,)
-    assert scores.probabilities["z"].shape == (num_rows, 1)
-    torch.testing.assert_close(scores.probabilities["z"], torch.ones(num_rows, 1))
+        scores = row_densities(pair, draw_shared(pair, 1), 1, (x,))
+    assert scores.log_likelihood.shape == (1, num_rows)
+    assert scores.probabilities["z"].shape == (1, num_rows, 1)
+    torch.testing.assert_close(scores.probabilities["z"], torch.ones(1, num_rows, 1))
 
 
 def test_joint_density_sums_discrete_latents_out(faithful_fit, faithful_tree):
@@ -83,12 +85,12 @@ def test_row_latents_are_integrated_out_by_importance_sampling():
     new = torch.tensor([0.0, 4.0, -1.0])
     pair = Pair(factor_model, factor_guide, (y,))
     with pair.isolated():
-        (shared,) = draw_shared(pair, 1)
+        shared = draw_shared(pair, 1)
         assert set(shared) == {"mu"}
-        scores = row_densities(pair, shared, (new,))
-    exact = torch.distributions.Normal(shared["mu"], math.hypot(PRIOR, NOISE)).log_prob(new)
+        scores = row_densities(pair, shared, 1, (new,))
+    exact = torch.distributions.Normal(shared["mu"][:, None], math.hypot(PRIOR, NOISE)).log_prob(new)
     torch.testing.assert_close(scores.log_likelihood, exact)
-    assert scores.drawn["z"].shape == (3,)
+    assert scores.drawn["z"].shape == (1, 3)
 
 
 def test_the_scale_of_a_pair_does_not_enter_the_density_of_a_row():
@@ -96,9 +98,9 @@ def test_the_scale_of_a_pair_does_not_enter_the_density_of_a_row():
     model, guide = (pyro.poutine.scale(part, scale=5.0) for part in (factor_model, factor_guide))
     pair = Pair(model, guide, (y,))
     with pair.isolated():
-        (shared,) = draw_shared(pair, 1)
-        scores = row_densities(pair, shared, (y,))
-    exact = torch.distributions.Normal(shared["mu"], math.hypot(PRIOR, NOISE)).log_prob(y)
+        shared = draw_shared(pair, 1)
+        scores = row_densities(pair, shared, 1, (y,))
+    exact = torch.distributions.Normal(shared["mu"][:, None], math.hypot(PRIOR, NOISE)).log_prob(y)
     torch.testing.assert_close(scores.log_likelihood, exact)
 
 
@@ -107,8 +109,8 @@ def test_training_rows_are_conditional_on_their_drawn_latents():
     pair = Pair(factor_model, factor_guide, (y,))
     with pair.isolated():
         draws = draw_posterior(pair, 1)
-        (latent,) = draws.each(pair.structure.latent)
-        scores = row_densities(pair, latent, (y,))
+        latent = draws.named(pair.structure.latent)
+        scores = row_densities(pair, latent, 1, (y,))
     torch.testing.assert_close(scores.log_likelihood, torch.distributions.Normal(latent["z"], NOISE).log_prob(y))
 
 
@@ -121,9 +123,9 @@ def test_masked_rows_score_nothing_and_scaled_ones_score_once():
     y = torch.tensor([0.0, 0.5, 2.0])
     pair = Pair(model, None, (y,))
     with pair.isolated():
-        (latent,) = draw_shared(pair, 1)
-        scores = row_densities(pair, latent, (y,)).log_likelihood
-    exact = torch.distributions.Normal(latent["mu"], 1.0).log_prob(y)
+        latent = draw_shared(pair, 1)
+        scores = row_densities(pair, latent, 1, (y,)).log_likelihood
+    exact = torch.distributions.Normal(latent["mu"][:, None], 1.0).log_prob(y)
     torch.testing.assert_close(scores, torch.where(y < 1.0, exact, 0.0))
 
 
@@ -160,7 +162,7 @@ def test_what_has_no_rows_says_so():
     for model, sentence in ((no_plate, "rows live in pyro.plate"), (shared_switch, "all rows share 's'")):
         pair = Pair(model, None, (y,))
         with pair.isolated(), pytest.raises(InputError, match=sentence):
-            row_densities(pair, draw_shared(pair, 1)[0], (y,))
+            row_densities(pair, draw_shared(pair, 1), 1, (y,))
 
 
 def test_a_guide_with_parameters_per_row_cannot_describe_new_rows():

@@ -13,9 +13,10 @@ from pplgen.models import GaussianMixture
 import pplgen
 from pplgen import engine as engine_module
 from pplgen.engine import Engine, State, why_not_compiled
-from pplgen.graph import NotTraceable, trace
+from pplgen.graph import trace
 from pplgen.isolation import seeded
 from pplgen.pair import Pair, RowScale
+from pplgen.tracing import NotTraceable
 from pplgen.training import StopReason
 
 Y = torch.linspace(-1.0, 2.0, 25)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from pplgen.engine import Engine, State
-from pplgen.graph import NotTraceable, trace
+from pplgen.graph import trace
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
+from pplgen.tracing import NotTraceable
 
 _SPEC = importlib.util.spec_from_file_location("constructs", Path(__file__).parent / "constructs.py")
 constructs = importlib.util.module_from_spec(_SPEC)
