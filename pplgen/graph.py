@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from pplgen.errors import first_line
 from pplgen.isolation import modules_of, seeded
 from pplgen.pair import Pair, rows_of
-from pplgen.rewrite import clean
+from pplgen.rewrite import clean, lift
 from pplgen.structure import number_of_rows
 from pplgen.tracing import NotTraceable, operations_of, require_equal, traceable
 
@@ -115,7 +115,7 @@ def trace(
         raise NotTraceable(f"tracing stopped: {type(error).__name__}: {first_line(error)}") from error
     buffers = [buffer for module in modules_of(pair.model, pair.guide) for buffer in module.buffers()]
     buffers = list({id(buffer): buffer for buffer in buffers}.values())
-    _lift(raw, [*parameters.values(), *buffers])
+    lift(raw, [*parameters.values(), *buffers])
     shapes = tuple(value.shape for value in parameters.values())
     module = clean(raw, [*parameters.values(), *buffers, *inputs])
     graph = Graph(module, tuple(parameters), shapes, tuple(buffers))
@@ -161,20 +161,6 @@ def _stateless(pair: Pair) -> Iterator[None]:
     changed += [name for name in after if name not in stored or not torch.equal(after[name], stored[name])]
     if changed:
         raise NotTraceable(f"evaluating it changes {changed[0]!r}, which a pure function cannot")
-
-
-def _lift(module: fx.GraphModule, held: list[Tensor]) -> None:
-    """Turn parameters and buffers, which the trace holds as constants, into the graph's first inputs."""
-    first = next(iter(module.graph.nodes))
-    inputs = {}
-    with module.graph.inserting_before(first):
-        for index, value in enumerate(held):
-            inputs[id(value)] = module.graph.placeholder(f"held_{index}")
-    for node in list(module.graph.nodes):
-        if node.op == "get_attr" and id(getattr(module, node.target)) in inputs:
-            node.replace_all_uses_with(inputs[id(getattr(module, node.target))])
-            module.graph.erase_node(node)
-    module.recompile()
 
 
 def _resampled(data: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from pplgen.reductions import factor_sums
 from pplgen.simplify import RANDOM, Simplified, merge_equal
 from pplgen.tracing import operations_of
 
-__all__ = ["clean"]
+__all__ = ["clean", "lift"]
 
 aten = torch.ops.aten
 
@@ -28,7 +28,7 @@ def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     """
     values = [value.detach() for value in inputs]
     with torch.no_grad():
-        functional = operations_of(torch.func.functionalize(module), *values)
+        functional = _functional(module, values)
         merge_equal(functional)
         simple = operations_of(Simplified(functional).run, *values)
     for node in list(simple.graph.nodes):
@@ -41,6 +41,38 @@ def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     simple.graph.eliminate_dead_code(_must_stay)
     simple.recompile()
     return simple
+
+
+def lift(module: fx.GraphModule, held: list[Tensor]) -> None:
+    """Turn tensors that a graph holds as constants into its first inputs."""
+    first = next(iter(module.graph.nodes))
+    taken = sum(node.op == "placeholder" for node in module.graph.nodes)
+    inputs = {}
+    with module.graph.inserting_before(first):
+        for index, value in enumerate(held, start=taken):
+            inputs[id(value)] = module.graph.placeholder(f"held_{index}")
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and id(getattr(module, node.target)) in inputs:
+            node.replace_all_uses_with(inputs[id(getattr(module, node.target))])
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _functional(module: fx.GraphModule, values: list[Tensor]) -> fx.GraphModule:
+    """Replace in-place operations; constants are inputs meanwhile, for else what is made of them cannot be replaced."""
+    held = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
+    held = list({id(value): value for value in held if isinstance(value, Tensor)}.values())
+    lift(module, held)
+    constants = [value.detach() for value in held]
+    functional = operations_of(torch.func.functionalize(module), *constants, *values)
+    for index, (node, value) in enumerate(zip(list(functional.graph.nodes), constants, strict=False)):
+        functional.register_buffer(f"constant_{index}", value)
+        with functional.graph.inserting_before(node):
+            held_again = functional.graph.get_attr(f"constant_{index}")
+        node.replace_all_uses_with(held_again)
+        functional.graph.erase_node(node)
+    functional.recompile()
+    return functional
 
 
 def _must_stay(node: fx.Node) -> bool:
