@@ -17,7 +17,17 @@ from pplgen.engine import Engine, State
 from pplgen.graph import Graph, tensors_of, trace
 from pplgen.pair import Pair
 from pplgen.tracing import NotTraceable
-from pplgen.training import DECAY, FINAL_EVALUATIONS, PLATEAUS, WINDOW, PlateauWatch, StopReason, Training, batching
+from pplgen.training import (
+    DECAY,
+    FINAL_EVALUATIONS,
+    PLATEAUS,
+    WINDOW,
+    Adam,
+    PlateauWatch,
+    StopReason,
+    Training,
+    batching,
+)
 
 __all__ = ["train_together"]
 
@@ -44,7 +54,7 @@ def train_together(
     *,
     seeds: list[int],
     steps: int,
-    learning_rate: float,
+    optimiser: Adam,
     batch_size: int | None,
     elbo: ELBO | None,
     compiler: str,
@@ -58,7 +68,7 @@ def train_together(
     ----------
     pairs, seeds
         Restarts and the seeds that they were made with.
-    steps, learning_rate, batch_size, elbo
+    steps, optimiser, batch_size, elbo
         As for ``train``.
     compiler
         ``"inductor"`` to compile at once, ``"graph"`` never, ``"auto"`` once it repays.
@@ -79,8 +89,8 @@ def train_together(
     """
     graph, vectors = _graph_of(pairs, batch_size, elbo)
     state = State.start(vectors)
-    rates = torch.full((len(pairs), 1), learning_rate, dtype=vectors.dtype, device=vectors.device)
-    engine = Engine(graph, state, tensors_of(pairs[0].data), batch_size)
+    rates = torch.full((len(pairs), 1), optimiser.learning_rate, dtype=vectors.dtype, device=vectors.device)
+    engine = Engine(graph, state, tensors_of(pairs[0].data), batch_size, clip=optimiser.clip, decay=optimiser.decay)
     path = _compile(engine, rates) if compiler == "inductor" else "the traced graph"
     lanes = [_Lane() for _ in pairs]
     good = vectors.clone()

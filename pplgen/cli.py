@@ -182,6 +182,8 @@ def _shared(
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option(help="Steps at most; fewer once the ELBO has stopped improving.")] = 10_000,
     learning_rate: Annotated[float, typer.Option(help="Adam's, before the first plateau.")] = 0.02,
+    clip: Annotated[float | None, typer.Option(help="Largest entry of the gradient.  [default: any]")] = None,
+    decay: Annotated[float, typer.Option(help="Factor of the learning rate at each step.")] = 1.0,
     restarts: Annotated[int, typer.Option(help="Independent starts; the one with the best ELBO is kept.")] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: all]")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.  [default: cpu]")] = None,

@@ -67,10 +67,30 @@ class Engine:
         Data, all rows.
     batch_size
         Rows per step, whose indices each step is given; ``None`` for all.
+    clip
+        Largest absolute value of an entry of the gradient; ``None`` for any.
+    decay
+        Factor of the learning rates at each step.
+    buffers
+        The pair's buffers, where each vector has its own: shape ``(R, ...)`` each, as then has each of ``tensors``.
+        ``None`` where all vectors are fitted to the same data.
     """
 
-    def __init__(self, graph: Graph, state: State, tensors: tuple[Tensor, ...], batch_size: int | None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        state: State,
+        tensors: tuple[Tensor, ...],
+        batch_size: int | None,
+        *,
+        clip: float | None = None,
+        decay: float = 1.0,
+        buffers: tuple[Tensor, ...] | None = None,
+    ) -> None:
         self.graph, self.tensors, self.batch_size = graph, tensors, batch_size
+        self.clip, self.decay = clip, decay
+        self._own_data = buffers is not None
+        self._buffers = graph.buffers if buffers is None else buffers
         self.num_traces = 0
         self._example = state
         self._single = self._traced(1)
@@ -147,11 +167,11 @@ class Engine:
         def steps(vectors: Tensor, mean: Tensor, square: Tensor, taken: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             state, losses = State(vectors, mean, square, taken), []
             rates, rows, *others = inputs
-            buffers, tensors = others[: len(self.graph.buffers)], others[len(self.graph.buffers) :]
+            buffers, tensors = others[: len(self._buffers)], others[len(self._buffers) :]
             for index in range(num_steps):
                 batch = tensors
                 if self.batch_size is not None:
-                    batch = [rows_of(value, rows[index], len(self.tensors[0])) for value in tensors]
+                    batch = [self._batch(value, rows[index]) for value in tensors]
                 state, loss = self._step(state, rates, [*buffers, *batch])
                 losses.append(loss)
             return (*state, torch.stack(losses))
@@ -166,22 +186,36 @@ class Engine:
 
     def _inputs(self, rates: Tensor, num_steps: int) -> tuple[Tensor, ...]:
         """Everything that a call takes beside the state."""
-        return (rates, self._rows(num_steps), *self.graph.buffers, *self.tensors)
+        return (rates, self._rows(num_steps), *self._buffers, *self.tensors)
+
+    @property
+    def _num_rows(self) -> int:
+        return self.tensors[0].shape[int(self._own_data)]
+
+    def _batch(self, value: Tensor, rows: Tensor) -> Tensor:
+        """Take rows of one argument."""
+        if self._own_data:
+            return value[:, rows] if value.ndim > 1 and value.shape[1] == self._num_rows else value
+        taken: Tensor = rows_of(value, rows, self._num_rows)
+        return taken
 
     def _step(self, state: State, rates: Tensor, inputs: list[Tensor]) -> tuple[State, Tensor]:
         """Evaluate every vector and move it by Adam (Kingma and Ba 2015)."""
-        if len(state.vectors) == 1:
+        if len(state.vectors) == 1 and not self._own_data:
             loss, gradient = self.graph.loss_and_gradient(state.vectors[0], *inputs)
             losses, gradients = loss[None], gradient[None]
         else:
-            along = (0, *(None for _ in inputs))
+            along = (0, *(0 if self._own_data else None for _ in inputs))
             mapped = torch.func.vmap(self.graph.loss_and_gradient, in_dims=along, randomness="different")
             losses, gradients = mapped(state.vectors, *inputs)
+        if self.clip is not None:
+            gradients = gradients.clamp(-self.clip, self.clip)
         taken = state.taken + 1
         mean = BETAS[0] * state.mean + (1 - BETAS[0]) * gradients
         square = BETAS[1] * state.square + (1 - BETAS[1]) * gradients * gradients
         direction = mean / (1 - BETAS[0] ** taken) / ((square / (1 - BETAS[1] ** taken)).sqrt() + EPSILON)
-        vectors = torch.where(rates > 0, state.vectors - rates * direction, state.vectors)
+        moved = state.vectors - rates * (direction if self.decay == 1 else self.decay**taken * direction)
+        vectors = torch.where(rates > 0, moved, state.vectors)
         return State(vectors, mean, square, taken), losses
 
     def _rows(self, num_steps: int) -> Tensor:
@@ -189,8 +223,7 @@ class Engine:
         device = self._example.vectors.device
         if self.batch_size is None:
             return torch.zeros((num_steps, 0), dtype=torch.long, device=device)
-        length = len(self.tensors[0])
-        chosen = [torch.randperm(length, device=device)[: self.batch_size] for _ in range(num_steps)]
+        chosen = [torch.randperm(self._num_rows, device=device)[: self.batch_size] for _ in range(num_steps)]
         return torch.stack(chosen)
 
 

@@ -32,6 +32,8 @@ __all__ = ["Fit", "load"]
 
 COLLECTION = "pplgen.models."
 """Only stories below this package are rebuilt by name."""
+AGREEMENT = 1.0
+"""Nats within which the final ELBOs of two restarts agree."""
 
 
 class Fit:
@@ -104,6 +106,11 @@ class Fit:
         """Best minus worst final ELBO of the restarts, in nats; zero for one."""
         return self.elbo - min(run.elbo for run in self.runs)
 
+    @property
+    def num_agreeing(self) -> int:
+        """Restarts, the best among them, whose final ELBO is within ``AGREEMENT`` nats of the best."""
+        return sum(self.elbo - run.elbo <= AGREEMENT for run in self.runs)
+
     def to_datatree(
         self, draws: int = 1000, *, groups: Iterable[str] | None = None, seed: int | None = None
     ) -> xr.DataTree:
@@ -122,9 +129,8 @@ class Fit:
         """
         tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
         best = self.best
-        restarts = (
-            f"; best of {len(self.runs)} restarts, which spread over {self.spread:.2f}" if len(self.runs) > 1 else ""
-        )
+        agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
+        restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
         failed = f"; {self.num_failed} restarts broke down" if self.num_failed else ""
         print_table(
             f"{self.name} on {self.table.name}, {len(self.table)} rows" if self.table is not None else self.name,

@@ -19,7 +19,7 @@ from pplgen.pair import Pair
 from pplgen.story import Story, check_count, check_positive
 from pplgen.terminal import ProgressCallback, reporting
 from pplgen.tracing import NotTraceable
-from pplgen.training import Progress, StopReason, Training, train
+from pplgen.training import Adam, Progress, StopReason, Training, train
 
 __all__ = ["fit"]
 
@@ -38,6 +38,8 @@ def fit(
     seed: int = 0,
     steps: int = 10_000,
     learning_rate: float = 0.02,
+    clip: float | None = None,
+    decay: float = 1.0,
     restarts: int = 1,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
@@ -64,6 +66,10 @@ def fit(
         At most so many for each restart; it stops earlier once the smoothed ELBO has stopped improving.
     learning_rate
         Adam's first one; it is cut at each plateau.
+    clip
+        Largest absolute value of an entry of the gradient, as in Pyro's ``ClippedAdam``; ``None`` for any.
+    decay
+        Factor of the learning rate at each step, ``ClippedAdam``'s ``lrd``; at most one.
     restarts
         Independent runs, of which the one with the best final ELBO is kept.
     batch_size
@@ -89,6 +95,10 @@ def fit(
     check_count("steps", steps)
     check_count("restarts", restarts)
     check_positive("learning_rate", learning_rate)
+    if clip is not None:
+        check_positive("clip", clip)
+    if check_positive("decay", decay) > 1:
+        raise InputError(f"decay={decay!r}: expected a number above 0 and at most 1")
     if batch_size is not None:
         check_count("batch_size", batch_size)
     if compile not in _COMPILERS:
@@ -105,7 +115,8 @@ def fit(
         arguments: tuple[Any, ...] = (table.values.to(target),)
     else:
         arguments = bare_arguments(data, target)
-    options = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "elbo": elbo}
+    optimiser = Adam(learning_rate, clip, decay)
+    options = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "elbo": elbo}
     pairs: list[Pair] = []
     failures: list[InputError] = []
     with reporting(progress) as callback:

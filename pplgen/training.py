@@ -14,6 +14,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer import ELBO, SVI
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 from pplgen.errors import InputError
@@ -78,12 +79,33 @@ class Training:
         return cls(seed, np.array(history), float(np.mean(final_values)), error, stop)
 
 
+@dataclass(frozen=True)
+class Adam:
+    """The optimiser (Kingma and Ba 2015), with the two additions of Pyro's ``ClippedAdam``."""
+
+    learning_rate: float
+    """Before the first plateau."""
+    clip: float | None = None
+    """Largest absolute value of an entry of the gradient; ``None`` for any."""
+    decay: float = 1.0
+    """Factor of the learning rate at each step."""
+
+    def for_pyro(self) -> Any:
+        """Return Pyro's optimiser; each ``step()`` of it is a cut at a plateau."""
+        arguments: dict[str, Any] = {"lr": self.learning_rate}
+        optimiser: Any = torch.optim.Adam
+        if self.clip is not None or self.decay != 1.0:
+            optimiser = ClippedAdam
+            arguments |= {"clip_norm": math.inf if self.clip is None else self.clip, "lrd": self.decay}
+        return pyro.optim.ExponentialLR({"optimizer": optimiser, "optim_args": arguments, "gamma": DECAY})
+
+
 def train(
     pair: Pair,
     *,
     seed: int,
     steps: int,
-    learning_rate: float,
+    optimiser: Adam,
     batch_size: int | None = None,
     elbo: ELBO | None = None,
     report: Callable[[int, float, float], None] | None = None,
@@ -101,8 +123,8 @@ def train(
         Kept in the result; the caller has seeded the generators.
     steps
         At most so many.
-    learning_rate
-        Adam's, before the first plateau.
+    optimiser
+        Its learning rate is cut at each plateau.
     batch_size
         Rows per step, drawn without replacement in each pass over the data; ``None`` for all.
     elbo
@@ -117,9 +139,7 @@ def train(
     KeyboardInterrupt
         Where it comes before the first step has ended; later, it ends the fit.
     """
-    schedule = pyro.optim.ExponentialLR(
-        {"optimizer": torch.optim.Adam, "optim_args": {"lr": learning_rate}, "gamma": DECAY}
-    )
+    schedule = optimiser.for_pyro()
     svi = SVI(pair.model, pair.guide, schedule, elbo or pair.elbo())
     batches, scale = batching(pair, batch_size)
     history: list[float] = []

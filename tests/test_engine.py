@@ -17,7 +17,7 @@ from pplgen.graph import trace
 from pplgen.isolation import seeded
 from pplgen.pair import Pair, RowScale
 from pplgen.tracing import NotTraceable
-from pplgen.training import StopReason
+from pplgen.training import Adam, StopReason
 
 Y = torch.linspace(-1.0, 2.0, 25)
 
@@ -36,28 +36,47 @@ def guide(y):
     pyro.sample("mu", dist.Normal(loc, scale))
 
 
-def engine_of(pair, restarts, batch_size=None, scale=None):
+def engine_of(pair, restarts, batch_size=None, scale=None, **options):
     with pair.isolated():
         data = pair.data if batch_size is None else tuple(value[:batch_size] for value in pair.data)
         graph = trace(pair, pair.elbo(), data, scale)
         vectors = graph.pack(pair.snapshot())[None].repeat(restarts, 1)
     state = State.start(vectors)
-    return Engine(graph, state, pair.data, batch_size), state, torch.full((restarts, 1), 0.05)
+    return Engine(graph, state, pair.data, batch_size, **options), state, torch.full((restarts, 1), 0.05)
 
 
-def test_steps_are_pyros_own_adam():
-    """One restart takes the very steps of SVI with torch's Adam at the same seed."""
+@pytest.mark.parametrize("optimiser", [Adam(0.05), Adam(0.05, clip=2.0, decay=0.9)])
+def test_steps_are_pyros_own(optimiser):
+    """One restart takes the very steps of SVI with torch's Adam, or with Pyro's ClippedAdam, at the same seed."""
     pair = Pair(model, guide, (Y,))
-    engine, state, rates = engine_of(pair, 1)
+    engine, state, rates = engine_of(pair, 1, clip=optimiser.clip, decay=optimiser.decay)
     with seeded(0):
         state, losses = engine.run(state, rates, 30)
     with seeded(0), pair.isolated(), pyro.validation_enabled(False):
-        svi = pyro.infer.SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 0.05}), pair.elbo())
+        svi = pyro.infer.SVI(pair.model, pair.guide, optimiser.for_pyro(), pair.elbo())
         theirs = [svi.step(Y) for _ in range(30)]
         expected = pair.snapshot()
     np.testing.assert_allclose(losses[:, 0], theirs, rtol=1e-4)
     for name, value in engine.graph.unpack(state.vectors[0]).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_each_vector_can_have_data_of_its_own(batch_size):
+    """At a rate of zero the mean loss of each is the mean loss of an engine for its data alone."""
+    pair = Pair(model, guide, (Y,))
+    scale = None if batch_size is None else RowScale("data", 5.0)
+    apart = torch.stack([Y, Y + 1.0, -Y])
+    with pair.isolated():
+        graph = trace(pair, pair.elbo(), (Y[:batch_size],), scale)
+        state = State.start(graph.pack(pair.snapshot())[None].repeat(3, 1))
+    engine = Engine(graph, state, (apart,), batch_size, buffers=())
+    _, losses = engine.run(state, torch.zeros(3, 1), 2000)
+    for index, own in enumerate(apart):
+        alone, single, rates = engine_of(Pair(model, guide, (own,)), 1)
+        _, expected = alone.run(single, 0 * rates, 2000)
+        error = ((losses[:, index].var() + expected.var()) / 2000).sqrt().item()
+        assert losses[:, index].mean().item() == pytest.approx(expected.mean().item(), abs=4 * error)
 
 
 def test_restarts_have_random_numbers_and_rates_of_their_own():

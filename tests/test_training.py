@@ -11,7 +11,7 @@ import torch
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
-from pplgen.training import PATIENCE, PLATEAUS, WINDOW, PlateauWatch, StopReason, train
+from pplgen.training import PATIENCE, PLATEAUS, WINDOW, Adam, PlateauWatch, StopReason, train
 
 Y = torch.linspace(-1.0, 2.0, 40)
 
@@ -30,7 +30,7 @@ def guide(y):
 
 def run(pair, **options):
     with seeded(0), pair.isolated():
-        result = train(pair, seed=0, **{"steps": 10_000, "learning_rate": 0.05, **options})
+        result = train(pair, seed=0, **{"steps": 10_000, "optimiser": Adam(0.05), **options})
         return result, pyro.param("loc").item(), pyro.param("scale").item()
 
 
