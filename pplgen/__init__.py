@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pplgen.data import Table, load_data
     from pplgen.errors import InputError
-    from pplgen.fitted import Fit, load
+    from pplgen.fitted import Fit
     from pplgen.fitting import fit
+    from pplgen.loading import load
     from pplgen.story import Story
 
 __version__ = "0.1.0"
@@ -21,7 +22,7 @@ _HOMES = {
     "Story": "pplgen.story",
     "Table": "pplgen.data",
     "fit": "pplgen.fitting",
-    "load": "pplgen.fitted",
+    "load": "pplgen.loading",
     "load_data": "pplgen.data",
 }
 

@@ -41,6 +41,7 @@ def new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dty
         missing = next(column for column in columns if column not in table.columns)
         raise InputError(f"{table.name}: no column {missing!r}; expected the training columns {', '.join(columns)}")
     _check(story, table)
+    story.notice(table.values)
     return table.values
 
 

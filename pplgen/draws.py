@@ -25,6 +25,7 @@ __all__ = [
     "draw_predictive",
     "draw_prior",
     "draw_shared",
+    "impute_rows",
     "row_densities",
     "sample_rows",
 ]
@@ -90,6 +91,16 @@ def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) 
     shared = draw_shared(pair, num_draws)
     rows = over_draws(lambda latent: poutine.condition(story.model, latent)(None, num_rows=each), num_draws, shared)
     return rows.transpose(0, 1).flatten(0, 1)[:num_rows][torch.randperm(num_rows)]
+
+
+def impute_rows(story: Story, pair: Pair, x: Tensor, num_draws: int) -> Tensor:
+    """Draw missing entries of ``x`` given the others, at draws of the latents; call it inside ``pair.isolated``.
+
+    Returns shape ``(num_draws, num_rows, ...)``; entries that are not missing are repeated.
+    """
+    shared = draw_shared(pair, num_draws)
+    drawn: Tensor = over_draws(lambda latent: poutine.condition(story.complete, latent)(x), num_draws, shared)
+    return drawn
 
 
 def draw_prior(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from pplgen import posterior, store
 from pplgen.arguments import bare_arguments, new_rows
-from pplgen.data import Table, load_data
-from pplgen.draws import sample_rows
+from pplgen.data import Table
+from pplgen.draws import impute_rows, sample_rows
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
@@ -28,7 +25,7 @@ from pplgen.story import Story, check_count
 from pplgen.terminal import print_table
 from pplgen.training import StopReason, Training
 
-__all__ = ["Fit", "load"]
+__all__ = ["COLLECTION", "Fit"]
 
 COLLECTION = "pplgen.models."
 """Only stories below this package are rebuilt by name."""
@@ -176,6 +173,17 @@ class Fit:
         with self._ready(seed):
             return sample_rows(self.story, self.pair, num_rows).cpu()
 
+    def impute(self, x: Any = None, *, draws: int = 100, seed: int | None = None) -> Tensor:
+        """Draw the missing entries of rows given the others, shape ``(draws, num_rows, num_features)``.
+
+        ``x`` as in ``log_likelihood``; entries that are not missing are repeated.
+        """
+        if self.story is None:
+            raise InputError("a bare pair does not say how to impute; a Story with a method 'complete' does")
+        (rows,) = self._rows(x)
+        with self._ready(seed):
+            return impute_rows(self.story, self.pair, rows, check_count("draws", draws)).cpu()
+
     def save(self, directory: str | Path, *, force: bool = False) -> None:
         """Write parameters and header into ``directory``; a run that is there already stays unless ``force``."""
         with store.staged(Path(directory), force=force) as folder:
@@ -228,79 +236,6 @@ class Fit:
         if self.story is None:
             return bare_arguments(x, like.device)
         return (new_rows(self.story, x, self.columns, like.dtype).to(like.device),)
-
-
-def load(directory: str | Path, data: Any = None) -> Fit:
-    """Read a run back.
-
-    Parameters
-    ----------
-    directory
-        Where ``Fit.save`` or the command line wrote it.
-    data
-        The training data, checked against the run's fingerprint; needed for what the training rows enter, such as
-        ``to_datatree``, and for nothing else.
-
-    Raises
-    ------
-    InputError
-        Where the directory holds no run of this collection, or one that is cut short, altered, or of other data.
-    """
-    directory = Path(directory)
-    tensors, header = store.read(directory)
-    try:
-        return _rebuild(tensors, header, data)
-    except InputError as error:
-        raise InputError(f"{str(directory)!r}: {error}") from None
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-        what = f"{store.HEADER} does not describe a run that this version can rebuild"
-        raise InputError(f"{str(directory)!r}: {what}: {type(error).__name__}: {error}") from None
-
-
-def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any) -> Fit:
-    """Build the story, fill in its parameters and say how it was fitted."""
-    seed = check_count("seed", header["seed"], minimum=0)
-    columns = tuple(str(column) for column in header["columns"])
-    dtype = {"float32": torch.float32, "float64": torch.float64}[header["dtype"]]
-    runs = tuple(
-        Training(run["seed"], np.empty(0), float(run["elbo"]), float(run["elbo_error"]), StopReason[run["stop"]])
-        for run in header["runs"]
-    )
-    best = runs[header["best"]]
-    runs = tuple(replace(run, history=tensors["history"].numpy()) if run is best else run for run in runs)
-    table = None
-    if data is not None:
-        table = load_data(data, dtype=dtype)
-        expected = header["data"]
-        if table.fingerprint != expected["fingerprint"]:
-            fitted_to = f"{expected['name']!r} with {expected['num_rows']} rows"
-            raise InputError(f"{table.name} is not the data of this run, which was fitted to {fitted_to}")
-    with seeded(seed):
-        story = _story(header["story"], header["config"]).to(dtype)
-        buffers = {name.removeprefix("buffer/"): t for name, t in tensors.items() if name.startswith("buffer/")}
-        story.load_state_dict(buffers, strict=False)
-        # without its data the pair is shaped on rows of its own making
-        pair = Pair.of_story(story, story.simulate(2) if table is None else table.values, initialise=False)
-    with pair.isolated():
-        prefix = "parameter/"
-        pair.restore({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
-    num_failed, path = int(header["num_failed"]), str(header["path"])
-    origin = {**header, "columns": columns}
-    return Fit(pair, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
-
-
-def _story(name: str, config: dict[str, Any]) -> Story:
-    """Build an untrained story of the collection from its import path and config."""
-    module, _, attribute = name.partition(":")
-    if not module.startswith(COLLECTION):
-        raise InputError(f"story {name!r}: only stories of the collection are rebuilt by name")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError):
-        raise InputError(f"story {name!r}: this version of the collection has no such story") from None
-    if not (isinstance(kind, type) and issubclass(kind, Story)):
-        raise InputError(f"story {name!r} is not a Story")
-    return kind(**config)
 
 
 def _facts(run: Training) -> dict[str, Any]:

@@ -98,6 +98,7 @@ class Pair:
         """Copy a story to the device and type of ``x``, start it near ``x`` unless told otherwise, and pair it up."""
         copied, _ = copy_together(story, None)
         copied.to(device=x.device, dtype=x.dtype)
+        copied.notice(x)
         if initialise:
             copied.initialise(x)
         pair = cls(copied.model, copied.guide, (x,), own=True)

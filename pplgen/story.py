@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["InputError", "Story", "check_count", "check_per_feature", "check_positive", "pyro_method"]
+__all__ = ["InputError", "Story", "check_choice", "check_count", "check_per_feature", "check_positive", "pyro_method"]
 
 
 class Story(PyroModule):
@@ -37,11 +38,11 @@ class Story(PyroModule):
         The constructor's arguments, JSON-able: ``type(story)(**story.config)`` is an untrained twin.
     """
 
-    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    dims: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """The axes of every site, by name, and of every deterministic. An enumerated site lists its plates and then the
     name of its categories: ``{"z": ("row", "component")}``."""
 
-    auxiliary: ClassVar[frozenset[str]] = frozenset()
+    auxiliary: frozenset[str] = frozenset()
     """Sites that are coordinates rather than quantities to read; tables leave them out."""
 
     accepts_missing: ClassVar[bool] = False
@@ -76,6 +77,16 @@ class Story(PyroModule):
     def check_training_data(self, x: Tensor) -> None:
         """Raise ``InputError`` where ``x``, shape ``(num_rows, num_features)``, is too little to learn from."""
 
+    def notice(self, x: Tensor) -> None:
+        """Note what ``model`` must know of rows before it sees them, such as whether entries are missing.
+
+        Called with all training rows, and with new rows before they are scored.
+        """
+
+    def complete(self, x: Tensor) -> Tensor:
+        """Draw the missing entries of rows given the others; called with the latents conditioned on a draw."""
+        raise InputError(f"{type(self).__name__} does not impute missing entries")
+
     def initialise(self, x: Tensor) -> None:
         """Set priors that were left to the data, and start the guide near ``x``, at random from torch's generator."""
 
@@ -103,6 +114,14 @@ def check_positive(name: str, value: Any) -> float:
     if number is None or number <= 0:
         raise InputError(f"{name}={value!r}: expected a positive, finite number")
     return number
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """Return ``value`` where it is one of the choices, or raise ``InputError`` naming them."""
+    known = list(choices)
+    if value not in known:
+        raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}")
+    return str(value)
 
 
 def check_per_feature(name: str, value: Any, num_features: int, *, positive: bool = False) -> list[float] | None:

@@ -40,7 +40,7 @@ def test_mixture_rows_equal_the_exact_e_step(faithful_fit, faithful):
         scores = row_densities(pair, draws, 3, (x,))
         for index in range(3):
             latent = {name: value[index] for name, value in draws.items()}
-            L = pair.story.scale_tril(latent["bartlett_diagonal"], latent["bartlett_lower"])
+            L = pair.story.components.scale_tril(latent["bartlett_diagonal"], latent["bartlett_lower"])
             exact = GaussianMixtureParameters(latent["weights"].double(), latent["mu"].double(), (L @ L.mT).double())
             responsibilities, log_likelihood = e_step(faithful.values, exact)
             # float32 against float64: relative 1e-5 of terms up to 20 nats
@@ -67,12 +67,13 @@ def test_joint_density_sums_discrete_latents_out(faithful_fit, faithful_tree):
     posterior = {n: torch.tensor(v.values[0]) for n, v in faithful_tree["posterior"].data_vars.items()}
     story = faithful_fit.story
     diagonal, lower = posterior["bartlett_diagonal"], posterior["bartlett_lower"]
-    L = story.scale_tril(diagonal, lower)
+    L = story.components.scale_tril(diagonal, lower)
+    m = story.components.m
     prior = (
         torch.distributions.Dirichlet(torch.ones(2)).log_prob(posterior["weights"])
         + torch.distributions.Chi2(torch.tensor([3.0, 4.0])).log_prob(diagonal).sum((-1, -2))
         + torch.distributions.Normal(0.0, 1.0).log_prob(lower).sum((-1, -2))
-        + torch.distributions.MultivariateNormal(story.m, scale_tril=L * 10).log_prob(posterior["mu"]).sum(-1)
+        + torch.distributions.MultivariateNormal(m, scale_tril=L * 10).log_prob(posterior["mu"]).sum(-1)
     )
     rows = torch.tensor(faithful_tree["log_likelihood"]["x"].values[0]).sum(-1)
     lp = torch.tensor(faithful_tree["sample_stats"]["lp"].values[0])

@@ -34,6 +34,7 @@ FLOORS = {
     "draws": 3,
     "posterior": 4,
     "fitted": 5,
+    "loading": 6,
     "fitting": 6,
     "plots": 6,
     "cli": 7,

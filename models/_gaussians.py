@@ -1,0 +1,151 @@
+r"""Gaussian components: their prior, their variational posterior, and where it starts; columns independent here.
+
+Fraley and Raftery's conjugate prior (2007), with degrees of freedom nu and scale Psi::
+
+    full, tied    Sigma ~ InverseWishart(D + 2, diag(s^2) / K^(2/D))           one for each component, or one for all
+    diag          sigma_d^2 ~ psi_d / ChiSquared(3),         psi_d = s_d^2 / K^(2/D)
+    spherical     sigma^2 ~ psi / ChiSquared(D + 2),         psi = mean(s^2) / K^(2/D)
+    mu_k | Sigma  ~ Normal(m, Sigma / kappa)
+
+Its density falls to zero faster than any likelihood can rise as a component collapses onto a point, a line or a tie.
+The guide is the conjugate family in the same coordinates, each factor with parameters of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pplgen.models._missing import WhereSeen
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class GaussianComponents(PyroModule):
+    """What all covariances share: m, s, the locations, and the posterior of everything given clusters."""
+
+    def __init__(self, num_components: int, num_features: int, mean_precision: float) -> None:
+        super().__init__()
+        self.K, self.D, self.kappa = num_components, num_features, mean_precision
+        self.missing = False
+        self.register_buffer("m", torch.zeros(num_features))
+        self.register_buffer("s", torch.ones(num_features))
+        self.q_location = PyroParam(torch.randn(self.K, self.D))
+        self.q_spread = PyroParam(torch.full((self.K, self.D), 0.1), constraints.positive)
+
+    def learn_scales(self, x: Tensor, mean: Sequence[float] | None, scale: Sequence[float] | None) -> Tensor:
+        """Set m and s, from the columns' seen entries where they are not given; return the rows in these units.
+
+        Missing entries of the rows that are returned are zero, the column mean.
+        """
+        seen = x.isfinite()
+        count = seen.sum(0).clamp(min=1)
+        average = torch.where(seen, x, 0.0).sum(0) / count
+        deviation = (torch.where(seen, x - average, 0.0).square().sum(0) / count).sqrt()
+        self.m = average if mean is None else x.new_tensor(mean)
+        self.s = torch.where(deviation > 0, deviation, 1.0) if scale is None else x.new_tensor(scale)
+        return torch.where(seen, (x - self.m) / self.s, 0.0)
+
+    @property
+    def centre(self) -> Tensor:
+        """Mean of the guide's locations, shape ``(K, D)``."""
+        return self.m + self.s * self.q_location
+
+    def complete(self, weights: Tensor, drawn: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        """Draw missing entries given the others: first the component of each row, then the entries."""
+        every = torch.arange(self.K, device=x.device)[:, None]
+        joint = weights.log()[:, None] + self.rows(drawn, every).log_prob(x)
+        z = dist.Categorical(logits=joint.T).sample()
+        completed: Tensor = self.rows(drawn, z).complete(x)
+        return completed
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Draw locations and spreads from the prior."""
+        raise NotImplementedError
+
+    def draw_guide(self) -> None:
+        """Draw the same sites from the guide."""
+        raise NotImplementedError
+
+    def rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
+        """Return the distribution of rows of the components z."""
+        raise NotImplementedError
+
+    def begin(self, x: Tensor, cluster: Tensor) -> Tensor:
+        """Set the guide to the posterior given the cluster of each row; return how many rows each has, ``(K,)``."""
+        groups = [x[cluster == k] for k in range(self.K)]
+        n = x.new_tensor([len(rows) for rows in groups])[:, None]
+        means = torch.stack([rows.mean(dim=0) if len(rows) else self.m for rows in groups])
+        scatter = torch.stack([(rows - c).T @ (rows - c) for rows, c in zip(groups, means, strict=True)])
+        shift = (means - self.m) * (self.kappa * n / (self.kappa + n)).sqrt()
+        self.q_location = ((self.kappa * self.m + n * means) / (self.kappa + n) - self.m) / self.s
+        self.q_spread = (1 / (self.kappa + n).sqrt()).expand(self.K, self.D)
+        self._begin_spread(n, scatter + shift.unsqueeze(-1) * shift.unsqueeze(-2))
+        return n.squeeze(-1)
+
+    def _begin_spread(self, n: Tensor, scatter: Tensor) -> None:
+        raise NotImplementedError
+
+
+class AxisAlignedComponents(GaussianComponents):
+    """Components with independent columns, each with a standard deviation of its own, or all with one.
+
+    The guide: q(b) Gamma for b = psi / sigma^2, q(mu | sigma) Normal with standard deviation t sigma.
+    """
+
+    auxiliary = frozenset({"relative_precision"})
+
+    def __init__(self, num_components: int, num_features: int, mean_precision: float, *, spherical: bool) -> None:
+        super().__init__(num_components, num_features, mean_precision)
+        self.spherical, width = spherical, 1 if spherical else num_features
+        self.freedom = num_features + 2.0 if spherical else 3.0
+        self.q_shape = PyroParam(torch.full((num_components, width), 2.0), constraints.positive)
+        self.q_rate = PyroParam(torch.ones(num_components, width), constraints.positive)
+        which = ("component",) if spherical else ("component", "feature")
+        self.dims = {
+            "mu": ("component", "feature"),
+            "sigma": which,
+            "relative_precision": ("component", "shared" if spherical else "feature"),
+        }
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Draw locations and standard deviations from the prior, shapes ``(K, D)`` and ``(K, D)`` or ``(K, 1)``."""
+        with pyro.plate("components", self.K):
+            freedom = self.psi.new_tensor(self.freedom).expand(self.psi.shape)
+            sigma = self._sigma(pyro.sample("relative_precision", dist.Chi2(freedom).to_event(1)))
+            pyro.deterministic(
+                "sigma", sigma.squeeze(-1) if self.spherical else sigma, event_dim=int(not self.spherical)
+            )
+            return pyro.sample("mu", dist.Normal(self.m, sigma / self.kappa**0.5).to_event(1)), sigma
+
+    def draw_guide(self) -> None:
+        """Draw the same sites from the guide."""
+        with pyro.plate("components", self.K):
+            sigma = self._sigma(pyro.sample("relative_precision", dist.Gamma(self.q_shape, self.q_rate).to_event(1)))
+            pyro.sample("mu", dist.Normal(self.centre, sigma * self.q_spread).to_event(1))
+
+    def rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
+        """Return the distribution of rows of the components z."""
+        mu, sigma = drawn
+        columns = dist.Normal(mu[z], sigma[z])
+        return WhereSeen(columns) if self.missing else columns.to_event(1)
+
+    @property
+    def psi(self) -> Tensor:
+        """Prior scale of the variances, shape ``(D,)`` or ``(1,)``."""
+        variance = self.s.square().mean().reshape(1) if self.spherical else self.s.square()
+        return variance / self.K ** (2 / self.D)
+
+    def _sigma(self, relative_precision: Tensor) -> Tensor:
+        return (self.psi / relative_precision).sqrt()
+
+    def _begin_spread(self, n: Tensor, scatter: Tensor) -> None:
+        squares = scatter.diagonal(dim1=-2, dim2=-1)
+        if self.spherical:
+            n, squares = n * self.D, squares.sum(-1, keepdim=True)
+        self.q_shape = ((self.freedom + n) / 2).expand(squares.shape)
+        self.q_rate = (self.psi + squares) / (2 * self.psi)

@@ -1,0 +1,134 @@
+"""Expectation-maximisation for Gaussian mixtures with missing entries (NaN), exactly, in plain torch.
+
+Rows with the same pattern of missing entries are treated together. With o the seen and m the missing entries of a row,
+``p(x_o | k)`` is the seen block's normal density, and given the component the missing entries are normal with mean
+``mu_m + Sigma_mo Sigma_oo^-1 (x_o - mu_o)`` and covariance ``Sigma_mm - Sigma_mo Sigma_oo^-1 Sigma_om``; both enter the
+M-step (Ghahramani and Jordan 1994, Supervised learning from incomplete data via an EM approach).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pplgen.errors import InputError
+from pplgen.exact.em import EMResult, GaussianMixtureParameters
+
+__all__ = ["Expectations", "e_step_missing", "em_missing", "m_step_missing"]
+
+
+class Expectations(NamedTuple):
+    """What the E-step fills in."""
+
+    responsibilities: Tensor
+    """``p(z_i = k | x_i,o)``, shape ``(N, K)``."""
+    completed: Tensor
+    """``E[x_i | x_i,o, z_i = k]``, shape ``(N, K, D)``."""
+    uncertainty: Tensor
+    """``Cov[x_i | x_i,o, z_i = k]``, zero for seen entries, shape ``(N, K, D, D)``."""
+    log_likelihoods: Tensor
+    """``log p(x_i,o)`` in nats, shape ``(N,)``."""
+
+
+def e_step_missing(x: Tensor, parameters: GaussianMixtureParameters) -> Expectations:
+    """Fill in components and missing entries.
+
+    Parameters
+    ----------
+    x
+        Rows, NaN where missing, shape ``(N, D)``.
+    parameters
+        Current parameters.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        Where a covariance is not positive definite: a component has collapsed.
+    """
+    (N, D), K = x.shape, len(parameters.weights)
+    log_joint = parameters.weights.log().repeat(N, 1)
+    completed = x[:, None, :].repeat(1, K, 1)
+    uncertainty = x.new_zeros(N, K, D, D)
+    patterns, which = x.isnan().unique(dim=0, return_inverse=True)
+    for index, gap in enumerate(patterns):
+        rows = which == index
+        seen, missing = torch.nonzero(~gap).squeeze(1), torch.nonzero(gap).squeeze(1)
+        L = torch.linalg.cholesky(parameters.Sigma[:, seen][:, :, seen])
+        deviation = (x[rows][:, None, seen] - parameters.mu[:, seen]).unsqueeze(-1)
+        squared = torch.linalg.solve_triangular(L, deviation, upper=False).square().sum(dim=(-2, -1))
+        log_determinant = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+        log_joint[rows] += -0.5 * (len(seen) * math.log(2 * math.pi) + log_determinant + squared)
+        if len(missing):
+            across = parameters.Sigma[:, missing][:, :, seen]
+            slope = torch.cholesky_solve(across.mT, L).mT
+            centre = parameters.mu[:, missing] + (slope @ deviation).squeeze(-1)
+            block = parameters.Sigma[:, missing][:, :, missing] - slope @ across.mT
+            places = torch.nonzero(rows)
+            completed[places, :, missing] = centre.transpose(1, 2)
+            uncertainty[places[:, :, None], :, missing[:, None], missing] = block.permute(1, 2, 0)
+    log_marginal = log_joint.logsumexp(dim=1, keepdim=True)
+    return Expectations((log_joint - log_marginal).exp(), completed, uncertainty, log_marginal.squeeze(1))
+
+
+def m_step_missing(expected: Expectations) -> GaussianMixtureParameters:
+    """Maximise the expected complete-data log-likelihood."""
+    r, filled = expected.responsibilities, expected.completed
+    counts = r.sum(dim=0)
+    mu = torch.einsum("nk,nkd->kd", r, filled) / counts[:, None]
+    deviation = filled - mu
+    Sigma = torch.einsum("nk,nkd,nke->kde", r, deviation, deviation) + torch.einsum(
+        "nk,nkde->kde", r, expected.uncertainty
+    )
+    return GaussianMixtureParameters(counts / len(r), mu, Sigma / counts[:, None, None])
+
+
+def em_missing(
+    x: Tensor,
+    num_components: int,
+    *,
+    num_starts: int = 10,
+    max_iterations: int = 1000,
+    tolerance: float = 1e-7,
+    seed: int = 0,
+) -> EMResult:
+    """Maximise the likelihood of what was seen, from several random starts; arguments and errors as for ``em``.
+
+    Each start takes K rows as means, their missing entries from the columns' means, and the columns' variances.
+    """
+    if not 1 <= num_components <= len(x):
+        raise InputError(f"{num_components} components for {len(x)} rows; expected between 1 and {len(x)}")
+    generator = torch.Generator().manual_seed(seed)
+    mean = x.nanmean(dim=0)
+    variance = (x - mean).square().nanmean(dim=0)
+    weights = x.new_full((num_components,), 1 / num_components)
+    best: EMResult | None = None
+    for _ in range(num_starts):
+        rows = x[torch.randperm(len(x), generator=generator)[:num_components]]
+        mu = torch.where(rows.isnan(), mean, rows)
+        start = GaussianMixtureParameters(weights, mu, torch.diag(variance).expand(num_components, -1, -1))
+        try:
+            result = _climb(x, start, max_iterations, tolerance)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            continue
+        if best is None or result.log_likelihoods[-1] > best.log_likelihoods[-1]:
+            best = result
+    if best is None:
+        raise InputError(f"all {num_starts} starts collapsed: no usable maximum with {num_components} components")
+    return best
+
+
+def _climb(x: Tensor, parameters: GaussianMixtureParameters, max_iterations: int, tolerance: float) -> EMResult:
+    """Alternate the two steps until an iteration gains less than ``tolerance`` nats per row."""
+    history: list[Tensor] = []
+    converged = False
+    expected = e_step_missing(x, parameters)
+    while not converged and len(history) < max_iterations:
+        previous = expected.log_likelihoods.sum()
+        parameters = m_step_missing(expected)
+        expected = e_step_missing(x, parameters)
+        history.append(expected.log_likelihoods.sum())
+        converged = bool(history[-1] - previous < tolerance * len(x))
+    return EMResult(parameters, torch.stack(history), converged)
