@@ -108,9 +108,7 @@ class CorrelatedComponents(GaussianComponents):
 
     def _begin_spread(self, n: Tensor, scatter: Tensor) -> None:
         """Given the clusters, B = B* T for a Bartlett factor B* of nu + n degrees of freedom."""
-        if self.tied:
-            n, scatter = n.sum(0), scatter.sum(0)
-        Psi = self.prior_tril @ self.prior_tril.mT + scatter
+        n, Psi = self._pooled(n, scatter)
         T = torch.linalg.solve_triangular(torch.linalg.cholesky(Psi), self.prior_tril, upper=False)
         T_diagonal = T.diagonal(dim1=-2, dim2=-1)
         i, j = torch.tril_indices(self.D, self.D, -1)
@@ -118,3 +116,15 @@ class CorrelatedComponents(GaussianComponents):
         self.q_diagonal_rate = 0.5 / T_diagonal.square()
         self.q_lower_slope = T[..., i, j] / T_diagonal[..., i]
         self.q_lower_scale = T.square().cumsum(dim=-2)[..., i - 1, j].sqrt()
+
+    def _evidence_of_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
+        n, Psi = self._pooled(n, scatter)
+        nu = self.D + 2
+        half, prior = (nu + n.squeeze(-1)) / 2, n.new_tensor(nu / 2)
+        gammas = torch.mvlgamma(half, self.D) - torch.mvlgamma(prior, self.D)
+        return (gammas + nu * self.prior_tril.logdet() - half * Psi.logdet()).sum()
+
+    def _pooled(self, n: Tensor, scatter: Tensor) -> tuple[Tensor, Tensor]:
+        """Count rows for each covariance and add their scatter to the prior's scale."""
+        n, scatter = (n.sum(0), scatter.sum(0)) if self.tied else (n, scatter)
+        return n, self.prior_tril @ self.prior_tril.mT + scatter

@@ -13,6 +13,7 @@ The guide is the conjugate family in the same coordinates, each factor with para
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,11 +58,15 @@ class GaussianComponents(PyroModule):
 
     def complete(self, weights: Tensor, drawn: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
         """Draw missing entries given the others: first the component of each row, then the entries."""
+        completed: Tensor = self.rows(drawn, self.assign(weights, drawn, x)).complete(x)
+        return completed
+
+    def assign(self, weights: Tensor, drawn: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        """Draw the component of each row, shape ``(num_rows,)``."""
         every = torch.arange(self.K, device=x.device)[:, None]
         joint = weights.log()[:, None] + self.rows(drawn, every).log_prob(x)
-        z = dist.Categorical(logits=joint.T).sample()
-        completed: Tensor = self.rows(drawn, z).complete(x)
-        return completed
+        z: Tensor = dist.Categorical(logits=joint.T).sample()
+        return z
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Draw locations and spreads from the prior."""
@@ -77,17 +82,32 @@ class GaussianComponents(PyroModule):
 
     def begin(self, x: Tensor, cluster: Tensor) -> Tensor:
         """Set the guide to the posterior given the cluster of each row; return how many rows each has, ``(K,)``."""
-        groups = [x[cluster == k] for k in range(self.K)]
-        n = x.new_tensor([len(rows) for rows in groups])[:, None]
-        means = torch.stack([rows.mean(dim=0) if len(rows) else self.m for rows in groups])
-        scatter = torch.stack([(rows - c).T @ (rows - c) for rows, c in zip(groups, means, strict=True)])
-        shift = (means - self.m) * (self.kappa * n / (self.kappa + n)).sqrt()
+        n, means, scatter = self._statistics(x, cluster)
+        n = n[:, None]
         self.q_location = ((self.kappa * self.m + n * means) / (self.kappa + n) - self.m) / self.s
         self.q_spread = (1 / (self.kappa + n).sqrt()).expand(self.K, self.D)
-        self._begin_spread(n, scatter + shift.unsqueeze(-1) * shift.unsqueeze(-2))
+        self._begin_spread(n, scatter)
         return n.squeeze(-1)
 
+    def evidence(self, x: Tensor, cluster: Tensor) -> Tensor:
+        """Log marginal likelihood in nats of rows given their clusters, the conjugate closed form."""
+        n, _, scatter = self._statistics(x, cluster)
+        locations = 0.5 * self.D * (self.kappa / (self.kappa + n)).log().sum()
+        return locations - 0.5 * self.D * len(x) * math.log(math.pi) + self._evidence_of_spread(n[:, None], scatter)
+
+    def _statistics(self, x: Tensor, cluster: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Count rows, average them, and scatter them around their mean and, as the prior says, around m."""
+        groups = [x[cluster == k] for k in range(self.K)]
+        n = x.new_tensor([len(rows) for rows in groups])
+        means = torch.stack([rows.mean(dim=0) if len(rows) else self.m for rows in groups])
+        scatter = torch.stack([(rows - c).T @ (rows - c) for rows, c in zip(groups, means, strict=True)])
+        shift = (means - self.m) * (self.kappa * n / (self.kappa + n)).sqrt()[:, None]
+        return n, means, scatter + shift.unsqueeze(-1) * shift.unsqueeze(-2)
+
     def _begin_spread(self, n: Tensor, scatter: Tensor) -> None:
+        raise NotImplementedError
+
+    def _evidence_of_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -144,8 +164,17 @@ class AxisAlignedComponents(GaussianComponents):
         return (self.psi / relative_precision).sqrt()
 
     def _begin_spread(self, n: Tensor, scatter: Tensor) -> None:
-        squares = scatter.diagonal(dim1=-2, dim2=-1)
-        if self.spherical:
-            n, squares = n * self.D, squares.sum(-1, keepdim=True)
+        n, squares = self._pooled(n, scatter)
         self.q_shape = ((self.freedom + n) / 2).expand(squares.shape)
         self.q_rate = (self.psi + squares) / (2 * self.psi)
+
+    def _evidence_of_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
+        n, squares = self._pooled(n, scatter)
+        half, prior = (self.freedom + n) / 2, self.psi.new_tensor(self.freedom / 2)
+        gammas = (half.lgamma() - prior.lgamma()).expand(squares.shape)
+        return (gammas + prior * self.psi.log() - half * (self.psi + squares).log()).sum()
+
+    def _pooled(self, n: Tensor, scatter: Tensor) -> tuple[Tensor, Tensor]:
+        """Count entries and sum squares for each standard deviation."""
+        squares = scatter.diagonal(dim1=-2, dim2=-1)
+        return (n * self.D, squares.sum(-1, keepdim=True)) if self.spherical else (n, squares)

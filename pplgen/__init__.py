@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pplgen.comparing import compare
     from pplgen.data import Table, load_data
     from pplgen.errors import InputError
     from pplgen.fitted import Fit
@@ -21,12 +22,13 @@ _HOMES = {
     "InputError": "pplgen.errors",
     "Story": "pplgen.story",
     "Table": "pplgen.data",
+    "compare": "pplgen.comparing",
     "fit": "pplgen.fitting",
     "load": "pplgen.loading",
     "load_data": "pplgen.data",
 }
 
-__all__ = ["Fit", "InputError", "Story", "Table", "fit", "load", "load_data"]
+__all__ = ["Fit", "InputError", "Story", "Table", "compare", "fit", "load", "load_data"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,8 +15,8 @@ import typer
 
 import pplgen
 from pplgen import models
-from pplgen.errors import DataWarning, InputError
-from pplgen.signature import Option, constructor_options, parse_value
+from pplgen.errors import DataWarning, InputError, near_names
+from pplgen.signature import Option, constructor_options, parse_options, parse_value
 
 if TYPE_CHECKING:
     from pplgen.fitted import Fit
@@ -89,6 +89,52 @@ def predict(
     frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
     frame.index.name = "row"
     _write_csv(frame.set_index(frame.index + 1), out, index=True)
+
+
+@app.command()
+def compare(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    candidates: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CANDIDATE...", help="Stories with their options, such as 'gaussian-mixture:components=3'."
+        ),
+    ],
+    seed: SeedOption = 0,
+    restarts: Annotated[int, typer.Option(help="Independent starts of each; the best is kept.")] = 1,
+    bic: Annotated[bool, typer.Option("--bic", help="Add Schwarz's criterion.")] = False,
+    out: OutFileOption = None,
+) -> None:
+    """Fit several stories and rank them by leave-one-out predictive density, best first."""
+    table = pplgen.load_data(data)
+    stories = {text: _story_of(text, table.values.shape[1]) for text in candidates}
+    ranked = pplgen.compare(stories, table, seed=seed, restarts=restarts, with_bic=bic)
+    if out is not None:
+        _write_csv(ranked.rename_axis("candidate"), out, index=True)
+    else:
+        from pplgen.terminal import print_table
+
+        numbers = ranked[[name for name in ("elpd", "elpd_diff", "dse", "p", "bic") if name in ranked]].astype(float)
+        doubtful = [str(name) for name in ranked.index[ranked["warning"].astype(bool)]]
+        notes = [f"{name}: some rows have a high Pareto k, so its elpd is not to be trusted" for name in doubtful]
+        title = f"{len(stories)} candidates on {table.name}, {len(table)} rows"
+        print_table(
+            title,
+            numbers,
+            *notes,
+            label="candidate",
+            digits=6,
+        )
+
+
+def _story_of(text: str, num_features: int) -> Any:
+    """Build a story from its name and options, ``gaussian-mixture:components=3;covariance=tied``."""
+    name, _, rest = text.partition(":")
+    known = {entry.name: entry for entry in models.collection()}
+    if name not in known:
+        raise InputError(f"story {name!r}: expected one of {', '.join(known)}{near_names(name, known)}")
+    options = parse_options(rest, constructor_options(known[name].definition))
+    return getattr(models, known[name].class_name)(**options, num_features=num_features)
 
 
 def main() -> None:

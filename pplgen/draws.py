@@ -21,6 +21,7 @@ from pplgen.story import Story
 __all__ = [
     "Draws",
     "RowDensities",
+    "draw_generated",
     "draw_posterior",
     "draw_predictive",
     "draw_prior",
@@ -101,6 +102,19 @@ def impute_rows(story: Story, pair: Pair, x: Tensor, num_draws: int) -> Tensor:
     shared = draw_shared(pair, num_draws)
     drawn: Tensor = over_draws(lambda latent: poutine.condition(story.complete, latent)(x), num_draws, shared)
     return drawn
+
+
+def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:
+    """Evaluate a story's generated quantities at each draw; call it inside ``pair.isolated``."""
+    if type(story).generated is Story.generated:
+        return {}
+    latents = draws.named(pair.structure.shared_latent)
+
+    def generate(latent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return poutine.condition(story.generated, latent)(*pair.data)
+
+    quantities: dict[str, Tensor] = over_draws(generate, len(draws.lp), latents)
+    return quantities
 
 
 def draw_prior(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -131,7 +131,7 @@ class Fit:
         failed = f"; {self.num_failed} restarts broke down" if self.num_failed else ""
         print_table(
             f"{self.name} on {self.table.name}, {len(self.table)} rows" if self.table is not None else self.name,
-            posterior.summarise(tree, self.readable_sites(tree)),
+            posterior.summarise(tree, self.readable_sites(tree)).set_axis(["mean", "sd", "5 %", "95 %"], axis=1),
             f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{restarts}{failed}",
             f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
         )

@@ -16,7 +16,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.draws import draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
+from pplgen.draws import draw_generated, draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
 from pplgen.errors import InputError, near_names
 from pplgen.pair import Pair
 
@@ -75,7 +75,8 @@ def to_datatree(
     sampled = draw_posterior(pair, draws)
     content: dict[str, dict[str, Tensor]] = {}
     if "posterior" in wanted:
-        content["posterior"] = sampled.sites
+        generated = {} if pair.story is None else draw_generated(pair.story, pair, sampled)
+        content["posterior"] = generated | sampled.sites
     if "sample_stats" in wanted:
         content["sample_stats"] = {"lp": sampled.lp, "log_q": sampled.log_q}
     if "log_likelihood" in wanted and pair.structure.why_no_rows() is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pplgen.errors import InputError
 
-__all__ = ["Option", "constructor_options", "parse_value"]
+__all__ = ["Option", "constructor_options", "parse_options", "parse_value"]
 
 _PLAIN_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -66,6 +66,23 @@ def parse_value(option: Option, value: Any) -> Any:
     except ValueError:
         raise InputError(f"{option.flags[0]} {value}: expected a number, or several with commas between") from None
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse_options(text: str, options: tuple[Option, ...]) -> dict[str, Any]:
+    """Read ``name=value`` pairs with semicolons between them; names as in the flags, without the hyphens."""
+    given: dict[str, Any] = {}
+    for part in filter(None, text.split(";")):
+        name, _, value = part.partition("=")
+        matching = [option for option in options if f"--{name.strip().replace('_', '-')}" in option.flags]
+        if not matching:
+            known = ", ".join(option.flags[0].removeprefix("--") for option in options)
+            raise InputError(f"option {name.strip()!r}: expected name=value with one of {known}")
+        (option,) = matching
+        try:
+            given[option.name] = parse_value(option, option.kind(value.strip()))
+        except ValueError:
+            raise InputError(f"{part.strip()}: expected a value of type {option.kind.__name__}") from None
+    return given
 
 
 def _documented_parameters(docstring: str) -> Iterator[tuple[str, str]]:

@@ -87,6 +87,13 @@ class Story(PyroModule):
         """Draw the missing entries of rows given the others; called with the latents conditioned on a draw."""
         raise InputError(f"{type(self).__name__} does not impute missing entries")
 
+    def generated(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute or draw further quantities from latents and rows; called with the latents conditioned on a draw.
+
+        They join the posterior group of the tree and its tables; ``dims`` names their axes.
+        """
+        return {}
+
     def initialise(self, x: Tensor) -> None:
         """Set priors that were left to the data, and start the guide near ``x``, at random from torch's generator."""
 

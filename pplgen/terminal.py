@@ -55,15 +55,15 @@ def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | 
         yield show
 
 
-def print_table(title: str, table: pd.DataFrame, *lines: str) -> None:
-    """Print a posterior table (mean, sd, both ends of the interval), one row per scalar, and lines below it."""
+def print_table(title: str, table: pd.DataFrame, *lines: str, label: str = "parameter", digits: int = 4) -> None:
+    """Print a table of numbers, its first rows where they are many, and lines below it."""
     console = Console()
     rows = Table(title=title, title_justify="left")
-    rows.add_column("parameter", no_wrap=True)
-    for column in ("mean", "sd", "5 %", "95 %"):
-        rows.add_column(column, justify="right")
+    rows.add_column(label, overflow="fold")
+    for column in table.columns:
+        rows.add_column(str(column), justify="right", no_wrap=True)
     for name, values in table.head(TABLE_ROWS).iterrows():
-        rows.add_row(str(name), *(f"{value:.4g}" for value in values))
+        rows.add_row(str(name), *(f"{value:.{digits}g}" for value in values))
     console.print(rows)
     if len(table) > TABLE_ROWS:
         console.print(f"and {len(table) - TABLE_ROWS:,} more: arviz_stats.summary(fit.to_datatree())", highlight=False)

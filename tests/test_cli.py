@@ -81,7 +81,7 @@ def test_sample_and_predict_write_tables(run):
 def test_list_names_every_story(tmp_path):
     printed = pplgen("list", cwd=tmp_path).stdout
     assert len(printed.splitlines()) == len(collection())
-    assert printed.startswith("gaussian-mixture  Rows from K Gaussian components")
+    assert "\ngaussian-mixture           Rows from K Gaussian components" in printed
 
 
 def test_help_shows_the_storys_options_without_importing_torch(tmp_path):
@@ -137,7 +137,6 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit gaussian-mixture ragged.csv", "row 2: the number of cells is 3, where 2 were expected"),
         ("fit gaussian-mixture empty.csv", "the file is empty"),
         ("fit gaussian-mixture single.csv", "1 row is too little to learn from"),
-        ("fit gaussian-mixture missing.csv", "column 'a', row 2: the value is missing"),
         ("sample nowhere --seed -1", "Invalid value for '--seed'"),
         ("fit gaussian-mixture faithful --device meta", "device='meta' is not available here"),
         ("sample nowhere", "'nowhere' holds no run: there is no header.json in it"),
@@ -152,7 +151,6 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys
         "ragged": "a,b\n1,2\n3,4,5\n",
         "empty": "",
         "single": "a,b\n1,2\n",
-        "missing": "a,b\n1,2\n,4\n5,6\n",
     }
     for name, text in files.items():
         (tmp_path / f"{name}.csv").write_text(text)

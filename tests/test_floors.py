@@ -36,6 +36,7 @@ FLOORS = {
     "fitted": 5,
     "loading": 6,
     "fitting": 6,
+    "comparing": 7,
     "plots": 6,
     "cli": 7,
     "__main__": 8,

@@ -1,0 +1,174 @@
+r"""Dirichlet process mixture of Gaussians, truncated.
+
+The story, for rows x_i of D features and at most K components::
+
+    alpha          ~ Gamma(1, 1 / c)                       its mean c is ``concentration``
+    v_k | alpha    ~ Beta(1, alpha),  k < K;   v_K = 1     stick-breaking
+    pi_k           = v_k (1 - v_1) ... (1 - v_(k-1))
+    (mu_k, Sigma_k)  as in ``GaussianMixture``, K being the number of clusters that the data are started from
+    z_i | pi       ~ Categorical(pi)
+    x_i | z_i = k  ~ Normal(mu_k, Sigma_k)
+
+Sticks come in no particular order of size: the guide starts them in the order of its clusters' sizes. The guide is the
+conjugate family: q(alpha) Gamma, q(v_k) Beta, components as in ``GaussianMixture``. The index z is summed out exactly,
+and missing entries are integrated out. ``num_occupied`` counts the components that hold rows, a draw of z each.
+
+References
+----------
+Blei and Jordan (2006), Variational inference for Dirichlet process mixtures.
+Ishwaran and James (2001), Gibbs sampling methods for stick-breaking priors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pplgen.models._covariances import gaussian_components
+from pplgen.models._seeding import kmeans_plus_plus
+from pyro.nn import PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+from pplgen.story import InputError, Story, check_count, check_positive, pyro_method
+
+
+class DirichletProcessMixture(Story):
+    """Rows from as many Gaussian components as they need, at most K; the component of each row summed out.
+
+    Parameters
+    ----------
+    num_components
+        Largest number of components K, at least 2: the truncation.
+    num_features
+        Number of data columns D.
+    covariance
+        ``full``, ``tied`` (one for all components), ``diag`` or ``spherical``.
+    concentration
+        Prior mean of alpha; the larger, the more components are expected.
+    mean_precision
+        Rows that the prior on a location is worth, kappa.
+    """
+
+    accepts_missing = True
+
+    def __init__(
+        self,
+        num_components: int = 10,
+        num_features: int = 2,
+        *,
+        covariance: str = "full",
+        concentration: float = 1.0,
+        mean_precision: float = 0.01,
+    ) -> None:
+        K = check_count("num_components", num_components, minimum=2)
+        D = check_count("num_features", num_features)
+        super().__init__(
+            num_components=K,
+            num_features=D,
+            covariance=covariance,
+            concentration=check_positive("concentration", concentration),
+            mean_precision=check_positive("mean_precision", mean_precision),
+        )
+        self.K, self.D = K, D
+        self.components = gaussian_components(covariance, K, D, self.config["mean_precision"])
+        self.auxiliary = self.components.auxiliary | {"sticks"}
+        self.dims = {
+            "alpha": (),
+            "sticks": ("stick",),
+            "weights": ("component",),
+            **self.components.dims,
+            "z": ("row", "component"),
+            "x": ("row", "feature"),
+            "num_occupied": (),
+            "prior_mean": ("feature",),
+            "prior_scale": ("feature",),
+        }
+        self.q_alpha = PyroParam(torch.ones(2), constraints.positive)
+        self.q_sticks = PyroParam(torch.ones(2, K - 1), constraints.positive)
+
+    @pyro_method
+    def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
+        """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
+        weights, components = self._draw()
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            return pyro.sample("x", self.components.rows(components, z), obs=x)
+
+    def _draw(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Draw what all rows share."""
+        one = self.components.m.new_ones(())
+        alpha = pyro.sample("alpha", dist.Gamma(one, one / self.config["concentration"]))
+        v = pyro.sample("sticks", dist.Beta(one, alpha).expand([self.K - 1]).to_event(1))
+        rest = torch.cumsum(torch.log1p(-v), -1)
+        broken = torch.cat([v.log(), rest.new_zeros(1)]) + torch.cat([rest.new_zeros(1), rest])
+        weights = pyro.deterministic("weights", broken.softmax(-1), event_dim=1)
+        return weights, self.components.draw()
+
+    @pyro_method
+    def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
+        """Draw alpha, sticks, locations and covariances; no site depends on the rows."""
+        pyro.sample("alpha", dist.Gamma(self.q_alpha[0], self.q_alpha[1]))
+        pyro.sample("sticks", dist.Beta(self.q_sticks[0], self.q_sticks[1]).to_event(1))
+        self.components.draw_guide()
+
+    @pyro_method
+    def complete(self, x: Tensor) -> Tensor:
+        """Draw the missing entries of rows given the others, at the latents' values."""
+        weights, components = self._draw()
+        return self.components.complete(weights, components, x)
+
+    @pyro_method
+    def generated(self, x: Tensor) -> dict[str, Tensor]:
+        """Count the components that hold at least one row, with a draw of the component of each."""
+        weights, components = self._draw()
+        z = self.components.assign(weights, components, x)
+        places = torch.arange(self.K, device=x.device)
+        return {"num_occupied": (z == places[:, None]).any(1).sum()}
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Centre m and scale s of the priors, in data units, shape ``(D,)`` each."""
+        return {"prior_mean": self.components.m, "prior_scale": self.components.s}
+
+    def check_data(self, x: Tensor) -> None:
+        """Refuse rows of another width."""
+        if x.ndim != 2 or x.shape[1] != self.D:
+            raise InputError(
+                f"data of shape {tuple(x.shape)}: this DirichletProcessMixture expects (num_rows, {self.D})"
+            )
+
+    def check_training_data(self, x: Tensor) -> None:
+        """Refuse fewer rows than components."""
+        if len(x) < self.K:
+            raise InputError(f"{len(x)} rows are too few for {self.K} components; give at least {self.K}")
+
+    def notice(self, x: Tensor) -> None:
+        """Integrate missing entries out from here on, where there are any."""
+        self.components.missing |= bool(x.isnan().any())
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Take m and s from the columns, and start q at the posterior given the best of up to K k-means clusters.
+
+        Clusters are compared by their probability given the data: the conjugate evidence of their rows, times the
+        Chinese restaurant's probability of their sizes. The largest comes first.
+        """
+        scaled = self.components.learn_scales(x, None, None)
+        filled = self.components.m + self.components.s * scaled
+        clusters = [kmeans_plus_plus(scaled, k) for k in range(1, self.K + 1)]
+        best = max(clusters, key=lambda cluster: self._log_probability(filled, cluster))
+        order = best.bincount(minlength=self.K).argsort(descending=True).argsort()
+        n = self.components.begin(filled, order[best])
+        self.q_sticks = torch.stack([1 + n[:-1], self.config["concentration"] + n.flip(0).cumsum(0).flip(0)[1:]])
+        expected = (self.q_sticks[1].digamma() - self.q_sticks.sum(0).digamma()).sum()
+        self.q_alpha = torch.stack([x.new_tensor(float(self.K)), 1 / self.config["concentration"] - expected])
+
+    def _log_probability(self, x: Tensor, cluster: Tensor) -> float:
+        """Log joint density of rows and their clusters in nats, up to a constant, at the prior mean of alpha."""
+        sizes = cluster.bincount()
+        sizes = sizes[sizes > 0].to(x.dtype)
+        restaurant = len(sizes) * math.log(self.config["concentration"]) + sizes.lgamma().sum()
+        return float(self.components.evidence(x, cluster) + restaurant)
