@@ -76,3 +76,44 @@ class WhereSeen(dist.TorchDistribution):
     def complete(self, value: Tensor) -> Tensor:
         """Draw the missing entries."""
         return torch.where(value.isnan(), self.columns.sample(), value)
+
+
+class SideBySide(dist.TorchDistribution):
+    """Rows whose columns come from several distributions, independent of one another.
+
+    Parameters
+    ----------
+    parts
+        Places of columns in the row, and the distribution of these columns.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    has_rsample = False
+
+    def __init__(self, parts: Sequence[tuple[list[int], WhereSeen]]) -> None:
+        self.parts = list(parts)
+        places = [place for part, _ in self.parts for place in part]
+        self._order = [places.index(place) for place in range(len(places))]
+        batch = torch.broadcast_shapes(*(part.batch_shape for _, part in self.parts))
+        super().__init__(batch, torch.Size([len(places)]), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> SideBySide:
+        """Repeat along new axes of rows."""
+        return SideBySide([(places, part.expand(batch_shape)) for places, part in self.parts])
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw whole rows."""
+        drawn = [part.sample(sample_shape).to(torch.get_default_dtype()) for _, part in self.parts]
+        return torch.cat(drawn, -1)[..., self._order]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of the seen entries in nats, shape ``batch_shape``."""
+        terms = [part.log_prob(value[..., places]) for places, part in self.parts]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+    def complete(self, value: Tensor) -> Tensor:
+        """Draw the missing entries."""
+        return torch.where(value.isnan(), self.sample(), value)

@@ -183,5 +183,4 @@ def _dims(pair: Pair, content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, 
 
 def _coords(pair: Pair, columns: Sequence[str]) -> dict[str, Any]:
     """Labels of the named dimensions: columns for features, numbers for the rest by default."""
-    names = {dim for dims in (pair.story.dims.values() if pair.story is not None else ()) for dim in dims}
-    return {dim: list(columns) for dim in names if dim.endswith("feature") and columns}
+    return {} if pair.story is None or not columns else dict(pair.story.labels(columns))

@@ -68,6 +68,11 @@ class Story(PyroModule):
         """Numbers that the model conditions on, such as priors taken from the data, by the names in ``dims``."""
         return {}
 
+    def labels(self, columns: Sequence[str]) -> dict[str, list[str]]:
+        """Label axes of ``dims`` by the data's columns: those whose name ends in ``feature``, unless overridden."""
+        names = {axis for axes in self.dims.values() for axis in axes}
+        return {axis: list(columns) for axis in names if axis.endswith("feature")}
+
     def check_data(self, x: Tensor) -> None:
         """Raise ``InputError`` where ``x``, shape ``(num_rows, num_features)``, cannot be this story's rows.
 
