@@ -24,6 +24,8 @@ from pplgen.training import Adam, Progress, StopReason, Training, train
 __all__ = ["fit"]
 
 _COMPILERS = ("auto", "inductor", "graph", "off")
+REPAYS_TRACING = 100
+"""Steps, of all restarts, from which on tracing costs less than it saves."""
 _NOTHING_FINITE = (
     "the ELBO or its gradient is not finite before any good state; check the scale of the data and the priors, "
     "or lower learning_rate"
@@ -80,8 +82,8 @@ def fit(
         Pyro's bound. ``None``: ``TraceEnum_ELBO`` where discrete latents are summed out, else ``Trace_ELBO``.
     compile
         ``"graph"``: the pair is traced once into a graph of tensor operations, and all restarts run as one program.
-        ``"inductor"``: that program is compiled, which takes from seconds to a minute. ``"auto"``: the first, and the
-        second once the run is long enough to repay it. ``"off"``: Pyro's own SVI, one restart after the other. Where a
+        ``"inductor"``: that program is compiled, which takes from seconds to a minute. ``"auto"``: each where the run
+        is long enough to repay it. ``"off"``: Pyro's own SVI, one restart after the other. Where a
         pair has no graph that agrees with Pyro, Pyro's own SVI runs, and ``Fit.path`` says why.
     progress
         A bar on the terminal, nothing, or a function called with a ``Progress`` every few steps.
@@ -145,8 +147,9 @@ def _train(
 ) -> tuple[list[Training | None], str]:
     """Train all restarts as one program where that can be done faithfully, else one after the other in plain Pyro."""
     restarts, steps = len(pairs), options["steps"]
-    reason = "compile='off'"
-    if compiler != "off":
+    few = compiler == "auto" and restarts * steps < REPAYS_TRACING
+    reason = f"{restarts * steps} steps do not repay tracing" if few else "compile='off'"
+    if compiler != "off" and not few:
 
         def together(step: int, value: float, rate: float, doing: str) -> None:
             if callback:

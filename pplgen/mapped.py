@@ -17,7 +17,7 @@ from pplgen.tracing import operations_of, require_equal, traceable
 
 __all__ = ["over_draws"]
 
-REPAYS = 50
+REPAYS = 150
 """Draws from which on tracing costs less than it saves."""
 ENTRIES = 2**22
 """Entries of the largest intermediate result of as many draws as are computed at once."""

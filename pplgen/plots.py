@@ -31,7 +31,8 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
     tree
         Its draws; mixtures show their components where it has ``posterior`` and ``observed_data``.
     """
-    mixture = {"weights", "mu", "Sigma"} <= set(tree["posterior"].data_vars)
+    names = set(tree["posterior"].data_vars)
+    mixture = {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names)
     figure = Figure(figsize=(10, 4.2) if mixture else (5.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, squeeze=False, width_ratios=(1.25, 1))[0] if mixture else [figure.subplots()]
@@ -45,24 +46,26 @@ def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:
     """Draw rows and posterior mean components: ellipses of two features, or a histogram under densities of one.
 
     With more than two features the two of largest variance, in units of their own standard deviation within
-    components, are shown.
+    components, are shown. Components that are expected to hold less than half a row are left out.
     """
     mean = tree["posterior"].to_dataset().mean(dim=("chain", "draw"))
-    weights, mu, Sigma = mean["weights"].values, mean["mu"].values, mean["Sigma"].values
     x = tree["observed_data"].to_dataset()["x"].values
+    weights = mean["weights"].values
+    held = np.flatnonzero(weights * len(x) >= 0.5)
+    mu, Sigma = mean["mu"].values[held], _covariances(mean)[held]
     names = [str(name) for name in mean["feature"].values]
     if len(names) == 1:
-        _plot_densities(axes, x[:, 0], weights, mu[:, 0], Sigma[:, 0, 0])
+        _plot_densities(axes, x[~np.isnan(x[:, 0]), 0], weights[held], mu[:, 0], Sigma[:, 0, 0], held)
         axes.set(xlabel=names[0], ylabel="density")
     else:
-        within = np.einsum("k,kdd->d", weights, Sigma)
-        i, j = np.sort(np.argsort(-x.var(axis=0) / within)[:2])
+        within = np.einsum("k,kdd->d", weights[held], Sigma)
+        i, j = np.sort(np.argsort(-np.nanvar(x, axis=0) / within)[:2])
         axes.scatter(x[:, i], x[:, j], s=9, color="0.35", alpha=0.5, linewidths=0, label="data", zorder=1)
-        for k, weight in enumerate(weights):
-            colour, centre = COLOURS[k % len(COLOURS)], mu[k, [i, j]]
+        for k, centre, covariance in zip(held, mu, Sigma, strict=True):
+            colour = COLOURS[k % len(COLOURS)]
             for mass in MASS:
-                axes.add_patch(_ellipse(centre, Sigma[k][np.ix_([i, j], [i, j])], mass, colour))
-            axes.plot(*centre, "+", color=colour, ms=9, mew=2, label=f"component {k}: {weight:.2f}")
+                axes.add_patch(_ellipse(centre[[i, j]], covariance[np.ix_([i, j], [i, j])], mass, colour))
+            axes.plot(*centre[[i, j]], "+", color=colour, ms=9, mew=2, label=f"component {k}: {weights[k]:.2f}")
         axes.set(xlabel=names[i], ylabel=names[j])
     axes.set_title("Posterior mean components" + (", 50 % and 90 % of each" if len(names) > 1 else ""))
     axes.legend(frameon=False, fontsize="small")
@@ -98,11 +101,22 @@ def _ellipse(mean: np.ndarray, covariance: np.ndarray, mass: float, colour: str)
     return Ellipse(tuple(mean), width, height, angle=angle, facecolor=(colour, 0.12), edgecolor=colour, lw=1.4)
 
 
-def _plot_densities(axes: Axes, x: np.ndarray, weights: np.ndarray, mu: np.ndarray, variance: np.ndarray) -> None:
+def _covariances(mean: xr.Dataset) -> np.ndarray:
+    """Return a covariance for each component, shape ``(K, D, D)``, from a mixture's of any kind."""
+    K, D = mean["mu"].shape
+    if "Sigma" in mean:
+        return np.broadcast_to(mean["Sigma"].values, (K, D, D))
+    sigma = np.broadcast_to(mean["sigma"].values.reshape(K, -1), (K, D))
+    return np.eye(D) * sigma[:, None, :] ** 2
+
+
+def _plot_densities(
+    axes: Axes, x: np.ndarray, weights: np.ndarray, mu: np.ndarray, variance: np.ndarray, labels: np.ndarray
+) -> None:
     """Draw a histogram of one feature with each weighted component's density and their sum."""
     axes.hist(x, bins="auto", density=True, color="0.85", label="data")
     grid = np.linspace(x.min(), x.max(), 400)[:, None]
     parts = weights * np.exp(-0.5 * (grid - mu) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
-    for k, weight in enumerate(weights):
-        axes.plot(grid, parts[:, k], color=COLOURS[k % len(COLOURS)], label=f"component {k}: {weight:.2f}")
+    for k, weight, part in zip(labels, weights, parts.T, strict=True):
+        axes.plot(grid, part, color=COLOURS[k % len(COLOURS)], label=f"component {k}: {weight:.2f}")
     axes.plot(grid, parts.sum(axis=1), color="0.2", lw=1, ls="--", label="mixture")

@@ -41,8 +41,8 @@ def test_densities_at_given_draws_are_the_same_mapped_and_one_by_one(mapping):
     x = torch.tensor([-1.0, 0.3, 2.0, 2.5])
     pair = Pair(mixture, None, (x,))
     with pair.isolated():
-        draws = draw_shared(pair, 100)
-        together = row_densities(pair, draws, 100, (x,))
+        draws = draw_shared(pair, 200)
+        together = row_densities(pair, draws, 200, (x,))
         assert len(mapping) == 2
         few = {name: value[:10] for name, value in draws.items()}
         alone = row_densities(pair, few, 10, (x,))
@@ -78,8 +78,8 @@ def test_what_branches_on_values_is_evaluated_one_by_one(mapping):
     def branching(given):
         return given["a"] * (2 if given["a"] > 0 else -1)
 
-    a = torch.linspace(-1, 1, 60)
-    torch.testing.assert_close(over_draws(branching, 60, {"a": a}), torch.where(a > 0, 2 * a, -a))
+    a = torch.linspace(-1, 1, 160)
+    torch.testing.assert_close(over_draws(branching, 160, {"a": a}), torch.where(a > 0, 2 * a, -a))
     assert not mapping
 
 
@@ -88,11 +88,11 @@ def test_an_error_of_the_function_is_its_own():
         raise ValueError("of its own")
 
     with pytest.raises(ValueError, match="of its own"):
-        over_draws(failing, 100)
+        over_draws(failing, 200)
 
 
 def test_intermediate_results_stay_small(monkeypatch):
     """Whatever the size of a batch, the result is that of all draws."""
     monkeypatch.setattr(mapped, "ENTRIES", 7)
-    a = torch.randn(60, 3)
-    torch.testing.assert_close(over_draws(lambda given: given["a"] ** 2, 60, {"a": a}), a**2)
+    a = torch.randn(160, 3)
+    torch.testing.assert_close(over_draws(lambda given: given["a"] ** 2, 160, {"a": a}), a**2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.patches import Ellipse
-from pplgen.models import GaussianMixture
+from pplgen.models import DirichletProcessMixture, GaussianMixture
 
 import pplgen
 from pplgen.plots import MASS, _ellipse, picture, save_picture
@@ -33,13 +33,21 @@ def test_ellipses_hold_their_mass():
         assert inside == pytest.approx(mass, abs=3 * (mass * (1 - mass) / 20_000) ** 0.5 + 2e-3)
 
 
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
 @pytest.mark.parametrize("num_features", [1, 4])
-def test_other_numbers_of_features(num_features):
+def test_other_numbers_of_features(num_features, covariance):
     x = torch.randn(40, num_features)
-    fit = pplgen.fit(GaussianMixture(2, num_features), x, steps=5, progress=False)
+    x[3, 0] = torch.nan
+    fit = pplgen.fit(GaussianMixture(2, num_features, covariance=covariance), x, steps=5, compile="off", progress=False)
     figure = picture(fit, fit.to_datatree(3))
     assert len(figure.axes) == 2
     assert figure.axes[0].get_legend() is not None
+
+
+def test_components_without_rows_are_left_out():
+    fit = pplgen.fit(DirichletProcessMixture(6, 2), "faithful", steps=300, progress=False)
+    mixture = picture(fit, fit.to_datatree(50)).axes[0]
+    assert len([patch for patch in mixture.patches if isinstance(patch, Ellipse)]) == 2 * len(MASS)
 
 
 def test_a_bare_pair_shows_its_bound():
