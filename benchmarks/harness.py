@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,16 +41,36 @@ def compare(title: str, contenders: dict[str, Callable[[], int]], repeats: int =
             times[name].append((time.perf_counter() - started) / steps * 1e3)
     medians = {name: statistics.median(values) for name, values in times.items()}
     best = min(medians.values())
+    ranked = sorted(medians.items(), key=lambda item: item[1])
+    rows = {name: (f"{value:.3g}", f"{value / best:.2f}") for name, value in ranked}
+    report(title, ("ms per step", "ratio to the best"), rows, medians, note=f"medians of {repeats}")
+    return medians
+
+
+def report(title: str, columns: tuple[str, ...], rows: dict[str, tuple[str, ...]], raw: Any, note: str = "") -> None:
+    """Write a table into the results and print the raw figures as a line of JSON.
+
+    Parameters
+    ----------
+    title
+        What was measured.
+    columns
+        Names of the columns beside the contender.
+    rows
+        Their values by contender.
+    raw
+        Anything that JSON holds.
+    note
+        How the figures came about.
+    """
     machine = (
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    lines = [f"## {title}", "", f"{datetime.date.today()}; {machine}; medians of {repeats}.", ""]
-    lines += ["| contender | ms per step | ratio to the best |", "|---|---|---|"]
-    for name, value in sorted(medians.items(), key=lambda item: item[1]):
-        lines.append(f"| {name} | {value:.3g} | {value / best:.2f} |")
+    lines = [f"## {title}", "", "; ".join(filter(None, (str(datetime.date.today()), machine, note))) + ".", ""]
+    lines += [f"| {' | '.join(('contender', *columns))} |", "|---" * (1 + len(columns)) + "|"]
+    lines += [f"| {' | '.join((name, *values))} |" for name, values in rows.items()]
     _replace_section(title, "\n".join(lines))
-    print(json.dumps({"title": title, "ms_per_step": medians, "torch": torch.__version__}))
-    return medians
+    print(json.dumps({"title": title, "figures": raw, "torch": torch.__version__}))
 
 
 def _replace_section(title: str, text: str) -> None:

@@ -122,7 +122,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("fit gausian-mixture faithful", "No such command 'gausian-mixture'. Did you mean 'gaussian-mixture'?"),
+        ("fit gausian-mixture faithful", "No such command 'gausian-mixture'. Did you mean 'gaussian-mixture'"),
         ("fit gaussian-mixture faithfull", "did you mean 'faithful'?"),
         ("fit gaussian-mixture faithful --componets 3", "No such option: --componets"),
         ("fit gaussian-mixture faithful --components 0", "num_components=0: expected a whole number of at least 1"),

@@ -165,8 +165,13 @@ def test_a_pair_without_a_graph_runs_in_plain_pyro_and_says_why():
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(mu, scale), obs=y)
 
-    fit = pplgen.fit(branching, Y, guide, steps=20, progress=False)
+    fit = pplgen.fit(branching, Y, guide, steps=20, compile="graph", progress=False)
     assert fit.path == "plain Pyro, for it turns a tensor into a Python bool, and so branches on values"
+
+
+def test_few_steps_run_in_plain_pyro():
+    fit = pplgen.fit(model, Y, guide, steps=20, progress=False)
+    assert fit.path == "plain Pyro, for 20 steps do not repay tracing"
 
 
 def test_torch_still_compiles_the_backward_of_indexing_wrongly():

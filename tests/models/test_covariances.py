@@ -99,10 +99,10 @@ def test_three_full_components_under_two_priors(faithful):
     """
     x = faithful.values
     narrow = (0.2 * x.std(dim=0, correction=0)).tolist()
-    fit = pplgen.fit(GaussianMixture(3, 2, prior_scale=narrow), "faithful", restarts=16, progress=False)
+    fit = pplgen.fit(GaussianMixture(3, 2, prior_scale=narrow), "faithful", restarts=16, steps=1500, progress=False)
     log_likelihood = e_step(x, posterior_mean(fit))[1].item()
     assert -1114.43987 - 1.5 < log_likelihood < -1114.43987
-    default = posterior_mean(pplgen.fit(GaussianMixture(3, 2), "faithful", restarts=4, progress=False))
+    default = posterior_mean(pplgen.fit(GaussianMixture(3, 2), "faithful", restarts=4, steps=1500, progress=False))
     parameters, log_likelihood = default, e_step(x, default)[1].item()
     for _ in range(500):
         parameters = m_step(x, e_step(x, parameters)[0])
