@@ -27,15 +27,16 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._covariances import gaussian_components
+from pplgen.models._rows import GaussianRows
 from pplgen.models._seeding import kmeans_plus_plus
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from pplgen.story import InputError, Story, check_count, check_positive, pyro_method
+from pplgen.story import Story, check_count, check_positive, pyro_method
 
 
-class DirichletProcessMixture(Story):
+class DirichletProcessMixture(GaussianRows, Story):
     """Rows from as many Gaussian components as they need, at most K; the component of each row summed out.
 
     Parameters
@@ -51,8 +52,6 @@ class DirichletProcessMixture(Story):
     mean_precision
         Rows that the prior on a location is worth, kappa.
     """
-
-    accepts_missing = True
 
     def __init__(
         self,
@@ -115,39 +114,12 @@ class DirichletProcessMixture(Story):
         self.components.draw_guide()
 
     @pyro_method
-    def complete(self, x: Tensor) -> Tensor:
-        """Draw the missing entries of rows given the others, at the latents' values."""
-        weights, components = self._draw()
-        return self.components.complete(weights, components, x)
-
-    @pyro_method
     def generated(self, x: Tensor) -> dict[str, Tensor]:
         """Count the components that hold at least one row, with a draw of the component of each."""
         weights, components = self._draw()
         z = self.components.assign(weights, components, x)
         places = torch.arange(self.K, device=x.device)
         return {"num_occupied": (z == places[:, None]).any(1).sum()}
-
-    @property
-    def constants(self) -> dict[str, Tensor]:
-        """Centre m and scale s of the priors, in data units, shape ``(D,)`` each."""
-        return {"prior_mean": self.components.m, "prior_scale": self.components.s}
-
-    def check_data(self, x: Tensor) -> None:
-        """Refuse rows of another width."""
-        if x.ndim != 2 or x.shape[1] != self.D:
-            raise InputError(
-                f"data of shape {tuple(x.shape)}: this DirichletProcessMixture expects (num_rows, {self.D})"
-            )
-
-    def check_training_data(self, x: Tensor) -> None:
-        """Refuse fewer rows than components."""
-        if len(x) < self.K:
-            raise InputError(f"{len(x)} rows are too few for {self.K} components; give at least {self.K}")
-
-    def notice(self, x: Tensor) -> None:
-        """Integrate missing entries out from here on, where there are any."""
-        self.components.missing |= bool(x.isnan().any())
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:

@@ -30,15 +30,16 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._covariances import gaussian_components
+from pplgen.models._rows import GaussianRows
 from pplgen.models._seeding import kmeans_plus_plus
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from pplgen.story import InputError, Story, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.story import Story, check_count, check_per_feature, check_positive, pyro_method
 
 
-class GaussianMixture(Story):
+class GaussianMixture(GaussianRows, Story):
     """Rows from K Gaussian components, the component of each row summed out.
 
     Parameters
@@ -59,8 +60,6 @@ class GaussianMixture(Story):
     mean_precision
         Rows that the prior on a location is worth, kappa.
     """
-
-    accepts_missing = True
 
     def __init__(
         self,
@@ -115,31 +114,6 @@ class GaussianMixture(Story):
         """Draw weights, locations and covariances; no site depends on the rows."""
         pyro.sample("weights", dist.Dirichlet(self.q_weights))
         self.components.draw_guide()
-
-    @pyro_method
-    def complete(self, x: Tensor) -> Tensor:
-        """Draw the missing entries of rows given the others, at the latents' values."""
-        weights, components = self._draw()
-        return self.components.complete(weights, components, x)
-
-    @property
-    def constants(self) -> dict[str, Tensor]:
-        """Centre m and scale s of the priors, in data units, shape ``(D,)`` each."""
-        return {"prior_mean": self.components.m, "prior_scale": self.components.s}
-
-    def check_data(self, x: Tensor) -> None:
-        """Refuse rows of another width."""
-        if x.ndim != 2 or x.shape[1] != self.D:
-            raise InputError(f"data of shape {tuple(x.shape)}: this GaussianMixture expects (num_rows, {self.D})")
-
-    def check_training_data(self, x: Tensor) -> None:
-        """Refuse fewer rows than components."""
-        if len(x) < max(2, self.K):
-            raise InputError(f"{len(x)} rows are too few for {self.K} components; give at least {max(2, self.K)}")
-
-    def notice(self, x: Tensor) -> None:
-        """Integrate missing entries out from here on, where there are any."""
-        self.components.missing |= bool(x.isnan().any())
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:

@@ -27,6 +27,7 @@ import torch
 from pplgen.models._categories import columns_of
 from pplgen.models._columns import Columns
 from pplgen.models._missing import SideBySide
+from pplgen.models._rows import ComponentRows
 from pplgen.models._seeding import kmeans_plus_plus
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from torch.distributions import constraints
 from pplgen.story import InputError, Story, check_count, check_positive, pyro_method
 
 
-class MixedMixture(Story):
+class MixedMixture(ComponentRows, Story):
     """Rows of measurements, counts, yes and no, or categories from K components, columns independent in each.
 
     Parameters
@@ -125,15 +126,9 @@ class MixedMixture(Story):
 
     def check_data(self, x: Tensor) -> None:
         """Refuse rows of another width, and entries that are not of their column's kind."""
-        if x.ndim != 2 or x.shape[1] != self.D:
-            raise InputError(f"data of shape {tuple(x.shape)}: this MixedMixture expects (num_rows, {self.D})")
+        super().check_data(x)
         for part in self.parts:
             part.check(x[:, part.places])
-
-    def check_training_data(self, x: Tensor) -> None:
-        """Refuse fewer rows than components."""
-        if len(x) < max(2, self.K):
-            raise InputError(f"{len(x)} rows are too few for {self.K} components; give at least {max(2, self.K)}")
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:

@@ -8,14 +8,15 @@ log-likelihood never decreases (Bishop 2006, section 9.2, equations 9.23 to 9.28
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["EMResult", "GaussianMixtureParameters", "e_step", "em", "m_step"]
+__all__ = ["EMResult", "GaussianMixtureParameters", "climb_from", "e_step", "em", "m_step"]
 
 
 class GaussianMixtureParameters(NamedTuple):
@@ -123,16 +124,54 @@ def em(
     if not 1 <= num_components <= len(x):
         raise InputError(f"{num_components} components for {len(x)} rows; expected between 1 and {len(x)}")
     generator = torch.Generator().manual_seed(seed)
+    starts = [_start(x, num_components, generator) for _ in range(num_starts)]
+    return climb_from(
+        starts,
+        lambda parameters: e_step(x, parameters),
+        lambda responsibilities: m_step(x, responsibilities),
+        max_iterations=max_iterations,
+        tolerance=tolerance * len(x),
+    )
+
+
+def climb_from(
+    starts: Sequence[GaussianMixtureParameters],
+    expect: Callable[[GaussianMixtureParameters], tuple[Any, Tensor]],
+    maximise: Callable[[Any], GaussianMixtureParameters],
+    *,
+    max_iterations: int,
+    tolerance: float,
+) -> EMResult:
+    """Alternate an E-step and an M-step from each start and keep the best end; a start that collapses is dropped.
+
+    Parameters
+    ----------
+    starts
+        Parameters to start from.
+    expect
+        The E-step: what the M-step needs, and the log-likelihood in nats.
+    maximise
+        The M-step.
+    max_iterations
+        Iterations of each start at most.
+    tolerance
+        A start ends once an iteration gains less than this many nats.
+
+    Raises
+    ------
+    InputError
+        Where every start collapses.
+    """
     best: EMResult | None = None
-    for _ in range(num_starts):
+    for start in starts:
         try:
-            result = _climb(x, _start(x, num_components, generator), max_iterations, tolerance)
+            result = _climb(start, expect, maximise, max_iterations, tolerance)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
         if best is None or result.log_likelihoods[-1] > best.log_likelihoods[-1]:
             best = result
     if best is None:
-        raise InputError(f"all {num_starts} starts collapsed: no usable maximum with {num_components} components")
+        raise InputError(f"all {len(starts)} starts collapsed: no usable maximum")
     return best
 
 
@@ -144,15 +183,21 @@ def _start(x: Tensor, num_components: int, generator: torch.Generator) -> Gaussi
     return GaussianMixtureParameters(weights, x[rows], covariance.expand(num_components, -1, -1))
 
 
-def _climb(x: Tensor, parameters: GaussianMixtureParameters, max_iterations: int, tolerance: float) -> EMResult:
-    """Alternate the two steps until an iteration gains less than ``tolerance`` nats per row."""
+def _climb(
+    parameters: GaussianMixtureParameters,
+    expect: Callable[[GaussianMixtureParameters], tuple[Any, Tensor]],
+    maximise: Callable[[Any], GaussianMixtureParameters],
+    max_iterations: int,
+    tolerance: float,
+) -> EMResult:
+    """Alternate the two steps until an iteration gains less than ``tolerance`` nats."""
     history: list[Tensor] = []
     converged = False
-    responsibilities, previous = e_step(x, parameters)
+    expected, previous = expect(parameters)
     while not converged and len(history) < max_iterations:
-        parameters = m_step(x, responsibilities)
-        responsibilities, current = e_step(x, parameters)
+        parameters = maximise(expected)
+        expected, current = expect(parameters)
         history.append(current)
-        converged = bool(current - previous < tolerance * len(x))
+        converged = bool(current - previous < tolerance)
         previous = current
     return EMResult(parameters, torch.stack(history), converged)

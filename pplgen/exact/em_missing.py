@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.exact.em import EMResult, GaussianMixtureParameters
+from pplgen.exact.em import EMResult, GaussianMixtureParameters, climb_from
 
 __all__ = ["Expectations", "e_step_missing", "em_missing", "m_step_missing"]
 
@@ -104,31 +104,20 @@ def em_missing(
     mean = x.nanmean(dim=0)
     variance = (x - mean).square().nanmean(dim=0)
     weights = x.new_full((num_components,), 1 / num_components)
-    best: EMResult | None = None
-    for _ in range(num_starts):
+
+    def start() -> GaussianMixtureParameters:
         rows = x[torch.randperm(len(x), generator=generator)[:num_components]]
         mu = torch.where(rows.isnan(), mean, rows)
-        start = GaussianMixtureParameters(weights, mu, torch.diag(variance).expand(num_components, -1, -1))
-        try:
-            result = _climb(x, start, max_iterations, tolerance)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            continue
-        if best is None or result.log_likelihoods[-1] > best.log_likelihoods[-1]:
-            best = result
-    if best is None:
-        raise InputError(f"all {num_starts} starts collapsed: no usable maximum with {num_components} components")
-    return best
+        return GaussianMixtureParameters(weights, mu, torch.diag(variance).expand(num_components, -1, -1))
 
-
-def _climb(x: Tensor, parameters: GaussianMixtureParameters, max_iterations: int, tolerance: float) -> EMResult:
-    """Alternate the two steps until an iteration gains less than ``tolerance`` nats per row."""
-    history: list[Tensor] = []
-    converged = False
-    expected = e_step_missing(x, parameters)
-    while not converged and len(history) < max_iterations:
-        previous = expected.log_likelihoods.sum()
-        parameters = m_step_missing(expected)
+    def expect(parameters: GaussianMixtureParameters) -> tuple[Expectations, Tensor]:
         expected = e_step_missing(x, parameters)
-        history.append(expected.log_likelihoods.sum())
-        converged = bool(history[-1] - previous < tolerance * len(x))
-    return EMResult(parameters, torch.stack(history), converged)
+        return expected, expected.log_likelihoods.sum()
+
+    return climb_from(
+        [start() for _ in range(num_starts)],
+        expect,
+        m_step_missing,
+        max_iterations=max_iterations,
+        tolerance=tolerance * len(x),
+    )
