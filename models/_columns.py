@@ -51,7 +51,6 @@ class Columns(PyroModule):
         super().__init__()
         self.places, self.K, self.width = places, num_components, len(places)
         self.register_buffer("m", torch.zeros(self.width))
-        self.register_buffer("s", torch.ones(self.width))
 
     def draw(self) -> tuple[Tensor, ...]:
         """Draw the parameters of all components from the prior, inside their plate."""
@@ -101,6 +100,7 @@ class NormalColumns(Columns):
     def __init__(self, places: list[int], num_components: int) -> None:
         super().__init__(places, num_components)
         shape = (num_components, self.width)
+        self.register_buffer("s", torch.ones(self.width))
         self.q_location = PyroParam(torch.randn(shape))
         self.q_spread = PyroParam(torch.full(shape, 0.1), constraints.positive)
         self.q_shape = PyroParam(torch.full(shape, 2.0), constraints.positive)

@@ -21,6 +21,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._missing import WhereSeen
+from pplgen.models._seeding import column_scales
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
@@ -43,30 +44,15 @@ class GaussianComponents(PyroModule):
 
         Missing entries of the rows that are returned are zero, the column mean.
         """
-        seen = x.isfinite()
-        count = seen.sum(0).clamp(min=1)
-        average = torch.where(seen, x, 0.0).sum(0) / count
-        deviation = (torch.where(seen, x - average, 0.0).square().sum(0) / count).sqrt()
+        average, deviation = column_scales(x)
         self.m = average if mean is None else x.new_tensor(mean)
-        self.s = torch.where(deviation > 0, deviation, 1.0) if scale is None else x.new_tensor(scale)
-        return torch.where(seen, (x - self.m) / self.s, 0.0)
+        self.s = deviation if scale is None else x.new_tensor(scale)
+        return torch.where(x.isnan(), 0.0, (x - self.m) / self.s)
 
     @property
     def centre(self) -> Tensor:
         """Mean of the guide's locations, shape ``(K, D)``."""
         return self.m + self.s * self.q_location
-
-    def complete(self, weights: Tensor, drawn: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
-        """Draw missing entries given the others: first the component of each row, then the entries."""
-        completed: Tensor = self.rows(drawn, self.assign(weights, drawn, x)).complete(x)
-        return completed
-
-    def assign(self, weights: Tensor, drawn: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
-        """Draw the component of each row, shape ``(num_rows,)``."""
-        every = torch.arange(self.K, device=x.device)[:, None]
-        joint = weights.log()[:, None] + self.rows(drawn, every).log_prob(x)
-        z: Tensor = dist.Categorical(logits=joint.T).sample()
-        return z
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Draw locations and spreads from the prior."""

@@ -28,8 +28,7 @@ class MarginalNormal(dist.MultivariateNormal):
     def complete(self, value: Tensor) -> Tensor:
         """Draw the missing entries given the others: a draw of the whole row, shifted by what is known of it."""
         drawn = self.sample()
-        seen = value.isfinite().to(drawn.dtype)
-        _, difference, factor = self._seen(value, drawn)
+        seen, difference, factor = self._seen(value, drawn)
         solved = torch.cholesky_solve(difference.unsqueeze(-1), factor).squeeze(-1)
         shift = (self.covariance_matrix @ (seen * solved).unsqueeze(-1)).squeeze(-1)
         return torch.where(value.isnan(), drawn + shift, value)

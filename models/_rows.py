@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.distributions as dist
+import torch
 from pplgen.models._gaussians import GaussianComponents
 from pyro.nn import pyro_method
 from torch import Tensor
@@ -12,10 +14,33 @@ from pplgen.story import InputError
 
 
 class ComponentRows:
-    """Rows of D columns from K components."""
+    """Rows of D columns from K components, whose missing entries are integrated out."""
 
+    accepts_missing = True
     K: int
     D: int
+
+    def _draw(self) -> tuple[Tensor, Any]:
+        """Draw weights and the components' parameters, which all rows share."""
+        raise NotImplementedError
+
+    def _rows(self, drawn: Any, z: Tensor) -> Any:
+        """Return the distribution of rows of the components z."""
+        raise NotImplementedError
+
+    def _assign(self, weights: Tensor, drawn: Any, x: Tensor) -> Tensor:
+        """Draw the component of each row, shape ``(num_rows,)``."""
+        every = torch.arange(self.K, device=x.device)[:, None]
+        joint = weights.log()[:, None] + self._rows(drawn, every).log_prob(x)
+        z: Tensor = dist.Categorical(logits=joint.T).sample()
+        return z
+
+    @pyro_method
+    def complete(self, x: Tensor) -> Tensor:
+        """Draw the missing entries of rows given the others, at the latents' values: first the components of rows."""
+        weights, drawn = self._draw()
+        completed: Tensor = self._rows(drawn, self._assign(weights, drawn, x)).complete(x)
+        return completed
 
     def check_data(self, x: Tensor) -> None:
         """Refuse rows of another width."""
@@ -29,20 +54,12 @@ class ComponentRows:
 
 
 class GaussianRows(ComponentRows):
-    """Rows from Gaussian components, whose missing entries are integrated out."""
+    """Rows from Gaussian components."""
 
-    accepts_missing = True
     components: GaussianComponents
 
-    def _draw(self) -> tuple[Tensor, Any]:
-        """Draw weights and components, which all rows share."""
-        raise NotImplementedError
-
-    @pyro_method
-    def complete(self, x: Tensor) -> Tensor:
-        """Draw the missing entries of rows given the others, at the latents' values."""
-        weights, drawn = self._draw()
-        return self.components.complete(weights, drawn, x)
+    def _rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
+        return self.components.rows(drawn, z)
 
     @property
     def constants(self) -> dict[str, Tensor]:

@@ -1,9 +1,18 @@
-"""Where the components of a mixture start: k-means++ seeds and a few of Lloyd's steps."""
+"""Where the components of a mixture start: the columns' scales, k-means++ seeds and a few of Lloyd's steps."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def column_scales(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column's seen entries, the latter one where it is zero."""
+    seen = x.isfinite()
+    count = seen.sum(0).clamp(min=1)
+    mean = torch.where(seen, x, 0.0).sum(0) / count
+    deviation = (torch.where(seen, x - mean, 0.0).square().sum(0) / count).sqrt()
+    return mean, torch.where(deviation > 0, deviation, 1.0)
 
 
 def kmeans_plus_plus(x: Tensor, num_clusters: int, num_steps: int = 10) -> Tensor:

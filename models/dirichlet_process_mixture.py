@@ -117,7 +117,7 @@ class DirichletProcessMixture(GaussianRows, Story):
     def generated(self, x: Tensor) -> dict[str, Tensor]:
         """Count the components that hold at least one row, with a draw of the component of each."""
         weights, components = self._draw()
-        z = self.components.assign(weights, components, x)
+        z = self._assign(weights, components, x)
         places = torch.arange(self.K, device=x.device)
         return {"num_occupied": (z == places[:, None]).any(1).sum()}
 

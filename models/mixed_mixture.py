@@ -28,7 +28,7 @@ from pplgen.models._categories import columns_of
 from pplgen.models._columns import Columns
 from pplgen.models._missing import SideBySide
 from pplgen.models._rows import ComponentRows
-from pplgen.models._seeding import kmeans_plus_plus
+from pplgen.models._seeding import column_scales, kmeans_plus_plus
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -51,8 +51,6 @@ class MixedMixture(ComponentRows, Story):
     concentration
         Prior concentration alpha of each weight; below one, surplus components empty out.
     """
-
-    accepts_missing = True
 
     def __init__(
         self,
@@ -110,15 +108,6 @@ class MixedMixture(ComponentRows, Story):
             for part in self.parts:
                 part.draw_guide()
 
-    @pyro_method
-    def complete(self, x: Tensor) -> Tensor:
-        """Draw the missing entries of rows given the others, at the latents' values."""
-        weights, drawn = self._draw()
-        every = torch.arange(self.K, device=x.device)[:, None]
-        joint = weights.log()[:, None] + self._rows(drawn, every).log_prob(x)
-        z = dist.Categorical(logits=joint.T).sample()
-        return self._rows(drawn, z).complete(x)
-
     def labels(self, columns: Sequence[str]) -> dict[str, list[str]]:
         """Label each kind's columns by their names."""
         own = {f"{part.kind}_feature": [columns[place] for place in part.places] for part in self.parts}
@@ -133,9 +122,8 @@ class MixedMixture(ComponentRows, Story):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Start q at the posterior given k-means clusters of the standardised columns."""
-        mean = x.nanmean(dim=0)
-        deviation = (x - mean).square().nanmean(dim=0).sqrt()
-        scaled = torch.nan_to_num((x - mean) / torch.where(deviation > 0, deviation, 1.0))
+        mean, deviation = column_scales(x)
+        scaled = torch.where(x.isnan(), 0.0, (x - mean) / deviation)
         cluster = kmeans_plus_plus(scaled, self.K)
         weights = (cluster == torch.arange(self.K, device=x.device)[:, None]).to(x.dtype)
         self.q_weights = self.config["concentration"] + weights.sum(1)

@@ -118,13 +118,7 @@ def compare(
         doubtful = [str(name) for name in ranked.index[ranked["warning"].astype(bool)]]
         notes = [f"{name}: some rows have a high Pareto k, so its elpd is not to be trusted" for name in doubtful]
         title = f"{len(stories)} candidates on {table.name}, {len(table)} rows"
-        print_table(
-            title,
-            numbers,
-            *notes,
-            label="candidate",
-            digits=6,
-        )
+        print_table(title, numbers, *notes, label="candidate", digits=6)
 
 
 def _story_of(text: str, num_features: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class Known:
         """Type of its entries."""
         return self.value.dtype
 
-    @property
+    @cached_property
     def everywhere(self) -> Any:
         """The number that it holds in every place, or ``None``."""
         if not self.value.numel():

@@ -22,7 +22,7 @@ def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     Parameters
     ----------
     module
-        A graph of ``(loss, gradients)``.
+        A graph of ATen operations, such as ``operations_of`` returns.
     inputs
         Example inputs.
     """

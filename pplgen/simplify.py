@@ -81,14 +81,14 @@ RANDOM = (
 """Operations that draw random numbers: they stay even where nothing reads them, to keep the order of Pyro's draws."""
 
 _UNFILLED = (aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.new_empty_strided)
-_FILLED_LIKE = {
-    aten.zeros_like.default: 0,
-    aten.ones_like.default: 1,
-    aten.new_zeros.default: 0,
-    aten.new_ones.default: 1,
-    aten.full_like.default: None,
-    aten.new_full.default: None,
-}
+_FILLED_LIKE = (
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.full_like.default,
+    aten.new_full.default,
+)
 """Operations that read of their tensor only its shape and type."""
 _COPIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default)
 _RESHAPES = (
@@ -174,8 +174,8 @@ class Simplified(fx.Interpreter):
             shape = tuple(target(like, *args[1:], **kwargs).shape)
         if shape == tuple(args[0].shape):
             return args[0]
-        if isinstance(args[0], Repeated) and (repeated := args[0].reshaped(shape)) is not None:
-            return repeated
+        if isinstance(args[0], Repeated) and (turned := args[0].reshaped(shape)) is not None:
+            return turned
         return super().call_function(target, *as_tensors((args, kwargs)))
 
     def _pointwise(self, target: Any, args: Any, kwargs: Any) -> Any:
