@@ -53,7 +53,7 @@ def engine_contender(
         graph = trace(pair, bound, pair.data)
         state = State.start(graph.pack(pair.snapshot())[None].repeat(restarts, 1))
     rates = torch.full((restarts, 1), rate)
-    engine = Engine(graph, state, tensors_of(pair.data), None)
+    engine = Engine(graph, state, tensors_of(pair.data))
     if compiled:
         engine.compile(rates)
     kept = [state]

@@ -43,9 +43,9 @@ class BinaryColumns(Columns):
         """Refuse what is neither 0 nor 1."""
         self._refuse((x != 0) & (x != 1), x, "0 or 1")
 
-    def begin(self, x: Tensor, weights: Tensor) -> None:
+    def begin(self, x: Tensor, shares: Tensor) -> None:
         """Set the guide to the posterior given clusters."""
-        n, total, _ = self._sums(x, weights)
+        n, total, _ = self._sums(x, shares)
         self.q_yes, self.q_no = 1 + total, 1 + n - total
 
 
@@ -76,10 +76,10 @@ class CategoricalColumns(Columns):
         """Refuse what is no category."""
         self._refuse((x < 0) | (x >= self.C) | (x != x.round()), x, f"a whole number below {self.C}")
 
-    def begin(self, x: Tensor, weights: Tensor) -> None:
+    def begin(self, x: Tensor, shares: Tensor) -> None:
         """Set the guide to the posterior given clusters."""
         hits = (x.unsqueeze(-1) == torch.arange(self.C, device=x.device)).to(x.dtype)
-        self.q_counts = 1 + torch.einsum("kn,ndc->kdc", weights, hits)
+        self.q_counts = 1 + torch.einsum("nk,ndc->kdc", shares, hits)
 
 
 KINDS: dict[str, Any] = {kind.kind: kind for kind in (NormalColumns, StudentColumns, PoissonColumns, BinaryColumns)}

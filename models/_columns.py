@@ -71,15 +71,15 @@ class Columns(PyroModule):
     def check(self, x: Tensor) -> None:
         """Raise ``InputError`` where a seen entry is outside of the likelihood's support."""
 
-    def begin(self, x: Tensor, weights: Tensor) -> None:
-        """Set scales from the columns, and the guide to the posterior given soft clusters, shape ``(K, num_rows)``."""
+    def begin(self, x: Tensor, shares: Tensor) -> None:
+        """Set scales from the columns, and the guide to the posterior given soft clusters, ``(num_rows, K)``."""
         raise NotImplementedError
 
-    def _sums(self, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, sums and sums of squares of the seen entries, shape ``(K, width)`` each."""
+    def _sums(self, x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Count, add up and square the seen entries, shape ``(K, width)`` each."""
         seen = x.isfinite().to(x.dtype)
         filled = torch.where(x.isnan(), 0.0, x)
-        return weights @ seen, weights @ filled, weights @ filled.square()
+        return shares.T @ seen, shares.T @ filled, shares.T @ filled.square()
 
     def _refuse(self, wrong: Tensor, x: Tensor, what: str) -> None:
         """Name the first entry that is wrong."""
@@ -123,9 +123,9 @@ class NormalColumns(Columns):
         """Return normal entries."""
         return dist.Normal(drawn[0][z], drawn[1][z])
 
-    def begin(self, x: Tensor, weights: Tensor) -> None:
+    def begin(self, x: Tensor, shares: Tensor) -> None:
         """Set the guide to the normal model's posterior."""
-        n, total, squares = self._sums(x, weights)
+        n, total, squares = self._sums(x, shares)
         everything = n.sum(0).clamp(min=1)
         self.m = total.sum(0) / everything
         deviation = (squares.sum(0) / everything - self.m.square()).clamp(min=0).sqrt()
@@ -173,9 +173,9 @@ class PoissonColumns(Columns):
         """Refuse what is no count."""
         self._refuse((x < 0) | (x != x.round()), x, "0, 1, 2, ...")
 
-    def begin(self, x: Tensor, weights: Tensor) -> None:
+    def begin(self, x: Tensor, shares: Tensor) -> None:
         """Set the guide to the Poisson model's posterior."""
-        n, total, _ = self._sums(x, weights)
+        n, total, _ = self._sums(x, shares)
         mean = total.sum(0) / n.sum(0).clamp(min=1)
         self.m = torch.where(mean > 0, mean, 1.0)
         self.q_shape, self.q_rate = 1 + total, 1 / self.m + n

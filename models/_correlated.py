@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._gaussians import GaussianComponents
 from pplgen.models._missing import MarginalNormal
+from pplgen.models._offset import Offset
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
@@ -23,18 +24,19 @@ class CorrelatedComponents(GaussianComponents):
         b_i ~ ChiSquared(nu - D + i),  i = 1, ..., D;   B_ij ~ Normal(0, 1),  i > j
         Sigma = L L',  L = Psi^(1/2) B^(-1)
 
-    The guide: q(b) Gamma, q(B_ij | b_i) Normal around r_ij b_i^(1/2), q(mu | Sigma) Normal with factor L diag(t).
+    The guide: q(b) Gamma(a, a / exp(l)), q(B_ij | b_i) Normal around r_ij b_i^(1/2), q(mu | Sigma) Normal with factor
+    L diag(t).
     """
 
     auxiliary = frozenset({"bartlett_diagonal", "bartlett_lower"})
 
     def __init__(self, num_components: int, num_features: int, mean_precision: float, *, tied: bool) -> None:
-        super().__init__(num_components, num_features, mean_precision)
+        super().__init__(num_components, num_features, mean_precision, correlated=True)
         self.tied, pairs = tied, num_features * (num_features - 1) // 2
         shape = () if tied else (num_components,)
         self.q_diagonal_shape = PyroParam(torch.full((*shape, num_features), 2.0), constraints.positive)
-        self.q_diagonal_rate = PyroParam(torch.ones(*shape, num_features), constraints.positive)
-        self.q_lower_slope = PyroParam(torch.zeros(*shape, pairs))
+        self.q_diagonal_log_mean = Offset(*shape, num_features)
+        self.q_lower_slope = Offset(*shape, pairs)
         self.q_lower_scale = PyroParam(torch.ones(*shape, pairs), constraints.positive)
         which = () if tied else ("component",)
         self.dims = {
@@ -71,14 +73,30 @@ class CorrelatedComponents(GaussianComponents):
         with components:
             if not self.tied:
                 L = self._draw_guide_factor()
-            pyro.sample("mu", dist.MultivariateNormal(self.centre, scale_tril=L * self.q_spread.unsqueeze(-2)))
+            pyro.sample(
+                "mu", dist.MultivariateNormal(self.q_location.value, scale_tril=L * self.q_spread.unsqueeze(-2))
+            )
 
     def _draw_guide_factor(self) -> Tensor:
-        diagonal = pyro.sample("bartlett_diagonal", dist.Gamma(self.q_diagonal_shape, self.q_diagonal_rate).to_event(1))
-        row, _ = torch.tril_indices(self.D, self.D, -1)
-        slope = self.q_lower_slope * diagonal.sqrt()[..., row]
-        lower = pyro.sample("bartlett_lower", dist.Normal(slope, self.q_lower_scale).to_event(1))
+        shape = self.q_diagonal_shape
+        diagonal = pyro.sample(
+            "bartlett_diagonal", dist.Gamma(shape, shape / self.q_diagonal_log_mean.value.exp()).to_event(1)
+        )
+        lower = pyro.sample("bartlett_lower", dist.Normal(self._lower_centre(diagonal), self.q_lower_scale).to_event(1))
         return self.scale_tril(diagonal, lower)
+
+    def _lower_centre(self, diagonal: Tensor) -> Tensor:
+        row, _ = torch.tril_indices(self.D, self.D, -1)
+        centre: Tensor = self.q_lower_slope.value * diagonal.sqrt()[..., row]
+        return centre
+
+    def typical(self) -> tuple[Tensor, Tensor]:
+        """Return locations and Cholesky factors at the guide's centre."""
+        return self.q_location.value, self._typical_factor()
+
+    def _typical_factor(self) -> Tensor:
+        diagonal = self.q_diagonal_log_mean.value.exp()
+        return self.scale_tril(diagonal, self._lower_centre(diagonal))
 
     def rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
         """Return the distribution of rows of the components z."""
@@ -106,16 +124,20 @@ class CorrelatedComponents(GaussianComponents):
         """Cholesky factor of Psi, diagonal, shape ``(D, D)``."""
         return torch.diag(self.s / self.K ** (1 / self.D))
 
-    def _begin_spread(self, n: Tensor, scatter: Tensor) -> None:
+    def _begin_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
         """Given the clusters, B = B* T for a Bartlett factor B* of nu + n degrees of freedom."""
         n, Psi = self._pooled(n, scatter)
         T = torch.linalg.solve_triangular(torch.linalg.cholesky(Psi), self.prior_tril, upper=False)
         T_diagonal = T.diagonal(dim1=-2, dim2=-1)
         i, j = torch.tril_indices(self.D, self.D, -1)
         self.q_diagonal_shape = (self.freedom + n) / 2
-        self.q_diagonal_rate = 0.5 / T_diagonal.square()
-        self.q_lower_slope = T[..., i, j] / T_diagonal[..., i]
+        self.q_diagonal_log_mean.begin(
+            (2 * self.q_diagonal_shape * T_diagonal.square()).log(), self.q_diagonal_shape.rsqrt()
+        )
         self.q_lower_scale = T.square().cumsum(dim=-2)[..., i - 1, j].sqrt()
+        deviation = (2 * self.q_diagonal_shape).sqrt() * T_diagonal
+        self.q_lower_slope.begin(T[..., i, j] / T_diagonal[..., i], self.q_lower_scale / deviation[..., i])
+        return self._typical_factor() * self.q_spread.unsqueeze(-2)
 
     def _evidence_of_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
         n, Psi = self._pooled(n, scatter)

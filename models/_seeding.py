@@ -6,16 +6,23 @@ import torch
 from torch import Tensor
 
 
-def column_scales(x: Tensor) -> tuple[Tensor, Tensor]:
+def column_scales(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each column's seen entries, the latter one where it is zero."""
-    seen = x.isfinite()
-    count = seen.sum(0).clamp(min=1)
-    mean = torch.where(seen, x, 0.0).sum(0) / count
-    deviation = (torch.where(seen, x - mean, 0.0).square().sum(0) / count).sqrt()
+    share = x.isfinite().to(x.dtype) * (1.0 if weights is None else weights[:, None])
+    total = share.sum(0)
+    total = torch.where(total > 0, total, 1.0)
+    mean = (share * x.nan_to_num()).sum(0) / total
+    deviation = ((share * (x - mean).nan_to_num().square()).sum(0) / total).sqrt()
     return mean, torch.where(deviation > 0, deviation, 1.0)
 
 
-def kmeans_plus_plus(x: Tensor, num_clusters: int, num_steps: int = 10) -> Tensor:
+def kmeans_plus_plus(
+    x: Tensor,
+    num_clusters: int,
+    labels: Tensor | None = None,
+    weights: Tensor | None = None,
+    num_steps: int = 10,
+) -> Tensor:
     """Assign rows to clusters: seeds far apart in squared distance, then Lloyd's algorithm.
 
     Parameters
@@ -24,27 +31,47 @@ def kmeans_plus_plus(x: Tensor, num_clusters: int, num_steps: int = 10) -> Tenso
         Rows on a common scale, shape ``(num_rows, num_features)``.
     num_clusters
         At most ``num_rows``.
+    labels
+        The cluster of each row, -1 where it is not known: known rows stay, and their clusters are seeded by their mean.
+    weights
+        Weight of each row.
     num_steps
         Lloyd steps after seeding; a start needs only a few.
 
     Returns
     -------
     Tensor
-        Cluster of each row, shape ``(num_rows,)``, numbered by the first feature of the cluster's mean.
+        Responsibilities, ones and zeros, shape ``(num_rows, num_clusters)``. Without labels, clusters are numbered by
+        the first feature of their mean.
 
     References
     ----------
     Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding.
     """
-    centres = x[torch.randint(len(x), (1,))]
-    for _ in range(num_clusters - 1):
-        distance = torch.cdist(x, centres).amin(dim=1).square()
-        # where all rows coincide with a centre every further seed is as good as any other
-        weights = distance if distance.sum() > 0 else torch.ones_like(distance)
-        centres = torch.cat([centres, x[torch.multinomial(weights, 1)]])
+    weights = x.new_ones(len(x)) if weights is None else weights
+    known = torch.full((len(x),), -1, device=x.device) if labels is None else labels
+    labelled = known.unique()[known.unique() >= 0].tolist()
+    centres = {k: _mean(x, weights * (known == k)) for k in labelled}
+    for k in [k for k in range(num_clusters) if k not in centres]:
+        chances = weights.clone()
+        if centres:
+            distance = torch.cdist(x, torch.stack(list(centres.values()))).amin(dim=1).square() * weights
+            # where all rows coincide with a centre every further seed is as good as any other
+            chances = distance if distance.sum() > 0 else chances
+        centres[k] = x[torch.multinomial(chances, 1)[0]]
+    stacked = torch.stack([centres[k] for k in range(num_clusters)])
     for _ in range(num_steps):
-        nearest = torch.cdist(x, centres).argmin(dim=1)
+        nearest = _nearest(x, stacked, known)
         for k in nearest.unique():  # a cluster without rows keeps its centre
-            centres[k] = x[nearest == k].mean(dim=0)
-    centres = centres[centres[:, 0].argsort()]
-    return torch.cdist(x, centres).argmin(dim=1)
+            stacked[k] = _mean(x, weights * (nearest == k))
+    if not labelled:
+        stacked = stacked[stacked[:, 0].argsort()]
+    return torch.nn.functional.one_hot(_nearest(x, stacked, known), num_clusters).to(x.dtype)
+
+
+def _nearest(x: Tensor, centres: Tensor, known: Tensor) -> Tensor:
+    return torch.where(known >= 0, known, torch.cdist(x, centres).argmin(dim=1))
+
+
+def _mean(x: Tensor, weights: Tensor) -> Tensor:
+    return weights @ x / weights.sum()

@@ -30,7 +30,7 @@ from pplgen.models._covariances import gaussian_components
 from pplgen.models._rows import GaussianRows
 from pplgen.models._seeding import kmeans_plus_plus
 from pyro.nn import PyroParam
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pplgen.story import Story, check_count, check_positive, pyro_method
@@ -128,19 +128,19 @@ class DirichletProcessMixture(GaussianRows, Story):
         Clusters are compared by their probability given the data: the conjugate evidence of their rows, times the
         Chinese restaurant's probability of their sizes. The largest comes first.
         """
-        scaled = self.components.learn_scales(x, None, None)
+        scaled = self.components.learn_scales(x)
         filled = self.components.m + self.components.s * scaled
-        clusters = [kmeans_plus_plus(scaled, k) for k in range(1, self.K + 1)]
-        best = max(clusters, key=lambda cluster: self._log_probability(filled, cluster))
-        order = best.bincount(minlength=self.K).argsort(descending=True).argsort()
-        n = self.components.begin(filled, order[best])
+        tries = (kmeans_plus_plus(scaled, k) for k in range(1, self.K + 1))
+        padded = [nn.functional.pad(clusters, (0, self.K - clusters.shape[1])) for clusters in tries]
+        best = max(padded, key=lambda clusters: self._log_probability(filled, clusters))
+        n = self.components.begin(filled, best[:, best.sum(0).argsort(descending=True)])
         self.q_sticks = torch.stack([1 + n[:-1], self.config["concentration"] + n.flip(0).cumsum(0).flip(0)[1:]])
         expected = (self.q_sticks[1].digamma() - self.q_sticks.sum(0).digamma()).sum()
         self.q_alpha = torch.stack([x.new_tensor(float(self.K)), 1 / self.config["concentration"] - expected])
 
-    def _log_probability(self, x: Tensor, cluster: Tensor) -> float:
+    def _log_probability(self, x: Tensor, clusters: Tensor) -> float:
         """Log joint density of rows and their clusters in nats, up to a constant, at the prior mean of alpha."""
-        sizes = cluster.bincount()
-        sizes = sizes[sizes > 0].to(x.dtype)
+        sizes = clusters.sum(0)
+        sizes = sizes[sizes > 0]
         restaurant = len(sizes) * math.log(self.config["concentration"]) + sizes.lgamma().sum()
-        return float(self.components.evidence(x, cluster) + restaurant)
+        return float(self.components.evidence(x, clusters) + restaurant)

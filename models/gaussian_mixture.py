@@ -8,10 +8,10 @@ The story, for rows x_i of D features and K components::
     z_i | pi       ~ Categorical(pi)
     x_i | z_i = k  ~ Normal(mu_k, Sigma_k)
 
-With alpha = 1 and kappa = .01 this is the weak conjugate prior of Fraley and Raftery (2007): the prior mean of each
-covariance divides the volume of the data among K components, and its density falls to zero faster than any likelihood
-can rise as a component collapses; ``pplgen.models._gaussians`` holds the priors of the covariances. Unless given, m and
-s are the columns' means and standard deviations, set by ``initialise``; until then they are 0 and 1.
+With alpha = 1 and kappa = .01 this is the weak conjugate prior of Fraley and Raftery (2007), for narrower components:
+its density falls to zero faster than any likelihood can rise as a component collapses.
+``pplgen.models._gaussians`` holds the priors of the covariances. Unless given, m are the columns' means and s
+.15 of their standard deviations, set by ``initialise``; until then they are 0 and 1.
 
 The guide is the conjugate family, each factor with parameters of its own: q(pi) is Dirichlet. The index z is summed out
 exactly by ``TraceEnum_ELBO``, and missing entries are integrated out exactly.
@@ -29,9 +29,9 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
+from pplgen.models._climbing import soft_clusters
 from pplgen.models._covariances import gaussian_components
 from pplgen.models._rows import GaussianRows
-from pplgen.models._seeding import kmeans_plus_plus
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
@@ -55,7 +55,7 @@ class GaussianMixture(GaussianRows, Story):
     prior_mean
         Centre m of the component locations, in data units: a number or one per feature. Default: the column means.
     prior_scale
-        Scale s of the data, in data units: a number or one per feature. Default: the column standard
+        Scale s of the components, in data units: a number or one per feature. Default: .15 of the columns' standard
         deviations.
     mean_precision
         Rows that the prior on a location is worth, kappa.
@@ -116,8 +116,9 @@ class GaussianMixture(GaussianRows, Story):
         self.components.draw_guide()
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
-        """Take m and s from the columns unless they were given, and start q at the posterior given k-means clusters."""
-        scaled = self.components.learn_scales(x, self.config["prior_mean"], self.config["prior_scale"])
-        n = self.components.begin(self.components.m + self.components.s * scaled, kmeans_plus_plus(scaled, self.K))
+    def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Take m and s from the columns unless they were given, and start q at the posterior given clusters."""
+        scaled = self.components.learn_scales(x, self.config["prior_mean"], self.config["prior_scale"], weights)
+        filled = self.components.m + self.components.s * scaled
+        n = self.components.begin(filled, soft_clusters(self.components, filled, scaled, labels, weights))
         self.q_weights = self.config["concentration"] + n

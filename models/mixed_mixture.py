@@ -120,15 +120,16 @@ class MixedMixture(ComponentRows, Story):
             part.check(x[:, part.places])
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Start q at the posterior given k-means clusters of the standardised columns."""
-        mean, deviation = column_scales(x)
+        mean, deviation = column_scales(x, weights)
         scaled = torch.where(x.isnan(), 0.0, (x - mean) / deviation)
-        cluster = kmeans_plus_plus(scaled, self.K)
-        weights = (cluster == torch.arange(self.K, device=x.device)[:, None]).to(x.dtype)
-        self.q_weights = self.config["concentration"] + weights.sum(1)
+        shares = kmeans_plus_plus(scaled, self.K, labels, weights)
+        if weights is not None:
+            shares = shares * weights[:, None]
+        self.q_weights = self.config["concentration"] + shares.sum(0)
         for part in self.parts:
-            part.begin(x[:, part.places], weights)
+            part.begin(x[:, part.places], shares)
 
     @staticmethod
     def _kinds(columns: str | Sequence[str], num_features: int) -> list[str]:

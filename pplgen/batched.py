@@ -14,7 +14,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pplgen.engine import Engine, State
-from pplgen.graph import Graph, tensors_of, trace
+from pplgen.graph import Graph, buffers_of, tensors_of, trace
 from pplgen.pair import Pair
 from pplgen.tracing import NotTraceable
 from pplgen.training import (
@@ -87,10 +87,14 @@ def train_together(
     KeyboardInterrupt
         Where it comes before the first window has ended; later, it ends the fit.
     """
-    graph, vectors = _graph_of(pairs, batch_size, elbo)
+    with pairs[0].isolated():
+        batches, scale = batching(pairs[0], batch_size)
+        graph = trace(pairs[0], elbo or pairs[0].elbo(), next(batches), scale)
+    vectors, buffers = _stacked(pairs, graph)
     state = State.start(vectors)
     rates = torch.full((len(pairs), 1), optimiser.learning_rate, dtype=vectors.dtype, device=vectors.device)
-    engine = Engine(graph, state, tensors_of(pairs[0].data), batch_size, clip=optimiser.clip, decay=optimiser.decay)
+    data = tensors_of(pairs[0].data) if scale is None else (tensors_of(batch) for batch in batches)
+    engine = Engine(graph, state, data, clip=optimiser.clip, decay=optimiser.decay, buffers=buffers)
     path = _compile(engine, rates) if compiler == "inductor" else "the traced graph"
     lanes = [_Lane() for _ in pairs]
     good = vectors.clone()
@@ -127,20 +131,15 @@ def train_together(
     return results, path
 
 
-def _graph_of(pairs: list[Pair], batch_size: int | None, elbo: ELBO | None) -> tuple[Graph, Tensor]:
-    """Trace the first pair and lay out the parameters of all of them, shape ``(R, P)``."""
-    first = pairs[0]
-    with first.isolated():
-        batches, scale = batching(first, batch_size)
-        graph = trace(first, elbo or first.elbo(), next(batches), scale)
-    vectors = []
+def _stacked(pairs: list[Pair], graph: Graph) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Lay out the parameters of all pairs, shape ``(R, P)``, and their buffers where these differ."""
+    vectors, buffers = [], []
     for pair in pairs:
         with pair.isolated():
             vectors.append(graph.pack(pair.snapshot()))
-        buffers = [buffer for part in (pair.story,) if part is not None for buffer in part.buffers()]
-        if any(not torch.equal(ours, theirs) for ours, theirs in zip(buffers, graph.buffers, strict=False)):
-            raise NotTraceable("its restarts differ in their buffers")
-    return graph, torch.stack(vectors)
+        buffers.append(buffers_of(pair))
+    shared = all(torch.equal(own, first) for one in buffers for own, first in zip(one, graph.buffers, strict=True))
+    return torch.stack(vectors), None if shared else tuple(torch.stack(each) for each in zip(*buffers, strict=True))
 
 
 def _compile(engine: Engine, rates: Tensor) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from pplgen.errors import first_line
 from pplgen.graph import Graph
 from pplgen.isolation import seeded
-from pplgen.pair import rows_of
 from pplgen.tracing import NotTraceable, operations_of, require_equal
 
 __all__ = ["Engine", "State", "why_not_compiled"]
@@ -54,7 +53,7 @@ class _Program:
 class Engine:
     """Optimisation steps for R parameter vectors at once.
 
-    One pure step takes ``(state, rates, rows, tensors)``, evaluates the graph for every vector with its own random
+    One pure step takes ``(state, rates, buffers, tensors)``, evaluates the graph for every vector with its own random
     numbers, and moves each by Adam at its own rate; a rate of zero leaves a vector where it is.
 
     Parameters
@@ -63,33 +62,31 @@ class Engine:
         A proved graph.
     state
         Example state; its number of vectors is R.
-    tensors
-        Data, all rows.
-    batch_size
-        Rows per step, whose indices each step is given; ``None`` for all.
+    data
+        The tensors of every step; or an endless iterator over those of one step each, minibatches.
     clip
         Largest absolute value of an entry of the gradient; ``None`` for any.
     decay
         Factor of the learning rates at each step.
     buffers
-        The pair's buffers, where each vector has its own: shape ``(R, ...)`` each, as then has each of ``tensors``.
-        ``None`` where all vectors are fitted to the same data.
+        The pair's buffers, where each vector has its own: shape ``(R, ...)`` each. ``None`` for the graph's.
+    own_data
+        Whether each vector has data of its own: every tensor of ``data`` of shape ``(R, ...)``.
     """
 
     def __init__(
         self,
         graph: Graph,
         state: State,
-        tensors: tuple[Tensor, ...],
-        batch_size: int | None,
+        data: tuple[Tensor, ...] | Iterator[tuple[Tensor, ...]],
         *,
         clip: float | None = None,
         decay: float = 1.0,
         buffers: tuple[Tensor, ...] | None = None,
+        own_data: bool = False,
     ) -> None:
-        self.graph, self.tensors, self.batch_size = graph, tensors, batch_size
-        self.clip, self.decay = clip, decay
-        self._own_data = buffers is not None
+        self.graph, self.data, self.clip, self.decay = graph, data, clip, decay
+        self._own_data, self._own_buffers = own_data, buffers is not None
         self._buffers = graph.buffers if buffers is None else buffers
         self.num_traces = 0
         self._example = state
@@ -166,13 +163,11 @@ class Engine:
 
         def steps(vectors: Tensor, mean: Tensor, square: Tensor, taken: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             state, losses = State(vectors, mean, square, taken), []
-            rates, rows, *others = inputs
+            rates, *others = inputs
             buffers, tensors = others[: len(self._buffers)], others[len(self._buffers) :]
             for index in range(num_steps):
-                batch = tensors
-                if self.batch_size is not None:
-                    batch = [self._batch(value, rows[index]) for value in tensors]
-                state, loss = self._step(state, rates, [*buffers, *batch])
+                batch = tensors if isinstance(self.data, tuple) else [value[index] for value in tensors]
+                state, loss = self._step(state, rates, buffers, batch)
                 losses.append(loss)
             return (*state, torch.stack(losses))
 
@@ -185,29 +180,24 @@ class Engine:
             ) from error
 
     def _inputs(self, rates: Tensor, num_steps: int) -> tuple[Tensor, ...]:
-        """Everything that a call takes beside the state."""
-        return (rates, self._rows(num_steps), *self._buffers, *self.tensors)
+        """Everything that a call takes beside the state; minibatches stacked, one for each of its steps."""
+        if isinstance(self.data, tuple):
+            return (rates, *self._buffers, *self.data)
+        batches = [next(self.data) for _ in range(num_steps)]
+        return (rates, *self._buffers, *(torch.stack(values) for values in zip(*batches, strict=True)))
 
-    @property
-    def _num_rows(self) -> int:
-        return self.tensors[0].shape[int(self._own_data)]
-
-    def _batch(self, value: Tensor, rows: Tensor) -> Tensor:
-        """Take rows of one argument."""
-        if self._own_data:
-            return value[:, rows] if value.ndim > 1 and value.shape[1] == self._num_rows else value
-        taken: Tensor = rows_of(value, rows, self._num_rows)
-        return taken
-
-    def _step(self, state: State, rates: Tensor, inputs: list[Tensor]) -> tuple[State, Tensor]:
+    def _step(
+        self, state: State, rates: Tensor, buffers: Sequence[Tensor], tensors: Sequence[Tensor]
+    ) -> tuple[State, Tensor]:
         """Evaluate every vector and move it by Adam (Kingma and Ba 2015)."""
-        if len(state.vectors) == 1 and not self._own_data:
-            loss, gradient = self.graph.loss_and_gradient(state.vectors[0], *inputs)
+        if len(state.vectors) == 1 and not (self._own_data or self._own_buffers):
+            loss, gradient = self.graph.loss_and_gradient(state.vectors[0], *buffers, *tensors)
             losses, gradients = loss[None], gradient[None]
         else:
-            along = (0, *(0 if self._own_data else None for _ in inputs))
+            own = [self._own_buffers] * len(buffers) + [self._own_data] * len(tensors)
+            along = (0, *(0 if each else None for each in own))
             mapped = torch.func.vmap(self.graph.loss_and_gradient, in_dims=along, randomness="different")
-            losses, gradients = mapped(state.vectors, *inputs)
+            losses, gradients = mapped(state.vectors, *buffers, *tensors)
         if self.clip is not None:
             gradients = gradients.clamp(-self.clip, self.clip)
         taken = state.taken + 1
@@ -217,14 +207,6 @@ class Engine:
         moved = state.vectors - rates * (direction if self.decay == 1 else self.decay**taken * direction)
         vectors = torch.where(rates > 0, moved, state.vectors)
         return State(vectors, mean, square, taken), losses
-
-    def _rows(self, num_steps: int) -> Tensor:
-        """Rows of the next steps, without replacement within each, shape ``(num_steps, batch_size)``."""
-        device = self._example.vectors.device
-        if self.batch_size is None:
-            return torch.zeros((num_steps, 0), dtype=torch.long, device=device)
-        chosen = [torch.randperm(self._num_rows, device=device)[: self.batch_size] for _ in range(num_steps)]
-        return torch.stack(chosen)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from pplgen.rewrite import clean, lift
 from pplgen.structure import number_of_rows
 from pplgen.tracing import NotTraceable, operations_of, require_equal, traceable
 
-__all__ = ["Graph", "tensors_of", "trace"]
+__all__ = ["Graph", "buffers_of", "tensors_of", "trace"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ def tensors_of(data: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return tuple(value for value in data if isinstance(value, Tensor))
 
 
+def buffers_of(pair: Pair) -> list[Tensor]:
+    """Return the buffers of a pair's modules, each once."""
+    buffers = [buffer for module in modules_of(pair.model, pair.guide) for buffer in module.buffers()]
+    return list({id(buffer): buffer for buffer in buffers}.values())
+
+
 def trace(
     pair: Pair,
     bound: ELBO,
@@ -113,8 +119,7 @@ def trace(
         raise
     except Exception as error:
         raise NotTraceable(f"tracing stopped: {type(error).__name__}: {first_line(error)}") from error
-    buffers = [buffer for module in modules_of(pair.model, pair.guide) for buffer in module.buffers()]
-    buffers = list({id(buffer): buffer for buffer in buffers}.values())
+    buffers = buffers_of(pair)
     lift(raw, [*parameters.values(), *buffers])
     shapes = tuple(value.shape for value in parameters.values())
     module = clean(raw, [*parameters.values(), *buffers, *inputs])

@@ -16,7 +16,7 @@ from pplgen.data import load_data
 from pplgen.errors import InputError
 from pplgen.fitted import COLLECTION, Fit
 from pplgen.isolation import seeded
-from pplgen.pair import Pair
+from pplgen.pair import Pair, check_shapes
 from pplgen.story import Story, check_count
 from pplgen.training import StopReason, Training
 
@@ -71,6 +71,7 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any) -> F
     with seeded(seed):
         story = _story(header["story"], header["config"]).to(dtype)
         buffers = {name.removeprefix("buffer/"): t for name, t in tensors.items() if name.startswith("buffer/")}
+        check_shapes("buffer", buffers, dict(story.named_buffers()))
         story.load_state_dict(buffers, strict=False)
         # without its data the pair is shaped on rows of its own making
         pair = Pair.of_story(story, story.simulate(2) if table is None else table.values, initialise=False)

@@ -18,7 +18,7 @@ from pplgen.isolation import OwnInitialValues, copy_together, modules_of, overwr
 from pplgen.story import Story
 from pplgen.structure import Structure, inspect_traces, number_of_rows, with_auto_normal
 
-__all__ = ["Pair", "RowScale", "rows_of"]
+__all__ = ["Pair", "RowScale", "check_shapes", "rows_of"]
 
 
 class RowScale(Messenger):
@@ -139,13 +139,7 @@ class Pair:
             Where names or shapes are not those of this pair.
         """
         parameters = dict(pyro.get_param_store().named_parameters())
-        shapes = {name: tuple(value.shape) for name, value in parameters.items()}
-        given = {name: tuple(value.shape) for name, value in values.items()}
-        if shapes != given:
-            name = min(set(shapes.items()) ^ set(given.items()))[0]
-            raise InputError(
-                f"parameter {name!r} has shape {given.get(name, 'none')}, where {shapes.get(name, 'none')} was expected"
-            )
+        check_shapes("parameter", values, parameters)
         for name, parameter in parameters.items():
             parameter.data.copy_(values[name])
 
@@ -192,6 +186,15 @@ class Pair:
                 yield
             finally:
                 torch.set_default_dtype(default)
+
+
+def check_shapes(kind: str, given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise ``InputError`` where names or shapes differ, naming the first one that does."""
+    ours, theirs = ({name: tuple(value.shape) for name, value in part.items()} for part in (given, expected))
+    if ours != theirs:
+        name = min(set(ours.items()) ^ set(theirs.items()))[0]
+        found, wanted = ours.get(name, "none"), theirs.get(name, "none")
+        raise InputError(f"{kind} {name!r} has shape {found}, where {wanted} was expected")
 
 
 def rows_of(value: Any, chosen: Tensor | slice, rows: int) -> Any:

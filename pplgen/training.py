@@ -147,7 +147,7 @@ def train(
     good: dict[str, Tensor] | None = None
     stop = StopReason.STEPS
     started = time.perf_counter()
-    with scale:
+    with scale or contextlib.nullcontext():
         try:
             for step in range(1, steps + 1):
                 value = _step(svi, next(batches), validate=step == 1)
@@ -244,11 +244,11 @@ def _quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
         return float(call(*batch))
 
 
-def batching(pair: Pair, batch_size: int | None) -> tuple[Iterator[tuple[Any, ...]], Any]:
-    """Return an endless stream of arguments and the handler that scales a batch to all rows."""
+def batching(pair: Pair, batch_size: int | None) -> tuple[Iterator[tuple[Any, ...]], RowScale | None]:
+    """Return an endless stream of arguments, and the handler that scales a batch to all rows where it has fewer."""
     rows = number_of_rows(pair.data) or 0
     if batch_size is None or batch_size == rows:
-        return iter(lambda: pair.data, None), contextlib.nullcontext()
+        return iter(lambda: pair.data, None), None
     plate = pair.structure.row_plate
     if plate is None:
         raise InputError(

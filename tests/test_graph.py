@@ -61,8 +61,8 @@ def test_what_cannot_be_batched_is_said(name):
     with pair.isolated():
         vectors = graph.pack(pair.snapshot())[None].repeat(2, 1)
     with pytest.raises(NotTraceable, match="a batch of restarts cannot be traced"):
-        Engine(graph, State.start(vectors), data, None)
-    assert Engine(graph, State.start(vectors[:1]), data, None).num_traces == 1
+        Engine(graph, State.start(vectors), data)
+    assert Engine(graph, State.start(vectors[:1]), data).num_traces == 1
 
 
 @pytest.mark.parametrize("name", sorted(set(FAITHFUL) - constructs.UNBATCHED))

@@ -1,0 +1,75 @@
+"""Where Gaussian components start among many rows: soft clusters found on a sample and sharpened by EM."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pplgen.models._gaussians import GaussianComponents
+from pplgen.models._seeding import kmeans_plus_plus
+from torch import Tensor
+
+SAMPLE = 10_000
+"""Rows among which starts are tried where there are more."""
+TRIES = 10
+GAIN = 1e-3
+"""Nats per row that a step of EM must gain to be followed by another."""
+MOST_STEPS = 50
+
+
+def soft_clusters(
+    components: GaussianComponents, x: Tensor, scaled: Tensor, labels: Tensor | None, weights: Tensor | None
+) -> Tensor:
+    """Return where the guide is to start, responsibilities times weights, shape ``(num_rows, K)``.
+
+    Few rows are clustered once: the steps of the fit explore from there, and restarts differ. Among many, where the
+    posterior is so narrow that such steps lead nowhere else, the best of ten clusterings of a sample is climbed from.
+
+    Parameters
+    ----------
+    components
+        Left at the posterior given the last clusters that were tried.
+    x, scaled
+        Rows without missing entries, in data units and on a common scale, shape ``(num_rows, num_features)`` each.
+    labels, weights
+        As ``kmeans_plus_plus`` takes them.
+    """
+    weights = x.new_ones(len(x)) if weights is None else weights
+    labels = torch.full((len(x),), -1, device=x.device) if labels is None else labels
+    if len(x) <= SAMPLE:
+        return kmeans_plus_plus(scaled, components.K, labels, weights) * weights[:, None]
+    chosen = torch.randperm(len(x), device=x.device)[:SAMPLE]
+    rows = (x[chosen], labels[chosen], weights[chosen])
+    tries = []
+    for _ in range(TRIES):
+        clusters = kmeans_plus_plus(scaled[chosen], components.K, *rows[1:])
+        tries.append(_climb(components, clusters, *rows))
+    best, _ = max(tries, key=lambda clusters_and_value: clusters_and_value[1])
+    n = components.begin(rows[0], best * rows[2][:, None])
+    clusters, _ = _assign(components, n, x, labels, weights)
+    return _climb(components, clusters, x, labels, weights)[0] * weights[:, None]
+
+
+def _climb(
+    components: GaussianComponents, clusters: Tensor, x: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, float]:
+    """Take steps of EM; return responsibilities and the weighted log density that they reached, in nats per row."""
+    reached = -math.inf
+    for _ in range(MOST_STEPS):
+        n = components.begin(x, clusters * weights[:, None])
+        clusters, value = _assign(components, n, x, labels, weights)
+        if value < reached + GAIN:
+            break
+        reached = value
+    return clusters, reached
+
+
+def _assign(
+    components: GaussianComponents, n: Tensor, x: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, float]:
+    """Return responsibilities at the guide's centre, given how many rows each component has, and the log density."""
+    every = torch.arange(components.K, device=x.device)[:, None]
+    joint = (n / n.sum()).log()[:, None] + components.rows(components.typical(), every).log_prob(x)
+    joint = joint.masked_fill((labels >= 0) & (labels != every), -math.inf)
+    total = joint.logsumexp(0)
+    return (joint - total).exp().T, (weights @ total / weights.sum()).item()
