@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,17 @@ from torch import Tensor
 from pplgen.errors import DataWarning, InputError
 from pplgen.readers import NAMED, from_array, from_file, from_frame
 
-__all__ = ["Table", "check_training_table", "load_data", "named_data_sets"]
+__all__ = [
+    "Fingerprint",
+    "Table",
+    "as_finite",
+    "check_shape",
+    "check_training_columns",
+    "check_training_table",
+    "load_data",
+    "named_data_sets",
+    "warn_of_rounding",
+]
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,30 @@ class Table:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of columns, shape and float64 values, in hexadecimal."""
-        content = self.values.double().cpu().contiguous().numpy().astype("<f8").tobytes()
-        return hashlib.sha256(repr((self.columns, tuple(self.values.shape))).encode() + content).hexdigest()
+        return str(Fingerprint(self.columns, tuple(self.values.shape)).add(self.values))
+
+
+class Fingerprint:
+    """SHA-256 of columns, shape and float64 values; the rows are added in order, in any number of pieces.
+
+    Parameters
+    ----------
+    columns
+        One name per feature.
+    shape
+        ``(num_rows, num_features)`` of all rows together.
+    """
+
+    def __init__(self, columns: tuple[str, ...], shape: tuple[int, ...]) -> None:
+        self._hash = hashlib.sha256(repr((columns, shape)).encode())
+
+    def add(self, values: Tensor) -> Self:
+        """Add the next rows, of shape ``(num_rows, num_features)``."""
+        self._hash.update(values.double().cpu().numpy().astype("<f8", copy=False).ravel().data)
+        return self
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()
 
 
 def load_data(source: Any, *, dtype: torch.dtype | None = None) -> Table:
@@ -85,8 +117,7 @@ def load_data(source: Any, *, dtype: torch.dtype | None = None) -> Table:
         matrix, columns, name = *from_file(path), path.stem
     else:
         matrix, columns, name = *from_array(source, "the array"), "array"
-    if matrix.size == 0:
-        raise InputError(f"{name}: the data are empty, with shape {matrix.shape}; give at least one row and one column")
+    check_shape(name, matrix.shape)
     return Table(_as_tensor(matrix, columns, dtype), columns, name)
 
 
@@ -95,32 +126,56 @@ def named_data_sets() -> tuple[str, ...]:
     return tuple(NAMED)
 
 
+def check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse data without rows or without columns."""
+    if 0 in shape:
+        raise InputError(f"{name}: the data are empty, with shape {shape}; give at least one row and one column")
+
+
 def check_training_table(table: Table) -> None:
-    """Refuse a single row; warn of constant columns, which teach nothing."""
-    if len(table) < 2:
-        raise InputError(f"{table.name}: 1 row is too little to learn from; give at least 2")
+    """Refuse a single row and columns without values; warn of constant columns, which teach nothing."""
     observed = table.values.isfinite()
     low = torch.where(observed, table.values, torch.inf).amin(dim=0)
     high = torch.where(observed, table.values, -torch.inf).amax(dim=0)
-    for column, least, most in zip(table.columns, low.tolist(), high.tolist(), strict=True):
+    check_training_columns(table.name, len(table), table.columns, low, high)
+
+
+def check_training_columns(name: str, num_rows: int, columns: Sequence[str], low: Tensor, high: Tensor) -> None:
+    """Do what ``check_training_table`` does, given each column's least and greatest value, inf and -inf for none."""
+    if num_rows < 2:
+        raise InputError(f"{name}: 1 row is too little to learn from; give at least 2")
+    for column, least, most in zip(columns, low.tolist(), high.tolist(), strict=True):
         if least > most:
-            raise InputError(f"column {column!r} has no observed value in {len(table)} rows; leave the column out")
+            raise InputError(f"column {column!r} has no observed value in {num_rows} rows; leave the column out")
         if least == most:
             message = f"column {column!r} is constant ({least:g}): it carries no information; consider leaving it out"
-            warnings.warn(message, DataWarning, stacklevel=3)
+            warnings.warn(message, DataWarning, stacklevel=4)
+
+
+def as_finite(matrix: np.ndarray, columns: Sequence[str], dtype: torch.dtype, *, first_row: int = 1) -> Tensor:
+    """Convert to a floating-point type, refusing what is or becomes infinite; rows count from ``first_row``."""
+    values = torch.from_numpy(np.ascontiguousarray(matrix)).to(dtype)
+    # a finite sum, cheap to take, rules infinities out
+    infinite = values.new_empty(0) if values.sum().isfinite() else torch.argwhere(values.isinf())
+    if len(infinite):
+        row, j = infinite[0].tolist()
+        given = f"column {columns[j]!r}, row {first_row + row}: {matrix[row, j]:g}"
+        raise InputError(f"{given} is not a finite number in {dtype}")
+    return values
+
+
+def warn_of_rounding(column: str, lost: float, spread: float, dtype: torch.dtype) -> None:
+    """Warn where ``dtype`` changes values by as much as a thousandth of their standard deviation, ``spread``."""
+    if lost > 0 and lost > 1e-3 * spread > 0:
+        message = f"column {column!r} varies too little around its mean for {dtype}; subtract an offset from it"
+        warnings.warn(message, DataWarning, stacklevel=4)
 
 
 def _as_tensor(matrix: np.ndarray, columns: Sequence[str], dtype: torch.dtype) -> Tensor:
     """Convert to a floating-point type, refusing what becomes infinite and warning where differences are lost."""
-    values = torch.from_numpy(np.ascontiguousarray(matrix)).to(dtype)
-    infinite = torch.argwhere(values.isinf())
-    if len(infinite):
-        row, j = infinite[0].tolist()
-        raise InputError(f"column {columns[j]!r}, row {row + 1}: {matrix[row, j]:g} is not a finite number in {dtype}")
+    values = as_finite(matrix, columns, dtype)
     for name, wide, narrow in zip(columns, matrix.T, values.double().numpy().T, strict=True):
         observed = ~np.isnan(wide)
         lost = np.abs(wide - narrow)[observed].max(initial=0.0)
-        if lost > 0 and lost > 1e-3 * np.std(wide[observed]) > 0:
-            message = f"column {name!r} varies too little around its mean for {dtype}; subtract an offset from it"
-            warnings.warn(message, DataWarning, stacklevel=3)
+        warn_of_rounding(name, lost, np.std(wide[observed]) if lost > 0 else 0.0, dtype)
     return values

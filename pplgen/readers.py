@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,20 @@ from torch import Tensor
 
 from pplgen.errors import DataWarning, InputError, near_names
 
-__all__ = ["NAMED", "Columns", "from_array", "from_file", "from_frame", "unnamed_columns"]
+__all__ = [
+    "NAMED",
+    "Columns",
+    "as_matrix",
+    "check_names",
+    "from_array",
+    "from_file",
+    "from_frame",
+    "import_optional",
+    "refusing",
+    "require_file",
+    "unnamed_columns",
+    "without_row_names",
+]
 
 _NUMBER = "a number; leave it empty for missing"
 
@@ -32,17 +46,33 @@ def unnamed_columns(number: int) -> tuple[str, ...]:
 
 def from_file(path: Path) -> Columns:
     """Read a file by its suffix."""
-    if not path.is_file():
-        folder = path.parent
-        beside = [str(folder / entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
-        expected = f"expected a file or one of {', '.join(NAMED)}"
-        raise InputError(f"{str(path)!r}: there is no such file; {expected}{near_names(str(path), [*NAMED, *beside])}")
+    require_file(path, NAMED)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         given = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
         raise InputError(f"{str(path)!r}: cannot read {given}; expected one of {', '.join(_READERS)}")
+    return _READERS[suffix](path)
+
+
+def require_file(path: Path, names: Iterable[str] = ()) -> None:
+    """Refuse a path without a file, suggesting near names among its neighbours and ``names``."""
+    if not path.is_file():
+        folder = path.parent
+        beside = [str(folder / entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+        known = ", ".join(names)
+        expected = f"expected a file or one of {known}" if known else "expected a file"
+        raise InputError(f"{str(path)!r}: there is no such file; {expected}{near_names(str(path), [*names, *beside])}")
+
+
+@contextmanager
+def refusing(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
+    """Say of a library's errors, in one sentence, that a file is not of its kind or cannot be read."""
     try:
-        return _READERS[suffix](path)
+        yield
+    except InputError:
+        raise
+    except errors as error:
+        raise InputError(f"{str(path)!r}: not {kind}: {error}") from None
     except OSError as error:
         raise InputError(f"{str(path)!r}: cannot be read: {error}") from None
 
@@ -50,11 +80,11 @@ def from_file(path: Path) -> Columns:
 def _from_csv(path: Path) -> Columns:
     """Read delimited text; the first line is a header unless all of it is numeric."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file, delimiter=delimiter) if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{str(path)!r}: not delimited text in UTF-8: {error}") from None
+    with (
+        refusing(path, "delimited text in UTF-8", UnicodeDecodeError, csv.Error),
+        path.open(newline="", encoding="utf-8-sig") as file,
+    ):
+        lines = [line for line in csv.reader(file, delimiter=delimiter) if line]
     if not lines:
         raise InputError(f"{str(path)!r}: the file is empty; expected a header and rows of numbers")
     header = lines[0]
@@ -76,28 +106,22 @@ def _from_csv(path: Path) -> Columns:
 
 def _from_parquet(path: Path) -> Columns:
     """Read a Parquet file through pandas."""
-    pyarrow = _import("pyarrow", f"{str(path)!r}")
-    try:
+    pyarrow = import_optional("pyarrow", repr(str(path)))
+    with refusing(path, "a Parquet file", pyarrow.ArrowInvalid):
         return from_frame(pd.read_parquet(path))
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{str(path)!r}: not a Parquet file: {error}") from None
 
 
 def _from_numpy(path: Path) -> Columns:
     """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.ndarray):
-                names = loaded.files
-                if "x" not in names and len(names) != 1:
-                    held = ", ".join(names) or "none"
-                    raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
-                loaded = loaded["x" if "x" in names else names[0]]
-    except InputError:
-        raise
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise InputError(f"{str(path)!r}: not a plain numeric NumPy file: {error}") from None
+    errors = (ValueError, EOFError, BadZipFile)
+    with refusing(path, "a plain numeric NumPy file", *errors), path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if not isinstance(loaded, np.ndarray):
+            names = loaded.files
+            if "x" not in names and len(names) != 1:
+                held = ", ".join(names) or "none"
+                raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
+            loaded = loaded["x" if "x" in names else names[0]]
     return from_array(loaded, repr(str(path)))
 
 
@@ -110,22 +134,32 @@ def from_array(source: Any, where: str) -> Columns:
         array = np.asarray(source)
     except ValueError:
         raise InputError(f"{where}: its rows differ in length; expected (num_rows, num_features)") from None
+    matrix = np.array(as_matrix(array, where), dtype="float64")
+    return matrix, unnamed_columns(matrix.shape[1])
+
+
+def as_matrix(array: np.ndarray, where: str) -> np.ndarray:
+    """View numbers of one or two axes as ``(num_rows, num_features)``."""
     if array.dtype.kind not in "fiub":
         raise InputError(f"{where}: values of type {array.dtype}; expected numbers")
     if array.ndim not in (1, 2):
         raise InputError(f"{where}: shape {array.shape}; expected (num_rows, num_features)")
-    matrix = np.array(array.reshape(len(array), -1) if array.size else array, dtype="float64", ndmin=2)
-    return matrix, unnamed_columns(matrix.shape[1])
+    return array[:, None] if array.ndim == 1 else array
 
 
 def from_frame(frame: pd.DataFrame) -> Columns:
     """Take a table's columns as float64, naming the first cell that is not a number."""
-    frame = _without_row_names(frame)
+    frame = without_row_names(frame)
     columns = tuple(str(column) for column in frame.columns)
-    if repeated := {column for column in columns if columns.count(column) > 1}:
-        raise InputError(f"column {min(repeated)!r} appears more than once; give each column a name of its own")
+    check_names(columns)
     numeric = [_numeric_column(frame.iloc[:, j], name) for j, name in enumerate(columns)]
     return (np.column_stack(numeric) if numeric else np.empty((len(frame), 0))), columns
+
+
+def check_names(columns: tuple[str, ...]) -> None:
+    """Refuse a name that several columns share."""
+    if repeated := {column for column in columns if columns.count(column) > 1}:
+        raise InputError(f"column {min(repeated)!r} appears more than once; give each column a name of its own")
 
 
 def _numeric_column(column: pd.Series, name: str) -> np.ndarray:
@@ -150,7 +184,7 @@ def _is_number(cell: Any) -> bool:
         return False
 
 
-def _without_row_names(frame: pd.DataFrame) -> pd.DataFrame:
+def without_row_names(frame: pd.DataFrame) -> pd.DataFrame:
     """Drop, with a warning, the unnamed row counter that R and pandas write as a first column."""
     if frame.shape[1] < 2 or str(frame.columns[0]) not in ("", "rownames", "Unnamed: 0"):
         return frame
@@ -162,7 +196,7 @@ def _without_row_names(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _import(module: str, what: str) -> Any:
+def import_optional(module: str, what: str) -> Any:
     """Import an optional package, or say which installation brings it."""
     try:
         return importlib.import_module(module)
@@ -180,7 +214,7 @@ def _scikit_learn(name: str) -> Callable[[], Columns]:
     """Return a reader of one of scikit-learn's own data sets, without its labels."""
 
     def read() -> Columns:
-        loaded = getattr(_import("sklearn.datasets", f"data set {name!r}"), f"load_{name}")()
+        loaded = getattr(import_optional("sklearn.datasets", f"data set {name!r}"), f"load_{name}")()
         return np.asarray(loaded.data, dtype="float64"), tuple(map(str, loaded.feature_names))
 
     return read
@@ -188,7 +222,7 @@ def _scikit_learn(name: str) -> Callable[[], Columns]:
 
 def _nile() -> Columns:
     """Read the Nile's yearly flow at Aswan, 1871 to 1970, in 10^8 cubic metres, 100 x 1."""
-    nile = _import("statsmodels.datasets.nile", "data set 'nile'")
+    nile = import_optional("statsmodels.datasets.nile", "data set 'nile'")
     return from_frame(nile.load_pandas().data[["volume"]])
 
 

@@ -1,0 +1,122 @@
+"""A NumPy or Parquet file as blocks of rows, each read on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pplgen.data import check_shape
+from pplgen.errors import InputError
+from pplgen.readers import (
+    as_matrix,
+    check_names,
+    import_optional,
+    refusing,
+    require_file,
+    unnamed_columns,
+    without_row_names,
+)
+
+__all__ = ["BLOCK_VALUES", "GROUP_BLOCKS", "Blocks", "open_blocks"]
+
+BLOCK_VALUES = 1 << 20
+"""Numbers in a block of an npy file: 4 MiB in float32, 65,536 rows of 16 columns."""
+
+GROUP_BLOCKS = 4
+"""A Parquet row group of up to so many times ``BLOCK_VALUES`` numbers is one block; a larger one is read in slices."""
+
+_NUMBERS = ("integer", "floating", "boolean", "decimal", "null")
+"""Arrow's types of columns that are numeric, or empty."""
+
+
+class Blocks(NamedTuple):
+    """A file's columns, where its blocks begin, and how to read one.
+
+    Attributes
+    ----------
+    columns
+        One name per feature.
+    bounds
+        Row, counted from 0, that each block begins with, and the number of rows: shape ``(num_blocks + 1,)``.
+    read
+        Returns one block as float32 or float64, of shape ``(num_rows, num_features)``; NaN is missing.
+    """
+
+    columns: tuple[str, ...]
+    bounds: np.ndarray
+    read: Callable[[int], np.ndarray]
+
+
+def open_blocks(path: Path) -> Blocks:
+    """Open a file by its suffix, reading no more of it than says what is in it."""
+    suffix = path.suffix.lower()
+    if suffix not in _OPENERS:
+        raise InputError(f"{str(path)!r} cannot be streamed; expected a NumPy (.npy) or Parquet (.parquet) file")
+    require_file(path)
+    return _OPENERS[suffix](path)
+
+
+def _open_numpy(path: Path) -> Blocks:
+    """Map an array into memory; blocks are equal ranges of its rows."""
+    with refusing(path, "a plain numeric NumPy file", ValueError):
+        matrix = as_matrix(np.lib.format.open_memmap(path, mode="r"), repr(str(path)))
+    check_shape(path.stem, matrix.shape)
+    num_rows, num_columns = matrix.shape
+    bounds = np.append(np.arange(0, num_rows, _rows_of(BLOCK_VALUES, num_columns)), num_rows)
+    dtype = matrix.dtype if matrix.dtype in (np.float32, np.float64) else np.float64
+
+    def read(index: int) -> np.ndarray:
+        return np.array(matrix[bounds[index] : bounds[index + 1]], dtype=dtype, order="C")
+
+    return Blocks(unnamed_columns(num_columns), bounds, read)
+
+
+def _open_parquet(path: Path) -> Blocks:
+    """Open a Parquet file; blocks are its row groups, or slices of those that are large."""
+    arrow = import_optional("pyarrow", repr(str(path)))
+    parquet = import_optional("pyarrow.parquet", repr(str(path)))
+    with refusing(path, "a Parquet file", arrow.ArrowInvalid):
+        file = parquet.ParquetFile(path, memory_map=True)
+        schema = file.schema_arrow
+        # pandas keeps the labels of rows, such as those left by shuffling, as columns, and lists them here
+        labels = (schema.pandas_metadata or {}).get("index_columns", [])
+        columns = [name for name in schema.names if name not in labels]
+        check_names(tuple(columns))
+        check_shape(path.stem, (file.metadata.num_rows, len(columns)))
+        top = next(file.iter_batches(_rows_of(BLOCK_VALUES, len(columns)), columns=columns[:2])).select(columns[:2])
+    columns = [*without_row_names(top.to_pandas(ignore_metadata=True)).columns, *columns[2:]]
+    types = [schema.field(name).type for name in columns]
+    for name, kind in zip(columns, types, strict=True):
+        if not any(getattr(arrow.types, f"is_{number}")(kind) for number in _NUMBERS):
+            raise InputError(f"column {name!r}: values of type {kind}; expected numbers")
+    dtype = np.float32 if all(map(arrow.types.is_float32, types)) else np.float64
+    most = _rows_of(GROUP_BLOCKS * BLOCK_VALUES, len(columns))
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    starts = np.cumsum([0, *sizes])
+    slices = [(group, first) for group, size in enumerate(sizes) for first in range(0, size, most)]
+    bounds = np.array([*(starts[group] + first for group, first in slices), starts[-1]])
+
+    def read(index: int) -> np.ndarray:
+        group, first = slices[index]
+        with refusing(path, "a Parquet file", arrow.ArrowInvalid):
+            batches = file.iter_batches(most, row_groups=[group], columns=columns)
+            batch = next(islice(batches, first // most, None))
+        matrix = np.empty((len(batch), len(columns)), dtype=dtype)
+        for j, name in enumerate(columns):
+            numbers = batch.column(name).cast(arrow.from_numpy_dtype(dtype), safe=False)
+            matrix[:, j] = numbers.to_numpy(zero_copy_only=False)
+        return matrix
+
+    return Blocks(tuple(columns), bounds, read)
+
+
+def _rows_of(values: int, num_columns: int) -> int:
+    """Rows that hold so many numbers, at least one."""
+    return max(1, values // num_columns)
+
+
+_OPENERS: dict[str, Callable[[Path], Blocks]] = {".npy": _open_numpy, ".parquet": _open_parquet}
