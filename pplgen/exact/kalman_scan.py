@@ -1,8 +1,9 @@
 """Kalman filter and smoother in parallel over time, and the limit of a flat start.
 
-Both are prefix products of an associative operation on conditional densities (Särkkä and García-Fernández 2021, Temporal
-parallelization of Bayesian smoothers, IEEE Transactions on Automatic Control 66, 299-306): the filter's element is
-``p(x_t | x_{t-1}, y_t)`` with the likelihood ``p(y_t | x_{t-1})``, the smoother's is ``p(x_t | x_{t+1}, y_1:t)``.
+Both are prefix products of an associative operation on conditional densities: the filter's element is
+``p(x_t | x_{t-1}, y_t)`` with the likelihood ``p(y_t | x_{t-1})``, the smoother's is ``p(x_t | x_{t+1}, y_1:t)``
+(Särkkä and García-Fernández 2021, Temporal parallelization of Bayesian smoothers, IEEE Transactions on Automatic
+Control 66, 299-306).
 """
 
 from __future__ import annotations

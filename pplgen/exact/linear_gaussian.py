@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_shape
+from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_series, check_shape
 
 __all__ = ["LinearGaussian", "symmetrise", "times", "unroll", "without_gaps"]
 
@@ -50,8 +50,7 @@ def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
         Where shapes or dtypes do not fit.
     """
     check_dtypes(y=y, **parameters._asdict())
-    if y.ndim < 2 or y.shape[-2] == 0:
-        raise InputError(f"y has shape {tuple(y.shape)}; expected (..., T, E) with at least one step")
+    check_series(y)
     m0, S0, A, b, Q, C, d, R = parameters
     if m0.ndim == 0:
         raise InputError("m0 has shape (); expected (D,), batch axes in front")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def associative_scan(
 
 
 def _steps(elements: Elements, steps: slice, dim: int) -> Elements:
-    index = (..., steps, *(slice(None),) * (-1 - dim))
+    index: tuple[Any, ...] = (..., steps, *(slice(None),) * (-1 - dim))
     return tuple(element[index] for element in elements)
 
 

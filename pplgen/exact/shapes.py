@@ -7,13 +7,19 @@ from torch import Size, Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["along_time", "broadcast_batches", "check_dtypes", "check_shape"]
+__all__ = ["along_time", "broadcast_batches", "check_dtypes", "check_series", "check_shape"]
 
 
 def check_shape(name: str, tensor: Tensor, *sizes: int) -> None:
     """Raise ``InputError`` unless the last axes of ``tensor`` have these sizes."""
     if tensor.shape[-len(sizes) :] != sizes:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected {sizes}, batch axes in front")
+
+
+def check_series(y: Tensor) -> None:
+    """Raise ``InputError`` unless ``y`` has a time axis of at least one step and an axis of observed dimensions."""
+    if y.ndim < 2 or 0 in y.shape[-2:]:
+        raise InputError(f"y has shape {tuple(y.shape)}; expected (..., T, E) with at least one step")
 
 
 def check_dtypes(**tensors: Tensor) -> None:
