@@ -66,6 +66,6 @@ def along_time(name: str, tensor: Tensor, num_steps: int, *sizes: int) -> Tensor
     timed = tensor.unsqueeze(0) if tensor.ndim == len(sizes) else tensor
     axes = len(sizes) + 1
     if timed.shape[1 - axes :] != sizes or timed.shape[-axes] not in (1, num_steps):
-        expected = f"{sizes} or, with a time axis, {(num_steps, *sizes)}, batch axes in front"
+        expected = f"{sizes} or {(num_steps, *sizes)}, batch axes in front"
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected {expected}")
     return timed.expand(*timed.shape[:-axes], num_steps, *sizes)
