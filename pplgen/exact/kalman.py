@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pplgen.exact.linear_gaussian import LinearGaussian, symmetrise, times, unroll, without_gaps
-from pplgen.exact.shapes import along_time
+from pplgen.exact.shapes import along_time, stack_steps
 
 __all__ = [
     "Filtered",
@@ -23,6 +23,7 @@ __all__ = [
     "backward_kernel",
     "backward_kernels",
     "kalman_filter",
+    "over_all_batches",
     "predict",
     "rts_smoother",
     "update",
@@ -164,11 +165,8 @@ def kalman_filter(y: Tensor, parameters: LinearGaussian) -> Filtered:
     for t in range(y.shape[-2]):
         predicted = predict(mean, covariance, A[..., t, :, :], b[..., t, :], Q[..., t, :, :])
         mean, covariance, log_density = update(*predicted, y[..., t, :], C[..., t, :, :], d[..., t, :], R[..., t, :, :])
-        covariance = covariance.expand(*mean.shape, -1)
-        steps.append((log_density, predicted[0].expand_as(mean), predicted[1].expand_as(covariance), mean, covariance))
-    return Filtered(
-        *(torch.stack(series, dim) for series, dim in zip(zip(*steps, strict=True), (-1, -2, -3, -2, -3), strict=True))
-    )
+        steps.append((log_density, *predicted, mean, covariance))
+    return over_all_batches(Filtered(*stack_steps(steps, -1, -2, -3, -2, -3)))
 
 
 def rts_smoother(filtered: Filtered, parameters: LinearGaussian) -> Smoothed:
@@ -190,14 +188,13 @@ def rts_smoother(filtered: Filtered, parameters: LinearGaussian) -> Smoothed:
     """
     G, g, L = backward_kernels(filtered, parameters)
     mean, covariance = filtered.mean[..., -1, :], filtered.covariance[..., -1, :, :]
-    means, covariances = [mean], [covariance]
+    steps = [(mean, covariance)]
     for t in reversed(range(g.shape[-2])):
         mean = times(G[..., t, :, :], mean) + g[..., t, :]
         covariance = symmetrise(G[..., t, :, :] @ covariance @ G[..., t, :, :].mT) + L[..., t, :, :]
-        means.append(mean)
-        covariances.append(covariance)
-    smoothed = torch.stack(covariances[::-1], -3)
-    return Smoothed(torch.stack(means[::-1], -2), smoothed, smoothed[..., 1:, :, :] @ G.mT)
+        steps.append((mean, covariance))
+    means, covariances = stack_steps(steps[::-1], -2, -3)
+    return Smoothed(means, covariances, covariances[..., 1:, :, :] @ G.mT)
 
 
 def backward_kernels(filtered: Filtered, parameters: LinearGaussian) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,6 +206,14 @@ def backward_kernels(filtered: Filtered, parameters: LinearGaussian) -> tuple[Te
         along_time("A", parameters.A, T, D, D)[..., 1:, :, :],
         along_time("b", parameters.b, T, D)[..., 1:, :],
         along_time("Q", parameters.Q, T, D, D)[..., 1:, :, :],
+    )
+
+
+def over_all_batches(filtered: Filtered) -> Filtered:
+    """Give covariances that several series share the batch axes of their means."""
+    shape = (*filtered.mean.shape, filtered.mean.shape[-1])
+    return filtered._replace(
+        predicted_covariance=filtered.predicted_covariance.expand(shape), covariance=filtered.covariance.expand(shape)
     )
 
 

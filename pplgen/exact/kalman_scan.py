@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pplgen.exact.kalman import Filtered, Smoothed, backward_kernels, predict, update
+from pplgen.exact.kalman import Filtered, Smoothed, backward_kernels, over_all_batches, predict, update
 from pplgen.exact.linear_gaussian import LinearGaussian, symmetrise, times, unroll, without_gaps
 from pplgen.exact.scan import Elements, associative_scan
 
@@ -26,8 +26,7 @@ def kalman_filter_scan(y: Tensor, parameters: LinearGaussian) -> Filtered:
     # one more step of the ordinary filter from each filtered state: the densities, and covariances in Joseph's form
     predicted = predict(_one_later(mean).squeeze(-1), _one_later(covariance), A, b, Q)
     mean, covariance, log_densities = update(*predicted, y, C, d, R)
-    covariance = covariance.expand(*mean.shape, -1)
-    return Filtered(log_densities, predicted[0].expand_as(mean), predicted[1].expand_as(covariance), mean, covariance)
+    return over_all_batches(Filtered(log_densities, *predicted, mean, covariance))
 
 
 def rts_smoother_scan(filtered: Filtered, parameters: LinearGaussian) -> Smoothed:
@@ -46,10 +45,11 @@ def rts_smoother_scan(filtered: Filtered, parameters: LinearGaussian) -> Smoothe
 def diffuse_log_likelihood(y: Tensor, parameters: LinearGaussian) -> Tensor:
     """Return the log-likelihood under a flat start, ``lim log p(y) + D/2 log kappa`` for ``S0 = kappa I``.
 
-    Given the start ``x_1``, ``log p(y | x_1)`` is quadratic in it; with gradient ``g`` and negative Hessian ``H`` at
-    ``m0``, the limit is ``log p(y | m0) + g' H^-1 g / 2 - log|H| / 2``. The first D observations, which only find the
-    start, keep their ``-log(2 pi) / 2`` each, as in statsmodels' exact diffuse filter (Durbin and Koopman 2012, Time
-    Series Analysis by State Space Methods, section 7.2.2); a filter started from the first observation leaves them out.
+    The log-likelihood given ``x_1 = m0 + z`` is ``log p(y | x_1 = m0) + eta' z - z' J z / 2``, where the scan's last
+    element holds ``eta`` and ``J`` once the first step is ``x_1 = x_0 + m0``; over a flat ``z`` this gives ``log p(y |
+    x_1 = m0) + eta' J^-1 eta / 2 - log|J| / 2``. The first D observations, which only find the start, keep their
+    ``-log(2 pi) / 2`` each, as in statsmodels' exact diffuse filter (Durbin and Koopman 2012, Time Series Analysis by
+    State Space Methods, section 7.2.2); a filter started from the first observation leaves them out.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def diffuse_log_likelihood(y: Tensor, parameters: LinearGaussian) -> Tensor:
     Returns
     -------
     Tensor
-        In nats, shape ``(...)``, differentiable in every other parameter.
+        In nats, shape ``(...)``.
 
     Raises
     ------
@@ -70,16 +70,15 @@ def diffuse_log_likelihood(y: Tensor, parameters: LinearGaussian) -> Tensor:
     torch.linalg.LinAlgError
         Where the observations do not determine the start.
     """
-    D = parameters.m0.shape[-1]
-    with torch.enable_grad():
-        known = parameters._replace(S0=torch.zeros_like(parameters.S0))
-        start = unroll(y, known).m0.clone().requires_grad_()
-        log_likelihood = kalman_filter_scan(y, known._replace(m0=start)).log_likelihood
-        (slope,) = torch.autograd.grad(log_likelihood.sum(), start, create_graph=True)
-        rows = [torch.autograd.grad(slope[..., i].sum(), start, create_graph=True)[0] for i in range(D)]
-    L = torch.linalg.cholesky(-symmetrise(torch.stack(rows, -2)))
-    gained = torch.linalg.solve_triangular(L, slope.unsqueeze(-1), upper=False).square().sum(dim=(-2, -1)) / 2
-    return log_likelihood + gained - L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    started = parameters._replace(S0=torch.zeros_like(parameters.S0))
+    unrolled = unroll(y, started)
+    stay = torch.eye(unrolled.A.shape[-1], dtype=y.dtype, device=y.device).expand_as(unrolled.A[..., :1, :, :])
+    from_anywhere = unrolled._replace(A=torch.cat([stay, unrolled.A[..., 1:, :, :]], -3))
+    *_, etas, Js = associative_scan(_then, _filter_elements(y, from_anywhere), dim=-3)
+    L = torch.linalg.cholesky(Js[..., -1, :, :])
+    gained = torch.linalg.solve_triangular(L, etas[..., -1, :, :], upper=False).square().sum(dim=(-2, -1)) / 2
+    at_m0 = kalman_filter_scan(y, started).log_likelihood
+    return at_m0 + gained - L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
 
 
 def _filter_elements(y: Tensor, unrolled: LinearGaussian) -> Elements:

@@ -16,9 +16,9 @@ __all__ = ["LinearGaussian", "symmetrise", "times", "unroll", "without_gaps"]
 class LinearGaussian(NamedTuple):
     """Parameters of a linear Gaussian state space model with D latent and E observed dimensions.
 
-    All but ``m0`` and ``S0`` are constant or carry a time axis of length T; batch axes may stand before it and
-    broadcast, a constant with batch axes keeping a time axis of length 1: ``A`` is ``(D, D)``, ``(T, D, D)``,
-    ``(batch, 1, D, D)`` or ``(batch, T, D, D)``. The first steps of ``A``, ``b`` and ``Q`` are not used.
+    All but ``m0`` and ``S0`` are constant or carry a time axis of length T in front. Batch axes stand before the time
+    axis, of length 1 for a constant, and broadcast: ``A`` is ``(D, D)``, ``(T, D, D)``, ``(batch, 1, D, D)`` or
+    ``(batch, T, D, D)``, ``m0`` is ``(D,)`` or ``(batch, D)``. The first steps of ``A``, ``b`` and ``Q`` are not used.
     """
 
     m0: Tensor

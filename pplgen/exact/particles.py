@@ -71,9 +71,9 @@ def rao_blackwellised_filter(
         regime = chosen * len(log_move) // log_weights.shape[1]
         mean, covariance = (_choose(part, chosen) for part in candidates)
         *branches, log_density = next_step(observation, mean, covariance, parameters)
-        branches.append(log_move[regime] + log_density - math.log(num_particles))
+        log_weights = log_move[regime] + log_density - math.log(num_particles)
         # one regime after the other: were they to alternate, evenly spaced points would pick the same one every time
-        *candidates, log_weights = (part.transpose(1, 2).flatten(1, 2) for part in branches)
+        *candidates, log_weights = (part.transpose(1, 2).flatten(1, 2) for part in (*branches, log_weights))
         log_likelihood = log_likelihood + log_weights.logsumexp(dim=-1)
     relative = (log_likelihood - log_likelihood.max()).exp()
     return LogMarginal(

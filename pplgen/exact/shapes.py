@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Size, Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["along_time", "broadcast_batches", "check_dtypes", "check_series", "check_shape"]
+__all__ = ["along_time", "broadcast_batches", "check_dtypes", "check_series", "check_shape", "stack_steps"]
 
 
 def check_shape(name: str, tensor: Tensor, *sizes: int) -> None:
@@ -69,3 +71,9 @@ def along_time(name: str, tensor: Tensor, num_steps: int, *sizes: int) -> Tensor
         expected = f"{sizes} or {(num_steps, *sizes)}, batch axes in front"
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected {expected}")
     return timed.expand(*timed.shape[:-axes], num_steps, *sizes)
+
+
+def stack_steps(steps: Sequence[tuple[Tensor, ...]], *dims: int) -> tuple[Tensor, ...]:
+    """Turn one tuple of tensors per step into a tuple of series, each with its time axis at its own place."""
+    series = zip(*steps, strict=True)
+    return tuple(torch.stack(torch.broadcast_tensors(*part), dim) for part, dim in zip(series, dims, strict=True))

@@ -17,7 +17,7 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.exact.kalman import backward_kernel, predict, update
 from pplgen.exact.linear_gaussian import symmetrise, times
-from pplgen.exact.shapes import check_dtypes, check_series
+from pplgen.exact.shapes import check_dtypes, check_series, stack_steps
 
 __all__ = [
     "SwitchingFiltered",
@@ -123,10 +123,8 @@ def kim_filter(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingFilte
         mean, covariance = collapse(log_pairs.softmax(dim=-2), *branches, dim=-2)
         log_joint = log_pairs.logsumexp(dim=-2)
         steps.append((log_joint, mean, covariance))
-    log_joints, means, covariances = (
-        torch.stack(series, dim) for series, dim in zip(zip(*steps, strict=True), (-2, -3, -4), strict=True)
-    )
-    return SwitchingFiltered(log_joints.logsumexp(dim=-1), log_joints.softmax(dim=-1), means, covariances)
+    log_joints, *moments = stack_steps(steps, -2, -3, -4)
+    return SwitchingFiltered(log_joints.logsumexp(dim=-1), log_joints.softmax(dim=-1), *moments)
 
 
 def kim_smoother(filtered: SwitchingFiltered, parameters: SwitchingLinearGaussian) -> SwitchingSmoothed:
@@ -145,19 +143,16 @@ def kim_smoother(filtered: SwitchingFiltered, parameters: SwitchingLinearGaussia
         Where a predicted covariance after the first is not positive definite.
     """
     least = torch.finfo(filtered.mean.dtype).tiny
-    pairs = filtered.probabilities.unsqueeze(-1) * parameters.P
+    _, probabilities, mean, covariance = filtered
+    # axes of the pairs: this regime, the next
+    pairs = probabilities[..., :-1, :, None] * parameters.P
     turned = pairs / pairs.sum(dim=-2, keepdim=True).clamp_min(least)
     G, g, L = backward_kernel(
-        filtered.mean.unsqueeze(-2), filtered.covariance.unsqueeze(-3), parameters.A, parameters.b, parameters.Q
+        mean[..., :-1, :, None, :], covariance[..., :-1, :, None, :, :], parameters.A, parameters.b, parameters.Q
     )
-    probabilities, mean, covariance = (
-        filtered.probabilities[..., -1, :],
-        filtered.mean[..., -1, :, :],
-        filtered.covariance[..., -1, :, :, :],
-    )
+    probabilities, mean, covariance = probabilities[..., -1, :], mean[..., -1, :, :], covariance[..., -1, :, :, :]
     steps = [(probabilities, *collapse(probabilities, mean, covariance))]
-    for t in reversed(range(filtered.mean.shape[-3] - 1)):
-        # axes of the pairs: this regime, the next
+    for t in reversed(range(turned.shape[-3])):
         joint = turned[..., t, :, :] * probabilities.unsqueeze(-2)
         probabilities = joint.sum(dim=-1)
         G_t = G[..., t, :, :, :, :]
@@ -167,9 +162,7 @@ def kim_smoother(filtered: SwitchingFiltered, parameters: SwitchingLinearGaussia
             symmetrise(G_t @ covariance.unsqueeze(-4) @ G_t.mT) + L[..., t, :, :, :, :],
         )
         steps.append((probabilities, *collapse(probabilities, mean, covariance)))
-    return SwitchingSmoothed(
-        *(torch.stack(series[::-1], dim) for series, dim in zip(zip(*steps, strict=True), (-2, -2, -3), strict=True))
-    )
+    return SwitchingSmoothed(*stack_steps(steps[::-1], -2, -2, -3))
 
 
 def collapse(weights: Tensor, mean: Tensor, covariance: Tensor, *, dim: int = -1) -> tuple[Tensor, Tensor]:

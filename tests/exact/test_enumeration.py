@@ -51,8 +51,8 @@ def test_equals_dense_gaussians_over_every_path(switching_model):
     torch.testing.assert_close(smoothed.mean, (weights @ torch.stack(means)).reshape(len(y), 2), **close)
 
 
-def test_gradient_of_the_marginal_in_an_offset_checks_the_smoothed_mean(switching_model):
-    """Two routes to one posterior: ``d log p / d m0 = S0^-1 (E[x_1 | y] - m0)`` (Fisher's identity)."""
+def test_smoothed_start_by_fisher_s_identity(switching_model):
+    """The slope of the log marginal in ``m0`` is ``S0^-1 (E[x_1 | y] - m0)``."""
     y, parameters = switching_model
     m0 = parameters.m0.clone().requires_grad_()
     log_likelihood, smoothed = enumerate_regimes(y, parameters._replace(m0=m0))

@@ -29,8 +29,8 @@ def test_growth_rates(growth):
     assert found.standard_error < 0.01
 
 
-def test_one_particle_too_many_changes_nothing_where_regimes_are_alike(switching_model):
-    """Without anything to sample the filter is exact, whatever its particles."""
+def test_exact_where_regimes_are_alike(switching_model):
+    """Regimes that differ in nothing leave nothing to sample."""
     y, parameters = switching_model
     _, _, m0, S0, *rest = per_regime(y, parameters)
     plain = LinearGaussian(m0, S0, *(part[0] for part in rest))

@@ -57,7 +57,7 @@ def test_without_regimes_it_is_the_kalman_filter(switching_model):
     alike = parameters._replace(**dict(zip("AbQCdR", (part[0] for part in rest), strict=True)))
     plain = LinearGaussian(m0, S0, *(part[0] for part in rest))
     filtered, expected = kim_filter(y, alike), kalman_filter(y, plain)
-    smoothed = kim_smoother(filtered, per_regime(y, alike))
+    smoothed = kim_smoother(filtered, alike)
     torch.testing.assert_close(filtered.log_densities, expected.log_densities, **CLOSE)
     torch.testing.assert_close(filtered.mean, expected.mean.unsqueeze(-2).expand(-1, 3, -1), **CLOSE)
     torch.testing.assert_close(smoothed.mean, rts_smoother(expected, plain).mean, **CLOSE)
