@@ -1,0 +1,197 @@
+"""Hidden Markov models: forward-backward, Viterbi's path, paths from the posterior, and a normaliser in parallel.
+
+The weight of a path of states ``s_1, ..., s_T`` is ``exp(initial[s_1] + emission_1[s_1] + sum_t (transition_t[s_{t-1},
+s_t] + emission_t[s_t]))``. With log probabilities as the potentials the sum over all paths is ``p(y_1:T)``; nothing
+here needs the initial and transition potentials to be normalised. A missing observation is a row of zeros among the
+emissions. (Bishop 2006, Pattern Recognition and Machine Learning, section 13.2.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pplgen.errors import InputError
+from pplgen.exact.scan import Elements, associative_scan
+from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_shape
+
+__all__ = ["MarkovChain", "Posterior", "forward_backward", "log_normaliser", "sample_paths", "viterbi"]
+
+
+class MarkovChain(NamedTuple):
+    """Log potentials of a chain of T states with K values each, minus infinity where impossible."""
+
+    log_initial: Tensor
+    """``log p(s_1)``, shape ``(..., K)``."""
+    log_transition: Tensor
+    """``log p(s_{t+1} | s_t)``, from rows to columns, shape ``(K, K)`` or ``(..., T - 1, K, K)``."""
+
+
+class Posterior(NamedTuple):
+    """What forward-backward finds; past the end of a shorter series its last state stays."""
+
+    log_normaliser: Tensor
+    """``log p(y_1:T)`` in nats, shape ``(...)``."""
+    filtered: Tensor
+    """``p(s_t | y_1:t)``, shape ``(..., T, K)``."""
+    smoothed: Tensor
+    """``p(s_t | y_1:T)``, shape ``(..., T, K)``."""
+    pairs: Tensor
+    """``p(s_t, s_{t+1} | y_1:T)``, shape ``(..., T - 1, K, K)``."""
+
+
+def forward_backward(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> Posterior:
+    """Find the marginals of every state and of neighbouring states, one step after the other.
+
+    Parameters
+    ----------
+    log_emission
+        ``log p(y_t | s_t)``, shape ``(..., T, K)``.
+    chain
+        Batch axes broadcast.
+    lengths
+        Number of steps of each series, from 1 to T, integers of shape ``(...)``; T where not given.
+
+    Raises
+    ------
+    InputError
+        Where shapes, dtypes or lengths do not fit.
+    """
+    first, links = _path_weights(log_emission, chain, lengths)
+    forward = _forward(first, links)
+    backward = [torch.zeros_like(first)]
+    for t in reversed(range(links.shape[-3])):
+        backward.append(_log_sum(links[..., t, :, :] + backward[-1].unsqueeze(-2), -1))
+    future = torch.stack(backward[::-1], -2)
+    pairs = forward[..., :-1, :].unsqueeze(-1) + links + future[..., 1:, :].unsqueeze(-2)
+    return Posterior(
+        _log_sum(forward[..., -1, :], -1),
+        forward.softmax(dim=-1),
+        (forward + future).softmax(dim=-1),
+        pairs.flatten(-2).softmax(dim=-1).unflatten(-1, pairs.shape[-2:]),
+    )
+
+
+def log_normaliser(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> Tensor:
+    """Sum over all paths in parallel over time, by a scan of matrix products in the log semiring.
+
+    Its gradient in ``log_emission`` is the smoothed marginals, in a timed ``log_transition`` the pair marginals.
+    Arguments and errors are those of ``forward_backward``.
+
+    Returns
+    -------
+    Tensor
+        ``log p(y_1:T)`` in nats, shape ``(...)``.
+    """
+    first, links = _path_weights(log_emission, chain, lengths)
+    start = first.unsqueeze(-2).expand(*first.shape, first.shape[-1]).unsqueeze(-3)
+    (products,) = associative_scan(_log_matrix_product, (torch.cat([start, links], -3),), dim=-3)
+    return _log_sum(products[..., -1, 0, :], -1)
+
+
+def viterbi(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Find the path of the largest weight; arguments and errors are those of ``forward_backward``.
+
+    Returns
+    -------
+    path : Tensor
+        Integers, shape ``(..., T)``; past the end of a shorter series its last state stays.
+    log_weight : Tensor
+        ``log p(path, y_1:T)`` in nats, shape ``(...)``.
+    """
+    first, links = _path_weights(log_emission, chain, lengths)
+    best, came_from = first, []
+    for t in range(links.shape[-3]):
+        best, previous = (best.unsqueeze(-1) + links[..., t, :, :]).max(dim=-2)
+        came_from.append(previous)
+    log_weight, last = best.max(dim=-1)
+    path = [last]
+    for previous in reversed(came_from):
+        path.append(torch.take_along_dim(previous, path[-1].unsqueeze(-1), -1).squeeze(-1))
+    return torch.stack(path[::-1], -1), log_weight
+
+
+def sample_paths(
+    log_emission: Tensor, chain: MarkovChain, num_paths: int, *, lengths: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """Draw whole paths from their posterior, last state first.
+
+    Parameters
+    ----------
+    log_emission, chain, lengths
+        As for ``forward_backward``, which also has the errors.
+    num_paths
+        Number of independent paths.
+    seed
+        Of the generator that draws them.
+
+    Returns
+    -------
+    Tensor
+        Integers, shape ``(num_paths, ..., T)``; past the end of a shorter series its last state stays.
+    """
+    first, links = _path_weights(log_emission, chain, lengths)
+    forward = _forward(first, links)
+    generator = torch.Generator(device=first.device).manual_seed(seed)
+
+    def draw(logits: Tensor) -> Tensor:
+        waiting = torch.empty(num_paths, *first.shape, dtype=first.dtype, device=first.device)
+        return (logits - waiting.exponential_(generator=generator).log()).argmax(dim=-1)  # Gumbel noise
+
+    path = [draw(forward[..., -1, :])]
+    for t in reversed(range(links.shape[-3])):
+        link = links[..., t, :, :].expand(num_paths, *first.shape, -1)
+        into_next = torch.take_along_dim(link, path[-1][..., None, None], -1).squeeze(-1)
+        path.append(draw(forward[..., t, :] + into_next))
+    return torch.stack(path[::-1], -1)
+
+
+def _path_weights(log_emission: Tensor, chain: MarkovChain, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the weights of the first state ``(..., K)`` and of each step with its emission ``(..., T - 1, K, K)``."""
+    log_initial, log_transition = chain
+    check_dtypes(log_emission=log_emission, log_initial=log_initial, log_transition=log_transition)
+    if log_emission.ndim < 2 or 0 in log_emission.shape[-2:]:
+        raise InputError(
+            f"log_emission has shape {tuple(log_emission.shape)}; expected (..., T, K) with at least one step and state"
+        )
+    T, K = log_emission.shape[-2:]
+    check_shape("log_initial", log_initial, K)
+    links = along_time("log_transition", log_transition, T - 1, K, K)
+    batches = {"log_emission": log_emission.shape[:-2], "log_initial": log_initial.shape[:-1]}
+    batch = broadcast_batches(**batches, log_transition=links.shape[:-3])
+    first = (log_initial + log_emission[..., 0, :]).expand(*batch, K)
+    links = (links + log_emission[..., 1:, :].unsqueeze(-2)).expand(*batch, T - 1, K, K)
+    return first, links if lengths is None else _stay_after(links, lengths)
+
+
+def _stay_after(links: Tensor, lengths: Tensor) -> Tensor:
+    """Replace the steps past the end of each series by ones that keep the state at no cost."""
+    T, K = links.shape[-3] + 1, links.shape[-1]
+    if lengths.is_floating_point() or lengths.shape != links.shape[:-3]:
+        given = f"{str(lengths.dtype).removeprefix('torch.')}s of shape {tuple(lengths.shape)}"
+        raise InputError(f"lengths are {given}; expected integers of shape {tuple(links.shape[:-3])}")
+    if not ((lengths >= 1) & (lengths <= T)).all():
+        raise InputError(f"lengths run from {lengths.min()} to {lengths.max()}; expected between 1 and {T}")
+    goes_on = torch.arange(1, T, device=links.device) < lengths.unsqueeze(-1)
+    stay = torch.eye(K, dtype=links.dtype, device=links.device).log()
+    return torch.where(goes_on[..., None, None], links, stay)
+
+
+def _forward(first: Tensor, links: Tensor) -> Tensor:
+    """Return ``log p(s_t, y_1:t)``, shape ``(..., T, K)``."""
+    forward = [first]
+    for t in range(links.shape[-3]):
+        forward.append(_log_sum(forward[-1].unsqueeze(-1) + links[..., t, :, :], -2))
+    return torch.stack(forward, -2)
+
+
+def _log_matrix_product(earlier: Elements, later: Elements) -> Elements:
+    return (_log_sum(earlier[0].unsqueeze(-1) + later[0].unsqueeze(-3), -2),)
+
+
+def _log_sum(x: Tensor, dim: int) -> Tensor:
+    """``logsumexp`` whose gradient is zero, not NaN, where nothing is possible."""
+    impossible = (x == -torch.inf).all(dim=dim, keepdim=True)
+    return torch.where(impossible.squeeze(dim), -torch.inf, torch.where(impossible, 0, x).logsumexp(dim=dim))

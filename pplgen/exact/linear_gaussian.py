@@ -1,0 +1,95 @@
+"""Linear Gaussian state space models: their parameters, and what every algorithm on them needs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pplgen.errors import InputError
+from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_series, check_shape
+
+__all__ = ["LinearGaussian", "symmetrise", "times", "unroll", "without_gaps"]
+
+
+class LinearGaussian(NamedTuple):
+    """Parameters of a linear Gaussian state space model with D latent and E observed dimensions.
+
+    All but ``m0`` and ``S0`` are constant or carry a time axis of length T in front. Batch axes stand before the time
+    axis, of length 1 for a constant, and broadcast: ``A`` is ``(D, D)``, ``(T, D, D)``, ``(batch, 1, D, D)`` or
+    ``(batch, T, D, D)``, ``m0`` is ``(D,)`` or ``(batch, D)``. The first steps of ``A``, ``b`` and ``Q`` are not used.
+    """
+
+    m0: Tensor
+    """``E[x_1]``, shape ``(D,)``."""
+    S0: Tensor
+    """``Cov[x_1]``, shape ``(D, D)``, positive semi-definite."""
+    A: Tensor
+    """``x_t = A_t x_{t-1} + b_t + N(0, Q_t)``, shape ``(D, D)``."""
+    b: Tensor
+    """``x_t = A_t x_{t-1} + b_t + N(0, Q_t)``, shape ``(D,)``."""
+    Q: Tensor
+    """``x_t = A_t x_{t-1} + b_t + N(0, Q_t)``, shape ``(D, D)``, positive semi-definite."""
+    C: Tensor
+    """``y_t = C_t x_t + d_t + N(0, R_t)``, shape ``(E, D)``."""
+    d: Tensor
+    """``y_t = C_t x_t + d_t + N(0, R_t)``, shape ``(E,)``."""
+    R: Tensor
+    """``y_t = C_t x_t + d_t + N(0, R_t)``, shape ``(E, E)``, positive definite."""
+
+
+def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
+    """Give each parameter a time axis and fold the start into the dynamics: ``x_1 = 0 x_0 + m0 + N(0, S0)``.
+
+    The means ``m0`` and ``b`` also take all batch axes; covariances that batches share are kept once.
+
+    Raises
+    ------
+    InputError
+        Where shapes or dtypes do not fit.
+    """
+    check_dtypes(y=y, **parameters._asdict())
+    check_series(y)
+    m0, S0, A, b, Q, C, d, R = parameters
+    if m0.ndim == 0:
+        raise InputError("m0 has shape (); expected (D,), batch axes in front")
+    (T, E), D = y.shape[-2:], m0.shape[-1]
+    check_shape("S0", S0, D, D)
+    A, Q = along_time("A", A, T, D, D), along_time("Q", Q, T, D, D)
+    C, R = along_time("C", C, T, E, D), along_time("R", R, T, E, E)
+    b, d = along_time("b", b, T, D), along_time("d", d, T, E)
+    matrices = {name: matrix.shape[:-3] for name, matrix in {"A": A, "Q": Q, "C": C, "R": R}.items()}
+    vectors = {name: vector.shape[:-2] for name, vector in {"y": y, "b": b, "d": d}.items()}
+    batch = broadcast_batches(**vectors, **matrices, m0=m0.shape[:-1], S0=S0.shape[:-2])
+    m0 = m0.expand(*batch, D)
+    is_first = (torch.arange(T, device=y.device) == 0).unsqueeze(-1)
+    A = torch.where(is_first.unsqueeze(-1), 0, A)
+    b = torch.where(is_first, m0.unsqueeze(-2), b)
+    Q = torch.where(is_first.unsqueeze(-1), S0.unsqueeze(-3), Q)
+    return LinearGaussian(m0, S0, A, b, Q, C, d, R)
+
+
+def without_gaps(y: Tensor, C: Tensor, d: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Replace missing coordinates by ones that say nothing: 0 seen, 0 expected, noise of variance 1 of their own."""
+    seen = ~y.isnan()
+    if seen.all():
+        return y, C, d, R
+    both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
+    alone = torch.eye(y.shape[-1], dtype=R.dtype, device=R.device)
+    return (
+        torch.where(seen, y, 0),
+        torch.where(seen.unsqueeze(-1), C, 0),
+        torch.where(seen, d, 0),
+        torch.where(both, R, alone),
+    )
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Return the matrix times the vector, shapes ``(..., M, N)`` and ``(..., N)``."""
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def symmetrise(matrix: Tensor) -> Tensor:
+    """Return the mean of a matrix and its transpose: rounding makes covariances drift from symmetry."""
+    return (matrix + matrix.mT) / 2

@@ -1,0 +1,95 @@
+"""What tests of state space models share: random models, and the switching model of growth rates."""
+
+import csv
+
+import pytest
+import torch
+
+from pplgen.exact.linear_gaussian import LinearGaussian
+from pplgen.exact.switching import SwitchingLinearGaussian
+
+
+def normal(seed):
+    """Return a function that draws standard normals of a shape, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def covariance(root):
+    """Return a positive definite matrix from any square one."""
+    return root @ root.mT / root.shape[-1] + 0.1 * torch.eye(root.shape[-1], dtype=root.dtype)
+
+
+@pytest.fixture
+def constant_model():
+    """A series of 30 steps in 2 dimensions from 3 latent ones, all parameters constant."""
+    draw = normal(0)
+    return draw(30, 2), LinearGaussian(
+        m0=draw(3),
+        S0=covariance(draw(3, 3)),
+        A=0.5 * draw(3, 3),
+        b=draw(3),
+        Q=covariance(draw(3, 3)),
+        C=draw(2, 3),
+        d=draw(2),
+        R=covariance(draw(2, 2)),
+    )
+
+
+@pytest.fixture
+def varying_model():
+    """Two series of 7 steps with gaps; parameters that vary in time, across series, in both or in neither."""
+    draw = normal(1)
+    y = draw(2, 7, 2)
+    y[0, 0, 1] = y[0, 3, :] = y[1, 5, 0] = y[1, 6, :] = torch.nan
+    return y, LinearGaussian(
+        m0=draw(2, 3),
+        S0=covariance(draw(3, 3)),
+        A=draw(7, 3, 3),
+        b=draw(2, 7, 3),
+        Q=covariance(draw(2, 1, 3, 3)),
+        C=draw(2, 7, 2, 3),
+        d=draw(2),
+        R=covariance(draw(7, 2, 2)),
+    )
+
+
+@pytest.fixture
+def growth(reference_data):
+    """Growth of US real GNP in percent, 135 quarters, with a switching autoregression seen through noise."""
+    with (reference_data / "series" / "hamilton_rgnp.csv").open() as file:
+        y = torch.tensor([[float(row["rgnp_growth_pct"])] for row in csv.DictReader(file)], dtype=torch.float64)
+    one = torch.ones(1, dtype=y.dtype)
+    regimes = torch.tensor([[0.3, -0.4, 0.5], [0.8, 0.3, 0.2]], dtype=y.dtype)
+    return y, SwitchingLinearGaussian(
+        pi=torch.tensor([2 / 7, 5 / 7], dtype=y.dtype),
+        P=torch.tensor([[0.75, 0.25], [0.1, 0.9]], dtype=y.dtype),
+        m0=0 * one,
+        S0=one.reshape(1, 1),
+        A=regimes[:, 0, None, None],
+        b=regimes[:, 1, None],
+        Q=regimes[:, 2, None, None],
+        C=one.reshape(1, 1),
+        d=0 * one,
+        R=0.25 * one.reshape(1, 1),
+    )
+
+
+@pytest.fixture
+def switching_model():
+    """A short series in 2 dimensions with a gap, from 2 latent ones in 3 regimes that also change how it is seen."""
+    draw = normal(2)
+    y = draw(6, 2)
+    y[2, 0] = y[4, :] = torch.nan
+    return y, SwitchingLinearGaussian(
+        pi=draw(3).softmax(-1),
+        P=draw(3, 3).softmax(-1),
+        m0=draw(2),
+        S0=covariance(draw(2, 2)),
+        A=0.6 * draw(3, 2, 2),
+        b=draw(3, 2),
+        Q=covariance(draw(3, 2, 2)),
+        C=draw(3, 2, 2),
+        d=draw(2),
+        R=covariance(draw(3, 2, 2)),
+    )
