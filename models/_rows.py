@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._gaussians import GaussianComponents
@@ -32,7 +33,8 @@ class ComponentRows:
         """Draw the component of each row, shape ``(num_rows,)``."""
         every = torch.arange(self.K, device=x.device)[:, None]
         joint = weights.log()[:, None] + self._rows(drawn, every).log_prob(x)
-        z: Tensor = dist.Categorical(logits=joint.T).sample()
+        with pyro.plate("data", len(x)):
+            z: Tensor = pyro.sample("z", dist.Categorical(logits=joint.T))
         return z
 
     @pyro_method
@@ -51,6 +53,13 @@ class ComponentRows:
         """Refuse fewer rows than components."""
         if len(x) < max(2, self.K):
             raise InputError(f"{len(x)} rows are too few for {self.K} components; give at least {max(2, self.K)}")
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels of no component."""
+        if (labels >= self.K).any():
+            row = int((labels >= self.K).nonzero()[0])
+            expected = f"expected 0 to {self.K - 1}, or nothing"
+            raise InputError(f"labels, row {row + 1}: {labels[row].item()}: {expected}")
 
 
 class GaussianRows(ComponentRows):

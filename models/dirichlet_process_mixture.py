@@ -113,6 +113,10 @@ class DirichletProcessMixture(GaussianRows, Story):
         pyro.sample("sticks", dist.Beta(self.q_sticks[0], self.q_sticks[1]).to_event(1))
         self.components.draw_guide()
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels: sticks are in an order that the rows decide."""
+        Story.check_labels(self, labels)
+
     @pyro_method
     def generated(self, x: Tensor) -> dict[str, Tensor]:
         """Count the components that hold at least one row, with a draw of the component of each."""
@@ -122,15 +126,17 @@ class DirichletProcessMixture(GaussianRows, Story):
         return {"num_occupied": (z == places[:, None]).any(1).sum()}
 
     @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Take m and s from the columns, and start q at the posterior given the best of up to K k-means clusters.
 
         Clusters are compared by their probability given the data: the conjugate evidence of their rows, times the
         Chinese restaurant's probability of their sizes. The largest comes first.
         """
-        scaled = self.components.learn_scales(x)
+        scaled = self.components.learn_scales(x, weights=weights)
         filled = self.components.m + self.components.s * scaled
-        tries = (kmeans_plus_plus(scaled, k) for k in range(1, self.K + 1))
+        tries = (kmeans_plus_plus(scaled, k, weights=weights) for k in range(1, self.K + 1))
+        if weights is not None:
+            tries = (weights[:, None] * clusters for clusters in tries)
         padded = [nn.functional.pad(clusters, (0, self.K - clusters.shape[1])) for clusters in tries]
         best = max(padded, key=lambda clusters: self._log_probability(filled, clusters))
         n = self.components.begin(filled, best[:, best.sum(0).argsort(descending=True)])

@@ -9,17 +9,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pplgen.data import Table, check_training_table, load_data
+from pplgen.data import Table, check_training_table, load_data, row_labels, row_weights
 from pplgen.errors import InputError
 from pplgen.readers import unnamed_columns
 from pplgen.story import Story
+from pplgen.structure import number_of_rows
 
-__all__ = ["bare_arguments", "check_device", "new_rows", "training_rows"]
+__all__ = ["Facts", "bare_arguments", "bare_facts", "check_device", "new_rows", "training_rows"]
+
+Facts = tuple[Tensor | None, Tensor | None]
+"""Labels and weights of rows, ``None`` where there are none."""
 
 
-def training_rows(story: Story, data: Any) -> Table:
-    """Read and check the rows that a story is to learn from."""
-    table = load_data(data)
+def training_rows(story: Story, data: Any, labels: Any = None, weights: Any = None) -> Table:
+    """Read and check the rows that a story is to learn from, and what is known of them."""
+    table = load_data(data, labels=labels, weights=weights)
+    if table.labels is not None:
+        story.check_labels(table.labels)
     check_training_table(table)
     _check(story, table)
     story.check_training_data(table.values)
@@ -51,6 +57,18 @@ def bare_arguments(data: Any, device: torch.device | None) -> tuple[Any, ...]:
     Floating-point arrays take torch's default type; tensors keep theirs.
     """
     return tuple(_argument(value, device) for value in (data if isinstance(data, tuple) else (data,)))
+
+
+def bare_facts(arguments: tuple[Any, ...], labels: Any, weights: Any) -> Facts:
+    """Read what is known of a bare pair's rows."""
+    rows = number_of_rows(arguments)
+    if rows is None and (labels is not None or weights is not None):
+        raise InputError("labels and weights need data whose first argument is a tensor of rows")
+    dtype = next((value.dtype for value in arguments if isinstance(value, Tensor) and value.is_floating_point()), None)
+    return (
+        None if labels is None else row_labels(labels, rows or 0),
+        None if weights is None else row_weights(weights, rows or 0).to(dtype or torch.get_default_dtype()),
+    )
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -219,6 +219,10 @@ def _shared(
         Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/STORY-DATA]")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a run that is there already.")] = False,
+    labels: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of known components, 0, 1, ..., empty for others.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of how much each row counts.")] = None,
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option(help="Steps at most; fewer once the ELBO has stopped improving.")] = 10_000,
     learning_rate: Annotated[float, typer.Option(help="Adam's, before the first plateau.")] = 0.02,
@@ -244,6 +248,8 @@ def _fit(
     out: Path | None,
     force: bool,
     draws: int,
+    labels: str | None,
+    weights: str | None,
     **options: Any,
 ) -> None:
     """Fit, write the run directory and print the summary."""
@@ -251,7 +257,7 @@ def _fit(
 
     directory = out or Path("runs") / f"{entry.name}-{Path(data).stem}"
     store.check_vacant(directory, force=force)
-    table = pplgen.load_data(data)
+    table = pplgen.load_data(data, labels=labels, weights=weights)
     story = getattr(models, entry.class_name)(**config, num_features=table.values.shape[1])
     fit = pplgen.fit(story, table, **options)
     tree = fit.to_datatree(draws)

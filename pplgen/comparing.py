@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -80,6 +79,8 @@ def compare(
     _require_same_rows(fits)
     scores = {}
     for name, fitted in fits.items():
+        if fitted.pair.weights is not None:
+            raise InputError(f"candidate {name!r} was fitted to weighted rows, which cannot be left out one at a time")
         tree = fitted.to_datatree(draws, groups=["posterior", "log_likelihood"])
         if "log_likelihood" not in tree:
             raise InputError(f"candidate {name!r} has no likelihood of single rows to compare")
@@ -95,7 +96,8 @@ def compare(
 def bic(fitted: Fit, *, draws: int = 1000) -> float:
     """Compute Schwarz's criterion ``-2 log p(x | mean) + P log N`` at the posterior mean; smaller is better.
 
-    P counts the scalars that all rows share, without those that constraints determine; discrete latents are summed out.
+    A row counts as often as its weight says, and N is the sum of the weights. P counts the scalars that all rows share,
+    without those that constraints determine; discrete latents are summed out.
     """
     pair = fitted.pair
     with seeded(fitted.seed), pair.isolated():
@@ -103,7 +105,9 @@ def bic(fitted: Fit, *, draws: int = 1000) -> float:
         mean = {name: value.mean(dim=0, keepdim=True) for name, value in shared.items()}
         rows = row_densities(pair, mean, 1, pair.data).log_likelihood
         num_parameters = _number_of_parameters(pair)
-    return float(-2 * rows.double().sum() + num_parameters * math.log(rows.shape[1]))
+    weights = torch.ones(1) if pair.weights is None else pair.weights
+    counts = weights.double().expand(rows.shape[1])
+    return float(-2 * (counts * rows[0].double()).sum() + num_parameters * counts.sum().log())
 
 
 @contextlib.contextmanager

@@ -26,6 +26,8 @@ __all__ = [
     "check_training_table",
     "load_data",
     "named_data_sets",
+    "row_labels",
+    "row_weights",
     "warn_of_rounding",
 ]
 
@@ -42,19 +44,30 @@ class Table:
         One name per feature.
     name
         Where the data came from, in a word: a data set's name, a file's stem, or ``"array"``.
+    labels
+        Value of the rows' discrete latent, counted from 0, where it is known and -1 elsewhere, shape ``(num_rows,)``;
+        ``None`` where none is.
+    weights
+        How much each row counts, shape ``(num_rows,)``; ``None`` where all count alike.
     """
 
     values: Tensor
     columns: tuple[str, ...]
     name: str
+    labels: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of columns, shape and float64 values, in hexadecimal."""
-        return str(Fingerprint(self.columns, tuple(self.values.shape)).add(self.values))
+        """SHA-256 of columns, shape and float64 values, and of labels and weights, in hexadecimal."""
+        fingerprint = Fingerprint(self.columns, tuple(self.values.shape)).add(self.values)
+        for facts in (self.labels, self.weights):
+            if facts is not None:
+                fingerprint.add(facts)
+        return str(fingerprint)
 
 
 class Fingerprint:
@@ -80,7 +93,7 @@ class Fingerprint:
         return self._hash.hexdigest()
 
 
-def load_data(source: Any, *, dtype: torch.dtype | None = None) -> Table:
+def load_data(source: Any, *, labels: Any = None, weights: Any = None, dtype: torch.dtype | None = None) -> Table:
     """Read a numeric table.
 
     Parameters
@@ -89,6 +102,11 @@ def load_data(source: Any, *, dtype: torch.dtype | None = None) -> Table:
         The name of a data set (``named_data_sets``), the path of a ``.csv``, ``.tsv``, ``.parquet``, ``.npy`` or
         ``.npz`` file, a pandas ``DataFrame``, an array or tensor of shape ``(num_rows,)`` or
         ``(num_rows, num_features)``, or a ``Table``.
+    labels
+        Known values of the rows' discrete latent, such as the component of a mixture, counted from 0: one for each row,
+        missing or -1 where it is not known; or the name of the column that holds them. ``None``: a ``Table``'s own.
+    weights
+        How much each row counts: a number of at least 0 for each, or the name of a column. ``None``: a ``Table``'s own.
     dtype
         Floating-point type of the values. ``None``: that of a float32 or float64 tensor, torch's default otherwise.
 
@@ -118,7 +136,58 @@ def load_data(source: Any, *, dtype: torch.dtype | None = None) -> Table:
     else:
         matrix, columns, name = *from_array(source, "the array"), "array"
     check_shape(name, matrix.shape)
-    return Table(_as_tensor(matrix, columns, dtype), columns, name)
+    values = _as_tensor(matrix, columns, dtype)
+    facts = {"labels": labels, "weights": weights}
+    named = {what: given for what, given in facts.items() if isinstance(given, str)}
+    for what, column in named.items():
+        if column not in columns:
+            raise InputError(f"{what}={column!r}: expected one of the columns {', '.join(columns)}")
+        facts[what] = values[:, columns.index(column)]
+    kept = [j for j, column in enumerate(columns) if column not in named.values()]
+    if not kept:
+        raise InputError(f"{name}: no column is left for the data beside {' and '.join(named)}")
+    if len(kept) < len(columns):
+        values, columns = values[:, kept].contiguous(), tuple(columns[j] for j in kept)
+    own = (source.labels, source.weights) if isinstance(source, Table) else (None, None)
+    labels = own[0] if labels is None else row_labels(facts["labels"], len(values))
+    weights = own[1] if weights is None else row_weights(facts["weights"], len(values)).to(dtype)
+    return Table(values, columns, name, labels, weights)
+
+
+def row_labels(given: Any, num_rows: int) -> Tensor:
+    """Read one label for each row, missing or -1 where it is not known, as whole numbers with -1 for unknown."""
+    numbers = _one_per_row("labels", given, num_rows)
+    numbers = torch.where(numbers.isnan(), -1.0, numbers)
+    _refuse_rows("labels", (numbers != numbers.round()) | (numbers < -1), numbers, "0, 1, 2, ..., or nothing")
+    return numbers.long()
+
+
+def row_weights(given: Any, num_rows: int) -> Tensor:
+    """Read one weight for each row, in double precision."""
+    numbers = _one_per_row("weights", given, num_rows)
+    _refuse_rows("weights", ~(numbers.isfinite() & (numbers >= 0)), numbers, "a finite number of at least 0")
+    if not numbers.any():
+        raise InputError("weights: all of them are 0; at least one row must count")
+    return numbers
+
+
+def _one_per_row(what: str, given: Any, num_rows: int) -> Tensor:
+    try:
+        values = given.detach().cpu() if isinstance(given, Tensor) else given
+        numbers = torch.from_numpy(np.array(pd.Series(values).to_numpy("float64", na_value=np.nan), ndmin=1))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what}: expected one number for each row: {error}") from None
+    if len(numbers) != num_rows:
+        raise InputError(f"{what}: {len(numbers)} values for {num_rows} rows; expected one for each row")
+    return numbers
+
+
+def _refuse_rows(what: str, wrong: Tensor, numbers: Tensor, expected: str) -> None:
+    """Name the first row whose number is wrong."""
+    found = torch.argwhere(wrong)
+    if len(found):
+        row = int(found[0])
+        raise InputError(f"{what}, row {row + 1}: {numbers[row].item():g}: expected {expected}")
 
 
 def named_data_sets() -> tuple[str, ...]:

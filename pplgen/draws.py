@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.ops import packed
-from pyro.ops.contract import einsum
 from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.mapped import over_draws
+from pplgen.marginal import sum_out
 from pplgen.pair import Pair
 from pplgen.story import Story
 
@@ -94,13 +93,14 @@ def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) 
     return rows.transpose(0, 1).flatten(0, 1)[:num_rows][torch.randperm(num_rows)]
 
 
-def impute_rows(story: Story, pair: Pair, x: Tensor, num_draws: int) -> Tensor:
-    """Draw missing entries of ``x`` given the others, at draws of the latents; call it inside ``pair.isolated``.
+def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
+    """Draw missing entries of rows given the others, at draws of the latents; call it inside ``pair.isolated``.
 
     Returns shape ``(num_draws, num_rows, ...)``; entries that are not missing are repeated.
     """
     shared = draw_shared(pair, num_draws)
-    drawn: Tensor = over_draws(lambda latent: poutine.condition(story.complete, latent)(x), num_draws, shared)
+    complete = pair.heeding(story.complete)
+    drawn: Tensor = over_draws(lambda latent: poutine.condition(complete, latent)(*data), num_draws, shared)
     return drawn
 
 
@@ -110,8 +110,11 @@ def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:
         return {}
     latents = draws.named(pair.structure.shared_latent)
 
+    generated = pair.heeding(story.generated)
+
     def generate(latent: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return poutine.condition(story.generated, latent)(*pair.data)
+        quantities: dict[str, Tensor] = poutine.condition(generated, latent)(*pair.data)
+        return quantities
 
     quantities: dict[str, Tensor] = over_draws(generate, len(draws.lp), latents)
     return quantities
@@ -189,13 +192,13 @@ def _score_rows(
     scored = [name for name in scored if name in structure.per_row]
     nodes = [model_trace.nodes[name] for name in scored]
     num_rows = next(f.size for node in nodes for f in node["cond_indep_stack"] if f.name == row_plate)
-    log_likelihood = _sum_out(model_trace, scored, row_plate).reshape(num_rows)
+    log_likelihood = sum_out(model_trace, scored, row_plate).reshape(num_rows)
     probabilities = {}
     for name in structure.enumerated:
         if len([frame for frame in model_trace.nodes[name]["cond_indep_stack"] if frame.vectorized]) > 1:
             continue  # several to a row, and so no probabilities of one value each
         values = model_trace.nodes[name]["infer"]["_enumerate_symbol"]
-        joint = _sum_out(model_trace, scored, row_plate, keep=values).reshape(num_rows, -1)
+        joint = sum_out(model_trace, scored, row_plate, keep=values).reshape(num_rows, -1)
         probabilities[name] = (joint - log_likelihood[:, None]).exp()
     return log_likelihood - log_q, probabilities, drawn
 
@@ -217,24 +220,6 @@ def _draw_rows(
         others = [d for d in range(-log_prob.ndim, 0) if d != dim]
         log_q = log_q + (log_prob.sum(others) if others else log_prob)
     return {name: trace.nodes[name]["value"] for name in names}, log_q
-
-
-def _sum_out(trace: poutine.Trace, names: list[str], row_plate: str, keep: str = "") -> Tensor:
-    """Contract the named sites' densities to one log density per row, and per value of the symbol ``keep``."""
-    # masked, but not scaled: the density of a row is not that of the rows it stands for
-    sites = [trace.nodes[name]["packed"] for name in names]
-    operands = [packed.scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]) for site in sites]
-    terms = [operand._pyro_dims for operand in operands]
-    row = trace.plate_to_symbol[row_plate]
-    # an axis of length one is packed away: a single row, a single value
-    output = "".join(symbol for symbol in row + keep if any(symbol in term for term in terms))
-    return einsum(
-        f"{','.join(terms)}->{output}",
-        *operands,
-        plates="".join(symbol for symbol in trace.plate_to_symbol.values() if symbol != row),
-        backend="pyro.ops.einsum.torch_log",
-        modulo_total=True,  # concerns plates in the output, and there are none: rows are an ordinary axis here
-    )[0]
 
 
 def _values(trace: poutine.Trace, names: tuple[str, ...]) -> dict[str, Tensor]:

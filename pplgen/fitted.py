@@ -180,7 +180,7 @@ class Fit:
         """
         if self.story is None:
             raise InputError("a bare pair does not say how to impute; a Story with a method 'complete' does")
-        (rows,) = self._rows(x)
+        rows = self._rows(x)
         with self._ready(seed):
             return impute_rows(self.story, self.pair, rows, check_count("draws", draws)).cpu()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pyro.infer import ELBO
 
-from pplgen.arguments import bare_arguments, check_device, training_rows
+from pplgen.arguments import Facts, bare_arguments, bare_facts, check_device, training_rows
 from pplgen.batched import train_together
 from pplgen.data import Table
 from pplgen.errors import InputError
@@ -37,6 +37,8 @@ def fit(
     data: Any,
     guide: Callable[..., Any] | None = None,
     *,
+    labels: Any = None,
+    weights: Any = None,
     seed: int = 0,
     steps: int = 10_000,
     learning_rate: float = 0.02,
@@ -62,6 +64,13 @@ def fit(
         For a story, whatever ``load_data`` takes. For a bare model its argument, or a tuple of its arguments.
     guide
         The guide of a bare model; ``None`` for ``AutoNormal`` over its continuous latents, discrete ones summed out.
+    labels
+        Known values of the rows' discrete latent, counted from 0, one for each row: missing or -1 where it is not
+        known. For a story also the name of the column that holds them. Known rows have that value for certain, and
+        inform its probability; others are summed out.
+    weights
+        How much each row counts, one number of at least 0 for each, or the name of a column: the density of a row is
+        raised to its weight, as if the row were there so many times.
     seed
         Of initialisation and optimisation.
     steps
@@ -112,11 +121,15 @@ def fit(
         )
     restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()
     table: Table | None = None
+    facts: Facts
     if isinstance(model, Story):
-        table = training_rows(model, data)
+        table = training_rows(model, data, labels, weights)
         arguments: tuple[Any, ...] = (table.values.to(target),)
+        facts = table.labels, table.weights
     else:
         arguments = bare_arguments(data, target)
+        facts = bare_facts(arguments, labels, weights)
+    labels, weights = (None if known is None else known.to(target) for known in facts)
     optimiser = Adam(learning_rate, clip, decay)
     options = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "elbo": elbo}
     pairs: list[Pair] = []
@@ -125,7 +138,7 @@ def fit(
         try:
             for restart_seed in restart_seeds:
                 with seeded(restart_seed):
-                    pairs.append(_prepare(model, guide, arguments, target))
+                    pairs.append(_prepare(model, guide, arguments, (labels, weights), target))
             results, path = _train(pairs, restart_seeds, compile, callback, failures, options)
         except KeyboardInterrupt:
             raise InputError("interrupted before the first steps; there is no fit to keep") from None
@@ -186,12 +199,15 @@ def _prepare(
     model: Story | Callable[..., Any],
     guide: Callable[..., Any] | None,
     arguments: tuple[Any, ...],
+    facts: Facts,
     device: torch.device | None,
 ) -> Pair:
     """Copy and start a pair: a story near the data, a bare pair as its parameters' own starts say."""
     if not isinstance(model, Story):
-        return Pair(model, guide, arguments, device)
+        pair = Pair(model, guide, arguments, device)
+        pair.learn_facts(*facts)
+        return pair
     try:
-        return Pair.of_story(model, arguments[0])
+        return Pair.of_story(model, arguments[0], *facts)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise InputError(f"data and priors do not fit together numerically; check their scale: {error}") from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pplgen import store
-from pplgen.data import load_data
+from pplgen.data import Table, load_data
 from pplgen.errors import InputError
 from pplgen.fitted import COLLECTION, Fit
 from pplgen.isolation import seeded
@@ -23,7 +23,7 @@ from pplgen.training import StopReason, Training
 __all__ = ["load"]
 
 
-def load(directory: str | Path, data: Any = None) -> Fit:
+def load(directory: str | Path, data: Any = None, *, labels: Any = None, weights: Any = None) -> Fit:
     """Read a run back.
 
     Parameters
@@ -33,6 +33,8 @@ def load(directory: str | Path, data: Any = None) -> Fit:
     data
         The training data, checked against the run's fingerprint; needed for what the training rows enter, such as
         ``to_datatree``, and for nothing else.
+    labels, weights
+        What the fit was told of the rows, as ``fit`` takes them.
 
     Raises
     ------
@@ -42,7 +44,8 @@ def load(directory: str | Path, data: Any = None) -> Fit:
     directory = Path(directory)
     tensors, header = store.read(directory)
     try:
-        return _rebuild(tensors, header, data)
+        table = None if data is None else load_data(data, labels=labels, weights=weights, dtype=_dtype(header))
+        return _rebuild(tensors, header, table)
     except InputError as error:
         raise InputError(f"{str(directory)!r}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
@@ -50,37 +53,40 @@ def load(directory: str | Path, data: Any = None) -> Fit:
         raise InputError(f"{str(directory)!r}: {what}: {type(error).__name__}: {error}") from None
 
 
-def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any) -> Fit:
+def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], table: Table | None) -> Fit:
     """Build the story, fill in its parameters and say how it was fitted."""
     seed = check_count("seed", header["seed"], minimum=0)
     columns = tuple(str(column) for column in header["columns"])
-    dtype = {"float32": torch.float32, "float64": torch.float64}[header["dtype"]]
     runs = tuple(
         Training(run["seed"], np.empty(0), float(run["elbo"]), float(run["elbo_error"]), StopReason[run["stop"]])
         for run in header["runs"]
     )
     best = runs[header["best"]]
     runs = tuple(replace(run, history=tensors["history"].numpy()) if run is best else run for run in runs)
-    table = None
-    if data is not None:
-        table = load_data(data, dtype=dtype)
+    if table is not None:
         expected = header["data"]
         if table.fingerprint != expected["fingerprint"]:
             fitted_to = f"{expected['name']!r} with {expected['num_rows']} rows"
             raise InputError(f"{table.name} is not the data of this run, which was fitted to {fitted_to}")
     with seeded(seed):
-        story = _story(header["story"], header["config"]).to(dtype)
+        story = _story(header["story"], header["config"]).to(_dtype(header))
         buffers = {name.removeprefix("buffer/"): t for name, t in tensors.items() if name.startswith("buffer/")}
         check_shapes("buffer", buffers, dict(story.named_buffers()))
         story.load_state_dict(buffers, strict=False)
         # without its data the pair is shaped on rows of its own making
-        pair = Pair.of_story(story, story.simulate(2) if table is None else table.values, initialise=False)
+        rows = (story.simulate(2),) if table is None else (table.values, table.labels, table.weights)
+        pair = Pair.of_story(story, *rows, initialise=False)
     with pair.isolated():
         prefix = "parameter/"
         pair.restore({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
     num_failed, path = int(header["num_failed"]), str(header["path"])
     origin = {**header, "columns": columns}
     return Fit(pair, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
+
+
+def _dtype(header: dict[str, Any]) -> torch.dtype:
+    """Return the floating-point type of a run."""
+    return {"float32": torch.float32, "float64": torch.float64}[header["dtype"]]
 
 
 def _story(name: str, config: dict[str, Any]) -> Story:

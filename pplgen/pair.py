@@ -10,27 +10,16 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pplgen.errors import InputError
 from pplgen.isolation import OwnInitialValues, copy_together, modules_of, overwrite, seeded
+from pplgen.marginal import WeightedEnum_ELBO
+from pplgen.row_facts import KnownRows, labelled_site
 from pplgen.story import Story
 from pplgen.structure import Structure, inspect_traces, number_of_rows, with_auto_normal
 
-__all__ = ["Pair", "RowScale", "check_shapes", "rows_of"]
-
-
-class RowScale(Messenger):
-    """Multiply the log density of every site inside the row plate, so that a minibatch stands for all rows."""
-
-    def __init__(self, plate: str, scale: float) -> None:
-        super().__init__()
-        self.plate, self.scale = plate, scale
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if any(frame.name == self.plate for frame in msg["cond_indep_stack"]):
-            msg["scale"] = msg["scale"] * self.scale
+__all__ = ["Pair", "check_shapes", "rows_of"]
 
 
 class Pair:
@@ -58,6 +47,8 @@ class Pair:
     ----------
     structure : Structure
         Sites and plates, from a first run on the data.
+    num_arguments : int
+        How many of ``data`` model and guide take; labels and weights of rows follow where there are any.
     story : Story or None
         The pair's own copy of the story that it was made of, ``None`` for a bare pair.
     """
@@ -72,6 +63,8 @@ class Pair:
         own: bool = False,
     ) -> None:
         self.data = data
+        self.num_arguments = len(data)
+        self._labelled: str | None = None
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._borrowed: dict[nn.Parameter, Tensor] = {}
@@ -94,16 +87,60 @@ class Pair:
                 self._borrowed[parameter] = parameter.detach().clone()
 
     @classmethod
-    def of_story(cls, story: Story, x: Tensor, *, initialise: bool = True) -> Pair:
+    def of_story(
+        cls,
+        story: Story,
+        x: Tensor,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        initialise: bool = True,
+    ) -> Pair:
         """Copy a story to the device and type of ``x``, start it near ``x`` unless told otherwise, and pair it up."""
         copied, _ = copy_together(story, None)
         copied.to(device=x.device, dtype=x.dtype)
         copied.notice(x)
         if initialise:
-            copied.initialise(x)
+            facts = {"labels": labels, "weights": weights}
+            copied.initialise(x, **{what: known for what, known in facts.items() if known is not None})
         pair = cls(copied.model, copied.guide, (x,), own=True)
         pair.story = copied
+        pair.learn_facts(labels, weights)
         return pair
+
+    def learn_facts(self, labels: Tensor | None, weights: Tensor | None) -> None:
+        """Add what is known of rows to ``data``, where model and guide heed it from here on.
+
+        Parameters
+        ----------
+        labels
+            Value of each row's discrete latent, -1 where it is not known, shape ``(num_rows,)``.
+        weights
+            How much each row counts, shape ``(num_rows,)``.
+
+        Raises
+        ------
+        InputError
+            Where the model has no row plate, or the labels fit none of its latents.
+        """
+        if labels is None and weights is None:
+            return
+        if reason := self.structure.why_no_rows():
+            raise InputError(f"labels or weights: {reason}")
+        if labels is not None:
+            with self.isolated():
+                self._labelled = labelled_site(self.model, self.structure, self.data, labels)
+        self.model, self.guide = self.heeding(self.model), self.heeding(self.guide)
+        self.data = (*self.data, labels, weights)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """How much each row of ``data`` counts, shape ``(num_rows,)``; ``None`` where all count alike."""
+        return self.data[-1] if len(self.data) > self.num_arguments else None
+
+    def heeding(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a function of the model's arguments heed labels and weights where ``data`` holds them."""
+        return KnownRows(function, self.num_arguments, str(self.structure.row_plate), self._labelled)
 
     @contextlib.contextmanager
     def isolated(self) -> Iterator[None]:
@@ -122,6 +159,8 @@ class Pair:
 
     def elbo(self) -> ELBO:
         """Return the bound that suits the pair: discrete latents summed out where there are any."""
+        if self.weights is not None and self.structure.sums:
+            return WeightedEnum_ELBO(self.structure)
         if self.structure.sums:
             return TraceEnum_ELBO(max_plate_nesting=self.structure.plate_depth)
         return Trace_ELBO(max_plate_nesting=self.structure.plate_depth)

@@ -37,6 +37,9 @@ GROUPS = (
 INTERVAL = 0.9
 """Probability of the equal-tailed interval in the table."""
 
+FACTS = {"row_labels": ("row",), "row_weights": ("row",)}
+"""Names and dimensions in the tree of what is known of rows beside their columns."""
+
 
 def to_datatree(
     pair: Pair,
@@ -154,7 +157,8 @@ def _given(pair: Pair) -> dict[str, dict[str, Tensor]]:
         trace = poutine.trace(pair.model).get_trace(*pair.data)
     observed = {name: trace.nodes[name]["value"] for name in pair.structure.observed}
     constants = dict(pair.story.constants) if pair.story is not None else {}
-    arguments = zip(_argument_names(pair.model), pair.data, strict=False)
+    names = [*_argument_names(pair.model)[: pair.num_arguments], *FACTS]
+    arguments = zip(names, pair.data, strict=False)
     for name, value in arguments:
         if isinstance(value, Tensor) and not any(value is other for other in observed.values()):
             constants[name] = value
@@ -176,9 +180,9 @@ def _as_array(value: Tensor, group: str) -> np.ndarray:
 def _dims(pair: Pair, content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:
     """Names of axes: a story's own; for a bare pair, the rows of what it observed. ArviZ names the others."""
     if pair.story is not None:
-        return {name: list(names) for name, names in pair.story.dims.items()}
+        return {name: list(names) for name, names in {**pair.story.dims, **FACTS}.items()}
     rows = content.get("log_likelihood", {})
-    return {name: ["row"] for name in rows}
+    return {name: ["row"] for name in [*rows, *FACTS]}
 
 
 def _coords(pair: Pair, columns: Sequence[str]) -> dict[str, Any]:

@@ -82,6 +82,10 @@ class Story(PyroModule):
     def check_training_data(self, x: Tensor) -> None:
         """Raise ``InputError`` where ``x``, shape ``(num_rows, num_features)``, is too little to learn from."""
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise ``InputError`` where ``labels``, -1 for unknown, cannot be those of the rows' discrete latent."""
+        raise InputError(f"labels: {type(self).__name__} takes none")
+
     def notice(self, x: Tensor) -> None:
         """Note what ``model`` must know of rows before it sees them, such as whether entries are missing.
 
@@ -99,8 +103,12 @@ class Story(PyroModule):
         """
         return {}
 
-    def initialise(self, x: Tensor) -> None:
-        """Set priors that were left to the data, and start the guide near ``x``, at random from torch's generator."""
+    def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Set priors that were left to the data, and start the guide near ``x``, at random from torch's generator.
+
+        Where rows have them, ``labels`` holds the value of their discrete latent, -1 for unknown, and ``weights`` how
+        much they count, shape ``(num_rows,)`` each; ``model`` and ``guide`` need not know of either.
+        """
 
     def simulate(self, num_rows: int) -> Tensor:
         """Draw ``num_rows`` rows from the prior predictive distribution, shape ``(num_rows, num_features)``."""

@@ -18,7 +18,8 @@ from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.pair import Pair, RowScale, rows_of
+from pplgen.pair import Pair, rows_of
+from pplgen.row_facts import RowScale
 from pplgen.structure import number_of_rows
 
 __all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "batching", "train"]

@@ -16,7 +16,8 @@ from pplgen import engine as engine_module
 from pplgen.engine import Engine, State, why_not_compiled
 from pplgen.graph import trace
 from pplgen.isolation import seeded
-from pplgen.pair import Pair, RowScale
+from pplgen.pair import Pair
+from pplgen.row_facts import RowScale
 from pplgen.tracing import NotTraceable
 from pplgen.training import Adam, StopReason
 
@@ -252,5 +253,5 @@ def test_a_restart_without_a_finite_elbo_is_dropped_and_the_others_go_on():
 def test_minibatches_run_together():
     fit = pplgen.fit(GaussianMixture(2, 2), "faithful", batch_size=64, steps=300, restarts=2, progress=False)
     assert fit.path == "the traced graph"
-    # a bound estimated on minibatches; the full one is -1165
-    assert fit.elbo == pytest.approx(-1165, abs=10 + 4 * fit.best.elbo_error)
+    # a bound estimated on minibatches; the full one is -1185
+    assert fit.elbo == pytest.approx(-1185, abs=10 + 4 * fit.best.elbo_error)

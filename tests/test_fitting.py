@@ -179,8 +179,8 @@ def test_double_precision_is_kept(faithful):
 
 def test_minibatches():
     fit = quick(GaussianMixture(2, 2), "faithful", batch_size=64, steps=300)
-    # a bound estimated on minibatches; the full one is -1165
-    assert fit.elbo == pytest.approx(-1165, abs=10 + 4 * fit.best.elbo_error)
+    # a bound estimated on minibatches; the full one is -1185
+    assert fit.elbo == pytest.approx(-1185, abs=10 + 4 * fit.best.elbo_error)
 
 
 @pytest.mark.parametrize(

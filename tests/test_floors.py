@@ -20,6 +20,8 @@ FLOORS = {
     "isolation": 0,
     "structure": 0,
     "arguments": 1,
+    "marginal": 0,
+    "row_facts": 0,
     "pair": 1,
     "store": 1,
     "tracing": 0,

@@ -14,7 +14,8 @@ from torch import nn
 
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
-from pplgen.pair import Pair, RowScale
+from pplgen.pair import Pair
+from pplgen.row_facts import RowScale
 
 ROWS = torch.linspace(-1.0, 2.0, 30)
 
