@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pplgen.fitting import fit
     from pplgen.loading import load
     from pplgen.story import Story
+    from pplgen.streams import stream_data
 
 __version__ = "0.1.0"
 
@@ -26,9 +27,10 @@ _HOMES = {
     "fit": "pplgen.fitting",
     "load": "pplgen.loading",
     "load_data": "pplgen.data",
+    "stream_data": "pplgen.streams",
 }
 
-__all__ = ["Fit", "InputError", "Story", "Table", "compare", "fit", "load", "load_data"]
+__all__ = ["Fit", "InputError", "Story", "Table", "compare", "fit", "load", "load_data", "stream_data"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,12 +13,16 @@ from pplgen.data import Table, check_training_table, load_data, row_labels, row_
 from pplgen.errors import InputError
 from pplgen.readers import unnamed_columns
 from pplgen.story import Story
+from pplgen.streams import RowStream, Survey
 from pplgen.structure import number_of_rows
 
-__all__ = ["Facts", "bare_arguments", "bare_facts", "check_device", "new_rows", "training_rows"]
+__all__ = ["Facts", "bare_arguments", "bare_facts", "check_device", "new_rows", "surveyed", "training_rows"]
 
 Facts = tuple[Tensor | None, Tensor | None]
 """Labels and weights of rows, ``None`` where there are none."""
+
+SAMPLE = 100_000
+"""Rows of a stream near which a story starts."""
 
 
 def training_rows(story: Story, data: Any, labels: Any = None, weights: Any = None) -> Table:
@@ -30,6 +34,16 @@ def training_rows(story: Story, data: Any, labels: Any = None, weights: Any = No
     _check(story, table)
     story.check_training_data(table.values)
     return table
+
+
+def surveyed(story: Story, stream: RowStream, seed: int) -> Survey:
+    """Read all rows of a stream once, keeping a sample, and check whether a story can learn from them."""
+    survey = stream.survey(SAMPLE, seed=seed)
+    _check(story, Table(survey.sample, stream.columns, stream.name))
+    if survey.missing and not story.accepts_missing:
+        raise InputError(f"{stream.name}: some values are missing, and {type(story).__name__} needs complete rows")
+    story.check_training_data(survey.sample)
+    return survey
 
 
 def new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pplgen.batches import batching
+from pplgen.checkpoint import Checkpoint, identity
 from pplgen.engine import Engine, State
 from pplgen.graph import Graph, buffers_of, tensors_of, trace
 from pplgen.pair import Pair
@@ -26,7 +29,6 @@ from pplgen.training import (
     PlateauWatch,
     StopReason,
     Training,
-    batching,
 )
 
 __all__ = ["train_together"]
@@ -59,6 +61,7 @@ def train_together(
     elbo: ELBO | None,
     compiler: str,
     report: Report | None,
+    checkpoint: Path | None = None,
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
 
@@ -74,6 +77,8 @@ def train_together(
         ``"inductor"`` to compile at once, ``"graph"`` never, ``"auto"`` once it repays.
     report
         Called after each window with step, best smoothed ELBO, steps per second, and what is going on.
+    checkpoint
+        Directory in which to keep where the fit stands; one that was killed continues from there.
 
     Returns
     -------
@@ -88,37 +93,61 @@ def train_together(
         Where it comes before the first window has ended; later, it ends the fit.
     """
     with pairs[0].isolated():
-        batches, scale = batching(pairs[0], batch_size)
+        batches, scale = batching(pairs[0], batch_size, seed=seeds[0])
         graph = trace(pairs[0], elbo or pairs[0].elbo(), next(batches), scale)
     vectors, buffers = _stacked(pairs, graph)
     state = State.start(vectors)
     rates = torch.full((len(pairs), 1), optimiser.learning_rate, dtype=vectors.dtype, device=vectors.device)
-    data = tensors_of(pairs[0].data) if scale is None else (tensors_of(batch) for batch in batches)
+    data = tensors_of(pairs[0].data) if scale is None else map(tensors_of, batches)
     engine = Engine(graph, state, data, clip=optimiser.clip, decay=optimiser.decay, buffers=buffers)
+
+    def continue_batches() -> None:
+        """Let the next batch be that of the next step, whatever tracing and compiling took."""
+        if scale is not None:
+            engine.data = map(tensors_of, batching(pairs[0], batch_size, seed=seeds[0], skip=taken)[0])
+
     path = _compile(engine, rates) if compiler == "inductor" else "the traced graph"
     lanes = [_Lane() for _ in pairs]
     good = vectors.clone()
-    taken, started = 0, time.perf_counter()
+    taken = 0
+    kept = None
+    if checkpoint is not None:
+        options = {
+            "seeds": seeds,
+            "batch_size": batch_size,
+            "optimiser": asdict(optimiser),
+            "num_rows": pairs[0].num_rows,
+        }
+        kept = Checkpoint(checkpoint, identity(options, [vectors, *graph.buffers, *tensors_of(pairs[0].data)]))
+        if found := kept.load():
+            state, rates, good, lanes, taken = _thawed(*found, state)
+    continue_batches()
+    began, started = taken, time.perf_counter()
     try:
         while taken < steps and any(lane.stop is None for lane in lanes):
             state, losses = engine.run(state, rates, min(WINDOW, steps - taken))
             taken += len(losses)
             _judge(lanes, state, rates, good, (-losses).cpu().numpy())
-            elapsed = time.perf_counter() - started
+            elapsed, done = time.perf_counter() - started, taken - began
             if report:
-                report(taken, _best_mean(lanes), taken / elapsed, path)
-            if compiler == "auto" and taken == WINDOW:
-                remaining = elapsed / taken * (min(steps, EXPECTED_STEPS) - taken)
+                report(taken, _best_mean(lanes), done / elapsed, path)
+            if kept and kept.due():
+                kept.save(*_frozen(state, rates, good, lanes, taken))
+            if compiler == "auto" and done == WINDOW:
+                remaining = elapsed / done * (min(steps, EXPECTED_STEPS) - taken)
                 if remaining > REPAYS:
                     if report:
-                        report(taken, _best_mean(lanes), taken / elapsed, "compiling")
+                        report(taken, _best_mean(lanes), done / elapsed, "compiling")
                     path = _compile(engine, rates)
+                    continue_batches()
     except KeyboardInterrupt:
         if not taken:
             raise
         for lane in lanes:
             lane.stop = lane.stop or StopReason.INTERRUPTED
     finals = _final_values(engine, good, rates)
+    if kept and not any(lane.stop is StopReason.INTERRUPTED for lane in lanes):
+        kept.remove()
     results: list[Training | None] = []
     for index, (pair, seed, lane) in enumerate(zip(pairs, seeds, lanes, strict=True)):
         values = finals[:, index]
@@ -129,6 +158,34 @@ def train_together(
             pair.restore(graph.unpack(good[index]))
         results.append(Training.ended(seed, lane.history, values, lane.stop or StopReason.STEPS))
     return results, path
+
+
+def _frozen(
+    state: State, rates: Tensor, good: Tensor, lanes: list[_Lane], taken: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Lay out where a fit stands, as tensors and facts."""
+    tensors = {**state._asdict(), "rates": rates, "good": good}
+    tensors |= {f"history{index}": torch.tensor(lane.history).double() for index, lane in enumerate(lanes)}
+    facts = [
+        {"means": lane.watch.means, "plateaus": lane.watch.plateaus, "broken": lane.broken}
+        | {"stop": lane.stop.name if lane.stop else None}
+        for lane in lanes
+    ]
+    return tensors, {"taken": taken, "lanes": facts}
+
+
+def _thawed(
+    tensors: dict[str, Tensor], facts: dict[str, Any], like: State
+) -> tuple[State, Tensor, Tensor, list[_Lane], int]:
+    """Take a fit up from where ``_frozen`` found it."""
+    moved = {name: value.to(like.vectors.device) for name, value in tensors.items()}
+    lanes = []
+    for index, lane in enumerate(facts["lanes"]):
+        stop = None if lane["stop"] is None else StopReason[lane["stop"]]
+        watch = PlateauWatch(lane["means"], lane["plateaus"])
+        lanes.append(_Lane(watch, tensors[f"history{index}"].tolist(), stop, lane["broken"]))
+    state = State(*(moved[name] for name in State._fields))
+    return state, moved["rates"], moved["good"], lanes, facts["taken"]
 
 
 def _stacked(pairs: list[Pair], graph: Graph) -> tuple[Tensor, tuple[Tensor, ...] | None]:

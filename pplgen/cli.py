@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,9 +17,6 @@ import pplgen
 from pplgen import models
 from pplgen.errors import DataWarning, InputError, near_names
 from pplgen.signature import Option, constructor_options, parse_options, parse_value
-
-if TYPE_CHECKING:
-    from pplgen.fitted import Fit
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,8 +69,10 @@ def sample(
     """Draw new rows from a run's posterior predictive distribution, as CSV."""
     import pandas as pd
 
+    from pplgen import tables
+
     fit = pplgen.load(run)
-    _write_csv(pd.DataFrame(fit.sample(num_rows, seed=seed).numpy(), columns=list(fit.columns)), out)
+    tables.write_csv(pd.DataFrame(fit.sample(num_rows, seed=seed).numpy(), columns=list(fit.columns)), out)
 
 
 @app.command()
@@ -83,12 +82,14 @@ def predict(
     out: OutFileOption = None,
 ) -> None:
     """Score rows, new or old, as CSV: log density in nats, and the posterior of each row's latents."""
+    from pplgen import tables
+
     fit = pplgen.load(run)
     table = pplgen.load_data(data)
-    frame = _latent_columns(fit, table)
+    frame = tables.latent_columns(fit, table)
     frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
     frame.index.name = "row"
-    _write_csv(frame.set_index(frame.index + 1), out, index=True)
+    tables.write_csv(frame.set_index(frame.index + 1), out, index=True)
 
 
 @app.command()
@@ -106,11 +107,13 @@ def compare(
     out: OutFileOption = None,
 ) -> None:
     """Fit several stories and rank them by leave-one-out predictive density, best first."""
+    from pplgen import tables
+
     table = pplgen.load_data(data)
     stories = {text: _story_of(text, table.values.shape[1]) for text in candidates}
     ranked = pplgen.compare(stories, table, seed=seed, restarts=restarts, with_bic=bic)
     if out is not None:
-        _write_csv(ranked.rename_axis("candidate"), out, index=True)
+        tables.write_csv(ranked.rename_axis("candidate"), out, index=True)
     else:
         from pplgen.terminal import print_table
 
@@ -219,6 +222,9 @@ def _shared(
         Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/STORY-DATA]")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a run that is there already.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Leave the rows in their file, .npy or .parquet, and read batches of them.")
+    ] = False,
     labels: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of known components, 0, 1, ..., empty for others.")
     ] = None,
@@ -236,6 +242,7 @@ def _shared(
         typer.Option(help="auto, inductor, graph or off: compile when it repays, at once, never, or run plain Pyro."),
     ] = "auto",
     draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run of the same command.")] = False,
 ) -> None:
     """Hold the options that every story's ``fit`` shares; never called."""
 
@@ -248,18 +255,29 @@ def _fit(
     out: Path | None,
     force: bool,
     draws: int,
+    resume: bool,
+    stream: bool,
     labels: str | None,
     weights: str | None,
     **options: Any,
 ) -> None:
     """Fit, write the run directory and print the summary."""
     from pplgen import plots, store
+    from pplgen.checkpoint import NAME
 
     directory = out or Path("runs") / f"{entry.name}-{Path(data).stem}"
     store.check_vacant(directory, force=force)
-    table = pplgen.load_data(data, labels=labels, weights=weights)
-    story = getattr(models, entry.class_name)(**config, num_features=table.values.shape[1])
-    fit = pplgen.fit(story, table, **options)
+    if stream:
+        rows: Any = pplgen.stream_data(data)
+        options |= {"labels": labels, "weights": weights}
+    else:
+        rows = pplgen.load_data(data, labels=labels, weights=weights)
+    if not resume:
+        (directory / NAME).unlink(missing_ok=True)
+    if options["compile"] != "off":
+        options["checkpoint"] = directory
+    story = getattr(models, entry.class_name)(**config, num_features=len(rows.columns))
+    fit = pplgen.fit(story, rows, **options)
     tree = fit.to_datatree(draws)
     with store.staged(directory, force=force) as folder:
         fit.write(folder)
@@ -269,34 +287,6 @@ def _fit(
             (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
     fit.summary(tree=tree)
     typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
-
-
-def _latent_columns(fit: Fit, table: pplgen.Table) -> Any:
-    """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd."""
-    import pandas as pd
-
-    columns: dict[str, Any] = {}
-    latents = fit.latents(table)
-    for name, values in latents.items():
-        label = str(values.dims[-1])
-        if name in fit.pair.structure.enumerated:
-            columns[label] = values.values.argmax(axis=1)
-        else:
-            label = str(name)
-        parts = values.values.reshape(len(values), -1)
-        columns |= {f"{label}_{k}": parts[:, k] for k in range(parts.shape[1])}
-    return pd.DataFrame(columns)
-
-
-def _write_csv(frame: Any, out: Path | None, *, index: bool = False) -> None:
-    """Write a table to a new file or the terminal, six digits."""
-    from pplgen import store
-
-    text = frame.to_csv(index=index, float_format="%.6g")
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
-        store.write_new(out, text)
 
 
 for _entry in models.collection():

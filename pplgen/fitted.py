@@ -22,6 +22,7 @@ from pplgen.errors import InputError
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.story import Story, check_count
+from pplgen.streams import RowStream
 from pplgen.terminal import print_table
 from pplgen.training import StopReason, Training
 
@@ -111,13 +112,21 @@ class Fit:
     def to_datatree(
         self, draws: int = 1000, *, groups: Iterable[str] | None = None, seed: int | None = None
     ) -> xr.DataTree:
-        """Lay draws out for ArviZ; see ``pplgen.posterior.to_datatree``."""
-        if self.story is not None and self.table is None:
-            raise InputError("this fit was loaded without its data; give them: pplgen.load(directory, data)")
+        """Lay draws out for ArviZ; see ``pplgen.posterior.to_datatree``.
+
+        A fit without its rows at hand, streamed or loaded without them, has the ``posterior`` group alone.
+        """
         check_count("draws", draws, minimum=2)
+        if not self._has_rows:
+            if groups is None and self.pair.source is not None:
+                groups = ["posterior"]
+            if groups is None or set(groups) != {"posterior"}:
+                raise InputError(f"{self._without_rows}, or ask for groups=['posterior'] alone")
         facts = {"story": self.name, "seed": self.seed, "elbo": self.elbo, "stop": self.stop.name}
         with self._ready(seed):
-            return posterior.to_datatree(self.pair, self.columns, draws=draws, groups=groups, attributes=facts)
+            return posterior.to_datatree(
+                self.pair, self.columns, draws=draws, groups=groups, attributes=facts, has_rows=self._has_rows
+            )
 
     def summary(self, draws: int = 1000, *, tree: xr.DataTree | None = None) -> None:
         """Print mean, sd and 90 % interval of every parameter, the ELBO, and why the fit stopped.
@@ -130,7 +139,7 @@ class Fit:
         restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
         failed = f"; {self.num_failed} restarts broke down" if self.num_failed else ""
         print_table(
-            f"{self.name} on {self.table.name}, {len(self.table)} rows" if self.table is not None else self.name,
+            f"{self.name} on {data['name']}, {data['num_rows']:,} rows" if (data := self._data_facts) else self.name,
             posterior.summarise(tree, self.readable_sites(tree)).set_axis(["mean", "sd", "5 %", "95 %"], axis=1),
             f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{restarts}{failed}",
             f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
@@ -144,10 +153,13 @@ class Fit:
     def log_likelihood(self, x: Any = None, *, draws: int = 500, seed: int | None = None) -> Tensor:
         """Log posterior predictive density of each row in nats, discrete latents summed out, shape ``(num_rows,)``.
 
-        ``x`` is whatever ``load_data`` takes (a bare model's arguments, for a bare pair); ``None`` for the training
-        rows. It is ``log mean_s p(x_i | theta_s)`` over draws of the guide; latents of single rows are integrated out
-        by importance sampling from the guide.
+        ``x`` is whatever ``load_data`` takes (a bare model's arguments, for a bare pair), or what ``stream_data``
+        returns; ``None`` for the training rows. It is ``log mean_s p(x_i | theta_s)`` over draws of the guide; latents
+        of single rows are integrated out by importance sampling from the guide.
         """
+        if isinstance(x, RowStream):
+            blocks = (Table(block, x.columns, x.name) for block in x.blocks())
+            return torch.cat([self.log_likelihood(block, draws=draws, seed=seed) for block in blocks])
         rows = self._rows(x)
         with self._ready(seed):
             return posterior.row_log_likelihood(self.pair, rows, check_count("draws", draws))
@@ -210,15 +222,32 @@ class Fit:
             "path": self.path,
             "runs": [_facts(run) for run in self.runs],
         }
-        if self.table is not None:
-            facts = {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
+        if "created" not in self._origin or self.table is not None:
             packages = {name: version(name) for name in ("pplgen", "torch", "pyro-ppl", "numpy")}
             header |= {
-                "data": facts,
+                "data": self._data_facts,
                 "versions": {"python": platform.python_version(), **packages},
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         store.write(folder, tensors, header)
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether the training rows are in memory."""
+        return self.story is None or self.table is not None
+
+    @property
+    def _without_rows(self) -> str:
+        """Say why the training rows are not at hand, and what brings them."""
+        where = "was loaded without its data" if self.pair.source is None else "has only streamed its rows"
+        return f"this fit {where}; give them: pplgen.load(directory, data)"
+
+    @property
+    def _data_facts(self) -> dict[str, Any]:
+        """Name, length and fingerprint of the training rows; empty for a bare pair."""
+        if self.table is None:
+            return dict(self._origin.get("data", {}))
+        return {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
 
     @contextlib.contextmanager
     def _ready(self, seed: int | None) -> Iterator[None]:
@@ -229,8 +258,8 @@ class Fit:
     def _rows(self, x: Any) -> tuple[Any, ...]:
         """Arguments of model and guide for the rows ``x``; the training rows for ``None``."""
         if x is None:
-            if self.story is not None and self.table is None:
-                raise InputError("this fit was loaded without its data; give rows, or pplgen.load(directory, data)")
+            if not self._has_rows:
+                raise InputError(f"{self._without_rows}, or give rows")
             return self.pair.data
         like = next((value for value in self.pair.data if isinstance(value, Tensor)), torch.empty(0))
         if self.story is None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pyro.infer import ELBO
 
-from pplgen.arguments import Facts, bare_arguments, bare_facts, check_device, training_rows
+from pplgen.arguments import Facts, bare_arguments, bare_facts, check_device, surveyed, training_rows
 from pplgen.batched import train_together
 from pplgen.data import Table
-from pplgen.errors import InputError
+from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.story import Story, check_count, check_positive
+from pplgen.streams import RowStream
 from pplgen.terminal import ProgressCallback, reporting
 from pplgen.tracing import NotTraceable
 from pplgen.training import Adam, Progress, StopReason, Training, train
@@ -24,6 +27,8 @@ from pplgen.training import Adam, Progress, StopReason, Training, train
 __all__ = ["fit"]
 
 _COMPILERS = ("auto", "inductor", "graph", "off")
+STREAMED_ROWS = 10_000
+"""Rows per step of a stream, by default."""
 REPAYS_TRACING = 100
 """Steps, of all restarts, from which on tracing costs less than it saves."""
 _NOTHING_FINITE = (
@@ -49,6 +54,7 @@ def fit(
     device: str | torch.device | None = None,
     elbo: ELBO | None = None,
     compile: Literal["auto", "inductor", "graph", "off"] = "auto",  # noqa: A002
+    checkpoint: str | Path | None = None,
     progress: bool | ProgressCallback = True,
 ) -> Fit:
     """Fit a story, or any Pyro model and guide, by stochastic variational inference.
@@ -61,7 +67,9 @@ def fit(
     model
         A ``Story``, or a Pyro model.
     data
-        For a story, whatever ``load_data`` takes. For a bare model its argument, or a tuple of its arguments.
+        For a story, whatever ``load_data`` takes, or what ``stream_data`` returns: rows that stay in their file and
+        come in batches, so that ten million of them need little memory. For a bare model its argument, or a tuple of
+        them.
     guide
         The guide of a bare model; ``None`` for ``AutoNormal`` over its continuous latents, discrete ones summed out.
     labels
@@ -84,7 +92,7 @@ def fit(
     restarts
         Independent runs, of which the one with the best final ELBO is kept.
     batch_size
-        Rows per step, the row plate being scaled to all of them; ``None`` for all rows.
+        Rows per step, the row plate being scaled to all of them; ``None`` for all rows, of a stream for 10,000.
     device
         Where to compute, such as ``"cuda"``. ``None``: the CPU for a story, where the data are for a bare pair.
     elbo
@@ -94,6 +102,9 @@ def fit(
         ``"inductor"``: that program is compiled, which takes from seconds to a minute. ``"auto"``: each where the run
         is long enough to repay it. ``"off"``: Pyro's own SVI, one restart after the other. Where a
         pair has no graph that agrees with Pyro, Pyro's own SVI runs, and ``Fit.path`` says why.
+    checkpoint
+        Directory in which to keep, every ten seconds, where the fit stands. The same call continues from there after it
+        was killed, and ends where it would have ended; at the end the file is removed. Plain Pyro keeps none.
     progress
         A bar on the terminal, nothing, or a function called with a ``Progress`` every few steps.
 
@@ -114,22 +125,17 @@ def fit(
         check_count("batch_size", batch_size)
     if compile not in _COMPILERS:
         raise InputError(f"compile={compile!r}: expected one of {', '.join(_COMPILERS)}")
+    if checkpoint is not None and compile == "off":
+        raise InputError("checkpoint: compile='off' runs plain Pyro, which keeps none")
     target = None if device is None else check_device(device)
     if isinstance(model, Story) and guide is not None:
         raise InputError(
             f"guide: {type(model).__name__} brings its own guide; fit(story.model, data, guide) takes yours"
         )
     restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()
-    table: Table | None = None
-    facts: Facts
-    if isinstance(model, Story):
-        table = training_rows(model, data, labels, weights)
-        arguments: tuple[Any, ...] = (table.values.to(target),)
-        facts = table.labels, table.weights
-    else:
-        arguments = bare_arguments(data, target)
-        facts = bare_facts(arguments, labels, weights)
-    labels, weights = (None if known is None else known.to(target) for known in facts)
+    prepared = _prepared(model, guide, data, labels, weights, seed, target)
+    if isinstance(data, RowStream) and batch_size is None:
+        batch_size = min(STREAMED_ROWS, len(data))
     optimiser = Adam(learning_rate, clip, decay)
     options = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "elbo": elbo}
     pairs: list[Pair] = []
@@ -138,8 +144,9 @@ def fit(
         try:
             for restart_seed in restart_seeds:
                 with seeded(restart_seed):
-                    pairs.append(_prepare(model, guide, arguments, (labels, weights), target))
-            results, path = _train(pairs, restart_seeds, compile, callback, failures, options)
+                    pairs.append(prepared.start())
+            keep = None if checkpoint is None else Path(checkpoint)
+            results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
         except KeyboardInterrupt:
             raise InputError("interrupted before the first steps; there is no fit to keep") from None
     done = [(pair, run) for pair, run in zip(pairs, results, strict=False) if run is not None]
@@ -147,7 +154,8 @@ def fit(
         raise failures[0] if failures else InputError(_NOTHING_FINITE)
     best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].elbo)
     num_failed = len(results) - len(done)
-    return Fit(best, tuple(run for _, run in done), table=table, seed=seed, num_failed=num_failed, path=path)
+    runs, table, origin = tuple(run for _, run in done), prepared.table, prepared.origin
+    return Fit(best, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
 
 
 def _train(
@@ -157,28 +165,34 @@ def _train(
     callback: ProgressCallback | None,
     failures: list[InputError],
     options: dict[str, Any],
+    checkpoint: Path | None,
 ) -> tuple[list[Training | None], str]:
     """Train all restarts as one program where that can be done faithfully, else one after the other in plain Pyro."""
     restarts, steps = len(pairs), options["steps"]
+    rows = options["batch_size"] or pairs[0].num_rows
     few = compiler == "auto" and restarts * steps < REPAYS_TRACING
     reason = f"{restarts * steps} steps do not repay tracing" if few else "compile='off'"
     if compiler != "off" and not few:
 
         def together(step: int, value: float, rate: float, doing: str) -> None:
             if callback:
-                callback(Progress(restarts, restarts, step, steps, value, rate, doing))
+                callback(Progress(restarts, restarts, step, steps, value, rate, rows * rate, doing))
 
         try:
             with seeded(seeds[0]):
-                return train_together(pairs, seeds=seeds, compiler=compiler, report=together, **options)
+                return train_together(
+                    pairs, seeds=seeds, compiler=compiler, report=together, checkpoint=checkpoint, **options
+                )
         except NotTraceable as error:
             reason = str(error)
+            if checkpoint is not None:
+                warnings.warn(f"no checkpoint is kept, for plain Pyro runs: {reason}", DataWarning, stacklevel=3)
     results: list[Training | None] = []
     for index, (pair, seed) in enumerate(zip(pairs, seeds, strict=True), start=1):
 
         def alone(step: int, value: float, rate: float, index: int = index) -> None:
             if callback:
-                callback(Progress(index, restarts, step, steps, value, rate, "plain Pyro"))
+                callback(Progress(index, restarts, step, steps, value, rate, rows * rate, "plain Pyro"))
 
         try:
             with seeded(seed), pair.isolated():
@@ -195,19 +209,61 @@ def _train(
     return results, f"plain Pyro, for {reason}"
 
 
-def _prepare(
+class _Prepared(NamedTuple):
+    """Checked data, and how a restart starts from them."""
+
+    start: Callable[[], Pair]
+    table: Table | None
+    origin: dict[str, Any]
+
+
+def _prepared(
     model: Story | Callable[..., Any],
     guide: Callable[..., Any] | None,
-    arguments: tuple[Any, ...],
-    facts: Facts,
+    data: Any,
+    labels: Any,
+    weights: Any,
+    seed: int,
     device: torch.device | None,
-) -> Pair:
-    """Copy and start a pair: a story near the data, a bare pair as its parameters' own starts say."""
-    if not isinstance(model, Story):
+) -> _Prepared:
+    """Read and check the data: a story starts near its rows, a bare pair as its parameters' own starts say."""
+    if isinstance(data, RowStream):
+        if not isinstance(model, Story):
+            raise InputError("a stream of rows needs a Story; a bare pair takes tensors")
+        if labels is not None or weights is not None:
+            raise InputError("labels and weights need rows in memory; load_data(path) reads them all")
+        survey = surveyed(model, data, seed)
+        facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
+        origin = {"columns": data.columns, "data": facts}
+        return _Prepared(_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
+    if isinstance(model, Story):
+        table = training_rows(model, data, labels, weights)
+        x, known = table.values.to(device), _moved((table.labels, table.weights), device)
+        return _Prepared(_numerically(lambda: Pair.of_story(model, x, *known)), table, {})
+    arguments = bare_arguments(data, device)
+    known = _moved(bare_facts(arguments, labels, weights), device)
+
+    def start() -> Pair:
         pair = Pair(model, guide, arguments, device)
-        pair.learn_facts(*facts)
+        pair.learn_facts(*known)
         return pair
-    try:
-        return Pair.of_story(model, arguments[0], *facts)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise InputError(f"data and priors do not fit together numerically; check their scale: {error}") from error
+
+    return _Prepared(start, None, {})
+
+
+def _moved(facts: Facts, device: torch.device | None) -> Facts:
+    """Take labels and weights to a device."""
+    labels, weights = (None if each is None else each.to(device) for each in facts)
+    return labels, weights
+
+
+def _numerically(start: Callable[[], Pair]) -> Callable[[], Pair]:
+    """Say in a sentence where a story cannot start near its rows."""
+
+    def checked() -> Pair:
+        try:
+            return start()
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise InputError(f"data and priors do not fit together numerically; check their scale: {error}") from error
+
+    return checked

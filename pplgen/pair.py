@@ -17,9 +17,13 @@ from pplgen.isolation import OwnInitialValues, copy_together, modules_of, overwr
 from pplgen.marginal import WeightedEnum_ELBO
 from pplgen.row_facts import KnownRows, labelled_site
 from pplgen.story import Story
+from pplgen.streams import RowStream, Survey
 from pplgen.structure import Structure, inspect_traces, number_of_rows, with_auto_normal
 
 __all__ = ["Pair", "check_shapes", "rows_of"]
+
+FEW = 1000
+"""Rows of a stream that a pair keeps at hand."""
 
 
 class Pair:
@@ -49,6 +53,8 @@ class Pair:
         Sites and plates, from a first run on the data.
     num_arguments : int
         How many of ``data`` model and guide take; labels and weights of rows follow where there are any.
+    source : RowStream or None
+        The rows, where these come in batches from a file; ``data`` holds a few of them then.
     story : Story or None
         The pair's own copy of the story that it was made of, ``None`` for a bare pair.
     """
@@ -64,6 +70,7 @@ class Pair:
     ) -> None:
         self.data = data
         self.num_arguments = len(data)
+        self.source: RowStream | None = None
         self._labelled: str | None = None
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
@@ -97,15 +104,25 @@ class Pair:
         initialise: bool = True,
     ) -> Pair:
         """Copy a story to the device and type of ``x``, start it near ``x`` unless told otherwise, and pair it up."""
-        copied, _ = copy_together(story, None)
-        copied.to(device=x.device, dtype=x.dtype)
-        copied.notice(x)
+        copied = _copy(story, x)
         if initialise:
             facts = {"labels": labels, "weights": weights}
             copied.initialise(x, **{what: known for what, known in facts.items() if known is not None})
         pair = cls(copied.model, copied.guide, (x,), own=True)
         pair.story = copied
         pair.learn_facts(labels, weights)
+        return pair
+
+    @classmethod
+    def of_stream(cls, story: Story, source: RowStream, survey: Survey, device: torch.device | None) -> Pair:
+        """Copy a story and start it near a sample of rows; a few of them are the pair's data, all come in batches."""
+        x = survey.sample.to(device)
+        copied = _copy(story, x)
+        if survey.missing:
+            copied.notice(torch.full_like(x[:1], torch.nan))
+        copied.initialise(x, weights=x.new_full((len(x),), len(source) / len(x)))
+        pair = cls(copied.model, copied.guide, (x[:FEW],), own=True)
+        pair.story, pair.source = copied, source
         return pair
 
     def learn_facts(self, labels: Tensor | None, weights: Tensor | None) -> None:
@@ -132,6 +149,11 @@ class Pair:
                 self._labelled = labelled_site(self.model, self.structure, self.data, labels)
         self.model, self.guide = self.heeding(self.model), self.heeding(self.guide)
         self.data = (*self.data, labels, weights)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are to learn from; zero where the data have none."""
+        return len(self.source) if self.source is not None else number_of_rows(self.data) or 0
 
     @property
     def weights(self) -> Tensor | None:
@@ -225,6 +247,14 @@ class Pair:
                 yield
             finally:
                 torch.set_default_dtype(default)
+
+
+def _copy(story: Story, x: Tensor) -> Story:
+    """Copy a story to the device and type of rows, and let it notice them."""
+    copied: Story = copy_together(story, None)[0]
+    copied.to(device=x.device, dtype=x.dtype)
+    copied.notice(x)
+    return copied
 
 
 def check_shapes(kind: str, given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -32,7 +32,7 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
         Its draws; mixtures show their components where it has ``posterior`` and ``observed_data``.
     """
     names = set(tree["posterior"].data_vars)
-    mixture = {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names)
+    mixture = {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names) and "observed_data" in tree
     figure = Figure(figsize=(10, 4.2) if mixture else (5.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, squeeze=False, width_ratios=(1.25, 1))[0] if mixture else [figure.subplots()]

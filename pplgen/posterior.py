@@ -48,6 +48,7 @@ def to_datatree(
     draws: int = 1000,
     groups: Iterable[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
+    has_rows: bool = True,
 ) -> xr.DataTree:
     """Draw from the guide and lay the draws out for ArviZ; call it inside ``pair.isolated``.
 
@@ -64,6 +65,8 @@ def to_datatree(
         ``draws`` values for every row, so leave them out where the rows are many.
     attributes
         Kept as attributes of the tree's root.
+    has_rows
+        Whether the pair's data are all the rows; what depends on single rows is left out otherwise.
 
     Returns
     -------
@@ -75,11 +78,12 @@ def to_datatree(
     wanted = set(GROUPS if groups is None else groups)
     for name in sorted(wanted - set(GROUPS)):
         raise InputError(f"group {name!r}: expected some of {', '.join(GROUPS)}{near_names(name, GROUPS)}")
-    sampled = draw_posterior(pair, draws)
+    sampled = draw_posterior(pair, draws, scored=wanted != {"posterior"})
     content: dict[str, dict[str, Tensor]] = {}
     if "posterior" in wanted:
-        generated = {} if pair.story is None else draw_generated(pair.story, pair, sampled)
-        content["posterior"] = generated | sampled.sites
+        generated = draw_generated(pair.story, pair, sampled) if pair.story is not None and has_rows else {}
+        per_row = frozenset() if has_rows else pair.structure.per_row
+        content["posterior"] = generated | {n: values for n, values in sampled.sites.items() if n not in per_row}
     if "sample_stats" in wanted:
         content["sample_stats"] = {"lp": sampled.lp, "log_q": sampled.log_q}
     if "log_likelihood" in wanted and pair.structure.why_no_rows() is None:

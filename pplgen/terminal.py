@@ -33,11 +33,11 @@ def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("step {task.completed:,}  ELBO {task.fields[elbo]:,.2f}  {task.fields[rate]:.0f} steps/s"),
+        TextColumn("step {task.completed:,}  ELBO {task.fields[elbo]:,.2f}  {task.fields[rate]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("fitting", total=None, elbo=float("nan"), rate=0.0)
+        task = bar.add_task("fitting", total=None, elbo=float("nan"), rate="")
 
         def show(update: Update) -> None:
             together = update.restart == update.restarts
@@ -49,7 +49,7 @@ def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | 
                 total=update.steps,
                 completed=update.step,
                 elbo=update.elbo,
-                rate=update.steps_per_second,
+                rate=f"{update.steps_per_second:.0f} steps/s  {update.rows_per_second:,.0f} rows/s",
             )
 
         yield show

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -17,12 +17,11 @@ from pyro.infer import ELBO, SVI
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
+from pplgen.batches import batching
 from pplgen.errors import InputError
-from pplgen.pair import Pair, rows_of
-from pplgen.row_facts import RowScale
-from pplgen.structure import number_of_rows
+from pplgen.pair import Pair
 
-__all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "batching", "train"]
+__all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "train"]
 
 WINDOW = 100
 """Steps over which the ELBO is averaged before it is judged."""
@@ -56,6 +55,8 @@ class Progress:
     elbo: float
     """Mean over the last hundred steps, in nats for all rows; the best of restarts that run together."""
     steps_per_second: float
+    rows_per_second: float
+    """Rows that each restart has gone through."""
     doing: str
     """What runs: plain Pyro, the traced graph, the compiled graph; or that it is being compiled."""
 
@@ -142,7 +143,7 @@ def train(
     """
     schedule = optimiser.for_pyro()
     svi = SVI(pair.model, pair.guide, schedule, elbo or pair.elbo())
-    batches, scale = batching(pair, batch_size)
+    batches, scale = batching(pair, batch_size, seed=seed)
     history: list[float] = []
     watch = PlateauWatch()
     good: dict[str, Tensor] | None = None
@@ -189,9 +190,8 @@ def train(
 class PlateauWatch:
     """Counts plateaus of a noisy ELBO, window by window."""
 
-    def __init__(self) -> None:
-        self.means: list[float] = []
-        self.plateaus = 0
+    def __init__(self, means: Sequence[float] = (), plateaus: int = 0) -> None:
+        self.means, self.plateaus = list(means), plateaus
 
     def plateau(self, window: list[float]) -> bool:
         """Take a window's ELBOs; return whether a plateau is reached, and start to look for the next one."""
@@ -243,27 +243,3 @@ def _quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
     """Call without validation, which costs as much as the mathematics."""
     with pyro.validation_enabled(False):
         return float(call(*batch))
-
-
-def batching(pair: Pair, batch_size: int | None) -> tuple[Iterator[tuple[Any, ...]], RowScale | None]:
-    """Return an endless stream of arguments, and the handler that scales a batch to all rows where it has fewer."""
-    rows = number_of_rows(pair.data) or 0
-    if batch_size is None or batch_size == rows:
-        return iter(lambda: pair.data, None), None
-    plate = pair.structure.row_plate
-    if plate is None:
-        raise InputError(
-            f"batch_size={batch_size}: the model has no full pyro.plate('data', ...) over the rows to scale"
-        )
-    if not 1 <= batch_size <= rows:
-        raise InputError(f"batch_size={batch_size}: expected between 1 and the {rows} rows of the data")
-    pair.check_amortised()
-
-    def stream() -> Iterator[tuple[Any, ...]]:
-        while True:
-            order = torch.randperm(rows)
-            for start in range(0, rows - batch_size + 1, batch_size):
-                chosen = order[start : start + batch_size]
-                yield tuple(rows_of(value, chosen, rows) for value in pair.data)
-
-    return stream(), RowScale(plate, rows / batch_size)

@@ -210,7 +210,7 @@ def test_weighted_rows_have_a_bic_but_no_loo(rows):
     # the posterior mean is a mean of 1,000 draws
     assert bic(weighted) == pytest.approx(bic(repeated), abs=0.5)
     with pytest.raises(InputError, match="fitted to weighted rows"):
-        pplgen.compare({"a": weighted, "b": repeated})
+        pplgen.compare({"a": weighted, "b": weighted})
 
 
 def test_labels_that_are_all_missing_change_nothing(rows):

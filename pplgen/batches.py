@@ -1,0 +1,68 @@
+"""Where the rows of each step come from: all of them, minibatches of those in memory, or minibatches of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+
+from pplgen.errors import InputError
+from pplgen.pair import Pair, rows_of
+from pplgen.row_facts import RowScale
+
+__all__ = ["batching"]
+
+
+def batching(
+    pair: Pair, batch_size: int | None, *, seed: int, skip: int = 0
+) -> tuple[Iterator[tuple[Any, ...]], RowScale | None]:
+    """Return an endless iterator over arguments, and the handler that scales a batch to all rows where it has fewer.
+
+    Parameters
+    ----------
+    pair
+        Its row plate is scaled.
+    batch_size
+        Rows per step, drawn without replacement in each pass over the data; ``None`` for all.
+    seed
+        Decides the order of the rows; generators of random numbers are left alone.
+    skip
+        Continue as after so many steps.
+
+    Raises
+    ------
+    InputError
+        Where the batch size does not suit the rows, or the model has no plate over all of them.
+    """
+    num_rows = pair.num_rows
+    if pair.source is None and batch_size in (None, num_rows):
+        return iter(lambda: pair.data, None), None
+    plate = pair.structure.row_plate
+    if plate is None:
+        raise InputError(
+            f"batch_size={batch_size}: the model has no full pyro.plate('data', ...) over the rows to scale"
+        )
+    if batch_size is None or not 1 <= batch_size <= num_rows:
+        raise InputError(f"batch_size={batch_size}: expected between 1 and the {num_rows} rows of the data")
+    pair.check_amortised()
+    scale = RowScale(plate, num_rows / batch_size)
+    if pair.source is None:
+        return _shuffled(pair, batch_size, seed, skip), scale
+    device = pair.data[0].device
+    return ((batch.to(device),) for batch in pair.source.batches(batch_size, seed=seed, skip=skip)), scale
+
+
+def _shuffled(pair: Pair, batch_size: int, seed: int, skip: int) -> Iterator[tuple[Any, ...]]:
+    """Take batches of rows in memory, in an order of its own for each pass."""
+    num_rows = pair.num_rows
+    epoch, skip = divmod(skip, num_rows // batch_size)
+    for each in count(epoch):
+        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(each,)))
+        order = torch.from_numpy(random.permutation(num_rows))
+        for start in range(skip * batch_size, num_rows - batch_size + 1, batch_size):
+            chosen = order[start : start + batch_size]
+            yield tuple(rows_of(value, chosen, num_rows) for value in pair.data)
+        skip = 0
