@@ -38,7 +38,10 @@ def soft_clusters(
     labels = torch.full((len(x),), -1, device=x.device) if labels is None else labels
     if len(x) <= SAMPLE:
         return kmeans_plus_plus(scaled, components.K, labels, weights) * weights[:, None]
-    chosen = torch.randperm(len(x), device=x.device)[:SAMPLE]
+    missing, components.missing = components.missing, False  # for the rows are filled
+    order = torch.randperm(len(x), device=x.device)
+    known_first = (labels[order] < 0).to(torch.uint8).argsort(stable=True)  # or a few labels would name no cluster
+    chosen = order[known_first][:SAMPLE]
     rows = (x[chosen], labels[chosen], weights[chosen])
     tries = []
     for _ in range(TRIES):
@@ -47,7 +50,9 @@ def soft_clusters(
     best, _ = max(tries, key=lambda clusters_and_value: clusters_and_value[1])
     n = components.begin(rows[0], best * rows[2][:, None])
     clusters, _ = _assign(components, n, x, labels, weights)
-    return _climb(components, clusters, x, labels, weights)[0] * weights[:, None]
+    clusters, _ = _climb(components, clusters, x, labels, weights)
+    components.missing = missing
+    return clusters * weights[:, None]
 
 
 def _climb(

@@ -38,8 +38,7 @@ def training_rows(story: Story, data: Any, labels: Any = None, weights: Any = No
 
 def surveyed(story: Story, stream: RowStream, seed: int) -> Survey:
     """Read all rows of a stream once, keeping a sample, and check whether a story can learn from them."""
-    survey = stream.survey(SAMPLE, seed=seed)
-    _check(story, Table(survey.sample, stream.columns, stream.name))
+    survey = stream.survey(SAMPLE, seed=seed, check=story.check_data)
     if survey.missing and not story.accepts_missing:
         raise InputError(f"{stream.name}: some values are missing, and {type(story).__name__} needs complete rows")
     story.check_training_data(survey.sample)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,11 @@ from pplgen.batches import batching
 from pplgen.checkpoint import Checkpoint, identity
 from pplgen.engine import Engine, State
 from pplgen.graph import Graph, buffers_of, tensors_of, trace
+from pplgen.isolation import seeded
 from pplgen.pair import Pair
+from pplgen.standing import Standing
 from pplgen.tracing import NotTraceable
-from pplgen.training import (
-    DECAY,
-    FINAL_EVALUATIONS,
-    PLATEAUS,
-    WINDOW,
-    Adam,
-    PlateauWatch,
-    StopReason,
-    Training,
-)
+from pplgen.training import FINAL_EVALUATIONS, WINDOW, Adam, StopReason, Training
 
 __all__ = ["train_together"]
 
@@ -39,16 +32,6 @@ EXPECTED_STEPS = 1500
 """Steps that a fit is expected to take, where more are allowed."""
 
 Report = Callable[[int, float, float, str], None]
-
-
-@dataclass
-class _Lane:
-    """One restart among those that run together."""
-
-    watch: PlateauWatch = field(default_factory=PlateauWatch)
-    history: list[float] = field(default_factory=list)
-    stop: StopReason | None = None
-    broken: bool = False
 
 
 def train_together(
@@ -62,6 +45,7 @@ def train_together(
     compiler: str,
     report: Report | None,
     checkpoint: Path | None = None,
+    data_name: str = "",
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
 
@@ -78,7 +62,9 @@ def train_together(
     report
         Called after each window with step, best smoothed ELBO, steps per second, and what is going on.
     checkpoint
-        Directory in which to keep where the fit stands; one that was killed continues from there.
+        Directory in which to keep where the fit stands; the same fit continues from there.
+    data_name
+        What tells the rows of a stream from others.
 
     Returns
     -------
@@ -92,100 +78,76 @@ def train_together(
     KeyboardInterrupt
         Where it comes before the first window has ended; later, it ends the fit.
     """
-    with pairs[0].isolated():
-        batches, scale = batching(pairs[0], batch_size, seed=seeds[0])
-        graph = trace(pairs[0], elbo or pairs[0].elbo(), next(batches), scale)
+    first, seed = pairs[0], seeds[0]
+    with first.isolated():
+        batches, scale = batching(first, batch_size, seed=seed)
+        graph = trace(first, elbo or first.elbo(), next(batches), scale)
     vectors, buffers = _stacked(pairs, graph)
-    state = State.start(vectors)
-    rates = torch.full((len(pairs), 1), optimiser.learning_rate, dtype=vectors.dtype, device=vectors.device)
-    data = tensors_of(pairs[0].data) if scale is None else map(tensors_of, batches)
-    engine = Engine(graph, state, data, clip=optimiser.clip, decay=optimiser.decay, buffers=buffers)
+    now = Standing.start(vectors, optimiser.learning_rate)
+    data = tensors_of(first.data) if scale is None else map(tensors_of, batches)
+    engine = Engine(graph, now.state, data, clip=optimiser.clip, decay=optimiser.decay, buffers=buffers)
+
+    def compiled() -> str:
+        with seeded(seed):  # leaves the generator where it was
+            path = _compile(engine, now.rates)
+        continue_batches()
+        return path
 
     def continue_batches() -> None:
         """Let the next batch be that of the next step, whatever tracing and compiling took."""
         if scale is not None:
-            engine.data = map(tensors_of, batching(pairs[0], batch_size, seed=seeds[0], skip=taken)[0])
+            engine.data = map(tensors_of, batching(first, batch_size, seed=seed, skip=now.taken)[0])
 
-    path = _compile(engine, rates) if compiler == "inductor" else "the traced graph"
-    lanes = [_Lane() for _ in pairs]
-    good = vectors.clone()
-    taken = 0
     kept = None
     if checkpoint is not None:
-        options = {
-            "seeds": seeds,
-            "batch_size": batch_size,
-            "optimiser": asdict(optimiser),
-            "num_rows": pairs[0].num_rows,
-        }
-        kept = Checkpoint(checkpoint, identity(options, [vectors, *graph.buffers, *tensors_of(pairs[0].data)]))
+        options = {"seeds": seeds, "batch_size": batch_size, "optimiser": asdict(optimiser)}
+        computed = {"graph": graph.module.code, "rows": first.num_rows, "version": version("pplgen"), "data": data_name}
+        constants = [value for value in vars(graph.module).values() if isinstance(value, Tensor)]
+        start = [vectors, *graph.buffers, *graph.module.buffers(), *constants, *tensors_of(first.data)]
+        kept = Checkpoint(checkpoint, identity(options | computed, start), vectors.device)
         if found := kept.load():
-            state, rates, good, lanes, taken = _thawed(*found, state)
+            now = Standing.thawed(*found, vectors.device)
     continue_batches()
-    began, started = taken, time.perf_counter()
+    path = compiled() if compiler == "inductor" else "the traced graph"
+    began, started, interrupted = now.taken, time.perf_counter(), False
     try:
-        while taken < steps and any(lane.stop is None for lane in lanes):
-            state, losses = engine.run(state, rates, min(WINDOW, steps - taken))
-            taken += len(losses)
-            _judge(lanes, state, rates, good, (-losses).cpu().numpy())
-            elapsed, done = time.perf_counter() - started, taken - began
+        while now.taken < steps and now.running:
+            now.advance(*engine.run(now.state, now.rates, min(WINDOW, steps - now.taken)))
+            elapsed, done = time.perf_counter() - started, now.taken - began
             if report:
-                report(taken, _best_mean(lanes), done / elapsed, path)
+                report(now.taken, now.best_mean, done / elapsed, path)
             if kept and kept.due():
-                kept.save(*_frozen(state, rates, good, lanes, taken))
+                kept.save(*now.frozen())
             if compiler == "auto" and done == WINDOW:
-                remaining = elapsed / done * (min(steps, EXPECTED_STEPS) - taken)
+                remaining = elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken)
                 if remaining > REPAYS:
                     if report:
-                        report(taken, _best_mean(lanes), done / elapsed, "compiling")
-                    path = _compile(engine, rates)
-                    continue_batches()
+                        report(now.taken, now.best_mean, done / elapsed, "compiling")
+                    path = compiled()
     except KeyboardInterrupt:
-        if not taken:
+        if not now.taken:
             raise
-        for lane in lanes:
-            lane.stop = lane.stop or StopReason.INTERRUPTED
-    finals = _final_values(engine, good, rates)
-    if kept and not any(lane.stop is StopReason.INTERRUPTED for lane in lanes):
-        kept.remove()
+        interrupted = True
+    if kept:
+        kept.save(*now.frozen())
+    now.stop(StopReason.INTERRUPTED if interrupted else StopReason.STEPS)
+    return _ended(pairs, seeds, graph, now, _final_values(engine, now)), path
+
+
+def _ended(
+    pairs: list[Pair], seeds: list[int], graph: Graph, now: Standing, finals: np.ndarray
+) -> list[Training | None]:
+    """Leave every pair at its good state, and summarise it by bounds of shape ``(FINAL_EVALUATIONS, R)``."""
     results: list[Training | None] = []
-    for index, (pair, seed, lane) in enumerate(zip(pairs, seeds, lanes, strict=True)):
+    for index, (pair, seed, lane) in enumerate(zip(pairs, seeds, now.lanes, strict=True)):
         values = finals[:, index]
-        if lane.broken or not np.isfinite(values).all():
+        if lane.broken or lane.stop is None or not np.isfinite(values).all():
             results.append(None)
             continue
         with pair.isolated():
-            pair.restore(graph.unpack(good[index]))
-        results.append(Training.ended(seed, lane.history, values, lane.stop or StopReason.STEPS))
-    return results, path
-
-
-def _frozen(
-    state: State, rates: Tensor, good: Tensor, lanes: list[_Lane], taken: int
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Lay out where a fit stands, as tensors and facts."""
-    tensors = {**state._asdict(), "rates": rates, "good": good}
-    tensors |= {f"history{index}": torch.tensor(lane.history).double() for index, lane in enumerate(lanes)}
-    facts = [
-        {"means": lane.watch.means, "plateaus": lane.watch.plateaus, "broken": lane.broken}
-        | {"stop": lane.stop.name if lane.stop else None}
-        for lane in lanes
-    ]
-    return tensors, {"taken": taken, "lanes": facts}
-
-
-def _thawed(
-    tensors: dict[str, Tensor], facts: dict[str, Any], like: State
-) -> tuple[State, Tensor, Tensor, list[_Lane], int]:
-    """Take a fit up from where ``_frozen`` found it."""
-    moved = {name: value.to(like.vectors.device) for name, value in tensors.items()}
-    lanes = []
-    for index, lane in enumerate(facts["lanes"]):
-        stop = None if lane["stop"] is None else StopReason[lane["stop"]]
-        watch = PlateauWatch(lane["means"], lane["plateaus"])
-        lanes.append(_Lane(watch, tensors[f"history{index}"].tolist(), stop, lane["broken"]))
-    state = State(*(moved[name] for name in State._fields))
-    return state, moved["rates"], moved["good"], lanes, facts["taken"]
+            pair.restore(graph.unpack(now.good[index]))
+        results.append(Training.ended(seed, lane.history, values, lane.stop))
+    return results
 
 
 def _stacked(pairs: list[Pair], graph: Graph) -> tuple[Tensor, tuple[Tensor, ...] | None]:
@@ -208,34 +170,8 @@ def _compile(engine: Engine, rates: Tensor) -> str:
     return "the compiled graph"
 
 
-def _judge(lanes: list[_Lane], state: State, rates: Tensor, good: Tensor, elbos: np.ndarray) -> None:
-    """Take a window's ELBOs, shape ``(num_steps, R)``: keep good states, cut rates at plateaus, stop what is done."""
-    finite = state.vectors.isfinite().all(dim=1).tolist()
-    for index, lane in enumerate(lanes):
-        if lane.stop is not None:
-            continue
-        window = elbos[:, index]
-        if not (finite[index] and np.isfinite(window).all()):
-            lane.stop, lane.broken = StopReason.NOT_FINITE, not lane.history
-            rates[index] = 0.0
-            continue
-        lane.history.extend(window.tolist())
-        good[index] = state.vectors[index]
-        if len(window) == WINDOW and lane.watch.plateau(window.tolist()):
-            rates[index] *= DECAY
-            if lane.watch.plateaus == PLATEAUS:
-                lane.stop = StopReason.CONVERGED
-                rates[index] = 0.0
-
-
-def _best_mean(lanes: list[_Lane]) -> float:
-    """Best smoothed ELBO among the restarts."""
-    means = [float(np.mean(lane.history[-WINDOW:])) for lane in lanes if lane.history]
-    return max(means, default=math.nan)
-
-
-def _final_values(engine: Engine, good: Tensor, rates: Tensor) -> np.ndarray:
+def _final_values(engine: Engine, now: Standing) -> np.ndarray:
     """Evaluate the bound at the good states, shape ``(FINAL_EVALUATIONS, R)``: steps of length zero."""
-    _, losses = engine.run(State.start(good.clone()), torch.zeros_like(rates), FINAL_EVALUATIONS)
+    _, losses = engine.run(State.start(now.good.clone()), torch.zeros_like(now.rates), FINAL_EVALUATIONS)
     values: Any = (-losses).cpu().numpy()
     return np.asarray(values, dtype="float64")

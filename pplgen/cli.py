@@ -235,7 +235,7 @@ def _shared(
     clip: Annotated[float | None, typer.Option(help="Largest entry of the gradient.  [default: any]")] = None,
     decay: Annotated[float, typer.Option(help="Factor of the learning rate at each step.")] = 1.0,
     restarts: Annotated[int, typer.Option(help="Independent starts; the one with the best ELBO is kept.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: all]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: all; of a stream, 10,000]")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.  [default: cpu]")] = None,
     compile: Annotated[  # noqa: A002
         str,
@@ -272,10 +272,17 @@ def _fit(
         options |= {"labels": labels, "weights": weights}
     else:
         rows = pplgen.load_data(data, labels=labels, weights=weights)
-    if not resume:
-        (directory / NAME).unlink(missing_ok=True)
+    found = (directory / NAME).exists()
+    if resume and not found:
+        raise InputError(f"{str(directory)!r} holds no checkpoint of a killed run; leave --resume out to start one")
+    if found and not (resume or force):
+        raise InputError(
+            f"{str(directory)!r} holds a killed run; continue it with --resume, or start over with --force"
+        )
     if options["compile"] != "off":
         options["checkpoint"] = directory
+        if not resume:
+            (directory / NAME).unlink(missing_ok=True)
     story = getattr(models, entry.class_name)(**config, num_features=len(rows.columns))
     fit = pplgen.fit(story, rows, **options)
     tree = fit.to_datatree(draws)
@@ -285,6 +292,7 @@ def _fit(
         plots.save_picture(plots.picture(fit, tree), folder / "fit.png")
         if _WARNINGS.lines:
             (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
+    (directory / NAME).unlink(missing_ok=True)
     fit.summary(tree=tree)
     typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
 

@@ -99,6 +99,8 @@ def bic(fitted: Fit, *, draws: int = 1000) -> float:
     A row counts as often as its weight says, and N is the sum of the weights. P counts the scalars that all rows share,
     without those that constraints determine; discrete latents are summed out.
     """
+    if not fitted.has_rows:
+        raise InputError(f"{fitted.name}: its rows are not at hand to be scored; give them to pplgen.load")
     pair = fitted.pair
     with seeded(fitted.seed), pair.isolated():
         shared = draw_shared(pair, draws)

@@ -64,9 +64,9 @@ class Table:
     def fingerprint(self) -> str:
         """SHA-256 of columns, shape and float64 values, and of labels and weights, in hexadecimal."""
         fingerprint = Fingerprint(self.columns, tuple(self.values.shape)).add(self.values)
-        for facts in (self.labels, self.weights):
+        for what, facts in (("labels", self.labels), ("weights", self.weights)):
             if facts is not None:
-                fingerprint.add(facts)
+                fingerprint.mark(what).add(facts)
         return str(fingerprint)
 
 
@@ -87,6 +87,11 @@ class Fingerprint:
     def add(self, values: Tensor) -> Self:
         """Add the next rows, of shape ``(num_rows, num_features)``."""
         self._hash.update(values.double().cpu().numpy().astype("<f8", copy=False).ravel().data)
+        return self
+
+    def mark(self, what: str) -> Self:
+        """Say what is added from here on."""
+        self._hash.update(what.encode())
         return self
 
     def __str__(self) -> str:

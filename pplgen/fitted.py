@@ -114,10 +114,11 @@ class Fit:
     ) -> xr.DataTree:
         """Lay draws out for ArviZ; see ``pplgen.posterior.to_datatree``.
 
-        A fit without its rows at hand, streamed or loaded without them, has the ``posterior`` group alone.
+        A fit without its rows at hand, streamed or loaded without them, has the ``posterior`` group alone; the latter
+        only where it is asked for.
         """
         check_count("draws", draws, minimum=2)
-        if not self._has_rows:
+        if not self.has_rows:
             if groups is None and self.pair.source is not None:
                 groups = ["posterior"]
             if groups is None or set(groups) != {"posterior"}:
@@ -125,7 +126,7 @@ class Fit:
         facts = {"story": self.name, "seed": self.seed, "elbo": self.elbo, "stop": self.stop.name}
         with self._ready(seed):
             return posterior.to_datatree(
-                self.pair, self.columns, draws=draws, groups=groups, attributes=facts, has_rows=self._has_rows
+                self.pair, self.columns, draws=draws, groups=groups, attributes=facts, has_rows=self.has_rows
             )
 
     def summary(self, draws: int = 1000, *, tree: xr.DataTree | None = None) -> None:
@@ -232,7 +233,7 @@ class Fit:
         store.write(folder, tensors, header)
 
     @property
-    def _has_rows(self) -> bool:
+    def has_rows(self) -> bool:
         """Whether the training rows are in memory."""
         return self.story is None or self.table is not None
 
@@ -247,7 +248,9 @@ class Fit:
         """Name, length and fingerprint of the training rows; empty for a bare pair."""
         if self.table is None:
             return dict(self._origin.get("data", {}))
-        return {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
+        known = [what for what in ("labels", "weights") if getattr(self.table, what) is not None]
+        facts = {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
+        return {**facts, "known": known}
 
     @contextlib.contextmanager
     def _ready(self, seed: int | None) -> Iterator[None]:
@@ -257,8 +260,12 @@ class Fit:
 
     def _rows(self, x: Any) -> tuple[Any, ...]:
         """Arguments of model and guide for the rows ``x``; the training rows for ``None``."""
+        if isinstance(x, RowStream):
+            raise InputError(
+                f"{x.name} is a stream of rows, which log_likelihood alone takes; load_data reads them all"
+            )
         if x is None:
-            if not self._has_rows:
+            if not self.has_rows:
                 raise InputError(f"{self._without_rows}, or give rows")
             return self.pair.data
         like = next((value for value in self.pair.data if isinstance(value, Tensor)), torch.empty(0))

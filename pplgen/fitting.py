@@ -103,8 +103,9 @@ def fit(
         is long enough to repay it. ``"off"``: Pyro's own SVI, one restart after the other. Where a
         pair has no graph that agrees with Pyro, Pyro's own SVI runs, and ``Fit.path`` says why.
     checkpoint
-        Directory in which to keep, every ten seconds, where the fit stands. The same call continues from there after it
-        was killed, and ends where it would have ended; at the end the file is removed. Plain Pyro keeps none.
+        Directory in which to keep, every ten seconds and at the end, where the fit stands. The same call continues from
+        there, after it was killed or for more ``steps``, and ends where it would have ended had it run on, up to the
+        rounding of another ``compile`` path. Plain Pyro keeps none.
     progress
         A bar on the terminal, nothing, or a function called with a ``Progress`` every few steps.
 
@@ -146,7 +147,7 @@ def fit(
                 with seeded(restart_seed):
                     pairs.append(prepared.start())
             keep = None if checkpoint is None else Path(checkpoint)
-            results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
+            results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep, prepared.data_name)
         except KeyboardInterrupt:
             raise InputError("interrupted before the first steps; there is no fit to keep") from None
     done = [(pair, run) for pair, run in zip(pairs, results, strict=False) if run is not None]
@@ -166,6 +167,7 @@ def _train(
     failures: list[InputError],
     options: dict[str, Any],
     checkpoint: Path | None,
+    data_name: str,
 ) -> tuple[list[Training | None], str]:
     """Train all restarts as one program where that can be done faithfully, else one after the other in plain Pyro."""
     restarts, steps = len(pairs), options["steps"]
@@ -181,7 +183,13 @@ def _train(
         try:
             with seeded(seeds[0]):
                 return train_together(
-                    pairs, seeds=seeds, compiler=compiler, report=together, checkpoint=checkpoint, **options
+                    pairs,
+                    seeds=seeds,
+                    compiler=compiler,
+                    report=together,
+                    checkpoint=checkpoint,
+                    data_name=data_name,
+                    **options,
                 )
         except NotTraceable as error:
             reason = str(error)
@@ -216,6 +224,11 @@ class _Prepared(NamedTuple):
     table: Table | None
     origin: dict[str, Any]
 
+    @property
+    def data_name(self) -> str:
+        """What tells the rows of a stream from others."""
+        return str(self.origin.get("data", ""))
+
 
 def _prepared(
     model: Story | Callable[..., Any],
@@ -241,7 +254,8 @@ def _prepared(
         x, known = table.values.to(device), _moved((table.labels, table.weights), device)
         return _Prepared(_numerically(lambda: Pair.of_story(model, x, *known)), table, {})
     arguments = bare_arguments(data, device)
-    known = _moved(bare_facts(arguments, labels, weights), device)
+    where = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
+    known = _moved(bare_facts(arguments, labels, weights), device or where)
 
     def start() -> Pair:
         pair = Pair(model, guide, arguments, device)

@@ -66,6 +66,9 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], table: Table | 
     if table is not None:
         expected = header["data"]
         if table.fingerprint != expected["fingerprint"]:
+            for what in expected.get("known", []):
+                if getattr(table, what) is None:
+                    raise InputError(f"this run knew {what} of its rows: give {what} as for the fit")
             fitted_to = f"{expected['name']!r} with {expected['num_rows']} rows"
             raise InputError(f"{table.name} is not the data of this run, which was fitted to {fitted_to}")
     with seeded(seed):

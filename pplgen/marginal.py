@@ -12,6 +12,7 @@ from pyro.ops import packed
 from pyro.ops.contract import einsum
 from torch import Tensor
 
+from pplgen.errors import InputError
 from pplgen.structure import Structure
 
 __all__ = ["WeightedEnum_ELBO", "sum_out"]
@@ -61,7 +62,10 @@ class WeightedEnum_ELBO(TraceEnum_ELBO):
         terms = [*structure.observed, *structure.factors, *structure.latent, *structure.enumerated]
         per_row = [name for name in terms if name in structure.per_row]
         rows = sum_out(model_trace, per_row, str(structure.row_plate))
-        weights = torch.as_tensor(model_trace.nodes[per_row[0]]["scale"]).reshape(-1)
+        scales = [torch.as_tensor(model_trace.nodes[name]["scale"]) for name in per_row]
+        if len({scale.shape for scale in scales}) > 1:
+            raise InputError("weights: the model scales some sites of a row itself, and others not")
+        weights = scales[0].reshape(-1)
         shared = [model_trace.nodes[name]["log_prob"].sum() for name in terms if name not in structure.per_row]
         drawn = [guide_trace.nodes[name]["log_prob"].sum() for name in guide_trace.stochastic_nodes]
         loss: Tensor = sum(drawn, -(weights * rows).sum()) - sum(shared)

@@ -144,6 +144,8 @@ class Pair:
             return
         if reason := self.structure.why_no_rows():
             raise InputError(f"labels or weights: {reason}")
+        if weights is not None and self.structure.guide_enumerates:
+            raise InputError("weights: the guide sums out a discrete latent itself, which weights of rows cannot scale")
         if labels is not None:
             with self.isolated():
                 self._labelled = labelled_site(self.model, self.structure, self.data, labels)

@@ -161,9 +161,9 @@ def _given(pair: Pair) -> dict[str, dict[str, Tensor]]:
         trace = poutine.trace(pair.model).get_trace(*pair.data)
     observed = {name: trace.nodes[name]["value"] for name in pair.structure.observed}
     constants = dict(pair.story.constants) if pair.story is not None else {}
-    names = [*_argument_names(pair.model)[: pair.num_arguments], *FACTS]
-    arguments = zip(names, pair.data, strict=False)
-    for name, value in arguments:
+    arguments = zip(_argument_names(pair.model), pair.data[: pair.num_arguments], strict=False)
+    facts = zip(FACTS, pair.data[pair.num_arguments :], strict=False)
+    for name, value in (*arguments, *facts):
         if isinstance(value, Tensor) and not any(value is other for other in observed.values()):
             constants[name] = value
     return {"observed_data": observed, "constant_data": constants}

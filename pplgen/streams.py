@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -128,7 +128,7 @@ class RowStream:
             raise InputError(f"skip={skip}: expected 0 or more batches")
         return self._epochs(batch_size, seed, skip)
 
-    def survey(self, sample_size: int, *, seed: int) -> Survey:
+    def survey(self, sample_size: int, *, seed: int, check: Callable[[Tensor], None] | None = None) -> Survey:
         """Read all rows once: moments, a sample and a fingerprint, with the checks that training data undergo.
 
         Parameters
@@ -137,6 +137,8 @@ class RowStream:
             Rows to keep as a sample.
         seed
             Decides which rows.
+        check
+            Called with every block; raises ``InputError`` where its rows are wrong.
 
         Returns
         -------
@@ -161,6 +163,11 @@ class RowStream:
         for index, (first, last) in enumerate(pairwise(cuts)):
             matrix = self._read(index)
             values = self._checked(index, matrix)
+            if check is not None:
+                try:
+                    check(values)
+                except InputError as error:
+                    raise InputError(f"{self.name}, counted from row {self._bounds[index] + 1} on: {error}") from None
             sample[first:last] = values[torch.from_numpy(chosen[first:last] - self._bounds[index])]
             fingerprint.add(values)
             for wide, narrow in zip(torch.from_numpy(matrix).chunk(_PIECES), values.chunk(_PIECES), strict=True):

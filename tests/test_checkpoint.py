@@ -44,8 +44,9 @@ def killed_at(step, *arguments, **options):
         pplgen.fit(*arguments, progress=progress, **options)
 
 
-@pytest.mark.parametrize("batch_size", [None, 100])
-def test_a_killed_fit_ends_where_it_would_have(tmp_path, rows, often, batch_size):
+@pytest.mark.parametrize(("batch_size", "dtype"), [(None, torch.float64), (100, torch.float32)])
+def test_a_killed_fit_ends_where_it_would_have(tmp_path, rows, often, batch_size, dtype):
+    rows = rows.to(dtype)
     story, options = GaussianMixture(2, 2), {**OPTIONS, "batch_size": batch_size}
     expected = pplgen.fit(story, rows, progress=False, **options)
     killed_at(300, story, rows, checkpoint=tmp_path, **options)
@@ -56,10 +57,23 @@ def test_a_killed_fit_ends_where_it_would_have(tmp_path, rows, often, batch_size
     for run, other in zip(again.runs, expected.runs, strict=True):
         np.testing.assert_array_equal(run.history, other.history)
         assert run.elbo == other.elbo
-    assert not (tmp_path / checkpoint.NAME).exists()
+    steps.clear()
+    ended = pplgen.fit(story, rows, checkpoint=tmp_path, progress=lambda update: steps.append(update.step), **options)
+    assert (steps, ended.elbo) == ([], again.elbo)
+    longer = pplgen.fit(story, rows, checkpoint=tmp_path, progress=False, **{**options, "steps": 600})
+    assert len(longer.best.history) == 600
 
 
-def test_a_streamed_fit_continues(tmp_path, rows, often):
+def test_compiling_leaves_the_random_numbers_alone(tmp_path, rows, often):
+    story, options = GaussianMixture(2, 2), {"steps": 400, "compile": "inductor"}
+    expected = pplgen.fit(story, rows, progress=False, **options)
+    killed_at(300, story, rows, checkpoint=tmp_path, **options)
+    again = pplgen.fit(story, rows, checkpoint=tmp_path, progress=False, **options)
+    np.testing.assert_array_equal(again.best.history, expected.best.history)
+
+
+def test_a_streamed_fit_continues(tmp_path, rows, often, monkeypatch):
+    monkeypatch.setattr("pplgen.blocks.BLOCK_VALUES", 60)  # ten blocks of thirty rows
     np.save(tmp_path / "rows.npy", rows.numpy())
     story, options = GaussianMixture(2, 2), {**OPTIONS, "batch_size": 100}
     stream = pplgen.stream_data(tmp_path / "rows.npy")
@@ -74,6 +88,8 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path, rows, often):
     before = (tmp_path / checkpoint.NAME).read_bytes()
     with pytest.raises(InputError, match="is of another fit"):
         pplgen.fit(GaussianMixture(2, 2), rows, seed=1, checkpoint=tmp_path, progress=False, **OPTIONS)
+    with pytest.raises(InputError, match="is of another fit"):
+        pplgen.fit(GaussianMixture(2, 2, concentration=2.0), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
 
 
@@ -90,6 +106,11 @@ def test_an_unwritable_directory_is_one_sentence(tmp_path, rows, often):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path / "file", progress=False, **OPTIONS)
+    checkpoint_path = tmp_path / "full"
+    (checkpoint_path / f".unfinished-{checkpoint.NAME}").mkdir(parents=True)
+    with pytest.warns(pplgen.errors.DataWarning, match="cannot be written"):
+        fit = pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=checkpoint_path, progress=False, **OPTIONS)
+    assert len(fit.best.history) == 500
     with pytest.raises(InputError, match="compile='off' runs plain Pyro, which keeps none"):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, compile="off")
 
@@ -109,6 +130,12 @@ def test_a_killed_command_resumes(tmp_path):
     process.wait()
     assert not (run / "header.json").exists()
     assert len(load_file(run / checkpoint.NAME)["history0"]) >= 100
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "holds a killed run; continue it with --resume" in again.stderr
+    # with another seed it is another fit, so what is resumed is what was kept
+    other = subprocess.run([*command, "--resume", "--seed", "1"], capture_output=True, text=True, check=False)
+    assert "is of another fit" in other.stderr
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert "ELBO" in resumed.stdout
     whole = pplgen.fit(GaussianMixture(2, 2), "faithful", steps=3000, compile="graph", batch_size=100, progress=False)

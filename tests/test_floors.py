@@ -37,6 +37,7 @@ FLOORS = {
     "training": 2,
     "engine": 3,
     "batched": 4,
+    "standing": 4,
     "terminal": 3,
     "draws": 3,
     "posterior": 4,

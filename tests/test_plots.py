@@ -45,7 +45,7 @@ def test_other_numbers_of_features(num_features, covariance):
 
 
 def test_components_without_rows_are_left_out():
-    fit = pplgen.fit(DirichletProcessMixture(6, 2), "faithful", steps=300, progress=False)
+    fit = pplgen.fit(DirichletProcessMixture(6, 2, concentration=0.1), "faithful", steps=300, progress=False)
     mixture = picture(fit, fit.to_datatree(50)).axes[0]
     assert len([patch for patch in mixture.patches if isinstance(patch, Ellipse)]) == 2 * len(MASS)
 

@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_example_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    block = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
     exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out

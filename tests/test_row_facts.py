@@ -177,7 +177,7 @@ def test_columns_of_the_table_can_be_named(tmp_path, rows):
     fit.save(tmp_path / "run")
     again = pplgen.load(tmp_path / "run", frame, labels="kind", weights="count")
     assert torch.equal(again.log_likelihood(draws=10), fit.log_likelihood(draws=10))
-    with pytest.raises(InputError, match="is not the data of this run"):
+    with pytest.raises(InputError, match="this run knew labels of its rows: give labels as for the fit"):
         pplgen.load(tmp_path / "run", frame[["a", "b"]])
 
 
@@ -201,6 +201,21 @@ def test_wrong_facts(rows, options, sentence):
 def test_stories_without_labels_say_so(rows):
     with pytest.raises(InputError, match="labels: DirichletProcessMixture takes none"):
         pplgen.fit(DirichletProcessMixture(3, 2), rows[0], labels=rows[1], steps=5, progress=False)
+
+
+def test_weights_and_a_guide_that_enumerates_are_refused():
+    def model(y):
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Normal(2 * z, 1.0), obs=y)
+
+    def guide(y):
+        q = pyro.param("q", torch.tensor(0.5), constraint=constraints.unit_interval)
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Bernoulli(q), infer={"enumerate": "parallel"})
+
+    with pytest.raises(InputError, match="weights: the guide sums out a discrete latent itself"):
+        pplgen.fit(model, torch.randn(3), guide, weights=torch.ones(3), steps=5, progress=False)
 
 
 def test_weighted_rows_have_a_bic_but_no_loo(rows):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from pplgen.models import DirichletProcessMixture, GaussianMixture
+from pplgen.models import DirichletProcessMixture, GaussianMixture, MixedMixture
 
 import pplgen
 from pplgen import InputError
@@ -28,6 +28,15 @@ def path(tmp_path_factory, rows):
     return where
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_pieces():
+    """Blocks of three hundred rows, and a sample of a third of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pplgen.blocks.BLOCK_VALUES", 900)
+        patch.setattr("pplgen.arguments.SAMPLE", 1000)
+        yield
+
+
 @pytest.fixture(scope="module")
 def streamed(path):
     return pplgen.fit(
@@ -35,12 +44,20 @@ def streamed(path):
     )
 
 
+def test_the_file_is_read_in_pieces(streamed, path):
+    assert pplgen.stream_data(path).num_blocks == 10
+    assert streamed.pair.num_rows == 3000
+    n = streamed.story.q_weights.sum().item() - 2
+    assert n == pytest.approx(3000, rel=0.2)  # the sample's rows stood for all; steps move this slowly
+
+
 def test_posterior_is_that_of_rows_in_memory(streamed, rows):
     whole = pplgen.fit(GaussianMixture(2, 3), rows, batch_size=500, steps=600, compile="graph", progress=False)
     ours, theirs = (fit.to_datatree(500, groups=["posterior"])["posterior"] for fit in (streamed, whole))
     # posterior deviations are near .02 and .03; Adam's last rate moves a tenth of one
     np.testing.assert_allclose(ours["mu"].mean("draw"), theirs["mu"].mean("draw"), atol=0.02)
-    np.testing.assert_allclose(ours["mu"].std("draw"), theirs["mu"].std("draw"), rtol=0.3)  # 3 % of 500 draws, Adam's noise
+    # 3 % of 500 draws, and the noise of Adam
+    np.testing.assert_allclose(ours["mu"].std("draw"), theirs["mu"].std("draw"), rtol=0.3)
     # each bound is estimated on a hundred batches
     assert streamed.elbo == pytest.approx(whole.elbo, abs=4 * np.hypot(streamed.best.elbo_error, whole.best.elbo_error))
 
@@ -95,6 +112,24 @@ def test_rows_per_second_are_reported(path):
     stream = pplgen.stream_data(path)
     pplgen.fit(GaussianMixture(2, 3), stream, batch_size=500, steps=120, progress=seen.append)
     assert seen[-1].rows_per_second == pytest.approx(500 * seen[-1].steps_per_second)
+
+
+def test_entries_that_are_missing_outside_the_sample_are_noticed(tmp_path):
+    x = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0))
+    x[7, 0] = torch.nan
+    np.save(tmp_path / "rows.npy", x.numpy())
+    stream = pplgen.stream_data(tmp_path / "rows.npy")
+    seed = next(seed for seed in range(9) if not stream.survey(1000, seed=seed).sample.isnan().any())
+    fit = pplgen.fit(GaussianMixture(2, 2), stream, seed=seed, batch_size=300, steps=120, progress=False)
+    assert fit.story.components.missing
+
+
+def test_a_wrong_entry_anywhere_is_found(tmp_path):
+    x = (torch.rand(3000, 2, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    x[2500, 1] = 2
+    np.save(tmp_path / "rows.npy", x.numpy())
+    with pytest.raises(InputError, match=r"rows, counted from row 2251 on: column 2, row 251: 2 is no entry"):
+        pplgen.fit(MixedMixture(2, 2, columns="binary"), pplgen.stream_data(tmp_path / "rows.npy"), progress=False)
 
 
 def test_wrong_streams(path):

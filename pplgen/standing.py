@@ -1,0 +1,113 @@
+"""Where restarts that run together stand: each is judged window by window, on its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pplgen.engine import State
+from pplgen.training import DECAY, PLATEAUS, WINDOW, PlateauWatch, StopReason
+
+__all__ = ["Lane", "Standing"]
+
+
+@dataclass
+class Lane:
+    """One restart among those that run together."""
+
+    watch: PlateauWatch = field(default_factory=PlateauWatch)
+    history: list[float] = field(default_factory=list)
+    stop: StopReason | None = None
+    broken: bool = False
+
+
+@dataclass
+class Standing:
+    """Where R restarts stand."""
+
+    state: State
+    rates: Tensor
+    """Learning rate of each, zero where it has stopped, shape ``(R, 1)``."""
+    good: Tensor
+    """Last parameters of each that were finite, shape ``(R, P)``."""
+    lanes: list[Lane]
+    taken: int = 0
+    """Steps taken."""
+
+    @classmethod
+    def start(cls, vectors: Tensor, learning_rate: float) -> Standing:
+        """Return where restarts stand before the first step, at parameters of shape ``(R, P)``."""
+        rates = vectors.new_full((len(vectors), 1), learning_rate)
+        return cls(State.start(vectors), rates, vectors.clone(), [Lane() for _ in vectors])
+
+    @property
+    def running(self) -> bool:
+        """Whether any restart has not stopped."""
+        return any(lane.stop is None for lane in self.lanes)
+
+    @property
+    def best_mean(self) -> float:
+        """Best smoothed ELBO among the restarts, in nats."""
+        means = [float(np.mean(lane.history[-WINDOW:])) for lane in self.lanes if lane.history]
+        return max(means, default=math.nan)
+
+    def stop(self, reason: StopReason) -> None:
+        """Stop what has not stopped."""
+        for lane in self.lanes:
+            lane.stop = lane.stop or reason
+
+    def advance(self, state: State, losses: Tensor) -> None:
+        """Take a window's losses, ``(num_steps, R)``: keep good states, cut rates at plateaus, stop what is done."""
+        self.state = state
+        self.taken += len(losses)
+        elbos = (-losses).cpu().numpy()
+        finite = state.vectors.isfinite().all(dim=1).tolist()
+        for index, lane in enumerate(self.lanes):
+            if lane.stop is not None:
+                continue
+            window = elbos[:, index]
+            if not (finite[index] and np.isfinite(window).all()):
+                lane.stop, lane.broken = StopReason.NOT_FINITE, not lane.history
+                self.rates[index] = 0.0
+                continue
+            lane.history.extend(window.tolist())
+            self.good[index] = state.vectors[index]
+            if len(window) == WINDOW and lane.watch.plateau(window.tolist()):
+                self.rates[index] *= DECAY
+                if lane.watch.plateaus == PLATEAUS:
+                    lane.stop = StopReason.CONVERGED
+                    self.rates[index] = 0.0
+
+    def frozen(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Lay everything out as tensors and JSON-able facts."""
+        tensors = {**self.state._asdict(), "rates": self.rates, "good": self.good}
+        tensors |= {
+            f"history{index}": torch.tensor(lane.history, dtype=torch.float64) for index, lane in enumerate(self.lanes)
+        }
+        facts = [
+            {
+                "means": lane.watch.means,
+                "plateaus": lane.watch.plateaus,
+                "stop": lane.stop.name if lane.stop else None,
+                "broken": lane.broken,
+            }
+            for lane in self.lanes
+        ]
+        return tensors, {"taken": self.taken, "lanes": facts}
+
+    @classmethod
+    def thawed(cls, tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device) -> Standing:
+        """Return what ``frozen`` laid out."""
+        lanes = []
+        for index, lane in enumerate(facts["lanes"]):
+            stop = None if lane["stop"] is None else StopReason[lane["stop"]]
+            watch = PlateauWatch(lane["means"], lane["plateaus"])
+            lanes.append(Lane(watch, tensors[f"history{index}"].tolist(), stop, lane["broken"]))
+        moved = {name: value.to(device) for name, value in tensors.items()}
+        state = State(*(moved[name] for name in State._fields))
+        return cls(state, moved["rates"], moved["good"], lanes, facts["taken"])
