@@ -362,5 +362,5 @@ def test_memory_stays_near_that_of_a_pool(tmp_path, monkeypatch):
     with pytest.warns(DataWarning, match="column 'x0' is constant"):
         stream.survey(1_000, seed=0)
     assert len(peak) == 160
-    # a pool, its order, a block or two, and what the allocator keeps, of which other tests decide; the file is ten pools
+    # a pool, its order, a block or two, and what the allocator keeps, which other tests decide; the file is ten pools
     assert max(peak) - before < 4 * pool
