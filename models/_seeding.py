@@ -41,8 +41,8 @@ def kmeans_plus_plus(
     Returns
     -------
     Tensor
-        Responsibilities, ones and zeros, shape ``(num_rows, num_clusters)``. Without labels, clusters are numbered by
-        the first feature of their mean.
+        The weight of each row (one, without weights) in the column of its cluster, zeros elsewhere, shape
+        ``(num_rows, num_clusters)``. Without labels, clusters are numbered by the first feature of their mean.
 
     References
     ----------
@@ -50,7 +50,7 @@ def kmeans_plus_plus(
     """
     weights = x.new_ones(len(x)) if weights is None else weights
     known = torch.full((len(x),), -1, device=x.device) if labels is None else labels
-    labelled = known.unique()[known.unique() >= 0].tolist()
+    labelled = known[known >= 0].unique().tolist()
     centres = {k: _mean(x, weights * (known == k)) for k in labelled}
     for k in [k for k in range(num_clusters) if k not in centres]:
         chances = weights.clone()
@@ -66,7 +66,7 @@ def kmeans_plus_plus(
             stacked[k] = _mean(x, weights * (nearest == k))
     if not labelled:
         stacked = stacked[stacked[:, 0].argsort()]
-    return torch.nn.functional.one_hot(_nearest(x, stacked, known), num_clusters).to(x.dtype)
+    return torch.nn.functional.one_hot(_nearest(x, stacked, known), num_clusters) * weights[:, None]
 
 
 def _nearest(x: Tensor, centres: Tensor, known: Tensor) -> Tensor:

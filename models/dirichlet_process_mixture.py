@@ -135,8 +135,6 @@ class DirichletProcessMixture(GaussianRows, Story):
         scaled = self.components.learn_scales(x, weights=weights)
         filled = self.components.m + self.components.s * scaled
         tries = (kmeans_plus_plus(scaled, k, weights=weights) for k in range(1, self.K + 1))
-        if weights is not None:
-            tries = (weights[:, None] * clusters for clusters in tries)
         padded = [nn.functional.pad(clusters, (0, self.K - clusters.shape[1])) for clusters in tries]
         best = max(padded, key=lambda clusters: self._log_probability(filled, clusters))
         n = self.components.begin(filled, best[:, best.sum(0).argsort(descending=True)])

@@ -125,8 +125,6 @@ class MixedMixture(ComponentRows, Story):
         mean, deviation = column_scales(x, weights)
         scaled = torch.where(x.isnan(), 0.0, (x - mean) / deviation)
         shares = kmeans_plus_plus(scaled, self.K, labels, weights)
-        if weights is not None:
-            shares = shares * weights[:, None]
         self.q_weights = self.config["concentration"] + shares.sum(0)
         for part in self.parts:
             part.begin(x[:, part.places], shares)

@@ -45,7 +45,6 @@ def train_together(
     compiler: str,
     report: Report | None,
     checkpoint: Path | None = None,
-    data_name: str = "",
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
 
@@ -63,8 +62,6 @@ def train_together(
         Called after each window with step, best smoothed ELBO, steps per second, and what is going on.
     checkpoint
         Directory in which to keep where the fit stands; the same fit continues from there.
-    data_name
-        What tells the rows of a stream from others.
 
     Returns
     -------
@@ -101,7 +98,8 @@ def train_together(
     kept = None
     if checkpoint is not None:
         options = {"seeds": seeds, "batch_size": batch_size, "optimiser": asdict(optimiser)}
-        computed = {"graph": graph.module.code, "rows": first.num_rows, "version": version("pplgen"), "data": data_name}
+        computed = {"graph": graph.module.code, "rows": first.num_rows, "version": version("pplgen")}
+        computed["stream"] = first.fingerprint
         constants = [value for value in vars(graph.module).values() if isinstance(value, Tensor)]
         start = [vectors, *graph.buffers, *graph.module.buffers(), *constants, *tensors_of(first.data)]
         kept = Checkpoint(checkpoint, identity(options | computed, start), vectors.device)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 
 from pplgen.errors import InputError
 from pplgen.pair import Pair, rows_of
 from pplgen.row_facts import RowScale
+from pplgen.streams import generator_at
 
 __all__ = ["batching"]
 
@@ -60,8 +60,7 @@ def _shuffled(pair: Pair, batch_size: int, seed: int, skip: int) -> Iterator[tup
     num_rows = pair.num_rows
     epoch, skip = divmod(skip, num_rows // batch_size)
     for each in count(epoch):
-        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(each,)))
-        order = torch.from_numpy(random.permutation(num_rows))
+        order = torch.from_numpy(generator_at(seed, each).permutation(num_rows))
         for start in range(skip * batch_size, num_rows - batch_size + 1, batch_size):
             chosen = order[start : start + batch_size]
             yield tuple(rows_of(value, chosen, num_rows) for value in pair.data)

@@ -147,7 +147,7 @@ def fit(
                 with seeded(restart_seed):
                     pairs.append(prepared.start())
             keep = None if checkpoint is None else Path(checkpoint)
-            results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep, prepared.data_name)
+            results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
         except KeyboardInterrupt:
             raise InputError("interrupted before the first steps; there is no fit to keep") from None
     done = [(pair, run) for pair, run in zip(pairs, results, strict=False) if run is not None]
@@ -167,7 +167,6 @@ def _train(
     failures: list[InputError],
     options: dict[str, Any],
     checkpoint: Path | None,
-    data_name: str,
 ) -> tuple[list[Training | None], str]:
     """Train all restarts as one program where that can be done faithfully, else one after the other in plain Pyro."""
     restarts, steps = len(pairs), options["steps"]
@@ -183,13 +182,7 @@ def _train(
         try:
             with seeded(seeds[0]):
                 return train_together(
-                    pairs,
-                    seeds=seeds,
-                    compiler=compiler,
-                    report=together,
-                    checkpoint=checkpoint,
-                    data_name=data_name,
-                    **options,
+                    pairs, seeds=seeds, compiler=compiler, report=together, checkpoint=checkpoint, **options
                 )
         except NotTraceable as error:
             reason = str(error)
@@ -223,11 +216,6 @@ class _Prepared(NamedTuple):
     start: Callable[[], Pair]
     table: Table | None
     origin: dict[str, Any]
-
-    @property
-    def data_name(self) -> str:
-        """What tells the rows of a stream from others."""
-        return str(self.origin.get("data", ""))
 
 
 def _prepared(

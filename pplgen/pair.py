@@ -55,6 +55,8 @@ class Pair:
         How many of ``data`` model and guide take; labels and weights of rows follow where there are any.
     source : RowStream or None
         The rows, where these come in batches from a file; ``data`` holds a few of them then.
+    fingerprint : str
+        That of the rows of ``source``, empty without one.
     story : Story or None
         The pair's own copy of the story that it was made of, ``None`` for a bare pair.
     """
@@ -71,6 +73,7 @@ class Pair:
         self.data = data
         self.num_arguments = len(data)
         self.source: RowStream | None = None
+        self.fingerprint = ""
         self._labelled: str | None = None
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
@@ -122,7 +125,7 @@ class Pair:
             copied.notice(torch.full_like(x[:1], torch.nan))
         copied.initialise(x, weights=x.new_full((len(x),), len(source) / len(x)))
         pair = cls(copied.model, copied.guide, (x[:FEW],), own=True)
-        pair.story, pair.source = copied, source
+        pair.story, pair.source, pair.fingerprint = copied, source, survey.fingerprint
         return pair
 
     def learn_facts(self, labels: Tensor | None, weights: Tensor | None) -> None:

@@ -17,7 +17,7 @@ from pplgen.data import Fingerprint, as_finite, check_training_columns, warn_of_
 from pplgen.errors import InputError
 from pplgen.moments import Moments
 
-__all__ = ["POOL_BLOCKS", "RowStream", "Survey", "stream_data"]
+__all__ = ["POOL_BLOCKS", "RowStream", "Survey", "generator_at", "stream_data"]
 
 POOL_BLOCKS = 8
 """Blocks whose rows are mixed with one another."""
@@ -154,7 +154,7 @@ class RowStream:
         if sample_size < 1:
             raise InputError(f"sample_size={sample_size}: expected at least 1")
         num_columns = len(self.columns)
-        chosen = _generator(seed).choice(len(self), min(sample_size, len(self)), replace=False, shuffle=False)
+        chosen = generator_at(seed).choice(len(self), min(sample_size, len(self)), replace=False, shuffle=False)
         chosen.sort()
         cuts = np.searchsorted(chosen, self._bounds)
         sample = torch.empty(len(chosen), num_columns, dtype=self.dtype)
@@ -194,7 +194,7 @@ class RowStream:
     def _epoch(self, batch_size: int, seed: tuple[int, ...], skip: int) -> Iterator[Tensor]:
         """Cut the shuffled pools, laid end to end, into batches, leaving the first ``skip`` rows out."""
         sizes = np.diff(self._bounds)
-        shuffled = _generator(*seed).permutation(self.num_blocks)
+        shuffled = generator_at(*seed).permutation(self.num_blocks)
         batch, filled = self._empty(batch_size), 0
         for start in range(0, self.num_blocks, POOL_BLOCKS):
             chosen = shuffled[start : start + POOL_BLOCKS]
@@ -202,7 +202,7 @@ class RowStream:
             if skip >= size:
                 skip -= size
                 continue
-            order = torch.from_numpy(_generator(*seed, start).permutation(size)[skip:])
+            order = torch.from_numpy(generator_at(*seed, start).permutation(size)[skip:])
             skip = 0
             pool = self._pool(chosen, size)
             while len(order):
@@ -257,6 +257,6 @@ def stream_data(path: Any, *, dtype: torch.dtype | None = None) -> RowStream:
     return RowStream(path.stem, open_blocks(path), dtype or torch.get_default_dtype())
 
 
-def _generator(seed: int, *place: int) -> np.random.Generator:
+def generator_at(seed: int, *place: int) -> np.random.Generator:
     """Return random numbers of their own for each place of a seed."""
     return np.random.default_rng(np.random.SeedSequence(int(seed) % 2**64, spawn_key=place))

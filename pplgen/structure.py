@@ -31,10 +31,8 @@ class Structure:
     """Latent sites that the guide draws, in its order."""
     enumerated: tuple[str, ...]
     """Discrete latent sites of the model that the guide leaves out; they are summed out."""
-    sums: bool
-    """Whether any discrete site, of the model or the guide, is summed out."""
     guide_enumerates: bool
-    """Whether any of them is the guide's."""
+    """Whether the guide sums out any of its discrete sites itself."""
     deterministic: tuple[str, ...]
     """Deterministic sites of the model, but for those of single rows that may depend on what is summed out."""
     observed: tuple[str, ...]
@@ -43,6 +41,11 @@ class Structure:
     """Terms that ``pyro.factor`` adds to the log density."""
     per_row: frozenset[str]
     """Sites of the model inside the row plate."""
+
+    @property
+    def sums(self) -> bool:
+        """Whether any discrete site, of the model or the guide, is summed out."""
+        return bool(self.enumerated) or self.guide_enumerates
 
     @property
     def shared_latent(self) -> tuple[str, ...]:
@@ -107,14 +110,12 @@ def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data:
     frames = {frame for node in sites.values() for frame in node["cond_indep_stack"] if frame.vectorized}
     row_plate = _row_plate(frames, [sites[name] for name in observed], number_of_rows(data))
     per_row = frozenset(name for name, node in sites.items() if row_plate in _plates(node))
-    guide_enumerates = any(guide_trace.nodes[name]["infer"].get("enumerate") for name in latent)
     return Structure(
         plate_depth=max((-frame.dim for frame in frames), default=0),
         row_plate=row_plate,
         latent=latent,
         enumerated=enumerated,
-        sums=bool(enumerated) or guide_enumerates,
-        guide_enumerates=guide_enumerates,
+        guide_enumerates=any(guide_trace.nodes[name]["infer"].get("enumerate") for name in latent),
         deterministic=tuple(name for name in deterministic if not (enumerated and name in per_row)),
         observed=observed,
         factors=tuple(name for name in given if name not in observed),
