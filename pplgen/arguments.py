@@ -12,11 +12,21 @@ from torch import Tensor
 from pplgen.data import Table, check_training_table, load_data, row_labels, row_weights
 from pplgen.errors import InputError
 from pplgen.readers import unnamed_columns
+from pplgen.series import check_training_series, load_series
 from pplgen.story import Story
 from pplgen.streams import RowStream, Survey
 from pplgen.structure import number_of_rows
 
-__all__ = ["Facts", "bare_arguments", "bare_facts", "check_device", "new_rows", "surveyed", "training_rows"]
+__all__ = [
+    "Facts",
+    "bare_arguments",
+    "bare_facts",
+    "check_device",
+    "new_rows",
+    "read_rows",
+    "surveyed",
+    "training_rows",
+]
 
 Facts = tuple[Tensor | None, Tensor | None]
 """Labels and weights of rows, ``None`` where there are none."""
@@ -25,12 +35,23 @@ SAMPLE = 100_000
 """Rows of a stream near which a story starts."""
 
 
+def read_rows(
+    story: Story | type[Story], data: Any, labels: Any = None, weights: Any = None, dtype: torch.dtype | None = None
+) -> Table:
+    """Read rows as a story takes them: rows of columns, or series of such."""
+    if not story.takes_series:
+        return load_data(data, labels=labels, weights=weights, dtype=dtype)
+    if labels is not None:
+        raise InputError("labels: a state space story takes none")
+    return load_series(data, weights=weights, dtype=dtype)
+
+
 def training_rows(story: Story, data: Any, labels: Any = None, weights: Any = None) -> Table:
     """Read and check the rows that a story is to learn from, and what is known of them."""
-    table = load_data(data, labels=labels, weights=weights)
+    table = read_rows(story, data, labels, weights)
     if table.labels is not None:
         story.check_labels(table.labels)
-    check_training_table(table)
+    check_training_series(table) if story.takes_series else check_training_table(table)
     _check(story, table)
     story.check_training_data(table.values)
     return table
@@ -50,12 +71,12 @@ def new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dty
 
     Where either side has no names of its own (``x0``, ``x1``, ...), the columns are taken as they stand.
     """
-    table = load_data(data, dtype=dtype)
+    table = read_rows(story, data, dtype=dtype)
     if unnamed_columns(len(columns)) == columns or unnamed_columns(len(table.columns)) == table.columns:
         pass
     elif set(columns) <= set(table.columns):
         order = [table.columns.index(column) for column in columns]
-        table = Table(table.values[:, order], columns, table.name)
+        table = Table(table.values[..., order], columns, table.name)
     else:
         missing = next(column for column in columns if column not in table.columns)
         raise InputError(f"{table.name}: no column {missing!r}; expected the training columns {', '.join(columns)}")

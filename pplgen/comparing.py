@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from torch.distributions import biject_to
 
-from pplgen.data import load_data
+from pplgen.arguments import read_rows
 from pplgen.draws import draw_shared, row_densities
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
@@ -67,7 +67,8 @@ def compare(
     """
     if len(candidates) < 2:
         raise InputError(f"{len(candidates)} candidates: expected at least two to compare")
-    table = None if data is None else load_data(data)
+    first = next((each for each in candidates.values() if isinstance(each, Story)), None)
+    table = None if data is None or first is None else read_rows(first, data)
     fits: dict[str, Fit] = {}
     for name, candidate in candidates.items():
         if isinstance(candidate, Fit):

@@ -39,7 +39,8 @@ class Table:
     Attributes
     ----------
     values
-        Float tensor of shape ``(num_rows, num_features)``; NaN means missing, infinities never occur.
+        Float tensor of shape ``(num_rows, num_features)``; NaN means missing, infinities never occur. Where rows are
+        series, the shape is ``(num_series, num_steps, num_features)``.
     columns
         One name per feature.
     name
@@ -214,13 +215,15 @@ def check_training_table(table: Table) -> None:
     check_training_columns(table.name, len(table), table.columns, low, high)
 
 
-def check_training_columns(name: str, num_rows: int, columns: Sequence[str], low: Tensor, high: Tensor) -> None:
+def check_training_columns(
+    name: str, num_rows: int, columns: Sequence[str], low: Tensor, high: Tensor, *, unit: str = "row"
+) -> None:
     """Do what ``check_training_table`` does, given each column's least and greatest value, inf and -inf for none."""
     if num_rows < 2:
-        raise InputError(f"{name}: 1 row is too little to learn from; give at least 2")
+        raise InputError(f"{name}: 1 {unit} is too little to learn from; give at least 2")
     for column, least, most in zip(columns, low.tolist(), high.tolist(), strict=True):
         if least > most:
-            raise InputError(f"column {column!r} has no observed value in {num_rows} rows; leave the column out")
+            raise InputError(f"column {column!r} has no observed value in {num_rows} {unit}s; leave the column out")
         if least == most:
             message = f"column {column!r} is constant ({least:g}): it carries no information; consider leaving it out"
             warnings.warn(message, DataWarning, stacklevel=4)

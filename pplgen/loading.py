@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pplgen import store
-from pplgen.data import Table, load_data
+from pplgen.arguments import read_rows
 from pplgen.errors import InputError
 from pplgen.fitted import COLLECTION, Fit
 from pplgen.isolation import seeded
@@ -44,8 +44,7 @@ def load(directory: str | Path, data: Any = None, *, labels: Any = None, weights
     directory = Path(directory)
     tensors, header = store.read(directory)
     try:
-        table = None if data is None else load_data(data, labels=labels, weights=weights, dtype=_dtype(header))
-        return _rebuild(tensors, header, table)
+        return _rebuild(tensors, header, data, labels, weights)
     except InputError as error:
         raise InputError(f"{str(directory)!r}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
@@ -53,7 +52,7 @@ def load(directory: str | Path, data: Any = None, *, labels: Any = None, weights
         raise InputError(f"{str(directory)!r}: {what}: {type(error).__name__}: {error}") from None
 
 
-def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], table: Table | None) -> Fit:
+def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any, labels: Any, weights: Any) -> Fit:
     """Build the story, fill in its parameters and say how it was fitted."""
     seed = check_count("seed", header["seed"], minimum=0)
     columns = tuple(str(column) for column in header["columns"])
@@ -63,6 +62,9 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], table: Table | 
     )
     best = runs[header["best"]]
     runs = tuple(replace(run, history=tensors["history"].numpy()) if run is best else run for run in runs)
+    with seeded(seed):
+        story = _story(header["story"], header["config"]).to(_dtype(header))
+    table = None if data is None else read_rows(story, data, labels, weights, _dtype(header))
     if table is not None:
         expected = header["data"]
         if table.fingerprint != expected["fingerprint"]:
@@ -72,7 +74,6 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], table: Table | 
             fitted_to = f"{expected['name']!r} with {expected['num_rows']} rows"
             raise InputError(f"{table.name} is not the data of this run, which was fitted to {fitted_to}")
     with seeded(seed):
-        story = _story(header["story"], header["config"]).to(_dtype(header))
         buffers = {name.removeprefix("buffer/"): t for name, t in tensors.items() if name.startswith("buffer/")}
         check_shapes("buffer", buffers, dict(story.named_buffers()))
         story.load_state_dict(buffers, strict=False)

@@ -45,6 +45,9 @@ class Story(PyroModule):
     auxiliary: frozenset[str] = frozenset()
     """Sites that are coordinates rather than quantities to read; tables leave them out."""
 
+    takes_series: ClassVar[bool] = False
+    """Whether rows are series of steps, and the data of shape ``(num_series, num_steps, num_features)``."""
+
     accepts_missing: ClassVar[bool] = False
     """Whether NaN in the data is marginalised (or masked) by ``model``."""
 

@@ -13,20 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pplgen.dynamics import MarkovChain
 from pplgen.errors import InputError
 from pplgen.exact.scan import Elements, associative_scan
 from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_shape
 
-__all__ = ["MarkovChain", "Posterior", "forward_backward", "log_normaliser", "sample_paths", "viterbi"]
-
-
-class MarkovChain(NamedTuple):
-    """Log potentials of a chain of T states with K values each, minus infinity where impossible."""
-
-    log_initial: Tensor
-    """``log p(s_1)``, shape ``(..., K)``."""
-    log_transition: Tensor
-    """``log p(s_{t+1} | s_t)``, from rows to columns, shape ``(K, K)`` or ``(..., T - 1, K, K)``."""
+__all__ = ["Posterior", "forward_backward", "log_normaliser", "sample_paths", "viterbi"]
 
 
 class Posterior(NamedTuple):

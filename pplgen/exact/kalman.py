@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.exact.linear_gaussian import LinearGaussian, symmetrise, times, unroll, without_gaps
+from pplgen.dynamics import LinearGaussian
+from pplgen.exact.linear_gaussian import symmetrise, times, unroll, without_gaps
 from pplgen.exact.shapes import along_time, stack_steps
 
 __all__ = [

@@ -1,42 +1,15 @@
-"""Linear Gaussian state space models: their parameters, and what every algorithm on them needs."""
+"""Linear Gaussian state space models: what every algorithm on their parameters needs."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pplgen.dynamics import LinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_series, check_shape
 
-__all__ = ["LinearGaussian", "symmetrise", "times", "unroll", "without_gaps"]
-
-
-class LinearGaussian(NamedTuple):
-    """Parameters of a linear Gaussian state space model with D latent and E observed dimensions.
-
-    All but ``m0`` and ``S0`` are constant or carry a time axis of length T in front. Batch axes stand before the time
-    axis, of length 1 for a constant, and broadcast: ``A`` is ``(D, D)``, ``(T, D, D)``, ``(batch, 1, D, D)`` or
-    ``(batch, T, D, D)``, ``m0`` is ``(D,)`` or ``(batch, D)``. The first steps of ``A``, ``b`` and ``Q`` are not used.
-    """
-
-    m0: Tensor
-    """``E[x_1]``, shape ``(D,)``."""
-    S0: Tensor
-    """``Cov[x_1]``, shape ``(D, D)``, positive semi-definite."""
-    A: Tensor
-    """``x_t = A_t x_{t-1} + b_t + N(0, Q_t)``, shape ``(D, D)``."""
-    b: Tensor
-    """``x_t = A_t x_{t-1} + b_t + N(0, Q_t)``, shape ``(D,)``."""
-    Q: Tensor
-    """``x_t = A_t x_{t-1} + b_t + N(0, Q_t)``, shape ``(D, D)``, positive semi-definite."""
-    C: Tensor
-    """``y_t = C_t x_t + d_t + N(0, R_t)``, shape ``(E, D)``."""
-    d: Tensor
-    """``y_t = C_t x_t + d_t + N(0, R_t)``, shape ``(E,)``."""
-    R: Tensor
-    """``y_t = C_t x_t + d_t + N(0, R_t)``, shape ``(E, E)``, positive definite."""
+__all__ = ["symmetrise", "times", "unroll", "without_gaps"]
 
 
 def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.kalman import backward_kernel, predict, update
 from pplgen.exact.linear_gaussian import symmetrise, times
@@ -21,7 +22,6 @@ from pplgen.exact.shapes import check_dtypes, check_series, stack_steps
 
 __all__ = [
     "SwitchingFiltered",
-    "SwitchingLinearGaussian",
     "SwitchingSmoothed",
     "collapse",
     "first_step",
@@ -30,34 +30,6 @@ __all__ = [
     "next_step",
     "per_regime",
 ]
-
-
-class SwitchingLinearGaussian(NamedTuple):
-    """Parameters of a switching linear Gaussian model with K regimes, D latent and E observed dimensions.
-
-    What all regimes share among ``A``, ``b``, ``Q``, ``C``, ``d`` and ``R`` may leave the regime axis out.
-    """
-
-    pi: Tensor
-    """``p(s_1)``, shape ``(K,)``."""
-    P: Tensor
-    """``p(s_t | s_{t-1})``, from rows to columns, shape ``(K, K)``."""
-    m0: Tensor
-    """``E[x_1]`` whatever the regime, shape ``(D,)``."""
-    S0: Tensor
-    """``Cov[x_1]`` whatever the regime, shape ``(D, D)``."""
-    A: Tensor
-    """``x_t = A[s_t] x_{t-1} + b[s_t] + N(0, Q[s_t])``, shape ``(K, D, D)``."""
-    b: Tensor
-    """``x_t = A[s_t] x_{t-1} + b[s_t] + N(0, Q[s_t])``, shape ``(K, D)``."""
-    Q: Tensor
-    """``x_t = A[s_t] x_{t-1} + b[s_t] + N(0, Q[s_t])``, shape ``(K, D, D)``."""
-    C: Tensor
-    """``y_t = C[s_t] x_t + d[s_t] + N(0, R[s_t])``, shape ``(K, E, D)``."""
-    d: Tensor
-    """``y_t = C[s_t] x_t + d[s_t] + N(0, R[s_t])``, shape ``(K, E)``."""
-    R: Tensor
-    """``y_t = C[s_t] x_t + d[s_t] + N(0, R[s_t])``, shape ``(K, E, E)``."""
 
 
 class SwitchingFiltered(NamedTuple):

@@ -5,8 +5,7 @@ import csv
 import pytest
 import torch
 
-from pplgen.exact.linear_gaussian import LinearGaussian
-from pplgen.exact.switching import SwitchingLinearGaussian
+from pplgen.dynamics import LinearGaussian, SwitchingLinearGaussian
 
 
 def normal(seed):

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from pplgen.dynamics import LinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.kalman import kalman_filter
-from pplgen.exact.linear_gaussian import LinearGaussian
 from pplgen.exact.particles import rao_blackwellised_filter
 from pplgen.exact.switching import per_regime
 

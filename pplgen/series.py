@@ -1,0 +1,113 @@
+"""Series of equal or unequal length become one validated tensor; NaN is a missing entry, or the end of a series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pplgen.data import Table, check_training_columns, load_data, row_weights
+from pplgen.errors import InputError
+
+__all__ = ["check_training_series", "load_series"]
+
+
+def load_series(source: Any, *, by: str | None = None, weights: Any = None, dtype: torch.dtype | None = None) -> Table:
+    """Read one series or many.
+
+    Parameters
+    ----------
+    source
+        One series: whatever ``load_data`` takes, its rows being steps in order of time. Many: an array or tensor of
+        shape ``(num_series, num_steps, num_features)``, or a list or tuple of single series, which may differ in
+        length.
+    by
+        Column that tells the series of a table apart; its steps keep their order. Not part of the data.
+    weights
+        How much each series counts, a number of at least 0 for each.
+    dtype
+        As for ``load_data``.
+
+    Returns
+    -------
+    Table
+        ``values`` of shape ``(num_series, num_steps, num_features)``; shorter series end in steps of NaN.
+
+    Raises
+    ------
+    InputError
+        As for ``load_data``, naming the series where there are many; and where their columns differ.
+    """
+    if isinstance(source, Table) and source.values.ndim == 3:
+        table = source if dtype is None else replace(source, values=source.values.to(dtype))
+    elif by is not None:
+        table = _grouped(load_data(source, dtype=dtype), by)
+    elif isinstance(source, (list, tuple)) and len(source) and np.ndim(_first(source)) > 0:
+        table = _joined([_one(each, number, dtype) for number, each in enumerate(source, start=1)], "array")
+    elif isinstance(source, (np.ndarray, Tensor)) and source.ndim == 3:
+        if 0 in source.shape:
+            raise InputError(f"the array is empty, with shape {tuple(source.shape)}; give at least one series and step")
+        table = _joined([_one(each, number, dtype) for number, each in enumerate(source, start=1)], "array")
+    else:
+        table = _joined([load_data(source, dtype=dtype)])
+    if weights is not None:
+        table = replace(table, weights=row_weights(weights, len(table)).to(table.values.dtype))
+    return table
+
+
+def check_training_series(table: Table) -> None:
+    """Refuse a single step and columns without values; warn of constant columns, which teach nothing."""
+    steps = table.values.flatten(0, 1)
+    observed = steps.isfinite()
+    low = torch.where(observed, steps, torch.inf).amin(dim=0)
+    high = torch.where(observed, steps, -torch.inf).amax(dim=0)
+    check_training_columns(table.name, table.values.shape[1], table.columns, low, high, unit="step")
+
+
+def _first(source: Sequence[Any]) -> Any:
+    """Return the first of several, as an array where it is a table."""
+    first = source[0]
+    return first.values if isinstance(first, (Table, pd.DataFrame)) else first
+
+
+def _one(source: Any, number: int, dtype: torch.dtype | None) -> Table:
+    """Read one of several series."""
+    try:
+        return load_data(source, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"series {number}: {error}") from None
+
+
+def _grouped(table: Table, by: str) -> Table:
+    """Split steps by the values of a column."""
+    if by not in table.columns:
+        raise InputError(f"by={by!r}: expected one of the columns {', '.join(table.columns)}")
+    place = table.columns.index(by)
+    keys = table.values[:, place]
+    unknown = torch.argwhere(keys.isnan())
+    if len(unknown):
+        raise InputError(f"column {by!r}, row {int(unknown[0]) + 1}: the value is missing, so the step has no series")
+    kept = [j for j in range(len(table.columns)) if j != place]
+    columns = tuple(table.columns[j] for j in kept)
+    if not kept:
+        raise InputError(f"{table.name}: no column is left for the data beside {by!r}")
+    distinct = pd.unique(keys.numpy())
+    return _joined([Table(table.values[keys == key][:, kept], columns, table.name) for key in distinct.tolist()])
+
+
+def _joined(series: Sequence[Table], name: str | None = None) -> Table:
+    """Lay series beside one another, the shorter ones ending in NaN."""
+    columns = series[0].columns
+    for number, each in enumerate(series, start=1):
+        if each.columns != columns:
+            given, expected = ", ".join(each.columns), ", ".join(columns)
+            raise InputError(f"series {number} has the columns {given}; expected those of the first, {expected}")
+    values = torch.nn.utils.rnn.pad_sequence(
+        [each.values for each in series], batch_first=True, padding_value=float("nan")
+    )
+    return Table(values, columns, name or series[0].name)
