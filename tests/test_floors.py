@@ -60,6 +60,7 @@ FLOORS = {
 STORY_MAY_IMPORT = {
     "__future__",
     "collections",
+    "contextlib",
     "math",
     "pplgen.dynamics",
     "pplgen.models",
