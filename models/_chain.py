@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 FEW = 6
-"""Regimes up to which products are summed entry by entry in logarithms, which loses nothing to underflow."""
-LEAST = -1e4
-"""Logarithm of what is impossible: finite, so that gradients are."""
+"""Regimes up to which products are summed entry by entry in logarithms, which loses nothing to underflow; beyond them,
+products are matrix products in double precision, and paths 700 nats below the best of their step are lost."""
+LEAST = -1e30
+"""Logarithm of what is impossible: finite, so that gradients are, and below any density, however often it is added."""
 
 
 def log_normaliser(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor) -> Tensor:
     """Sum the weights of all paths of regimes, by products of neighbouring steps: log2 T rounds for T steps.
 
-    Its gradient in ``log_emission`` is the probabilities of regimes, in ``log_transition`` those of neighbours.
+    Weights need not sum to one; where no path is possible the sum is minus infinity, and its gradient zero. Otherwise
+    its gradient in ``log_emission`` is the probabilities of regimes, in ``log_transition`` those of neighbours.
 
     Parameters
     ----------
@@ -36,14 +38,43 @@ def log_normaliser(log_initial: Tensor, log_transition: Tensor, log_emission: Te
         ``log p(y_1:T)`` in nats, shape ``(...)``.
     """
     first = (log_initial + log_emission[..., 0, :]).clamp_min(LEAST)
-    if log_emission.shape[-2] == 1:
-        return first.logsumexp(-1)
-    timed = log_transition if log_transition.ndim == log_initial.ndim + 2 else log_transition.unsqueeze(-3)
-    steps = (timed + log_emission[..., 1:, None, :]).clamp_min(LEAST)
-    while (T := steps.shape[-3]) > 1:
-        product = _log_product(steps[..., 0 : T - 1 : 2, :, :], steps[..., 1:T:2, :, :])
-        steps = torch.cat([product, steps[..., T - 1 :, :, :]], -3) if T % 2 else product
-    return (first.unsqueeze(-1) + steps.squeeze(-3)).flatten(-2).logsumexp(-1)
+    if log_emission.shape[-2] > 1:
+        timed = log_transition if log_transition.ndim == log_initial.ndim + 2 else log_transition.unsqueeze(-3)
+        first = (first.unsqueeze(-1) + log_product(timed, log_emission[..., 1:, :])).flatten(-2)
+    total = first.logsumexp(-1)
+    return torch.where(total > LEAST / 2, total, -torch.inf)
+
+
+def log_product(links: Tensor, emission: Tensor | None = None) -> Tensor:
+    """Multiply matrices, given by their logarithms, one after the other: neighbours at once, log2 T rounds.
+
+    Parameters
+    ----------
+    links
+        Shape ``(..., T, K, K)``, or ``(..., 1, K, K)`` where all are the same.
+    emission
+        What is added to the columns of each, shape ``(..., T, K)``.
+
+    Returns
+    -------
+    Tensor
+        Logarithm of the product, shape ``(..., K, K)``, no more than ``LEAST`` where it is impossible.
+    """
+    K = links.shape[-1]
+    if K > FEW:
+        return _product_of_many((links if emission is None else links + emission.unsqueeze(-2)).clamp_min(LEAST))
+    T = links.shape[-3] if emission is None else emission.shape[-2]
+    L = 2 ** (((T - 1).bit_length() + 1) // 2)
+    B = -(-T // L)
+    if links.shape[-3] == T:
+        grid = _fold(links.flatten(-2), L, B).unflatten(-3, (K, K))
+    else:
+        grid = links.movedim(-3, -1).unsqueeze(-1)
+    if emission is not None:
+        grid = grid + _fold(emission, L, B).unsqueeze(-4)
+    inside = torch.arange(L, device=links.device)[:, None] + L * torch.arange(B, device=links.device) < T
+    nothing = LEAST * (1 - torch.eye(K, dtype=links.dtype, device=links.device))
+    return _product_of_few(torch.where(inside, grid.clamp_min(LEAST), nothing[..., None, None]))
 
 
 def marginals(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +88,7 @@ def marginals(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor)
         emission = log_emission.detach().requires_grad_()
         links = timed.detach().expand(*log_emission.shape[:-2], T - 1, K, K).clone().requires_grad_()
         total = log_normaliser(log_initial.detach().expand(*log_emission.shape[:-2], K), links, emission)
-        regimes, pairs = torch.autograd.grad(total.sum(), (emission, links))
+        regimes, pairs = torch.autograd.grad(total.sum(), (emission, links), materialize_grads=True)
     return total.detach(), regimes, pairs
 
 
@@ -114,13 +145,9 @@ class HiddenMarkovSeries(dist.TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> HiddenMarkovSeries:
         """Repeat along new axes of series."""
-        K = self.log_initial.shape[-1]
-        return HiddenMarkovSeries(
-            self.log_initial.expand(*batch_shape, K),
-            self.log_transition.expand(*batch_shape, K, K),
-            self.emission.expand((*batch_shape, K)),
-            self.num_steps,
-        )
+        series = HiddenMarkovSeries(self.log_initial, self.log_transition, self.emission, self.num_steps)
+        series._batch_shape = torch.Size(batch_shape)
+        return series
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of the seen entries in nats, shape ``batch_shape``."""
@@ -144,10 +171,35 @@ class HiddenMarkovSeries(dist.TorchDistribution):
         return torch.gather(every, -2, chosen).squeeze(-2).movedim(0, -2).to(self.log_initial.dtype)
 
 
-def _log_product(earlier: Tensor, later: Tensor) -> Tensor:
-    """Multiply matrices given by their logarithms."""
-    if earlier.shape[-1] <= FEW:
-        return (earlier.unsqueeze(-1) + later.unsqueeze(-3)).logsumexp(-2)
-    rows, columns = earlier.amax(-1, keepdim=True).detach(), later.amax(-2, keepdim=True).detach()
-    product = (earlier - rows).exp() @ (later - columns).exp()
-    return product.clamp_min(torch.finfo(product.dtype).tiny).log() + rows + columns
+def _fold(x: Tensor, L: int, B: int) -> Tensor:
+    """Fold time into B stretches of L steps, shape ``(..., T, M)`` to ``(..., M, L, B)``, zeros being added at the end.
+
+    Stretches are the axis of neighbours in memory: the entries of many small matrices lie side by side, as vector
+    units want them, and are paired along L. Stacking makes compilers lay them out so.
+    """
+    x = torch.nn.functional.pad(x, (0, 0, 0, L * B - x.shape[-2])).unflatten(-2, (B, L))
+    return torch.stack([x[..., m].mT for m in range(x.shape[-1])], -3)
+
+
+def _product_of_few(grid: Tensor) -> Tensor:
+    """Sum entry by entry: a grid of shape ``(..., K, K, L, B)``, L a power of two, to shape ``(..., K, K)``."""
+    while (L := grid.shape[-2]) > 1:
+        pairs = grid.unflatten(-2, (L // 2, 2))
+        grid = (pairs[..., 0, :].unsqueeze(-3) + pairs[..., 1, :].unsqueeze(-5)).logsumexp(-4)
+    return log_product(grid.squeeze(-2).movedim(-1, -3)) if grid.shape[-1] > 1 else grid[..., 0, 0]
+
+
+def _product_of_many(steps: Tensor) -> Tensor:
+    """Take matrix products, each line and each column on a scale of its own."""
+    product = steps.double()
+    eye = torch.eye(steps.shape[-1], dtype=product.dtype, device=product.device)
+    while (T := product.shape[-3]) > 1:
+        if T % 2:
+            product = torch.cat([product, (LEAST * (1 - eye)).expand(*product.shape[:-3], 1, *eye.shape)], -3)
+        pairs = product.unflatten(-3, (-1, 2))
+        earlier, later = pairs[..., 0, :, :], pairs[..., 1, :, :]
+        rows, columns = earlier.amax(-1, keepdim=True).detach(), later.amax(-2, keepdim=True).detach()
+        linear = (earlier - rows).exp() @ (later - columns).exp()
+        logarithm = linear.clamp_min(torch.finfo(linear.dtype).tiny).log()
+        product = torch.where(linear > 0, logarithm, LEAST) + rows + columns
+    return product.squeeze(-3).to(steps.dtype)

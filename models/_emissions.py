@@ -47,6 +47,9 @@ class Emission(PyroModule):
     centre = "mu"
     """The parameter whose first column says how regimes are numbered."""
 
+    m: Tensor
+    w: Tensor
+    s: Tensor
     takes: tuple[str, ...] = ("prior_mean", "prior_mean_scale", "prior_scale")
     """Options of which the priors know."""
 
@@ -180,20 +183,19 @@ class WholeSteps(MarginalNormal):
         eye = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
         whitener = torch.linalg.solve_triangular(self.scale_tril, eye.expand_as(self.scale_tril), upper=False)
         difference = torch.where(gap.unsqueeze(-1), 0.0, value) - self.loc
-        whitened = torch.einsum("kij,...kj->...ki", whitener, difference)
+        whitened = torch.einsum("...kij,...kj->...ki", whitener, difference)
         log_volume = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         density = -0.5 * whitened.square().sum(-1) - log_volume - 0.5 * value.shape[-1] * math.log(2 * math.pi)
         return torch.where(gap, 0.0, density)
 
 
-def per_regime(name: str, value: Any, K: int, D: int, *, positive: bool = False) -> list[list[float]] | None:
-    """Return finite numbers, ``(K, D)``, from one, from one for each feature, or from a list of these for each regime.
+def plain(known: Any) -> dict[str, Any]:
+    """Return known values as numbers and nested lists."""
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in (known or {}).items()}
 
-    Raises
-    ------
-    InputError
-        Where an entry is not a finite (``positive``: positive) number, or their count does not fit.
-    """
+
+def per_regime(name: str, value: Any, K: int, D: int, *, positive: bool = False) -> list[list[float]] | None:
+    """Return ``(K, D)`` finite numbers from one, from one for each feature, or from a list of these for each regime."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if value is None:
         return None

@@ -55,6 +55,34 @@ def first_regimes(
     return best[1]
 
 
+def autoregressive_start(
+    emission: Emission, y: Tensor, weights: Tensor, concentration: float, order: int, switching: dict[str, bool]
+) -> dict[str, Tensor]:
+    """Find the regimes of autoregressions as if there were no lags, numbered by what switches.
+
+    Parameters
+    ----------
+    emission, y, weights, concentration
+        As of ``first_regimes``, the emissions being normal in one column.
+    order
+        Number of lags p.
+    switching
+        Whether ``mu``, ``sigma`` and ``phi`` differ between regimes.
+
+    Returns
+    -------
+    dict
+        ``P``, ``mu``, ``sigma`` and ``phi``, the last at random near zero.
+    """
+    found = first_regimes(emission, y, weights, {}, concentration)
+    P, mu, sigma = found["P"], found["mu"][:, 0], found["sigma"][:, 0]
+    order_of = (mu if switching["mu"] else sigma).argsort()
+    phi = 0.1 * torch.randn(emission.K, order, dtype=y.dtype, device=y.device)
+    values = {"mu": mu[order_of], "sigma": sigma[order_of], "phi": phi}
+    alike = {name: value if switching[name] else value.mean(0) for name, value in values.items()}
+    return {"P": P[order_of][:, order_of], **alike}
+
+
 def _climb(
     emission: Emission, y: Tensor, shares: Tensor, counts: Tensor, known: dict[str, Tensor], concentration: float
 ) -> tuple[float, dict[str, Tensor]]:

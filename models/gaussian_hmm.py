@@ -30,7 +30,7 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._chain import HiddenMarkovSeries
 from pplgen.models._discrete_emissions import EMISSIONS
-from pplgen.models._emissions import per_regime
+from pplgen.models._emissions import per_regime, plain
 from pplgen.models._first_regimes import first_regimes
 from pplgen.models._parameters import Parameters
 from torch import Tensor
@@ -95,9 +95,7 @@ class GaussianHMM(StateSpaceStory):
             num_regimes=K,
             num_features=D,
             emission=emission,
-            known={
-                name: getattr(value, "tolist", lambda value=value: value)() for name, value in (known or {}).items()
-            },
+            known=plain(known),
             concentration=check_positive("concentration", concentration),
             **options,
         )

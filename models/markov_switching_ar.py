@@ -1,0 +1,210 @@
+r"""Bayesian Markov switching autoregression.
+
+The story, for series y of one feature, K regimes and p lags::
+
+    P_k           ~ Dirichlet(alpha, ..., alpha)                   a row for each regime
+    mu_k          ~ Normal(m, w)
+    sigma_k^2     ~ s^2 / ChiSquared(3)
+    phi_i         ~ Normal(0, c),  i = 1, ..., p
+    s_1           ~ the stationary distribution of P
+    s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
+    y_t - mu[s_t] = sum_i phi_i (y_{t-i} - mu[s_{t-i}]) + Normal(0, sigma[s_t]),  t > p
+
+Means, variances and coefficients are each of one value or of one for each regime. The first p steps have no density:
+all is given them. In simulations they are ``mu[s_t] + Normal(0, sigma[s_t])`` and what autoregression they can have.
+
+Unless given, m and w are the mean and twice the standard deviation of the data, and s is .15 of the latter, set by
+``initialise``. The path of regimes is summed out exactly, by a chain of windows of regimes
+(``pplgen.models._switching_autoregression``). The guide of the parameters is normal on the unconstrained scale, and
+starts at a mode of the posterior with its curvature (``pplgen.models._parameters``).
+
+References
+----------
+Hamilton (1989), A new approach to the economic analysis of nonstationary time series and the business cycle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pplgen.models._emissions import DiagonalEmission, per_regime, plain
+from pplgen.models._first_regimes import autoregressive_start
+from pplgen.models._inverse_wishart import inverse_chi
+from pplgen.models._parameters import Parameters
+from pplgen.models._switching_autoregression import SwitchingAutoregression
+from torch import Tensor
+
+from pplgen.dynamics import HiddenMarkov
+from pplgen.state_space import StateSpaceStory, lengths
+from pplgen.story import InputError, check_count, check_per_feature, check_positive, pyro_method
+
+
+class MarkovSwitchingAR(StateSpaceStory):
+    """Autoregressive series whose mean, variance or coefficients switch with a chain of K regimes, summed out.
+
+    A shorter series ends in NaN; a gap inside a series is refused.
+
+    Parameters
+    ----------
+    num_regimes, order
+        Numbers of regimes K, and of lags p, 0 for none.
+    switching_mean, switching_variance, switching_coefficients
+        What differs between regimes.
+    num_features
+        Number of data columns, 1.
+    known
+        Values of parameters that are not learned: of ``P``, shape ``(K, K)``, ``mu`` and ``sigma``, ``(K,)`` or, where
+        they do not switch, ``()``, and ``phi``, ``(K, p)`` or ``(p,)``.
+    concentration
+        Prior concentration alpha of each transition.
+    prior_mean, prior_mean_scale
+        Expected means m and their deviations w, in data units: a number, or a list of one for each regime, ``[[m1],
+        [m2]]``.
+    prior_scale, coefficient_scale
+        Scale s of the variances' prior, in data units, and standard deviation c of the coefficients.
+    """
+
+    def __init__(
+        self,
+        num_regimes: int = 2,
+        order: int = 1,
+        *,
+        switching_mean: bool = True,
+        switching_variance: bool = False,
+        switching_coefficients: bool = False,
+        num_features: int = 1,
+        known: Mapping[str, Any] | None = None,
+        concentration: float = 1.0,
+        prior_mean: float | Sequence[Any] | None = None,
+        prior_mean_scale: float | Sequence[Any] | None = None,
+        prior_scale: float | None = None,
+        coefficient_scale: float = 0.5,
+    ) -> None:
+        if num_features != 1:
+            raise InputError(f"num_features={num_features!r}: a switching autoregression has one column of data")
+        K, p = check_count("num_regimes", num_regimes), check_count("order", order, minimum=0)
+        switching = {"mu": switching_mean, "sigma": switching_variance, "phi": switching_coefficients and p > 0}
+        if K > 1 and not any(switching.values()):
+            raise InputError("nothing switches: let the mean, the variance or the coefficients differ between regimes")
+        options = {
+            "prior_mean": per_regime("prior_mean", prior_mean, K, 1),
+            "prior_mean_scale": per_regime("prior_mean_scale", prior_mean_scale, K, 1, positive=True),
+            "prior_scale": check_per_feature("prior_scale", prior_scale, 1, positive=True),
+        }
+        super().__init__(
+            num_regimes=K,
+            order=p,
+            num_features=1,
+            switching_mean=bool(switching_mean),
+            switching_variance=bool(switching_variance),
+            switching_coefficients=bool(switching_coefficients),
+            known=plain(known),
+            concentration=check_positive("concentration", concentration),
+            coefficient_scale=check_positive("coefficient_scale", coefficient_scale),
+            **options,
+        )
+        self.K, self.order, self.switching = K, p, switching
+        self.shortest: int | None = None
+        self.emission = DiagonalEmission(K, 1, options)
+        self.theta = Parameters(self._priors(), self.config["known"])
+        regime: dict[str, tuple[str, ...]] = {name: ("regime",) if of else () for name, of in switching.items()}
+        self.dims = {
+            "P": ("regime", "next_regime"),
+            **regime,
+            "phi": (*regime["phi"], "lag"),
+            "y": ("series", "time", "feature"),
+            **dict.fromkeys(("prior_mean", "prior_mean_scale"), ("regime",)),
+        }
+
+    def _priors(self) -> dict[str, Any]:
+        m, w, s = self.emission.m[:, 0], self.emission.w[:, 0], self.emission.s.expand(self.K)
+        alpha = torch.full_like(m, self.config["concentration"]).expand(self.K, self.K)
+        c = torch.full_like(m, self.config["coefficient_scale"])[:, None].expand(self.K, self.order)
+        of = {name: slice(None) if switches else 0 for name, switches in self.switching.items()}
+        priors = {
+            "P": dist.Dirichlet(alpha),
+            "mu": dist.Normal(m[of["mu"]], w[of["mu"]]),
+            "sigma": inverse_chi(s[of["sigma"]], 3.0),
+            "phi": dist.Normal(0 * c[of["phi"]], c[of["phi"]]),
+        }
+        priors |= {name: prior.to_event(len(prior.batch_shape)) for name, prior in priors.items()}
+        return {name: prior for name, prior in priors.items() if 0 not in prior.shape()}
+
+    @pyro_method
+    def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
+        """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, 1)``."""
+        series = self._series(self.theta.draw(self._priors()), int(self.num_steps) if y is None else y.shape[1])
+        with pyro.plate("data", num_rows if y is None else len(y)):
+            return pyro.sample("y", series, obs=y)
+
+    @pyro_method
+    def guide(self, y: Tensor | None = None, num_rows: int = 1) -> None:
+        """Draw the parameters; no site depends on the series."""
+        self.theta.draw_guide()
+
+    def _series(self, theta: dict[str, Tensor], num_steps: int) -> SwitchingAutoregression:
+        """Return the distribution of series, the regimes summed out."""
+        mu, sigma = (theta[name].expand(self.K) for name in ("mu", "sigma"))
+        phi = theta["phi"].expand(self.K, self.order) if self.order else mu.new_zeros(self.K, 0)
+        memory = self.order if self.switching["mu"] else 0
+        return SwitchingAutoregression(theta["P"], mu, sigma, phi, num_steps, memory)
+
+    @pyro_method
+    def state_space(self, y: Tensor) -> HiddenMarkov:
+        """Return the chain of windows of regimes, and the log density of each step in each window."""
+        series = self._series(self.theta.draw(self._priors()), y.shape[1])
+        windows = torch.arange(self.K ** (series.memory + 1), device=y.device)
+        return HiddenMarkov(series.chain(), series.log_emission(y), windows % self.K)
+
+    @pyro_method
+    def fill(self, y: Tensor, regimes: Tensor) -> Tensor:
+        """Continue series past their ends along a path of windows of regimes, ``(num_series, num_steps)``."""
+        series = self._series(self.theta.draw(self._priors()), y.shape[1])
+        return series.continued(y, regimes % self.K, self.shortest or 0)
+
+    @torch.no_grad()
+    def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Take priors from the data unless they were given, and start the guide at a mode near random clusters."""
+        weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
+        self.num_steps.fill_(y.shape[1])
+        self.notice(y)
+        self.emission.learn_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
+        alpha = self.config["concentration"]
+        self.theta.begin(autoregressive_start(self.emission, y, weights, alpha, self.order, self.switching))
+
+        def weighted(y: Tensor) -> None:
+            series = self._series(self.theta.draw(self._priors()), y.shape[1])
+            pyro.factor("y", weights @ series.expand([len(y)]).log_prob(y))
+
+        self.theta.settle(weighted, y)
+
+    def notice(self, x: Tensor) -> None:
+        """Note where the first series ends."""
+        self.shortest = min(int(lengths(x).min()), x.shape[1] if self.shortest is None else self.shortest)
+
+    def check_data(self, x: Tensor) -> None:
+        """Refuse what are no series, and gaps inside of them."""
+        super().check_data(x)
+        gap = x[..., 0].isnan() & (torch.arange(x.shape[1], device=x.device) < lengths(x)[:, None])
+        if gap.any():
+            i, t = gap.nonzero()[0].tolist()
+            raise InputError(
+                f"series {i + 1}, step {t + 1}: the value is missing inside the series, which no finite chain of "
+                "regimes can sum out; the switching linear dynamical system SwitchingLDS can"
+            )
+
+    def check_training_data(self, x: Tensor) -> None:
+        """Refuse series that are too short to tell regimes apart after the first lags."""
+        super().check_training_data(x)
+        if (scored := int((lengths(x) - self.order).clamp_min(0).sum())) < max(self.K, 2):
+            raise InputError(f"{scored} steps after the first {self.order} are too few for {self.K} regimes")
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Means m and w of the priors of the means, shape ``(K,)``, and scale s of the variances."""
+        of = self.emission
+        return {"prior_mean": of.m[:, 0], "prior_mean_scale": of.w[:, 0], "prior_scale": of.s[0]}
