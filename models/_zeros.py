@@ -1,0 +1,131 @@
+"""Matrices with zeros in given places and normal entries elsewhere, such as loadings that do not rotate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import Transform
+
+
+class ZeroPattern(constraints.Constraint):
+    """Matrices that are zero wherever a mask is not set.
+
+    Parameters
+    ----------
+    free
+        The mask.
+    """
+
+    event_dim = 2
+
+    def __init__(self, free: Tensor) -> None:
+        self.free = free
+
+    def __repr__(self) -> str:
+        return f"zero except in {int(self.free.sum())} of {self.free.numel()} entries"
+
+    def check(self, value: Tensor) -> Tensor:
+        """Say whether matrices are zero where they should be."""
+        return ((value == 0) | self.free.to(value.device)).flatten(-2).all(-1)
+
+
+class _FreeEntries(Transform):
+    """From the vector of free entries, row by row, to the matrix."""
+
+    bijective = True
+    domain = constraints.real_vector
+
+    def __init__(self, free: Tensor) -> None:
+        super().__init__(cache_size=0)
+        self.free = free
+        self.codomain = ZeroPattern(free)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return (x @ self._places(x)).unflatten(-1, self.free.shape)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y.flatten(-2) @ self._places(y).mT
+
+    def _places(self, like: Tensor) -> Tensor:
+        """Rows of the identity that say where each free entry goes."""
+        every = torch.eye(self.free.numel(), dtype=like.dtype, device=like.device)
+        return every[self.free.flatten().nonzero().squeeze(-1).to(like.device)]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return zero: entries keep their values."""
+        return x.new_zeros(x.shape[:-1])
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the matrices' shape."""
+        return torch.Size([*shape[:-1], *self.free.shape])
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Return the vectors' shape."""
+        return torch.Size([*shape[:-2], int(self.free.sum())])
+
+
+@biject_to.register(ZeroPattern)
+def _free_entries(constraint: ZeroPattern) -> _FreeEntries:
+    return _FreeEntries(constraint.free)
+
+
+class NormalWithZeros(dist.TorchDistribution):
+    """Matrices of independent normal entries, except for zeros.
+
+    Parameters
+    ----------
+    loc, scale
+        Means and standard deviations; they broadcast to the mask.
+    free
+        Where entries are not zero.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    has_rsample = False
+
+    def __init__(self, loc: Tensor, scale: Tensor, free: Tensor) -> None:
+        self.entries: Any = dist.Normal(*torch.broadcast_tensors(loc, scale.expand(free.shape)), validate_args=False)
+        self.free = free
+        super().__init__(torch.Size(), free.shape, validate_args=False)
+
+    @property
+    def support(self) -> ZeroPattern:
+        """Matrices with these zeros."""
+        return ZeroPattern(self.free)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw matrices."""
+        return self.entries.sample(torch.Size(sample_shape)) * self.free.to(self.entries.loc)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of the free entries in nats."""
+        return (self.entries.log_prob(value) * self.free.to(self.entries.loc)).sum((-2, -1))
+
+
+def start_of_loadings(steps: Tensor, num_states: int) -> Tensor:
+    """Return principal loadings, jittered and turned until they are lower trapezoidal.
+
+    Parameters
+    ----------
+    steps
+        Standardised observations, NaN where missing, shape ``(num_steps, num_features)``.
+    num_states
+        Number of columns, D.
+
+    Returns
+    -------
+    Tensor
+        Loadings of states of unit variance, halved, shape ``(num_features, D)``.
+    """
+    filled = steps.nan_to_num()
+    _, variances, directions = torch.linalg.svd(filled.mT @ filled / len(filled))
+    loadings = filled.new_zeros(filled.shape[1], num_states)
+    kept = min(loadings.shape)
+    loadings[:, :kept] = directions[:kept].mT * variances[:kept].sqrt()
+    loadings += 0.3 * torch.randn_like(loadings)
+    return torch.linalg.qr(loadings.mT, mode="complete").R.mT / 2
