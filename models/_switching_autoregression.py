@@ -100,17 +100,28 @@ class SwitchingAutoregression(dist.TorchDistribution):
         path = sample_chain(initial.expand(*shape, K), self.P.log().expand(*shape, K, K), self.num_steps)
         return self.continued(self.mu.new_full((*shape, self.num_steps, 1), torch.nan), path)
 
-    def continued(self, y: Tensor, regimes: Tensor, start: int = 0) -> Tensor:
-        """Draw the missing ends of series along paths of regimes, shape ``(..., T)``, from step ``start`` on."""
-        noise = self.sigma[regimes] * torch.randn_like(self.sigma[regimes])
-        mean, phi = self.mu[regimes], self.phi[regimes]
-        filled = list(y.squeeze(-1).unbind(-1))
-        for t in range(start, len(filled)):
-            expected = mean[..., t] + noise[..., t]
-            for lag in range(1, min(self.order, t) + 1):
-                expected = expected + phi[..., t, lag - 1] * (filled[t - lag] - mean[..., t - lag])
-            filled[t] = torch.where(filled[t].isnan(), expected, filled[t])
-        return torch.stack(filled, -1).unsqueeze(-1)
+    def continued(self, y: Tensor, regimes: Tensor) -> Tensor:
+        """Draw the missing ends of series along paths of regimes, shape ``(..., T)``.
+
+        The last p deviations ``d_t, ..., d_{t-p+1}`` are an affine map of those before, a constant one where y is
+        seen. Maps of neighbours are composed, which takes log2 T rounds.
+        """
+        y, mean, phi = y.squeeze(-1), self.mu[regimes], self.phi[regimes]
+        gap, p = y.isnan(), self.order
+        deviation = torch.where(gap, self.sigma[regimes] * torch.randn_like(mean), y - mean)
+        if p:
+            shift = torch.eye(p, dtype=mean.dtype, device=mean.device)[:-1].expand(*mean.shape, p - 1, p)
+            maps = torch.cat([torch.where(gap.unsqueeze(-1), phi, 0.0).unsqueeze(-2), shift], -2)
+            state = torch.nn.functional.pad(deviation[..., None, None], (0, 0, 0, p - 1))
+            stride = 1
+            while stride < y.shape[-1]:
+                later = maps[..., stride:, :, :]
+                reached = state[..., stride:, :, :] + _product(later, state[..., :-stride, :, :])
+                state = torch.cat([state[..., :stride, :, :], reached], -3)
+                maps = torch.cat([maps[..., :stride, :, :], _product(later, maps[..., :-stride, :, :])], -3)
+                stride *= 2
+            deviation = state[..., 0, 0]
+        return torch.where(gap, mean + deviation, y).unsqueeze(-1)
 
     def _blocks(self, emission: Tensor) -> Tensor:
         """Return the log weights from windows to those w + 1 steps later, shape ``(..., blocks, H, H)``."""
@@ -149,6 +160,11 @@ def stationary(P: Tensor) -> Tensor:
     for each in reversed(visits):
         pi = torch.cat([pi, (pi * each).sum(0, keepdim=True)])
     return pi / pi.sum()
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply small matrices."""
+    return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
 
 
 def _contiguous(x: Tensor) -> Tensor:

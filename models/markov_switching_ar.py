@@ -108,7 +108,6 @@ class MarkovSwitchingAR(StateSpaceStory):
             **options,
         )
         self.K, self.order, self.switching = K, p, switching
-        self.shortest: int | None = None
         self.emission = DiagonalEmission(K, 1, options)
         self.theta = Parameters(self._priors(), self.config["known"])
         regime: dict[str, tuple[str, ...]] = {name: ("regime",) if of else () for name, of in switching.items()}
@@ -164,14 +163,13 @@ class MarkovSwitchingAR(StateSpaceStory):
     def fill(self, y: Tensor, regimes: Tensor) -> Tensor:
         """Continue series past their ends along a path of windows of regimes, ``(num_series, num_steps)``."""
         series = self._series(self.theta.draw(self._priors()), y.shape[1])
-        return series.continued(y, regimes % self.K, self.shortest or 0)
+        return series.continued(y, regimes % self.K)
 
     @torch.no_grad()
     def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Take priors from the data unless they were given, and start the guide at a mode near random clusters."""
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         self.num_steps.fill_(y.shape[1])
-        self.notice(y)
         self.emission.learn_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
         alpha = self.config["concentration"]
         self.theta.begin(autoregressive_start(self.emission, y, weights, alpha, self.order, self.switching))
@@ -181,10 +179,6 @@ class MarkovSwitchingAR(StateSpaceStory):
             pyro.factor("y", weights @ series.expand([len(y)]).log_prob(y))
 
         self.theta.settle(weighted, y)
-
-    def notice(self, x: Tensor) -> None:
-        """Note where the first series ends."""
-        self.shortest = min(int(lengths(x).min()), x.shape[1] if self.shortest is None else self.shortest)
 
     def check_data(self, x: Tensor) -> None:
         """Refuse what are no series, and gaps inside of them."""

