@@ -37,7 +37,7 @@ def collection() -> tuple[Entry, ...]:
 def _entry(path: Path) -> Entry:
     """Read the one story of a file."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == "Story" for b in node.bases):
+        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id in ("Story", "StateSpaceStory") for b in node.bases):
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
             return Entry(path.stem.replace("_", "-"), node.name, summary, node)
     raise ImportError(f"{path.name} holds no class derived from Story")

@@ -2,7 +2,8 @@
 
 The gradient is that of reverse accumulation in closed form (``pplgen.models._kalman``): once the derivatives of
 ``log p(y)`` in each step's predicted mean and covariance are known, what is left is the derivative of one step of the
-filter, at all steps at once.
+filter, at all steps at once. Pyro's ``GaussianHMM`` has the same density for noise of full rank and complete series; it
+works with precisions, which in float32 lose nats where states hardly move.
 """
 
 from __future__ import annotations

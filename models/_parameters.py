@@ -66,6 +66,8 @@ class Parameters(PyroModule):
         }
         size = sum(shape.numel() for shape in self.shapes.values())
         self.correlated = correlated
+        if not self.names:
+            return
         self.register_buffer("start", torch.zeros(size))
         self.register_buffer("unit", spread * torch.eye(size))
         self.q_offset = PyroParam(0.1 * torch.randn(size))
@@ -102,17 +104,34 @@ class Parameters(PyroModule):
 
     def typical(self) -> dict[str, Tensor]:
         """Return the parameters at the guide's centre."""
+        if not self.names:
+            return self._known
         u = self.start + self.unit @ self.q_offset
         learned = {name: biject_to(self.supports[name])(part) for name, part in self._split(u).items()}
         return learned | self._known
 
-    def begin(self, values: Mapping[str, Tensor], spread: float | None = None) -> None:
-        """Start the guide at values of the parameters; those that are known are passed over."""
+    def begin(self, values: Mapping[str, Tensor], spread: float | None = None, unit: float = 1.0) -> None:
+        """Start the guide at values of the parameters; those that are known are passed over.
+
+        Parameters
+        ----------
+        values
+            By name.
+        spread
+            Posterior deviation on the unconstrained scale to begin with; ``None`` for the one there is.
+        unit
+            The guide's unit in these deviations: above one where the start is far from the posterior.
+        """
+        if not self.names:
+            return
         parts = [biject_to(self.supports[name]).inv(values[name]).reshape(-1) for name in self.names]
-        if parts:
-            self.start.copy_(torch.cat(parts))
+        self.start.copy_(torch.cat(parts))
         if spread is not None:
-            self.unit.copy_(spread * torch.eye(len(self.start), dtype=self.unit.dtype, device=self.unit.device))
+            self.unit.copy_(unit * spread * torch.eye(len(self.start), dtype=self.unit.dtype, device=self.unit.device))
+            if self.correlated:
+                self.q_tril = torch.eye(len(self.start), dtype=self.unit.dtype, device=self.unit.device) / unit
+            else:
+                self.q_scale = torch.full_like(self.start, 1 / unit)
         self.q_offset = torch.zeros_like(self.start)
 
     def settle(self, model: Callable[..., Any], *data: Any, steps: int = 100) -> None:

@@ -87,19 +87,24 @@ class LinearGaussianSSM(StateSpaceStory):
         for name, (value, owner) in owners.items():
             if value is not None and check_count(name, value) and check_choice("form", form, FORMS) != owner:
                 raise InputError(f"{name}={value!r}: only the form {owner} has it, and this is {form}")
+        if not isinstance(known or {}, Mapping):
+            raise InputError(f"known={known!r}: expected values by the names of parameters")
         super().__init__(num_states=num_states, num_features=E, form=form, order=order, known=known and dict(known))
         self.form, self.E = check_choice("form", form, FORMS), E
         self.D = {"free": num_states or 2, "level": E, "trend": 2 * E, "autoregression": (order or 1) * E}[form]
         self.missing: bool | None = None
         self.register_buffer("centre", torch.zeros(E))
         self.register_buffer("scale", torch.ones(E))
-        stacked = torch.ones(E + self.D, self.D, dtype=torch.bool)
-        self.register_buffer("free", stacked if {"A", "C"} & set(known or ()) else stacked.tril(), persistent=False)
+        every = torch.ones(E + self.D, self.D, dtype=torch.bool)
+        self.register_buffer("free", every if {"A", "C"} & set(known or ()) else every.tril(), persistent=False)
         priors = self._priors()
         size = sum(prior.shape().numel() for prior in priors.values())
         self.theta = Parameters(priors, known, correlated=size <= MOST_CORRELATED)
-        axes = {name: axes for name, axes in AXES.items() if name in priors}
-        self.dims = axes | {"y": ("series", "time", "feature"), "centre": ("feature",), "scale": ("feature",)}
+        self.dims = {name: AXES[name] for name in priors} | {
+            "y": ("series", "time", "feature"),
+            "centre": ("feature",),
+            "scale": ("feature",),
+        }
 
     @classmethod
     def local_level(cls, num_features: int = 1, *, known: Any = None) -> LinearGaussianSSM:

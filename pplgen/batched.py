@@ -27,7 +27,9 @@ from pplgen.training import FINAL_EVALUATIONS, WINDOW, Adam, StopReason, Trainin
 __all__ = ["train_together"]
 
 REPAYS = 30.0
-"""Seconds that the uncompiled graph must be expected to run before compiling it repays."""
+"""Seconds that the uncompiled graph must be expected to run before compiling it repays, at least."""
+PER_NODE = 0.05
+"""Seconds likewise for each of its nodes: a graph of thousands takes minutes to compile."""
 EXPECTED_STEPS = 1500
 """Steps that a fit is expected to take, where more are allowed."""
 
@@ -118,7 +120,7 @@ def train_together(
                 kept.save(*now.frozen())
             if compiler == "auto" and done == WINDOW:
                 remaining = elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken)
-                if remaining > REPAYS:
+                if remaining > max(REPAYS, PER_NODE * len(engine.graph.module.graph.nodes)):
                     if report:
                         report(now.taken, now.best_mean, done / elapsed, "compiling")
                     path = compiled()

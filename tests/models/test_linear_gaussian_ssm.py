@@ -106,17 +106,24 @@ def test_density_and_derivatives_equal_the_filters(D, E, T, missing):
         torch.testing.assert_close(again[0][2], again[1][2], rtol=1e-7, atol=1e-7)
 
 
-def test_single_precision_is_kept_over_long_series():
-    """A random walk of 3,000 steps in noise, in float32: the sum of 3,000 terms near 2, each rounded to 1e-7."""
-    p = LinearGaussianSSM.local_level(known={"q": 0.1, "r": 1.0, "m0": 0.0, "s0": 1.0}).double()
-    p = p.state_space(torch.zeros(1, 3000, 1, dtype=torch.float64))
-    y = LinearGaussianSeries(p, 3000).expand((2,)).sample()
-    exact = LinearGaussianSeries(p, 3000, missing=False).log_prob(y)
-    single = LinearGaussianSeries(LinearGaussian(*(part.float() for part in p)), 3000, missing=False).log_prob(
-        y.float()
-    )
-    assert single.dtype == torch.float32
-    torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=0)
+@pytest.mark.parametrize(
+    ("form", "known"),
+    [
+        ("level", {"q": 0.1, "r": 1.0, "m0": 0.0, "s0": 1.0}),
+        ("trend", {"q": [1e-6, 0.01], "r": 1.0, "m0": 0.0, "s0": 1.0}),
+        ("autoregression", {"phi": 0.9, "q": 1.0, "d": 0.0, "m0": 0.0, "s0": 1.0}),
+    ],
+)
+def test_single_precision_is_kept_over_long_series(form, known):
+    """States that hardly move, that move without noise, that are seen exactly: 2,000 terms near 2, rounded to 1e-7."""
+    story = LinearGaussianSSM(form=form, known=known).double()
+    p = story.state_space(torch.zeros(1, 2000, 1, dtype=torch.float64))
+    y = LinearGaussianSeries(p, 2000).expand((2,)).sample()
+    exact = kalman_filter(y, p).log_likelihood
+    single = LinearGaussian(*(part.float() for part in p))
+    ours = LinearGaussianSeries(single, 2000, missing=False).log_prob(y.float())
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=0)
 
 
 def test_draws_have_the_joint_moments():
@@ -317,6 +324,7 @@ def test_bad_data():
         ({"order": 2}, "order=2: only the form autoregression has it, and this is free"),
         ({"form": "level", "known": {"phi": 1.0}}, "known: 'phi' is no parameter here; expected some of m0, s0, q, r"),
         ({"known": {"r": [1.0, 2.0]}}, r"known: 'r' has shape \(2,\); expected \(1,\)"),
+        ({"known": 3.0}, "known=3.0: expected values by the names of parameters"),
         ({"known": {"r": -1.0}}, "known: 'r' has values outside of its support"),
         ({"known": {"r": float("nan")}}, "options must be plain, finite values"),
     ],

@@ -1,0 +1,130 @@
+r"""A Gaussian over paths whose precision is block tridiagonal: what the guides of a continuous state draw from.
+
+Every other step is eliminated given its neighbours, then every other of those that are left, and so on: a Cholesky
+factorisation in log2 T rounds (odd-even reduction: Heller 1976, SIAM Journal on Numerical Analysis 13, 484-496). Going
+back through the rounds draws a path, or whitens a given one, which is its log density.
+
+The density is differentiable in the path alone. What is left out of the bound's gradient so has mean zero, and at a
+guide that is exact it is all of the gradient's noise (Roeder, Wu and Duvenaud 2017, Sticking the landing).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class _Round(NamedTuple):
+    """What one round eliminates: every other step, ``x_odd ~ N(L^-T (h - left x_left - right x_right), (L L')^-1)``."""
+
+    L: Tensor
+    h: Tensor
+    left: Tensor
+    right: Tensor
+
+
+class GaussianChain(dist.TorchDistribution):
+    """Paths x_1, ..., x_T with density proportional to ``exp(h'x - x'Jx / 2)``, J block tridiagonal.
+
+    Parameters
+    ----------
+    diagonal
+        Blocks ``J[t, t]``, shape ``(..., T, D, D)``; the whole of J is positive definite.
+    lower
+        Blocks ``J[t + 1, t]``, shape ``(..., T - 1, D, D)``.
+    information
+        ``h``, shape ``(..., T, D)``.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(self, diagonal: Tensor, lower: Tensor, information: Tensor) -> None:
+        super().__init__(information.shape[:-2], information.shape[-2:], validate_args=False)
+        self._rounds: list[_Round] = []
+        h = information.unsqueeze(-1)
+        while (num_left := diagonal.shape[-3]) > 1:
+            num_odd, num_even = num_left // 2, num_left - num_left // 2
+            L = torch.linalg.cholesky(diagonal[..., 1::2, :, :])
+            # the last odd step may have no neighbour to its right: a block of zeros
+            lower = _resize(lower, 0, 2 * num_odd)
+            left, right, white = (
+                torch.linalg.solve_triangular(L, part, upper=False)
+                for part in (lower[..., 0::2, :, :], lower[..., 1::2, :, :].mT, h[..., 1::2, :, :])
+            )
+            self._rounds.append(_Round(L, white, left, right))
+            diagonal = diagonal[..., 0::2, :, :] - _onto(left.mT @ left, right.mT @ right, num_even)
+            h = h[..., 0::2, :, :] - _onto(left.mT @ white, right.mT @ white, num_even)
+            lower = _resize(-right.mT @ left, 0, num_even - 1)
+        self._first = torch.linalg.cholesky(diagonal)
+        self._white = torch.linalg.solve_triangular(self._first, h, upper=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> GaussianChain:
+        """Return itself: paths are never repeated."""
+        if torch.Size(batch_shape) != self.batch_shape:
+            raise NotImplementedError(f"a chain of batch shape {tuple(self.batch_shape)} does not expand")
+        return self
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw paths, differentiable in the parameters, shape ``(*sample_shape, ..., T, D)``."""
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape, 1)
+        return self._path(torch.randn(shape, dtype=self._white.dtype, device=self._white.device))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean path, shape ``(..., T, D)``."""
+        return self._path(self._white.new_zeros(*self.batch_shape, *self.event_shape, 1))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of paths in nats, differentiable in them alone, shape ``(...)``."""
+        x = value.unsqueeze(-1)
+        total: Tensor = value.new_zeros(())
+        for each in (_Round(*(part.detach() for part in each)) for each in self._rounds):
+            even, odd = x[..., 0::2, :, :], x[..., 1::2, :, :]
+            total = total + _log_density(each.L, each.L.mT @ odd - each.h + _pull(each, even))
+            x = even
+        first, white = self._first.detach(), self._white.detach()
+        return total + _log_density(first, first.mT @ x - white)
+
+    def _path(self, noise: Tensor) -> Tensor:
+        """Turn white noise, shape ``(..., T, D, 1)``, into a path."""
+        x = torch.linalg.solve_triangular(self._first.mT, self._white + noise[..., :1, :, :], upper=True)
+        used = 1
+        for each in reversed(self._rounds):
+            num_odd = each.L.shape[-3]
+            own = noise[..., used : used + num_odd, :, :]
+            odd = torch.linalg.solve_triangular(each.L.mT, own + each.h - _pull(each, x), upper=True)
+            pairs = torch.stack([x[..., :num_odd, :, :], odd], -3).flatten(-4, -3)
+            x = torch.cat([pairs, x[..., num_odd:, :, :]], -3)
+            used += num_odd
+        return x.squeeze(-1)
+
+
+def _pull(each: _Round, even: Tensor) -> Tensor:
+    """What the neighbours of each odd step contribute to its whitened mean, with the sign turned."""
+    num_odd = each.L.shape[-3]
+    return each.left @ even[..., :num_odd, :, :] + each.right @ _resize(even, 1, num_odd)
+
+
+def _onto(from_left: Tensor, from_right: Tensor, num_even: int) -> Tensor:
+    """Add up what each even step takes over from the odd ones on either side of it."""
+    return _resize(from_left, 0, num_even) + _resize(from_right, -1, num_even)
+
+
+def _resize(steps: Tensor, start: int, length: int) -> Tensor:
+    """Take ``length`` steps from ``start`` on; there are zeros where there are none."""
+    end = start + length - steps.shape[-3]
+    return torch.nn.functional.pad(steps, (0, 0, 0, 0, -start, end))
+
+
+def _log_density(L: Tensor, noise: Tensor) -> Tensor:
+    """Log density in nats of steps whose whitened values are ``noise``, summed."""
+    per_step = L.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * noise.square().sum((-2, -1))
+    return (per_step - 0.5 * noise.shape[-2] * math.log(2 * math.pi)).sum(-1)

@@ -1,0 +1,226 @@
+r"""Switching linear dynamical system.
+
+The story, for series y of T steps with E features, K regimes and D states::
+
+    s_1       ~ Categorical(pi)            s_t | s_{t-1}      ~ Categorical(P[s_{t-1}])
+    x_1       ~ Normal(m0, diag(s0^2))     x_t | x_{t-1}, s_t ~ Normal(A[s_t] x_{t-1} + b[s_t], Q[s_t])
+    y_t | x_t ~ Normal(C x_t + d, diag(r^2))
+
+With ``recurrent`` the next regime depends on the state too, p(s_t | s_{t-1}, x_{t-1}) being proportional to
+P[s_{t-1}, s_t] exp(W[s_t] x_{t-1}); with ``switching_emission`` C, d and r are those of the regime s_t. The Cholesky
+factor of Q is B diag(q), where B has ones on its diagonal and l below (``covariance="diag"``: zeros).
+
+Priors, with m and s the columns' means and standard deviations::
+
+    pi ~ Dirichlet(1)     P[k] ~ Dirichlet(1 + stickiness e_k)     m0, A, b, l, W ~ Normal(0, 1)     s0 ~ LogNormal(0, 1/2)
+    q  ~ LogNormal(log .3, 1)     C ~ Normal(0, s)     d ~ Normal(m, s)     r ~ LogNormal(log(.3 s), 1)
+
+The guide draws the parameters, then each path x from a Gaussian chain: a network reads the series and emits soft
+regimes, and the chain is the exact posterior of the dynamics averaged under them (``pplgen.models._recognition``, with
+simpler guides for comparison). Given a path its regimes are a hidden Markov chain, so that they are summed out exactly
+by products of matrices, in log2 T rounds. Enumerating them gives the same density, at many times the cost::
+
+    for t in pyro.markov(range(T)):
+        s = pyro.sample(f"s_{t}", dist.Categorical(pi if t == 0 else P[s]), infer={"enumerate": "parallel"})
+        pyro.sample(f"x_{t}", dist.MultivariateNormal(m0, ...) if t == 0 else dist.MultivariateNormal(A[s] @ x + b[s], Q[s]))
+
+with ``TraceEnum_ELBO(max_plate_nesting=0)``, at the same x.
+
+References
+----------
+Ghahramani and Hinton (2000), Variational learning for switching state-space models, Neural Computation 12, 831-864.
+Linderman et al. (2017), Bayesian learning and inference in recurrent switching linear dynamical systems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pplgen.models._parameters import Parameters
+from pplgen.models._recognition import KINDS, Recognition
+from pplgen.models._seeding import column_scales
+from pplgen.models._switching import Dynamics, Emission, SwitchingObservations, SwitchingPath
+from pplgen.models._switching_start import begin, regimes_under
+from torch import Tensor
+
+from pplgen.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
+from pplgen.state_space import StateSpaceStory, lengths
+from pplgen.story import check_choice, check_count, check_positive, pyro_method
+
+
+UNIT = 5.0
+"""Of the parameters' guide, in posterior deviations, for the projection is a rough start."""
+
+
+class SwitchingLDS(StateSpaceStory):
+    """Series of a linear-Gaussian state whose dynamics switch between regimes.
+
+    Parameters
+    ----------
+    num_regimes
+        Number of regimes K.
+    num_states
+        Dimensions D of the state.
+    num_features
+        Number of data columns E.
+    recurrent
+        Whether the next regime depends on the state.
+    switching_emission
+        Whether C, d and r are the regime's.
+    covariance
+        Of the state's noise in each regime: ``full`` or ``diag``.
+    stickiness
+        How many more transitions from a regime to itself than to another the prior is worth.
+    guide
+        Of the path: ``responsibilities``, or the simpler and looser ``markov`` and ``mean-field``.
+    known
+        Parameters that are not learned, by name: a number, or a nested list of the parameter's shape.
+    """
+
+    def __init__(
+        self,
+        num_regimes: int = 2,
+        num_states: int = 2,
+        num_features: int = 2,
+        *,
+        recurrent: bool = False,
+        switching_emission: bool = False,
+        covariance: str = "full",
+        stickiness: float = 10.0,
+        guide: str = "responsibilities",
+        known: Mapping[str, Any] | None = None,
+    ) -> None:
+        K, D = check_count("num_regimes", num_regimes), check_count("num_states", num_states)
+        super().__init__(
+            num_regimes=K,
+            num_states=D,
+            num_features=check_count("num_features", num_features),
+            recurrent=bool(recurrent),
+            switching_emission=bool(switching_emission),
+            covariance=check_choice("covariance", covariance, ("full", "diag")),
+            stickiness=check_positive("stickiness", stickiness),
+            guide=check_choice("guide", guide, KINDS),
+            known=None if known is None else dict(known),
+        )
+        self.K, self.D, self.E = K, D, num_features
+        self.register_buffer("m", torch.zeros(self.E))
+        self.register_buffer("s", torch.ones(self.E))
+        self.theta = Parameters(self._priors(), known, correlated=False)
+        self.recognition = Recognition(guide, K, D, self.E)
+        emitted = ("regime",) if switching_emission else ()
+        self.dims = {
+            "pi": ("regime",),
+            "P": ("regime", "next_regime"),
+            **dict.fromkeys(("m0", "s0"), ("state",)),
+            "A": ("regime", "state", "previous_state"),
+            **dict.fromkeys(("b", "q", "W"), ("regime", "state")),
+            "l": ("regime", "pair"),
+            "C": (*emitted, "feature", "state"),
+            **dict.fromkeys(("d", "r"), (*emitted, "feature")),
+            "x": ("series", "time", "state"),
+            "y": ("series", "time", "feature"),
+            **dict.fromkeys(("column_mean", "column_scale"), ("feature",)),
+        }
+        self.auxiliary = frozenset({"l"})
+
+    def _priors(self) -> dict[str, Any]:
+        K, D, one, config = self.K, self.D, torch.ones_like(self.s[0]), self.config
+        emitted = (K, self.E) if config["switching_emission"] else (self.E,)
+        sticky = one + config["stickiness"] * torch.eye(K, dtype=one.dtype, device=one.device)
+        priors = {
+            "pi": dist.Dirichlet(one.expand(K)),
+            "P": dist.Dirichlet(sticky).to_event(1),
+            "m0": dist.Normal(0 * one, one).expand((D,)).to_event(1),
+            "s0": dist.LogNormal(0 * one, 0.5 * one).expand((D,)).to_event(1),
+            "A": dist.Normal(0 * one, one).expand((K, D, D)).to_event(3),
+            "b": dist.Normal(0 * one, one).expand((K, D)).to_event(2),
+            "q": dist.LogNormal((0.3 * one).log(), one).expand((K, D)).to_event(2),
+            "C": dist.Normal(0 * one, self.s.unsqueeze(-1)).expand((*emitted, D)).to_event(len(emitted) + 1),
+            "d": dist.Normal(self.m, self.s).expand(emitted).to_event(len(emitted)),
+            "r": dist.LogNormal((0.3 * self.s).log(), one).expand(emitted).to_event(len(emitted)),
+        }
+        if config["covariance"] == "full" and D > 1:
+            priors["l"] = dist.Normal(0 * one, one).expand((K, D * (D - 1) // 2)).to_event(2)
+        if config["recurrent"]:
+            priors["W"] = dist.Normal(0 * one, one).expand((K, D)).to_event(2)
+        return priors
+
+    @pyro_method
+    def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
+        """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, num_features)``."""
+        theta = self.theta.draw(self._priors())
+        path = SwitchingPath(Dynamics.of(theta), self._inside(y, num_rows))
+        with pyro.plate("data", num_rows if y is None else len(y)):
+            x = pyro.sample("x", path)
+            return pyro.sample("y", Emission.of(theta).given(path, x), obs=y)
+
+    @pyro_method
+    def guide(self, y: Tensor | None = None, num_rows: int = 1) -> None:
+        """Draw the parameters, and given series the paths of their state."""
+        theta = self.theta.draw_guide()
+        if y is not None:
+            with pyro.plate("data", len(y)):
+                pyro.sample("x", self._paths(y, theta))
+
+    def _paths(self, y: Tensor, theta: Mapping[str, Tensor]) -> Any:
+        """Distribution of paths that the guide reads out of series."""
+        return self.recognition(self._scaled(y), y, self._inside(y), Dynamics.of(theta), Emission.of(theta))
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        return (y - self.m) / self.s
+
+    def _inside(self, y: Tensor | None, num_rows: int = 1) -> Tensor:
+        """Steps that belong to their series, shape ``(num_series, T)``."""
+        if y is None:
+            return torch.ones(num_rows, int(self.num_steps), dtype=torch.bool, device=self.m.device)
+        return torch.arange(y.shape[1], device=y.device) < lengths(y)[:, None]
+
+    @pyro_method
+    def state_space(self, y: Tensor) -> SwitchingLinearGaussian:
+        """Return the model at the parameters' values; of a recurrent one, without its recurrence."""
+        theta = self.theta.draw(self._priors())
+        moves, emission = Dynamics.of(theta), (theta["C"], theta["d"], torch.diag_embed(theta["r"].square()))
+        start = theta["pi"], theta["P"], moves.m0, moves.L0 @ moves.L0.mT
+        return SwitchingLinearGaussian(*start, moves.A, moves.b, moves.L @ moves.L.mT, *emission)
+
+    @pyro_method
+    def regimes_given(self, y: Tensor, x: Tensor) -> HiddenMarkov:
+        """Return the chain of regimes that paths x tell of, with what series y add where regimes show differently."""
+        theta = self.theta.draw(self._priors())
+        path, emission = SwitchingPath(Dynamics.of(theta), self._inside(y)), Emission.of(theta)
+        log_pi, links, seen = path.chain(x)
+        if len(emission.C) > 1:
+            seen = seen + SwitchingObservations(path, x, emission).log_emission(y)
+        return HiddenMarkov(MarkovChain(log_pi, links), seen, torch.arange(self.K, device=x.device))
+
+    @pyro_method
+    def log_transition(self, x: Tensor) -> Tensor:
+        """Return log probabilities of the next regime given states x, shape ``(..., K, K)`` or ``(K, K)``."""
+        return Dynamics.of(self.theta.draw(self._priors())).log_transition(x)
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Means m and standard deviations s of the columns, on which the priors rest, shape ``(E,)`` each."""
+        return {"column_mean": self.m, "column_scale": self.s}
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Start at a switching autoregression of the series' projection, and let the network read its regimes."""
+        self.num_steps.fill_(x.shape[1])
+        self.m, self.s = column_scales(x.flatten(0, 1))
+        inside, scaled = self._inside(x), self._scaled(x)
+        start, regimes = begin(scaled, inside, self.K, self.D)
+        per_column = dict(zip(("C", "d", "r"), (self.s[:, None], self.s, self.s), strict=True))
+        start = {name: value * per_column.get(name, 1.0) for name, value in start.items()}
+        start["d"] = start["d"] + self.m
+        if self.config["switching_emission"]:
+            start |= {name: start[name].expand(self.K, *start[name].shape) for name in per_column}
+        self.theta.begin(start, spread=float(inside.sum()) ** -0.5, unit=UNIT)
+        if self.theta.given:
+            theta = self.theta.typical()
+            regimes = regimes_under(x, inside, Dynamics.of(theta), Emission.of(theta))
+        self.recognition.learn(scaled, inside, regimes)
