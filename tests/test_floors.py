@@ -59,6 +59,8 @@ FLOORS = {
     "plots": 6,
     "tables": 6,
     "cli": 8,
+    "warning_log": 1,
+    "palette": 0,
     "sklearn": 8,
     "__main__": 9,
     "__init__": 9,
