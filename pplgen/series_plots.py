@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -19,7 +20,7 @@ STRENGTH = 0.28
 """How much of its colour a certain regime lends the background."""
 FAN = {0.9: 0.2, 0.8: 0.35, 0.5: 0.55}
 """Probabilities of the bands of a forecast and how strong their colour is; without draws that were kept, the first."""
-LEGEND = {"fontsize": "small", "loc": "upper left", "framealpha": 0.85, "edgecolor": "none"}
+LEGEND: dict[str, Any] = {"fontsize": "small", "loc": "upper left", "framealpha": 0.85, "edgecolor": "none"}
 """Of every picture: legible before bands."""
 ARROWS = 14
 """Arrows along each axis of a field."""
@@ -184,7 +185,7 @@ def _grid(points: np.ndarray) -> np.ndarray:
 def _plot_seen(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     """Draw observations as dots."""
     few = len(steps) < MANY
-    axes.plot(steps, values, ".", color="0.35", ms=4 if few else 2, alpha=0.7, mew=0, label="data", zorder=1)
+    axes.plot(steps, values, ".", color="0.35", ms=4 if few else 2, alpha=0.7, mew=0, label="data", zorder=3)
 
 
 def _plot_band(axes: Axes, found: xr.Dataset, name: str, series: int, place: int, colour: str, label: str) -> None:
@@ -192,4 +193,4 @@ def _plot_band(axes: Axes, found: xr.Dataset, name: str, series: int, place: int
     mean, lower, upper = (found[f"{name}_{part}"].values[series, :, place] for part in ("mean", "lower", "upper"))
     steps = found["time"].values
     axes.fill_between(steps, lower, upper, color=colour, alpha=0.25, lw=0)
-    axes.plot(steps, mean, color=colour, lw=1.2, label=label)
+    axes.plot(steps, mean, color=colour, lw=0.7 if name == "y" and "state_mean" not in found else 1.2, label=label)
