@@ -141,7 +141,7 @@ class HiddenMarkovSeries(dist.TorchDistribution):
         )
         every = self.emission.expand((*self.batch_shape, K)).sample(torch.Size([self.num_steps, *shape]))
         chosen = path.movedim(-1, 0)[..., None, None].expand(*every.shape[:-2], 1, every.shape[-1])
-        return torch.gather(every, -2, chosen).squeeze(-2).movedim(0, -2)
+        return torch.gather(every, -2, chosen).squeeze(-2).movedim(0, -2).to(self.log_initial.dtype)
 
 
 def _log_product(earlier: Tensor, later: Tensor) -> Tensor:
