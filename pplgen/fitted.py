@@ -141,8 +141,9 @@ class Fit(SeriesVerbs):
         agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
         restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
         failed = f"; {self.num_failed} restarts broke down" if self.num_failed else ""
+        rows = "series" if self.story and self.story.takes_series else "rows"
         print_table(
-            f"{self.name} on {data['name']}, {data['num_rows']:,} rows" if (data := self._data_facts) else self.name,
+            f"{self.name} on {data['name']}, {data['num_rows']:,} {rows}" if (data := self._data_facts) else self.name,
             posterior.summarise(tree, self.readable_sites(tree)).set_axis(["mean", "sd", "5 %", "95 %"], axis=1),
             f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{restarts}{failed}",
             f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
