@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -15,6 +16,7 @@ from pplgen.exact.switching import per_regime
 from pplgen.mapped import over_draws
 from pplgen.pair import Pair
 from pplgen.state_space import StateSpaceStory
+from pplgen.tracing import FreshFills
 
 __all__ = ["at", "batches", "chains_given", "describe", "first_model", "per_draw", "series_story", "transitions"]
 
@@ -45,7 +47,7 @@ def at(latents: Latents, chosen: slice) -> dict[str, Tensor]:
 def first_model(pair: Pair, y: Tensor, latents: Latents) -> StateSpace:
     """Ask the story what it is at the first draw alone, as it says it."""
     story = series_story(pair, "state space")
-    with torch.no_grad():
+    with torch.no_grad(), pyro.validation_enabled(False):
         model: StateSpace = poutine.condition(story.state_space, _first(latents))(y)
     return model
 
@@ -123,7 +125,11 @@ def transitions(pair: Pair, latents: Latents, x: Tensor) -> Callable[[Tensor], T
     def one(latent: dict[str, Tensor], states: Tensor) -> Tensor:
         return poutine.condition(story.log_transition, latent)(states)
 
-    return lambda states: torch.func.vmap(one)(dict(latents), states.to(dtype)).double()
+    def at_draws(states: Tensor) -> Tensor:
+        with pyro.validation_enabled(False):
+            return torch.func.vmap(one)(dict(latents), states.to(dtype)).double()
+
+    return at_draws
 
 
 def per_draw(function: Callable[..., Tensor], latents: Latents, *values: Tensor) -> Tensor:
@@ -135,11 +141,13 @@ def per_draw(function: Callable[..., Tensor], latents: Latents, *values: Tensor)
     def one(latent: dict[str, Tensor], *own: Tensor) -> Tensor:
         return poutine.condition(function, latent)(*own)
 
-    try:
-        return torch.func.vmap(one, randomness="different")(dict(latents), *values)
-    except (RuntimeError, NotImplementedError, ValueError):
-        each = [one({n: v[s] for n, v in latents.items()}, *(v[s] for v in values)) for s in range(len(values[0]))]
-        return torch.stack(each)
+    with pyro.validation_enabled(False):
+        try:
+            with FreshFills():
+                return torch.func.vmap(one, randomness="different")(dict(latents), *values)
+        except (RuntimeError, NotImplementedError, ValueError):
+            each = [one({n: v[s] for n, v in latents.items()}, *(v[s] for v in values)) for s in range(len(values[0]))]
+            return torch.stack(each)
 
 
 def _first(latents: Latents) -> dict[str, Tensor]:

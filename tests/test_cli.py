@@ -234,8 +234,11 @@ def test_series_are_sampled_predicted_and_forecast_in_long_form(series_run):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("fit gaussian-hmm long.csv --series when", "by='when': expected one of the columns who, flow"),
-        ("fit gaussian-hmm long.csv --stream", "--stream: GaussianHMM reads whole series and takes no such option"),
+        ("fit gaussian-hmm long.csv --series when --out other", "by='when': expected one of the columns who, flow"),
+        (
+            "fit gaussian-hmm long.csv --stream --out other",
+            "--stream: GaussianHMM reads whole series and takes no such option",
+        ),
         ("fit gaussian-mixture faithful --series a", "--series a: the rows of GaussianMixture are no series"),
         ("fit gaussian-hmm long.csv --known [1]", "--known [1]: expected names and values as JSON"),
         ("predict runs/gaussian-hmm-long long.csv --series when", "by='when'"),
