@@ -50,6 +50,8 @@ def plot_series(axes: Axes, y: Tensor, found: xr.Dataset, *, series: int = 0, fe
     if "y_mean" in found:
         hidden = "state_mean" not in found
         _plot_band(axes, found, "y", series, feature, COLOURS[0], "filled in" if hidden else "signal, 90 %")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
     if "regime_probability" in found:
         plot_regimes(axes, found, series=series)
     axes.set(xlabel="step", ylabel=name)

@@ -54,10 +54,10 @@ def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
     return tuple(
         Option(
             name=argument.arg,
-            kind=_PLAIN_TYPES.get(ast.unparse(argument.annotation) if argument.annotation else "", str),
+            kind=_PLAIN_TYPES.get(_annotation(argument).removesuffix(" | None"), str),
             default=None if default is None else ast.literal_eval(default),
             help=help_texts.get(argument.arg, ""),
-            is_mapping="Mapping[" in (ast.unparse(argument.annotation) if argument.annotation else ""),
+            is_mapping="Mapping[" in _annotation(argument),
         )
         for argument, default in zip([*positional, *constructor.kwonlyargs], defaults, strict=True)
     )
@@ -91,6 +91,11 @@ def parse_options(text: str, options: tuple[Option, ...]) -> dict[str, Any]:
         except ValueError:
             raise InputError(f"{part.strip()}: expected a value of type {option.kind.__name__}") from None
     return given
+
+
+def _annotation(argument: ast.arg) -> str:
+    """Return an argument's type as it is written, empty where it has none."""
+    return ast.unparse(argument.annotation) if argument.annotation else ""
 
 
 def _mapping(option: Option, text: str) -> dict[str, Any]:
