@@ -13,6 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+BASES = {"Story", "StateSpaceStory"}
+"""What a story derives from, by one name."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -37,10 +40,10 @@ def collection() -> tuple[Entry, ...]:
 def _entry(path: Path) -> Entry:
     """Read the one story of a file."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id in ("Story", "StateSpaceStory") for b in node.bases):
+        if isinstance(node, ast.ClassDef) and {b.id for b in node.bases if isinstance(b, ast.Name)} & BASES:
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
             return Entry(path.stem.replace("_", "-"), node.name, summary, node)
-    raise ImportError(f"{path.name} holds no class derived from Story")
+    raise ImportError(f"{path.name} holds no class derived from {' or '.join(sorted(BASES))}")
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pplgen.fitted import Fit
     from pplgen.fitting import fit
     from pplgen.loading import load
+    from pplgen.series import load_series
     from pplgen.story import Story
     from pplgen.streams import stream_data
 
@@ -27,10 +28,11 @@ _HOMES = {
     "fit": "pplgen.fitting",
     "load": "pplgen.loading",
     "load_data": "pplgen.data",
+    "load_series": "pplgen.series",
     "stream_data": "pplgen.streams",
 }
 
-__all__ = ["Fit", "InputError", "Story", "Table", "compare", "fit", "load", "load_data", "stream_data"]
+__all__ = ["Fit", "InputError", "Story", "Table", "compare", "fit", "load", "load_data", "load_series", "stream_data"]
 
 
 def __getattr__(name: str) -> Any:

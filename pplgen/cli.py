@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import logging
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +12,9 @@ import typer
 
 import pplgen
 from pplgen import models
-from pplgen.errors import DataWarning, InputError, near_names
+from pplgen.errors import InputError, near_names
 from pplgen.signature import Option, constructor_options, parse_options, parse_value
+from pplgen.warning_log import WarningLog
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +34,9 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of every random number.")]
 OutFileOption = Annotated[
     Path | None, typer.Option("--out", metavar="FILE", help="New CSV file to write instead of the terminal.")
+]
+SeriesOption = Annotated[
+    str | None, typer.Option("--series", metavar="COLUMN", help="Column that tells the series of a table apart.")
 ]
 DATA_HELP = (
     "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; with "
@@ -66,30 +67,42 @@ def sample(
     seed: SeedOption = 0,
     out: OutFileOption = None,
 ) -> None:
-    """Draw new rows from a run's posterior predictive distribution, as CSV."""
-    import pandas as pd
-
+    """Draw new rows, or whole series, from a run's posterior predictive distribution, as CSV."""
     from pplgen import tables
 
-    fit = pplgen.load(run)
-    tables.write_csv(pd.DataFrame(fit.sample(num_rows, seed=seed).numpy(), columns=list(fit.columns)), out)
+    tables.write_csv(tables.sampled(pplgen.load(run), num_rows, seed), out)
 
 
 @app.command()
 def predict(
     run: RunArgument,
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    series: SeriesOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Score rows, new or old, as CSV: log density in nats, and the posterior of each row's latents."""
+    """Score rows, new or old, as CSV: log density in nats, and the posterior of each row's latents.
+
+    Of series each step is scored from those before it, and states, regimes and what was seen are smoothed.
+    """
     from pplgen import tables
 
-    fit = pplgen.load(run)
-    table = pplgen.load_data(data)
-    frame = tables.latent_columns(fit, table)
-    frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
-    frame.index.name = "row"
-    tables.write_csv(frame.set_index(frame.index + 1), out, index=True)
+    tables.write_csv(tables.predicted(pplgen.load(run), data, series), out)
+
+
+@app.command()
+def forecast(
+    run: RunArgument,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    horizon: Annotated[int, typer.Option(min=1, help="How many steps.")] = 10,
+    series: SeriesOption = None,
+    draws: Annotated[int, typer.Option(min=2, help="How many futures are simulated.")] = 500,
+    seed: SeedOption = 0,
+    out: OutFileOption = None,
+) -> None:
+    """Forecast series, new or old, as CSV: mean, deviation and 90 % interval of what is to be seen."""
+    from pplgen import tables
+
+    tables.write_csv(tables.forecast(pplgen.load(run), data, series, horizon=horizon, draws=draws, seed=seed), out)
 
 
 @app.command()
@@ -104,13 +117,14 @@ def compare(
     seed: SeedOption = 0,
     restarts: Annotated[int, typer.Option(help="Independent starts of each; the best is kept.")] = 1,
     bic: Annotated[bool, typer.Option("--bic", help="Add Schwarz's criterion.")] = False,
+    series: SeriesOption = None,
     out: OutFileOption = None,
 ) -> None:
     """Fit several stories and rank them by leave-one-out predictive density, best first."""
     from pplgen import tables
 
-    table = pplgen.load_data(data)
-    stories = {text: _story_of(text, table.values.shape[1]) for text in candidates}
+    table = pplgen.load_data(data) if series is None else pplgen.load_series(data, by=series)
+    stories = {text: _story_of(text, len(table.columns)) for text in candidates}
     ranked = pplgen.compare(stories, table, seed=seed, restarts=restarts, with_bic=bic)
     if out is not None:
         tables.write_csv(ranked.rename_axis("candidate"), out, index=True)
@@ -160,34 +174,7 @@ def _fail(message: str, code: int = 2) -> None:
     sys.exit(code)
 
 
-class _WarningLog(logging.Handler):
-    """Echoes warnings that the user can act on; keeps the others for the run's log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    @contextlib.contextmanager
-    def captured(self) -> Iterator[None]:
-        """Take Python's warnings meanwhile."""
-        logger = logging.getLogger("py.warnings")
-        logging.captureWarnings(True)
-        logger.addHandler(self)
-        try:
-            yield
-        finally:
-            logger.removeHandler(self)
-            logging.captureWarnings(False)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if found := re.search(rf"{DataWarning.__name__}: (.*)", text):
-            typer.echo(f"pplgen: {found[1]}", err=True)
-        else:
-            self.lines.append(text)
-
-
-_WARNINGS = _WarningLog()
+_WARNINGS = WarningLog()
 
 
 def _fit_command(entry: models.Entry, options: list[Option]) -> Callable[..., None]:
@@ -229,6 +216,7 @@ def _shared(
         str | None, typer.Option(metavar="COLUMN", help="Column of known components, 0, 1, ..., empty for others.")
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of how much each row counts.")] = None,
+    series: SeriesOption = None,
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option(help="Steps at most; fewer once the ELBO has stopped improving.")] = 10_000,
     learning_rate: Annotated[float, typer.Option(help="Adam's, before the first plateau.")] = 0.02,
@@ -259,6 +247,7 @@ def _fit(
     stream: bool,
     labels: str | None,
     weights: str | None,
+    series: str | None,
     **options: Any,
 ) -> None:
     """Fit, write the run directory and print the summary."""
@@ -267,8 +256,16 @@ def _fit(
 
     directory = out or Path("runs") / f"{entry.name}-{Path(data).stem}"
     store.check_vacant(directory, force=force)
-    if stream:
-        rows: Any = pplgen.stream_data(data)
+    if getattr(models, entry.class_name).takes_series:
+        if unfit := [
+            f"--{name}" for name, given in (("stream", stream), ("labels", labels), ("weights", weights)) if given
+        ]:
+            raise InputError(f"{unfit[0]}: {entry.class_name} reads whole series and takes no such option")
+        rows: Any = pplgen.load_series(data, by=series)
+    elif series is not None:
+        raise InputError(f"--series {series}: the rows of {entry.class_name} are no series")
+    elif stream:
+        rows = pplgen.stream_data(data)
         options |= {"labels": labels, "weights": weights}
     else:
         rows = pplgen.load_data(data, labels=labels, weights=weights)

@@ -40,7 +40,7 @@ def compare(
     candidates
         Stories, which are fitted here, or fits of the same rows, by a name for the table.
     data
-        The rows, for stories among the candidates: whatever ``load_data`` takes.
+        The rows, for stories among the candidates: whatever ``load_data`` takes, or ``load_series``.
     draws
         Posterior draws of each.
     with_bic
@@ -59,7 +59,8 @@ def compare(
     Raises
     ------
     InputError
-        Where there are fewer than two candidates, a story comes without data, or fits are of different rows.
+        Where there are fewer than two candidates, a story comes without data, fits are of different rows, or these
+        are a single series, for which there is ``Fit.leave_future_out``.
 
     References
     ----------
@@ -69,6 +70,8 @@ def compare(
         raise InputError(f"{len(candidates)} candidates: expected at least two to compare")
     first = next((each for each in candidates.values() if isinstance(each, Story)), None)
     table = None if data is None or first is None else read_rows(first, data)
+    if table is not None:
+        _require_several(len(table), first)
     fits: dict[str, Fit] = {}
     for name, candidate in candidates.items():
         if isinstance(candidate, Fit):
@@ -78,6 +81,8 @@ def compare(
         else:
             fits[name] = fit(candidate, table, **options)
     _require_same_rows(fits)
+    for fitted in fits.values():
+        _require_several(fitted.pair.num_rows, fitted.story)
     scores = {}
     for name, fitted in fits.items():
         if fitted.pair.weights is not None:
@@ -128,6 +133,15 @@ def _number_of_parameters(pair: Pair) -> int:
     trace = poutine.trace(pair.model).get_trace(*pair.data)
     nodes = [trace.nodes[name] for name in pair.structure.shared_latent]
     return sum(biject_to(node["fn"].support).inv(node["value"]).numel() for node in nodes)
+
+
+def _require_several(num_rows: int, story: Story | None) -> None:
+    """Refuse a single series, which cannot be left out."""
+    if story is not None and story.takes_series and num_rows == 1:
+        raise InputError(
+            "one series cannot be left out of the only one there is, so LOO does not rank stories by it; score each "
+            "fit's one-step-ahead predictions with fit.leave_future_out() instead"
+        )
 
 
 def _require_same_rows(fits: Mapping[str, Fit]) -> None:

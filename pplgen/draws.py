@@ -28,6 +28,7 @@ __all__ = [
     "impute_rows",
     "row_densities",
     "sample_rows",
+    "shared_densities",
 ]
 
 
@@ -86,6 +87,32 @@ def draw_shared(pair: Pair, num_draws: int) -> dict[str, Tensor]:
     """Draw the latents that all rows share from the guide; call it inside ``pair.isolated``."""
     names = pair.structure.shared_latent
     return over_draws(lambda _: _values(poutine.trace(pair.guide).get_trace(*pair.data), names), num_draws)
+
+
+def shared_densities(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Draw the latents that all rows share from the guide, and score them; call it inside ``pair.isolated``.
+
+    Returns
+    -------
+    latents : dict
+        As of ``draw_shared``.
+    log_p, log_q : Tensor
+        Of their prior and of the guide in nats, shape ``(num_draws,)``.
+    """
+    structure = pair.structure
+
+    def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
+        model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
+        shared = set(structure.shared_latent)
+        own = [name for name in guide_trace.stochastic_nodes if name not in structure.per_row]
+        log_p, log_q = (
+            trace.log_prob_sum(lambda name, _, names=names: name in names)
+            for trace, names in ((model_trace, shared), (guide_trace, set(own)))
+        )
+        return _values(guide_trace, structure.shared_latent), torch.as_tensor(log_p), torch.as_tensor(log_q)
+
+    return over_draws(draw, num_draws)
 
 
 def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) -> Tensor:

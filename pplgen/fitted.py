@@ -14,13 +14,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pplgen import posterior, store
+from pplgen import posterior, scores, store
 from pplgen.arguments import bare_arguments, new_rows
 from pplgen.data import Table
 from pplgen.draws import impute_rows, sample_rows
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
+from pplgen.paths import impute_series
+from pplgen.series_verbs import SeriesVerbs
 from pplgen.story import Story, check_count
 from pplgen.streams import RowStream
 from pplgen.terminal import print_table
@@ -34,7 +36,7 @@ AGREEMENT = 1.0
 """Nats within which the final ELBOs of two restarts agree."""
 
 
-class Fit:
+class Fit(SeriesVerbs):
     """A trained pair, with what can be asked of it.
 
     Attributes
@@ -139,8 +141,9 @@ class Fit:
         agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
         restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
         failed = f"; {self.num_failed} restarts broke down" if self.num_failed else ""
+        rows = "series" if self.story and self.story.takes_series else "rows"
         print_table(
-            f"{self.name} on {data['name']}, {data['num_rows']:,} rows" if (data := self._data_facts) else self.name,
+            f"{self.name} on {data['name']}, {data['num_rows']:,} {rows}" if (data := self._data_facts) else self.name,
             posterior.summarise(tree, self.readable_sites(tree)).set_axis(["mean", "sd", "5 %", "95 %"], axis=1),
             f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{restarts}{failed}",
             f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
@@ -151,26 +154,33 @@ class Fit:
         hidden = self.pair.structure.per_row | (self.story.auxiliary if self.story else frozenset())
         return [str(name) for name in tree["posterior"].data_vars if name not in hidden]
 
-    def log_likelihood(self, x: Any = None, *, draws: int = 500, seed: int | None = None) -> Tensor:
+    def log_likelihood(
+        self, x: Any = None, *, draws: int = 500, estimator: str | None = None, seed: int | None = None
+    ) -> scores.LogLikelihood:
         """Log posterior predictive density of each row in nats, discrete latents summed out, shape ``(num_rows,)``.
 
-        ``x`` is whatever ``load_data`` takes (a bare model's arguments, for a bare pair), or what ``stream_data``
-        returns; ``None`` for the training rows. It is ``log mean_s p(x_i | theta_s)`` over draws of the guide; latents
-        of single rows are integrated out by importance sampling from the guide.
+        ``x`` is whatever ``load_data`` takes (series, for a state space story; a bare model's arguments, for a bare
+        pair), or what ``stream_data`` returns; ``None`` for the training rows. It is ``log mean_s p(x_i | theta_s)``
+        over draws of the guide; latents of single rows are integrated out by importance sampling from the guide. A
+        switching story offers ``estimator="importance"``, ``"kim"`` or ``"particle"``. The tensor's ``estimator`` and
+        ``standard_error`` say how far it can be trusted.
         """
         if isinstance(x, RowStream):
             blocks = (Table(block, x.columns, x.name) for block in x.blocks())
-            return torch.cat([self.log_likelihood(block, draws=draws, seed=seed) for block in blocks])
+            options: dict[str, Any] = {"draws": draws, "estimator": estimator, "seed": seed}
+            return scores.LogLikelihood.joined([self.log_likelihood(block, **options) for block in blocks])
         rows = self._rows(x)
         with self._ready(seed):
-            return posterior.row_log_likelihood(self.pair, rows, check_count("draws", draws))
+            return scores.row_log_likelihood(self.pair, rows, check_count("draws", draws), estimator)
 
     def latents(self, x: Any = None, *, draws: int = 500, seed: int | None = None) -> xr.Dataset:
         """Posterior of each row's latents: probabilities of discrete ones, mean and sd of continuous ones.
 
         ``x`` as in ``log_likelihood``. A mixture's responsibilities are ``fit.latents(x)["z"]``, dimensions
-        ``(row, component)``.
+        ``(row, component)``. Those of series are what ``smooth`` finds.
         """
+        if self.story is not None and self.story.takes_series:
+            return self.smooth(x, draws=draws, seed=seed)
         rows = self._rows(x)
         with self._ready(seed):
             return posterior.row_latents(self.pair, rows, check_count("draws", draws))
@@ -187,15 +197,17 @@ class Fit:
             return sample_rows(self.story, self.pair, num_rows).cpu()
 
     def impute(self, x: Any = None, *, draws: int = 100, seed: int | None = None) -> Tensor:
-        """Draw the missing entries of rows given the others, shape ``(draws, num_rows, num_features)``.
+        """Draw the missing entries of rows given the others, shape ``(draws, num_rows, ...)``.
 
         ``x`` as in ``log_likelihood``; entries that are not missing are repeated.
         """
         if self.story is None:
             raise InputError("a bare pair does not say how to impute; a Story with a method 'complete' does")
-        rows = self._rows(x)
+        rows, number = self._rows(x), check_count("draws", draws)
         with self._ready(seed):
-            return impute_rows(self.story, self.pair, rows, check_count("draws", draws)).cpu()
+            if self.story.takes_series:
+                return impute_series(self.pair, rows, number).cpu()
+            return impute_rows(self.story, self.pair, rows, number).cpu()
 
     def save(self, directory: str | Path, *, force: bool = False) -> None:
         """Write parameters and header into ``directory``; a run that is there already stays unless ``force``."""

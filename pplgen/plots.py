@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from pplgen.fitted import Fit
+from pplgen.palette import COLOURS
+from pplgen.series_plots import plot_series
 
 __all__ = ["picture", "plot_elbo", "plot_mixture", "save_picture"]
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
-"""Okabe and Ito's colours and two of Tol's, which readers with colour-blindness tell apart."""
 MASS = (0.5, 0.9)
 """Probability inside each ellipse of a Gaussian component."""
+PANELS, SMOOTHING_DRAWS = 3, 100
+"""Columns of a series that are shown at most, and draws of the parameters with which these are smoothed."""
 
 
 def picture(fit: Fit, tree: xr.DataTree) -> Figure:
@@ -29,8 +31,11 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
     fit
         The fit.
     tree
-        Its draws; mixtures show their components where it has ``posterior`` and ``observed_data``.
+        Its draws; mixtures show their components where it has ``posterior`` and ``observed_data``. A state space
+        story whose series are at hand shows the first of them, smoothed.
     """
+    if fit.story is not None and fit.story.takes_series and fit.has_rows:
+        return _series_picture(fit)
     names = set(tree["posterior"].data_vars)
     mixture = {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names) and "observed_data" in tree
     figure = Figure(figsize=(10, 4.2) if mixture else (5.5, 4.2), layout="constrained")
@@ -39,6 +44,25 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
     if mixture:
         plot_mixture(axes[0], tree)
     plot_elbo(axes[-1], fit)
+    return figure
+
+
+def _series_picture(fit: Fit) -> Figure:
+    """Draw the first series, smoothed, beside the ELBO."""
+    y = fit.pair.data[0]
+    found = fit.smooth(draws=SMOOTHING_DRAWS)
+    panels = min(PANELS, y.shape[-1])
+    figure = Figure(figsize=(12, 3.2 + panels), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subfigures(1, 2, width_ratios=(1.8, 1), squeeze=False)[0]
+    for feature, axes in enumerate(left.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]):
+        plot_series(axes, y, found, feature=feature)
+        axes.label_outer()
+        if feature:
+            axes.get_legend().remove()
+    first = f"Series 1 of {len(y)}" if len(y) > 1 else "The series"
+    left.axes[0].set_title(f"{first}, smoothed ({found.attrs['estimator'].partition(' (')[0]})")
+    plot_elbo(right.subplots(), fit)
     return figure
 
 

@@ -20,7 +20,7 @@ from pplgen.draws import draw_generated, draw_posterior, draw_predictive, draw_p
 from pplgen.errors import InputError, near_names
 from pplgen.pair import Pair
 
-__all__ = ["GROUPS", "INTERVAL", "row_latents", "row_log_likelihood", "summarise", "to_datatree"]
+__all__ = ["GROUPS", "INTERVAL", "row_latents", "summarise", "to_datatree"]
 
 GROUPS = (
     "posterior",
@@ -105,14 +105,6 @@ def to_datatree(
     )
     tree.attrs.update(attributes or {})
     return tree
-
-
-def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int) -> Tensor:
-    """Posterior predictive log density of each row of ``data`` in nats, ``log mean_s p(x_i | theta_s)``."""
-    if data is not pair.data:
-        pair.check_amortised()
-    rows = row_densities(pair, draw_shared(pair, draws), draws, data).log_likelihood
-    return rows.logsumexp(dim=0) - np.log(draws)
 
 
 def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +26,14 @@ class Option:
     """What the command line parses; ``str`` for what ``parse_value`` reads, such as several numbers."""
     default: Any
     help: str
+    is_mapping: bool = False
+    """Whether the value is a mapping, given as JSON."""
 
     @property
     def metavar(self) -> str | None:
         """What stands for the value in the help, where its type does not say it."""
+        if self.is_mapping:
+            return "JSON"
         return "NUMBERS" if self.kind is str and not isinstance(self.default, str) else None
 
     @property
@@ -49,16 +54,19 @@ def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
     return tuple(
         Option(
             name=argument.arg,
-            kind=_PLAIN_TYPES.get(ast.unparse(argument.annotation) if argument.annotation else "", str),
+            kind=_PLAIN_TYPES.get(_annotation(argument).removesuffix(" | None"), str),
             default=None if default is None else ast.literal_eval(default),
             help=help_texts.get(argument.arg, ""),
+            is_mapping="Mapping[" in _annotation(argument),
         )
         for argument, default in zip([*positional, *constructor.kwonlyargs], defaults, strict=True)
     )
 
 
 def parse_value(option: Option, value: Any) -> Any:
-    """Read a value that may be one number or several with commas between them; other text stays as it is."""
+    """Read a value that may be a mapping, or numbers with commas between them; other text stays as it is."""
+    if option.is_mapping and isinstance(value, str):
+        return _mapping(option, value)
     if option.kind is not str or not isinstance(value, str) or isinstance(option.default, str):
         return value
     try:
@@ -83,6 +91,22 @@ def parse_options(text: str, options: tuple[Option, ...]) -> dict[str, Any]:
         except ValueError:
             raise InputError(f"{part.strip()}: expected a value of type {option.kind.__name__}") from None
     return given
+
+
+def _annotation(argument: ast.arg) -> str:
+    """Return an argument's type as it is written, empty where it has none."""
+    return ast.unparse(argument.annotation) if argument.annotation else ""
+
+
+def _mapping(option: Option, text: str) -> dict[str, Any]:
+    """Read a mapping from JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{option.flags[0]} {text}: expected names and values as JSON, such as '{{\"a\": [1, 2]}}'")
+    return value
 
 
 def _documented_parameters(docstring: str) -> Iterator[tuple[str, str]]:

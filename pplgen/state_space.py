@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import StateSpace
+from pplgen.dynamics import HiddenMarkov, StateSpace
 from pplgen.errors import InputError
 from pplgen.story import Story
 
@@ -49,6 +49,22 @@ class StateSpaceStory(Story):
         Called for a hidden Markov story alone, with the parameters conditioned on a draw.
         """
         raise NotImplementedError(f"{type(self).__name__} does not draw observations along a path")
+
+    def regimes_given(self, y: Tensor, x: Tensor) -> HiddenMarkov:
+        """Return the chain of regimes given a path of states, of what it and y say of the regimes.
+
+        Called for a switching story alone, with the parameters conditioned on a draw; x is of shape ``(num_series,
+        num_steps, num_states)``, and ``log_emission`` holds ``log p(x_t, y_t | x_{t-1}, s_t)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say which regimes go with a path of states")
+
+    def log_transition(self, x: Tensor) -> Tensor | None:
+        """Return ``log p(s_{t+1} | s_t, x_t)`` at states x of shape ``(..., num_states)``, shape ``(..., K, K)``.
+
+        Where regimes do not depend on the state, ``None`` or one matrix of shape ``(K, K)``: then they move by the
+        description's ``P``. Called for a switching story alone, with the parameters conditioned on a draw.
+        """
+        return None
 
     def check_data(self, x: Tensor) -> None:
         """Refuse what are no series of the story's features."""

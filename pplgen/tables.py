@@ -5,13 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import xarray as xr
 
 from pplgen import store
-from pplgen.data import Table
+from pplgen.data import Table, load_data
+from pplgen.described import series_story
+from pplgen.errors import InputError
 from pplgen.fitted import Fit
+from pplgen.series import load_series
 
-__all__ = ["latent_columns", "write_csv"]
+__all__ = ["forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
+
+
+def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
+    """Draw new rows; series in long form, with a column ``series`` that counts from 1 where there are several."""
+    rows = fit.sample(num_rows, seed=seed)
+    frame = pd.DataFrame(rows.flatten(0, -2).numpy(), columns=list(fit.columns))
+    if rows.ndim == 3 and num_rows > 1:
+        frame.insert(0, "series", np.repeat(np.arange(1, num_rows + 1), rows.shape[1]))
+    return frame
+
+
+def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
+    """Score rows, and say what their latents are; of series, each step in turn."""
+    if _of_series(fit, by):
+        table = load_series(data, by=by)
+        density = fit.filter(table)[["log_density"]]
+        return series_table(density.merge(fit.smooth(table)))
+    table = load_data(data)
+    frame = latent_columns(fit, table)
+    frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
+    frame.insert(0, "row", np.arange(1, len(frame) + 1))
+    return frame
+
+
+def forecast(fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int) -> pd.DataFrame:
+    """Forecast series."""
+    series_story(fit.pair, "forecast")
+    return series_table(fit.forecast(horizon, load_series(data, by=by), draws=draws, seed=seed))
 
 
 def latent_columns(fit: Fit, table: Table) -> pd.DataFrame:
@@ -27,6 +60,43 @@ def latent_columns(fit: Fit, table: Table) -> pd.DataFrame:
         parts = values.values.reshape(len(values), -1)
         columns |= {f"{label}_{k}": parts[:, k] for k in range(parts.shape[1])}
     return pd.DataFrame(columns)
+
+
+def series_table(found: xr.Dataset) -> pd.DataFrame:
+    """Lay out what was found of series, a row for each step, steps counted from 1; nothing past the ends.
+
+    Columns are ``flow_mean``, ``flow_sd``, ``flow_lower`` and ``flow_upper`` of a data column ``flow``, the same of
+    each state, the likeliest regime, and each one's probability.
+    """
+    num_series, num_steps = found.sizes["series"], found.sizes["time"]
+    steps = found["step"].values if "step" in found.coords else np.tile(found["time"].values, (num_series, 1))
+    columns: dict[str, np.ndarray] = {}
+    if num_series > 1:
+        columns["series"] = np.repeat(np.arange(1, num_series + 1), num_steps)
+    columns["step"] = steps.reshape(-1) + 1
+    for name, values in found.data_vars.items():
+        flat = values.values.reshape(num_series * num_steps, -1)
+        axis = str(values.dims[-1])
+        if values.dims == ("series", "time"):
+            columns[str(name)] = flat[:, 0]
+        elif name == "regime_probability":
+            likeliest = np.where(np.isnan(flat[:, 0]), 0, np.nan_to_num(flat).argmax(axis=1))
+            columns |= {"regime": likeliest.astype(int), **{f"regime_{k}": flat[:, k] for k in range(flat.shape[1])}}
+        elif values.dims == ("series", "time", axis):
+            what = str(name).removeprefix("state_").removeprefix("y_")
+            labels = [str(label) if axis == "feature" else f"{axis}_{label}" for label in found[axis].values]
+            columns |= {f"{label}_{what}": flat[:, j] for j, label in enumerate(labels)}
+    frame = pd.DataFrame(columns)
+    given = [name for name in frame if name not in ("series", "step", "regime")]
+    return frame[frame[given].notna().any(axis=1)]
+
+
+def _of_series(fit: Fit, by: str | None) -> bool:
+    """Tell whether a fit is of series; a column that tells them apart goes with no other."""
+    takes_series = fit.story is not None and fit.story.takes_series
+    if by is not None and not takes_series:
+        raise InputError(f"--series {by}: the rows of {fit.name} are no series")
+    return takes_series
 
 
 def write_csv(frame: pd.DataFrame, out: Path | None, *, index: bool = False) -> None:

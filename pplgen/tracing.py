@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["NotTraceable", "operations_of", "require_equal", "traceable"]
+__all__ = ["FreshFills", "NotTraceable", "operations_of", "require_equal", "traceable"]
 
 
 class NotTraceable(Exception):
@@ -43,6 +43,14 @@ _FILLS: dict[Any, Callable[..., Tensor]] = {
 """In-place random fills of fresh tensors, which a batch of parameter sets could not share, as functions."""
 
 _DECISIONS = {Tensor.__bool__: "bool", Tensor.__int__: "int", Tensor.__float__: "float", Tensor.__index__: "int"}
+
+
+class FreshFills(TorchFunctionMode):
+    """Turns in-place random fills into functions, so that ``vmap`` can draw for each of a batch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace the fills alone."""
+        return _FILLS.get(func, func)(*args, **(kwargs or {}))
 
 
 class _TraceMode(TorchFunctionMode):

@@ -188,3 +188,77 @@ def test_version(tmp_path):
     import pplgen as package
 
     assert pplgen("--version", cwd=tmp_path).stdout.strip() == package.__version__
+
+
+@pytest.fixture(scope="module")
+def series_run(tmp_path_factory):
+    """A fit of two series, of 40 and 30 steps, one column telling them apart."""
+    folder = tmp_path_factory.mktemp("series")
+    own = pd.DataFrame({"who": [1] * 40 + [2] * 30, "flow": [(i // 8 % 2) * 5 + i % 3 / 3 for i in range(70)]})
+    own.loc[[5, 50], "flow"] = None
+    own.to_csv(folder / "long.csv", index=False)
+    options = ("--series", "who", "--steps", 20, "--draws", 10, "--known", '{"P": [[0.9, 0.1], [0.2, 0.8]]}')
+    done = pplgen("fit", "gaussian-hmm", "long.csv", *options, cwd=folder)
+    return folder, done
+
+
+def test_series_are_fitted_from_a_long_table(series_run):
+    folder, done = series_run
+    assert done.stderr == ""
+    assert "GaussianHMM on long, 2 series" in done.stdout
+    header = json.loads((folder / "runs" / "gaussian-hmm-long" / "header.json").read_text())
+    assert header["config"]["known"] == {"P": [[0.9, 0.1], [0.2, 0.8]]}
+    assert header["columns"] == ["flow"]
+
+
+def test_series_are_sampled_predicted_and_forecast_in_long_form(series_run):
+    folder, _ = series_run
+    run = "runs/gaussian-hmm-long"
+    pplgen("sample", run, "-n", 3, "--out", "new.csv", cwd=folder)
+    new = pd.read_csv(folder / "new.csv")
+    assert list(new.columns) == ["series", "flow"]
+    assert new.groupby("series").size().tolist() == [40, 40, 40]
+    pplgen("predict", run, "long.csv", "--series", "who", "--out", "states.csv", cwd=folder)
+    states = pd.read_csv(folder / "states.csv")
+    names = ["flow_mean", "flow_sd", "flow_lower", "flow_upper"]
+    assert list(states.columns) == ["series", "step", "log_density", "regime", "regime_0", "regime_1", *names]
+    assert states.groupby("series")["step"].max().tolist() == [40, 30]
+    assert ((states["regime_1"] > 0.5) == (states["regime"] == 1)).all()
+    pplgen("forecast", run, "long.csv", "--series", "who", "--horizon", 3, "--out", "ahead.csv", cwd=folder)
+    ahead = pd.read_csv(folder / "ahead.csv")
+    assert ahead["step"].tolist() == [41, 42, 43, 31, 32, 33]
+    assert set(names) < set(ahead.columns)
+    assert ahead.notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("fit gaussian-hmm long.csv --series when --out other", "by='when': expected one of the columns who, flow"),
+        (
+            "fit gaussian-hmm long.csv --stream --out other",
+            "--stream: GaussianHMM reads whole series and takes no such option",
+        ),
+        ("fit gaussian-mixture faithful --series a", "--series a: the rows of GaussianMixture are no series"),
+        ("fit gaussian-hmm long.csv --known [1]", "--known [1]: expected names and values as JSON"),
+        ("predict runs/gaussian-hmm-long long.csv --series when", "by='when'"),
+        ("compare long.csv gaussian-hmm gaussian-hmm:regimes=3", "one series cannot be left out"),
+    ],
+)
+def test_mistakes_with_series(series_run, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(series_run[0])
+    monkeypatch.setattr(sys, "argv", ["pplgen", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert sentence in printed.err
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_rows_have_no_forecast(run):
+    folder, _ = run
+    done = pplgen("forecast", "runs/gaussian-mixture-own", "own.csv", cwd=folder, code=2)
+    assert "forecast: the rows of GaussianMixture are no series; a state space story's are" in done.stderr
+    done = pplgen("predict", "runs/gaussian-mixture-own", "own.csv", "--series", "a", cwd=folder, code=2)
+    assert "--series a: the rows of GaussianMixture are no series" in done.stderr

@@ -160,3 +160,15 @@ def test_long_tables_are_cut_with_a_word(capsys):
     fit = pplgen.fit(GaussianMixture(3, 6), torch.randn(40, 6), steps=3, progress=False)
     fit.summary(draws=5)
     assert "more: arviz_stats.summary" in capsys.readouterr().out
+
+
+def test_log_likelihoods_say_how_they_were_computed(faithful_fit):
+    ours = faithful_fit.log_likelihood(draws=50)
+    assert ours.estimator == "exact"
+    # the standard error is what another set of draws changes: some row among 272 by up to four of them
+    other = faithful_fit.log_likelihood(draws=50, seed=5)
+    assert ((ours - other).abs() < 5 * (ours.standard_error.square() + other.standard_error.square()).sqrt()).all()
+    assert (ours - other).abs().mean() > 0.2 * ours.standard_error.mean()
+    assert "exact, standard errors up to" in repr(ours)
+    with pytest.raises(InputError, match="estimator='importance': GaussianMixture has 'exact'"):
+        faithful_fit.log_likelihood(estimator="importance")

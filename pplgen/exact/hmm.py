@@ -26,6 +26,8 @@ class Posterior(NamedTuple):
 
     log_normaliser: Tensor
     """``log p(y_1:T)`` in nats, shape ``(...)``."""
+    log_densities: Tensor
+    """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``; they add up to ``log_normaliser``."""
     filtered: Tensor
     """``p(s_t | y_1:t)``, shape ``(..., T, K)``."""
     smoothed: Tensor
@@ -58,8 +60,10 @@ def forward_backward(log_emission: Tensor, chain: MarkovChain, *, lengths: Tenso
         backward.append(_log_sum(links[..., t, :, :] + backward[-1].unsqueeze(-2), -1))
     future = torch.stack(backward[::-1], -2)
     pairs = forward[..., :-1, :].unsqueeze(-1) + links + future[..., 1:, :].unsqueeze(-2)
+    log_normalisers = _log_sum(forward, -1)
     return Posterior(
-        _log_sum(forward[..., -1, :], -1),
+        log_normalisers[..., -1],
+        torch.cat([log_normalisers[..., :1], log_normalisers.diff(dim=-1)], -1),
         forward.softmax(dim=-1),
         (forward + future).softmax(dim=-1),
         pairs.flatten(-2).softmax(dim=-1).unflatten(-1, pairs.shape[-2:]),

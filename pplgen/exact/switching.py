@@ -9,6 +9,7 @@ unbiased on long ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,9 @@ class SwitchingSmoothed(NamedTuple):
     """``Cov[x_t | y_1:T]``, shape ``(..., T, D, D)``."""
 
 
-def kim_filter(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingFiltered:
+def kim_filter(
+    y: Tensor, parameters: SwitchingLinearGaussian, *, log_transition: Callable[[Tensor], Tensor] | None = None
+) -> SwitchingFiltered:
     """Filter a series, collapsing the K^2 Gaussians of each step to K.
 
     Parameters
@@ -69,7 +72,11 @@ def kim_filter(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingFilte
     y
         Observations, NaN where missing, shape ``(..., T, E)``.
     parameters
-        Of y's dtype.
+        Of y's dtype. Batch axes, the same in front of each parameter and then a regime axis wherever ``per_regime``
+        gives one, broadcast with y's.
+    log_transition
+        Where the next regime depends on the state: ``log p(s_t | s_{t-1}, x_{t-1})`` at states of shape
+        ``(..., D)``, shape ``(..., K, K)``, used at each regime's filtered mean in place of ``P``.
 
     Returns
     -------
@@ -84,12 +91,16 @@ def kim_filter(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingFilte
         Where an observation's predictive covariance is not positive definite.
     """
     parameters = per_regime(y, parameters)
+    branching = _with_axes(parameters, 1)
+    log_P = parameters.P.log()
     mean, covariance, log_density = first_step(y[..., 0, :], parameters)
     log_joint = parameters.pi.log() + log_density
     steps = [(log_joint, mean, covariance)]
     for t in range(1, y.shape[-2]):
-        *branches, log_density = next_step(y[..., t, None, :], mean, covariance, parameters)
-        log_pairs = log_joint.log_softmax(dim=-1).unsqueeze(-1) + parameters.P.log() + log_density
+        if log_transition is not None:
+            log_P = log_transition(mean).diagonal(dim1=-3, dim2=-2).mT
+        *branches, log_density = next_step(y[..., t, None, :], mean, covariance, branching)
+        log_pairs = log_joint.log_softmax(dim=-1).unsqueeze(-1) + log_P + log_density
         # a regime that cannot be reached weighs nothing; the floor keeps its moments and all gradients finite
         log_pairs = log_pairs.clamp_min(torch.finfo(y.dtype).min)
         mean, covariance = collapse(log_pairs.softmax(dim=-2), *branches, dim=-2)
@@ -116,8 +127,9 @@ def kim_smoother(filtered: SwitchingFiltered, parameters: SwitchingLinearGaussia
     """
     least = torch.finfo(filtered.mean.dtype).tiny
     _, probabilities, mean, covariance = filtered
+    parameters = _with_axes(parameters, 2)
     # axes of the pairs: this regime, the next
-    pairs = probabilities[..., :-1, :, None] * parameters.P
+    pairs = probabilities[..., :-1, :, None] * (parameters.P.unsqueeze(-3) if parameters.pi.ndim > 1 else parameters.P)
     turned = pairs / pairs.sum(dim=-2, keepdim=True).clamp_min(least)
     G, g, L = backward_kernel(
         mean[..., :-1, :, None, :], covariance[..., :-1, :, None, :, :], parameters.A, parameters.b, parameters.Q
@@ -159,7 +171,7 @@ def collapse(weights: Tensor, mean: Tensor, covariance: Tensor, *, dim: int = -1
 def first_step(y: Tensor, parameters: SwitchingLinearGaussian) -> tuple[Tensor, Tensor, Tensor]:
     """Condition the start on ``y_1``, of shape ``(..., E)``, under each regime; returns what ``next_step`` returns."""
     _, _, m0, S0, _, _, _, C, d, R = parameters
-    mean, covariance, log_density = update(m0, S0, y.unsqueeze(-2), C, d, R)
+    mean, covariance, log_density = update(m0.unsqueeze(-2), S0.unsqueeze(-3), y.unsqueeze(-2), C, d, R)
     return mean, covariance.expand(*mean.shape, -1), log_density
 
 
@@ -198,15 +210,29 @@ def per_regime(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingLinea
     """
     check_dtypes(y=y, **parameters._asdict())
     check_series(y)
-    E, K, D = y.shape[-1], parameters.pi.numel(), parameters.m0.numel()
+    batch = parameters.pi.shape[:-1]
+    E, K, D = y.shape[-1], parameters.pi.shape[-1], parameters.m0.shape[-1]
     fixed = {"pi": (K,), "P": (K, K), "m0": (D,), "S0": (D, D)}
     switching = {"A": (D, D), "b": (D,), "Q": (D, D), "C": (E, D), "d": (E,), "R": (E, E)}
     for name, sizes in (fixed | switching).items():
         shape = tuple(getattr(parameters, name).shape)
-        if shape != sizes and (name in fixed or shape != (K, *sizes)):
-            raise InputError(
-                f"{name} has shape {shape}; expected {sizes}" + ("" if name in fixed else f" or {(K, *sizes)}")
-            )
+        expected = [sizes] if name in fixed else [(K, *sizes)] if batch else [sizes, (K, *sizes)]
+        if shape not in [(*batch, *each) for each in expected]:
+            raise InputError(f"{name} has shape {shape}; expected {' or '.join(str((*batch, *s)) for s in expected)}")
     return parameters._replace(
-        **{name: getattr(parameters, name).expand(K, *sizes) for name, sizes in switching.items()}
+        **{name: getattr(parameters, name).expand(*batch, K, *sizes) for name, sizes in switching.items()}
+    )
+
+
+def _with_axes(parameters: SwitchingLinearGaussian, number: int) -> SwitchingLinearGaussian:
+    """Put axes between the batch axes and the regimes of what the regimes set, where there are batch axes."""
+    if parameters.pi.ndim == 1:
+        return parameters
+    axes = {"A": -3, "b": -2, "Q": -3, "C": -3, "d": -2, "R": -3}
+    return parameters._replace(
+        **{
+            name: part[(..., *(None,) * number, *(slice(None),) * -axis)]
+            for name, axis in axes.items()
+            for part in [getattr(parameters, name)]
+        }
     )

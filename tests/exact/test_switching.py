@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pplgen.dynamics import LinearGaussian, MarkovChain
+from pplgen.dynamics import LinearGaussian, MarkovChain, SwitchingLinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.hmm import forward_backward
@@ -126,3 +126,32 @@ def test_misfits_are_said(switching_model, changes, sentence):
     for solve in (kim_filter, enumerate_regimes):
         with pytest.raises(InputError, match=sentence):
             solve(y, parameters._replace(**changes))
+
+
+def test_batches_of_parameters(switching_model):
+    y, parameters = switching_model
+    full = per_regime(y, parameters)
+    other = full._replace(P=full.P.flip(0), A=0.5 * full.A, d=full.d + 1)
+    both = SwitchingLinearGaussian(*(torch.stack(pair).unsqueeze(1) for pair in zip(full, other, strict=True)))
+    series = torch.stack([y, y.flip(0), y + 1])
+    filtered = kim_filter(series, both)
+    smoothed = kim_smoother(filtered, both)
+    for draw, own in enumerate((full, other)):
+        alone = kim_filter(series, own)
+        for ours, theirs in zip((*filtered, *smoothed), (*alone, *kim_smoother(alone, own)), strict=True):
+            torch.testing.assert_close(ours[draw], theirs)
+
+
+def test_transitions_that_depend_on_the_state(switching_model):
+    """From a start that is known exactly the first transition is; one that ignores the state changes nothing."""
+    y, parameters = switching_model
+    same = kim_filter(y, parameters, log_transition=lambda x: parameters.P.log().expand(*x.shape[:-1], 3, 3))
+    torch.testing.assert_close(same.log_densities, kim_filter(y, parameters).log_densities)
+    start = parameters._replace(S0=0 * parameters.S0)
+
+    def tilted(x):
+        return (start.P.log() + x[..., :1, None] * torch.arange(3.0).double()).log_softmax(-1)
+
+    at_start = tilted(start.m0)
+    expected, _ = enumerate_regimes(y[:2], start._replace(P=at_start.exp()))
+    torch.testing.assert_close(kim_filter(y[:2], start, log_transition=tilted).log_likelihood, expected, **CLOSE)

@@ -1,0 +1,201 @@
+"""Whole series drawn from their posterior: paths of states and regimes, and what is missing along them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pplgen.described import Latents, at, batches, chains_given, describe, first_model, per_draw, series_story
+from pplgen.draws import draw_shared, row_densities
+from pplgen.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
+from pplgen.exact.hmm import forward_backward, sample_paths
+from pplgen.exact.kalman_scan import kalman_filter_scan
+from pplgen.exact.linear_gaussian import times
+from pplgen.exact.simulation import draw_missing, draw_states
+from pplgen.mixtures import GOOD_K, smoothed_weights
+from pplgen.pair import Pair
+from pplgen.state_space import lengths
+
+__all__ = ["MOST", "Guided", "Paths", "draw_guided", "draw_hidden", "draw_paths", "fill", "impute_series", "of_regime"]
+
+MOST = 2**21
+"""Entries of the largest intermediate result of as many draws as are computed at once."""
+
+
+ONE_KIND = "a story is of one kind at all draws"
+
+
+class Paths(NamedTuple):
+    """Draws of whole series, shape ``(num_draws, num_series, T, ...)`` each; ``None`` for what the story has not."""
+
+    states: Tensor | None
+    """Continuous states, the last axis of length D."""
+    regimes: Tensor | None
+    """Integers."""
+    signal: Tensor | None
+    """``C x + d``, what is seen without its noise, the last axis of length E; ``None`` without continuous states."""
+    y: Tensor
+    """The series, missing entries drawn, the last axis of length E."""
+
+    def each(self, function: Callable[..., Tensor], *others: Paths) -> Paths:
+        """Apply a function to each part of this and of others, where there is one."""
+        parts = [None if own[0] is None else function(*own) for own in zip(self, *others, strict=True)]
+        return Paths(*parts)  # type: ignore[arg-type]
+
+
+class Guided(NamedTuple):
+    """Paths of a switching story's states drawn by its guide, and their weights towards the posterior."""
+
+    paths: Paths
+    """At draws of the parameters, one path of each series to a draw."""
+    weights: Tensor
+    """Of each draw of each series, summing to one over the draws, shape ``(num_draws, num_series)``."""
+    probabilities: Tensor
+    """Of the regimes given each path, shape ``(num_draws, num_series, T, K)``."""
+    pareto_k: Tensor
+    """Shape ``(num_series,)``; above ``GOOD_K`` the weights are not to be trusted, and are all the same."""
+
+    @property
+    def estimator(self) -> str:
+        """Say in words how the draws were weighted."""
+        good = self.pareto_k <= GOOD_K
+        if good.all():
+            return "importance-weighted"
+        if not good.any():
+            return f"unweighted draws of the guide (Pareto k above {GOOD_K})"
+        return f"importance-weighted, and unweighted draws of the guide where Pareto k is above {GOOD_K}"
+
+    def resampled(self) -> Paths:
+        """Pick draws of each series by their weights, systematically: where all weigh the same, each once."""
+        S, N = self.weights.shape
+        offset = torch.rand(N, 1).to(self.weights)
+        points = (torch.arange(S, device=offset.device) + offset) / S
+        reached = self.weights.T.cumsum(dim=1).contiguous()
+        picked = torch.searchsorted(reached, points * reached[:, -1:]).clamp_max(S - 1).T[torch.randperm(S)]
+        series = torch.arange(N, device=picked.device)
+        return self.paths.each(lambda part: part[picked, series])
+
+
+def impute_series(pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
+    """Draw missing entries of series; call it inside ``pair.isolated``.
+
+    Returns shape ``(num_draws, num_series, T, E)``; seen entries are repeated, and steps past a series' end are NaN.
+    """
+    y = data[0]
+    drawn = draw_paths(pair, data, draw_shared(pair, num_draws), num_draws).y.to(y.dtype)
+    ended = torch.arange(y.shape[1], device=y.device) >= lengths(y)[:, None]
+    return torch.where(ended.unsqueeze(-1), torch.nan, drawn)
+
+
+def draw_paths(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: int) -> Paths:
+    """Draw whole series from ``p(x, s, y_missing | y_seen, theta)`` at draws of the parameters.
+
+    Parameters
+    ----------
+    pair
+        Of a state space story.
+    data
+        Arguments of model and guide, the series first.
+    latents
+        Draws of the parameters.
+    num_draws
+        How many.
+
+    Returns
+    -------
+    Paths
+        In random order and equally weighted. Those of a switching story are the guide's, resampled by their weights.
+    """
+    y = data[0]
+    match first_model(pair, y, latents):
+        case LinearGaussian():
+            return _gaussian(pair, y, latents, num_draws)
+        case HiddenMarkov():
+            hidden, regimes = draw_hidden(pair, y, latents, num_draws)
+            return Paths(None, regimes, None, fill(pair, y, hidden, latents))
+        case _:
+            return draw_guided(pair, data, latents, num_draws).resampled()
+
+
+def draw_hidden(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> tuple[Tensor, Tensor]:
+    """Draw paths of hidden states, and the regimes these belong to, shape ``(num_draws, num_series, T)`` each."""
+    first = first_model(pair, y, latents)
+    assert isinstance(first, HiddenMarkov), "hidden states are a hidden Markov story's"
+    K = first.regimes.numel()
+    hidden = []
+    for chosen in batches(num_draws, y.shape[0] * y.shape[1] * K * K, 8 * MOST):
+        model = describe(pair, y, at(latents, chosen), chosen.stop - chosen.start)
+        assert isinstance(model, HiddenMarkov), ONE_KIND
+        seed = int(torch.randint(2**31, ()))
+        hidden.append(sample_paths(model.log_emission, model.chain, 1, seed=seed).squeeze(0))
+    paths = torch.cat(hidden)
+    return paths, first.regimes.to(paths.device)[paths]
+
+
+def fill(pair: Pair, y: Tensor, hidden: Tensor, latents: Latents) -> Tensor:
+    """Draw missing entries along paths of hidden states, shape ``(num_draws, num_series, T, E)``."""
+    if not y.isnan().any():
+        return y.expand(len(hidden), *y.shape)
+    story = series_story(pair, "impute")
+    return per_draw(lambda path: story.fill(y, path), latents, hidden)
+
+
+def draw_guided(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: int) -> Guided:
+    """Let a switching story's guide draw a path of states at each draw, and weight it by ``p(x, y) / q(x)``.
+
+    Weights are made for each series on its own, and Pareto-smoothed. Arguments as of ``draw_paths``.
+    """
+    y = data[0]
+    if data is not pair.data:
+        pair.check_amortised()
+    rows = row_densities(pair, latents, num_draws, data)
+    x = rows.drawn["x"]
+    weights, pareto_k = smoothed_weights(rows.log_likelihood)
+    weights = torch.where(pareto_k <= GOOD_K, weights, 1 / num_draws)
+    K = first_model(pair, y, latents).pi.numel()  # type: ignore[union-attr]
+    found = []
+    for chosen in batches(num_draws, y.shape[0] * y.shape[1] * K * K, 8 * MOST):
+        own, number = at(latents, chosen), chosen.stop - chosen.start
+        chains = chains_given(pair, y, x[chosen], own)
+        probabilities = forward_backward(chains.log_emission, chains.chain).smoothed
+        seed = int(torch.randint(2**31, ()))
+        regimes = sample_paths(chains.log_emission, chains.chain, 1, seed=seed).squeeze(0)
+        model = describe(pair, y, own, number)
+        assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
+        C, d, R = (of_regime(part, regimes) for part in (model.C, model.d, model.R))
+        states = x[chosen].double()
+        complete = draw_missing(y.double(), states, C, d, R)
+        found.append((states, regimes, times(C, states) + d, complete, probabilities))
+    *parts, probabilities = (torch.cat(part) for part in zip(*found, strict=True))
+    return Guided(Paths(*parts), weights, probabilities, pareto_k)
+
+
+def of_regime(part: Tensor, regimes: Tensor) -> Tensor:
+    """Take a parameter's value in each regime of a path.
+
+    Parameters
+    ----------
+    part
+        Shape ``(num_draws, 1, K, ...)``.
+    regimes
+        Shape ``(num_draws, num_series, ...)``.
+    """
+    draws = torch.arange(len(part), device=part.device).reshape(-1, *(1,) * (regimes.ndim - 1))
+    return part[draws, 0, regimes]
+
+
+def _gaussian(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Paths:
+    """Draw series of a linear Gaussian story by the simulation smoother."""
+    D = first_model(pair, y, latents).m0.shape[-1]  # type: ignore[union-attr]
+    found = []
+    for chosen in batches(num_draws, y.shape[0] * y.shape[1] * D * D, MOST):
+        model = describe(pair, y, at(latents, chosen), chosen.stop - chosen.start)
+        assert isinstance(model, LinearGaussian), ONE_KIND
+        states = draw_states(kalman_filter_scan(y.double(), model), model)
+        complete = draw_missing(y.double(), states, model.C, model.d, model.R)
+        found.append((states, times(model.C, states) + model.d, complete))
+    states, signal, complete = (torch.cat(part) for part in zip(*found, strict=True))
+    return Paths(states, None, signal, complete)
