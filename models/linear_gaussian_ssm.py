@@ -47,10 +47,10 @@ from pplgen.state_space import StateSpaceStory
 from pplgen.story import InputError, check_choice, check_count, pyro_method
 
 FORMS = ("free", "level", "trend", "autoregression")
-MOST_CORRELATED = 100
-"""Parameters up to which the guide holds their correlations."""
+MOST_CORRELATED = 100  # parameters, up to which the guide holds their correlations
 VECTORS = {"m0": ("state",), "s0": ("state",), "q": ("noise",), "d": ("feature",), "r": ("feature",)}
 AXES = {**VECTORS, "phi": ("lag", "feature"), "A": ("state", "state_other"), "C": ("feature", "state")}
+OBSERVED = {"y": ("series", "time", "feature"), "centre": ("feature",), "scale": ("feature",)}
 
 
 class LinearGaussianSSM(StateSpaceStory):
@@ -100,11 +100,7 @@ class LinearGaussianSSM(StateSpaceStory):
         priors = self._priors()
         size = sum(prior.shape().numel() for prior in priors.values())
         self.theta = Parameters(priors, known, correlated=size <= MOST_CORRELATED)
-        self.dims = {name: AXES[name] for name in priors} | {
-            "y": ("series", "time", "feature"),
-            "centre": ("feature",),
-            "scale": ("feature",),
-        }
+        self.dims = {name: AXES[name] for name in priors} | OBSERVED
 
     @classmethod
     def local_level(cls, num_features: int = 1, *, known: Any = None) -> LinearGaussianSSM:
@@ -145,8 +141,7 @@ class LinearGaussianSSM(StateSpaceStory):
         c, s, (v, u) = self.centre, self.scale, self._units()
         priors: dict[str, Any] = {"m0": dist.Normal(v, 3 * u), "s0": dist.LogNormal(u.log(), 1.0)}
         if self.form == "free":
-            diagonal = torch.eye(self.D, dtype=s.dtype, device=s.device)
-            priors["A"] = NormalWithZeros(diagonal / 2, s.new_tensor(0.5), self.free[self.E :])
+            priors["A"] = NormalWithZeros(torch.eye(self.D).to(s) / 2, s.new_tensor(0.5), self.free[self.E :])
             priors["C"] = NormalWithZeros(s.new_tensor(0.0), s[:, None], self.free[: self.E])
         elif self.form == "autoregression":
             lags = s.new_zeros(self.D).reshape(-1, self.E)
