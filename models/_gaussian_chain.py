@@ -108,7 +108,7 @@ class GaussianChain(dist.TorchDistribution):
 
 
 def _pull(each: _Round, even: Tensor) -> Tensor:
-    """What the neighbours of each odd step contribute to its whitened mean, with the sign turned."""
+    """Return what the neighbours of each odd step contribute to its whitened mean, with the sign turned."""
     num_odd = each.L.shape[-3]
     return each.left @ even[..., :num_odd, :, :] + each.right @ _resize(even, 1, num_odd)
 

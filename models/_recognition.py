@@ -20,12 +20,15 @@ from __future__ import annotations
 
 import torch
 from pplgen.models._gaussian_chain import GaussianChain
-from pplgen.models._switching import Dynamics, Emission
+from pplgen.models._switching import Dynamics
+from pplgen.models._switching_emission import Emission
 from torch import Tensor, nn
 
 KINDS = ("responsibilities", "markov", "mean-field")
 DILATIONS = (1, 2, 4, 8)
 KERNEL = 5
+MOST_TRUST = 2.0
+"""Logarithm of the largest factor by which dynamics or observations are trusted more, or less, than the model says."""
 SERIES = 16
 """From which the network learns at a time before the fit."""
 
@@ -46,19 +49,16 @@ class Encoder(nn.Module):
     def __init__(self, num_features: int, num_outputs: int, width: int = 32) -> None:
         super().__init__()
         self.read = nn.Linear(2 * num_features, width)
-        self.mix = nn.ModuleList(
-            nn.Conv1d(width, width, KERNEL, dilation=dilation, padding=dilation * (KERNEL // 2))
-            for dilation in DILATIONS
-        )
+        self.mix = nn.ModuleList(nn.Linear(KERNEL * width, width) for _ in DILATIONS)
         self.emit = nn.Linear(width, num_outputs)
 
     def forward(self, z: Tensor, inside: Tensor) -> Tensor:
         """Read series on a common scale, NaN where missing, shape ``(num_series, T, E)``; ends are like edges."""
-        here = inside.unsqueeze(-2).to(z.dtype)
-        h = self.read(torch.cat([z.nan_to_num(), (~z.isnan()).to(z.dtype)], -1)).mT
-        for layer in self.mix:
-            h = h + layer(nn.functional.gelu(h) * here)
-        outputs: Tensor = self.emit(nn.functional.gelu(h).mT)
+        here = inside.unsqueeze(-1).to(z.dtype)
+        h = self.read(torch.cat([z.nan_to_num(), (~z.isnan()).to(z.dtype)], -1))
+        for layer, dilation in zip(self.mix, DILATIONS, strict=True):
+            h = h + layer(_neighbours(nn.functional.gelu(h) * here, dilation))
+        outputs: Tensor = self.emit(nn.functional.gelu(h))
         return outputs
 
 
@@ -128,7 +128,7 @@ def responsibilities_chain(
     _, _, m0, L0, A, b, L, _ = dynamics
     K, D, _ = A.shape
     soft = outputs[..., :K].softmax(-1)
-    trust, shift = outputs[..., K : K + 2].exp(), outputs[..., K + 2 :]
+    trust, shift = (MOST_TRUST * outputs[..., K : K + 2].tanh()).exp(), outputs[..., K + 2 :]
     Lambda = torch.cholesky_inverse(L)
     moves = torch.where(inside.unsqueeze(-1), soft * trust[..., :1], 0.0)[:, 1:]
 
@@ -164,8 +164,15 @@ def own_chain(kind: str, outputs: Tensor, inside: Tensor, num_states: int) -> Ga
     return GaussianChain(diagonal, lower, information)
 
 
+def _neighbours(h: Tensor, dilation: int) -> Tensor:
+    """Lay each step's neighbours at multiples of ``dilation`` beside it: a convolution is a product with these."""
+    reach, num_steps = dilation * (KERNEL // 2), h.shape[-2]
+    padded = nn.functional.pad(h, (0, 0, reach, reach))
+    return torch.cat([padded[..., shift * dilation : shift * dilation + num_steps, :] for shift in range(KERNEL)], -1)
+
+
 def _evidence(soft: Tensor, y: Tensor, emission: Emission) -> tuple[Tensor, Tensor]:
-    """What each observation says of its state, in natural parameters, averaged under soft regimes."""
+    """Sum up what each observation says of its state, in natural parameters, averaged under soft regimes."""
     C, d, r = emission
     K, E, D = C.shape
     seen = (~y.isnan()).to(y.dtype)

@@ -1,23 +1,21 @@
-r"""Paths of a continuous state whose dynamics switch, and what is seen of them, the regimes summed out of both.
+r"""Paths of a continuous state whose dynamics switch, the regimes summed out.
 
 Given a path x the regimes are a hidden Markov chain that is seen through the steps of the path::
 
-    p(x)     = p(x_1) sum_s p(s_1) prod_t p(s_t | s_{t-1}, x_{t-1}) Normal(x_t; A[s_t] x_{t-1} + b[s_t], Q[s_t])
-    p(y | x) = p(x, y) / p(x)
+    p(x) = p(x_1) sum_s p(s_1) prod_t p(s_t | s_{t-1}, x_{t-1}) Normal(x_t; A[s_t] x_{t-1} + b[s_t], Q[s_t])
 
-so each is a normaliser of ``_chain``, or the ratio of two.
+so the sum is a normaliser of ``_chain``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
 from pplgen.models._chain import log_normaliser
-from pplgen.models._missing import WhereSeen
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -44,7 +42,7 @@ class Dynamics(NamedTuple):
 
     @classmethod
     def of(cls, theta: Mapping[str, Tensor]) -> Dynamics:
-        """Sort parameters by name; the Cholesky factor of a regime's noise is ``B diag(q)``, with ``l`` below B's ones."""
+        """Sort parameters by name; the Cholesky factor of each Q is ``B diag(q)``, with ones and ``l`` in B."""
         L = torch.diag_embed(theta["q"])
         if "l" in theta:
             L = L + (theta["l"] @ _below(L)).unflatten(-1, L.shape[1:]) * theta["q"].unsqueeze(-2)
@@ -72,35 +70,6 @@ class Dynamics(NamedTuple):
         noise = (x[..., 1:, :] @ now.mT - x[..., :-1, :] @ before.mT - shift).unflatten(-1, (K, D))
         log_volume = self.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * noise.square().sum(-1) - log_volume - 0.5 * D * math.log(2 * math.pi)
-
-
-class Emission(NamedTuple):
-    """How a state is seen: ``y_t ~ Normal(C[s_t] x_t + d[s_t], diag(r[s_t]^2))``, K = 1 where regimes do not differ."""
-
-    C: Tensor
-    """Shape ``(K, E, D)``."""
-    d: Tensor
-    """Shape ``(K, E)``."""
-    r: Tensor
-    """Shape ``(K, E)``."""
-
-    @classmethod
-    def of(cls, theta: Mapping[str, Tensor]) -> Emission:
-        """Sort parameters by name; those without an axis of regimes are shared."""
-        C, d, r = theta["C"], theta["d"], theta["r"]
-        return cls(C, d, r) if C.ndim == 3 else cls(C[None], d[None], r[None])
-
-    def columns(self, x: Tensor) -> WhereSeen:
-        """Distribution of each step of series given paths, in each regime: batch shape ``(..., T, K)``."""
-        K, E, D = self.C.shape
-        mean = (x @ self.C.reshape(K * E, D).mT).unflatten(-1, (K, E)) + self.d
-        return WhereSeen(dist.Normal(mean, self.r))
-
-    def given(self, path: SwitchingPath, x: Tensor) -> Any:
-        """Distribution of series given paths x."""
-        if len(self.C) > 1:
-            return SwitchingObservations(path, x, self)
-        return WhereSeen(dist.Normal(x @ self.C[0].mT + self.d[0], self.r[0])).to_event(1)
 
 
 class SwitchingPath(dist.TorchDistribution):
@@ -168,68 +137,8 @@ class SwitchingPath(dist.TorchDistribution):
         return first + torch.where(self.inside, 0.0, outside).sum(-1)
 
 
-class SwitchingObservations(dist.TorchDistribution):
-    """What is seen of given paths where regimes differ in how they show, missing entries integrated out.
-
-    Parameters
-    ----------
-    path
-        Distribution of the paths.
-    x
-        The paths, shape ``(..., T, D)``.
-    emission
-        How each regime shows them.
-    """
-
-    arg_constraints: dict = {}  # noqa: RUF012
-    has_rsample = False
-
-    def __init__(self, path: SwitchingPath, x: Tensor, emission: Emission) -> None:
-        self.path, self.x, self.emission = path, x, emission
-        super().__init__(x.shape[:-2], torch.Size([x.shape[-2], emission.d.shape[-1]]), validate_args=False)
-
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> SwitchingObservations:
-        """Repeat along new axes of series."""
-        x = self.x.expand(*batch_shape, *self.x.shape[-2:])
-        return SwitchingObservations(self.path.expand(batch_shape), x, self.emission)
-
-    def log_emission(self, y: Tensor) -> Tensor:
-        """Log density of each step in each regime in nats, zero where nothing is seen, shape ``(..., T, K)``."""
-        return self.emission.columns(self.x).log_prob(y.unsqueeze(-2))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of the seen entries in nats, shape ``(...)``."""
-        log_pi, links, seen = self.path.chain(self.x)
-        both = log_normaliser(log_pi, links, seen + self.log_emission(value))
-        return both - log_normaliser(log_pi, links, seen)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw what is seen, along regimes drawn given the paths."""
-        s = backward_sample(*self.path.chain(self.x), torch.Size(sample_shape))
-        every = self.emission.columns(self.x).columns.sample(torch.Size(sample_shape))
-        return torch.gather(every, -2, s[..., None, None].expand(*s.shape, 1, every.shape[-1])).squeeze(-2)
-
-
 def _below(L: Tensor) -> Tensor:
     """Places below the diagonal of a matrix, row by row, as unit vectors of its entries."""
     D = L.shape[-1]
     every = torch.eye(D * D, dtype=L.dtype, device=L.device)
     return torch.stack([every[D * i + j] for i in range(D) for j in range(i)])
-
-
-def backward_sample(log_pi: Tensor, links: Tensor, seen: Tensor, sample_shape: torch.Size) -> Tensor:
-    """Draw paths of regimes given what is seen of them, shape ``(*sample_shape, ..., T)``; arguments as above."""
-    T, K = seen.shape[-2:]
-    timed = links.expand(*seen.shape[:-2], T - 1, K, K)
-    forward = [log_pi + seen[..., 0, :]]
-    for t in range(1, T):
-        joint = forward[-1].unsqueeze(-1) + timed[..., t - 1, :, :]
-        forward.append((joint.logsumexp(-2) + seen[..., t, :]).log_softmax(-1))
-    s = dist.Categorical(logits=forward[-1]).sample(sample_shape)
-    path = [s]
-    for t in range(T - 2, -1, -1):
-        into = timed[..., t, :, :].mT.expand(*s.shape, K, K)
-        chosen = torch.gather(into, -2, s[..., None, None].expand(*s.shape, 1, K)).squeeze(-2)
-        s = dist.Categorical(logits=forward[t] + chosen).sample()
-        path.append(s)
-    return torch.stack(path[::-1], -1)

@@ -12,19 +12,16 @@ factor of Q is B diag(q), where B has ones on its diagonal and l below (``covari
 
 Priors, with m and s the columns' means and standard deviations::
 
-    pi ~ Dirichlet(1)     P[k] ~ Dirichlet(1 + stickiness e_k)     m0, A, b, l, W ~ Normal(0, 1)     s0 ~ LogNormal(0, 1/2)
-    q  ~ LogNormal(log .3, 1)     C ~ Normal(0, s)     d ~ Normal(m, s)     r ~ LogNormal(log(.3 s), 1)
+    pi ~ Dirichlet(1)    P[k] ~ Dirichlet(1 + stickiness e_k)    m0, A, b, l, W ~ Normal(0, 1)
+    s0 ~ LogNormal(0, 1/2)      q ~ LogNormal(log .3, 1)      r ~ LogNormal(log(.3 s), 1)
+    C  ~ Normal(0, s)           d ~ Normal(m, s)
 
 The guide draws the parameters, then each path x from a Gaussian chain: a network reads the series and emits soft
 regimes, and the chain is the exact posterior of the dynamics averaged under them (``pplgen.models._recognition``, with
 simpler guides for comparison). Given a path its regimes are a hidden Markov chain, so that they are summed out exactly
-by products of matrices, in log2 T rounds. Enumerating them gives the same density, at many times the cost::
-
-    for t in pyro.markov(range(T)):
-        s = pyro.sample(f"s_{t}", dist.Categorical(pi if t == 0 else P[s]), infer={"enumerate": "parallel"})
-        pyro.sample(f"x_{t}", dist.MultivariateNormal(m0, ...) if t == 0 else dist.MultivariateNormal(A[s] @ x + b[s], Q[s]))
-
-with ``TraceEnum_ELBO(max_plate_nesting=0)``, at the same x.
+by products of matrices, in log2 T rounds. ``TraceEnum_ELBO`` over ``for t in pyro.markov(range(T))``, with s_t a site
+that has ``infer={"enumerate": "parallel"}`` and x_t and y_t observed at the path's values, is the same number, at many
+times the cost; the story's test holds one against the other.
 
 References
 ----------
@@ -43,14 +40,14 @@ import torch
 from pplgen.models._parameters import Parameters
 from pplgen.models._recognition import KINDS, Recognition
 from pplgen.models._seeding import column_scales
-from pplgen.models._switching import Dynamics, Emission, SwitchingObservations, SwitchingPath
+from pplgen.models._switching import Dynamics, SwitchingPath
+from pplgen.models._switching_emission import Emission, SwitchingObservations
 from pplgen.models._switching_start import begin, regimes_under
 from torch import Tensor
 
 from pplgen.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
 from pplgen.state_space import StateSpaceStory, lengths
 from pplgen.story import check_choice, check_count, check_positive, pyro_method
-
 
 UNIT = 5.0
 """Of the parameters' guide, in posterior deviations, for the projection is a rough start."""
@@ -107,8 +104,8 @@ class SwitchingLDS(StateSpaceStory):
             known=None if known is None else dict(known),
         )
         self.K, self.D, self.E = K, D, num_features
-        self.register_buffer("m", torch.zeros(self.E))
-        self.register_buffer("s", torch.ones(self.E))
+        self.register_buffer("m", torch.zeros(num_features))
+        self.register_buffer("s", torch.ones(num_features))
         self.theta = Parameters(self._priors(), known, correlated=False)
         self.recognition = Recognition(guide, K, D, self.E)
         emitted = ("regime",) if switching_emission else ()
@@ -163,18 +160,12 @@ class SwitchingLDS(StateSpaceStory):
         """Draw the parameters, and given series the paths of their state."""
         theta = self.theta.draw_guide()
         if y is not None:
+            parts = Dynamics.of(theta), Emission.of(theta)
             with pyro.plate("data", len(y)):
-                pyro.sample("x", self._paths(y, theta))
-
-    def _paths(self, y: Tensor, theta: Mapping[str, Tensor]) -> Any:
-        """Distribution of paths that the guide reads out of series."""
-        return self.recognition(self._scaled(y), y, self._inside(y), Dynamics.of(theta), Emission.of(theta))
-
-    def _scaled(self, y: Tensor) -> Tensor:
-        return (y - self.m) / self.s
+                pyro.sample("x", self.recognition((y - self.m) / self.s, y, self._inside(y), *parts))
 
     def _inside(self, y: Tensor | None, num_rows: int = 1) -> Tensor:
-        """Steps that belong to their series, shape ``(num_series, T)``."""
+        """Tell which steps belong to their series, shape ``(num_series, T)``."""
         if y is None:
             return torch.ones(num_rows, int(self.num_steps), dtype=torch.bool, device=self.m.device)
         return torch.arange(y.shape[1], device=y.device) < lengths(y)[:, None]
@@ -204,7 +195,7 @@ class SwitchingLDS(StateSpaceStory):
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """Means m and standard deviations s of the columns, on which the priors rest, shape ``(E,)`` each."""
+        """Means m and standard deviations s of the columns, shape ``(E,)`` each."""
         return {"column_mean": self.m, "column_scale": self.s}
 
     @torch.no_grad()
@@ -212,14 +203,12 @@ class SwitchingLDS(StateSpaceStory):
         """Start at a switching autoregression of the series' projection, and let the network read its regimes."""
         self.num_steps.fill_(x.shape[1])
         self.m, self.s = column_scales(x.flatten(0, 1))
-        inside, scaled = self._inside(x), self._scaled(x)
+        inside, scaled = self._inside(x), (x - self.m) / self.s
         start, regimes = begin(scaled, inside, self.K, self.D)
-        per_column = dict(zip(("C", "d", "r"), (self.s[:, None], self.s, self.s), strict=True))
-        start = {name: value * per_column.get(name, 1.0) for name, value in start.items()}
-        start["d"] = start["d"] + self.m
+        per_column = {"C": self.s[:, None] * start["C"], "d": self.m + self.s * start["d"], "r": self.s * start["r"]}
         if self.config["switching_emission"]:
-            start |= {name: start[name].expand(self.K, *start[name].shape) for name in per_column}
-        self.theta.begin(start, spread=float(inside.sum()) ** -0.5, unit=UNIT)
+            per_column = {name: value.expand(self.K, *value.shape) for name, value in per_column.items()}
+        self.theta.begin(start | per_column, spread=float(inside.sum()) ** -0.5, unit=UNIT)
         if self.theta.given:
             theta = self.theta.typical()
             regimes = regimes_under(x, inside, Dynamics.of(theta), Emission.of(theta))

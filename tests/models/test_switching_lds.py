@@ -1,4 +1,4 @@
-"""The switching linear dynamical system against enumeration, published values and the parameters behind simulated data."""
+"""The switching linear dynamical system against enumeration, published values and the truth behind simulations."""
 
 import math
 
@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import SwitchingLDS
-from pplgen.models._switching import Dynamics, Emission, SwitchingPath
+from pplgen.models._switching import Dynamics, SwitchingPath
+from pplgen.models._switching_emission import Emission
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 
@@ -160,7 +161,7 @@ def test_bound_and_regimes_on_twelve_quarters(growth, short_fit):
     assert bound == pytest.approx(TWELVE_QUARTERS, abs=0.02)
     smoothed = fit.smooth(draws=2000)
     _, exact = enumerate_regimes(y[0], fit.story.state_space(y))
-    np.testing.assert_allclose(smoothed["regime"].values[0], exact.probabilities, atol=0.02)
+    np.testing.assert_allclose(smoothed["regime_probability"].values[0], exact.probabilities, atol=0.02)
 
 
 def test_importance_weighted_bound_on_all_quarters(growth, short_fit):
@@ -210,7 +211,7 @@ def test_learns_from_scratch():
         y = Emission.of(theta).given(path, x).sample()
     fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, restarts=2, steps=600, progress=False)
     assert not fit.path.startswith("plain Pyro")
-    regimes = fit.smooth(draws=50)["regime"].values.argmax(-1)
+    regimes = fit.smooth(draws=50)["regime_probability"].values.argmax(-1)
     agreement = (regimes == s.numpy()).mean()
     assert max(agreement, 1 - agreement) > 0.94
 
