@@ -24,7 +24,8 @@ __all__ = ["MOST", "Guided", "Paths", "draw_guided", "draw_hidden", "draw_paths"
 MOST = 2**21
 """Entries of the largest intermediate result of as many draws as are computed at once."""
 
-
+PATHS_OF_A_DRAW = 10
+"""Paths of a guide that share a draw of the parameters, at most."""
 ONE_KIND = "a story is of one kind at all draws"
 
 
@@ -144,16 +145,25 @@ def fill(pair: Pair, y: Tensor, hidden: Tensor, latents: Latents) -> Tensor:
 
 
 def draw_guided(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: int) -> Guided:
-    """Let a switching story's guide draw a path of states at each draw, and weight it by ``p(x, y) / q(x)``.
+    """Let a switching story's guide draw paths of states, and weight them by ``p(x, y) / q(x)``.
 
-    Weights are made for each series on its own, and Pareto-smoothed. Arguments as of ``draw_paths``.
+    Weights are made for each series on its own, and Pareto-smoothed. A few paths share each draw of the parameters, and
+    weigh as much together as those of any other: the guide's parameters have learned from the series already, which
+    must not count twice. Arguments as of ``draw_paths``.
     """
     y = data[0]
     if data is not pair.data:
         pair.check_amortised()
+    sharing = (
+        next(number for number in range(PATHS_OF_A_DRAW, 0, -1) if num_draws % number == 0) if latents else num_draws
+    )
+    latents = {name: value[::sharing].repeat_interleave(sharing, 0) for name, value in latents.items()}
     rows = row_densities(pair, latents, num_draws, data)
     x = rows.drawn["x"]
-    weights, pareto_k = smoothed_weights(rows.log_likelihood)
+    ratios = rows.log_likelihood.unflatten(0, (-1, sharing))
+    smoothed, pareto_k = smoothed_weights((ratios - ratios.mean(1, keepdim=True)).flatten(0, 1))
+    together = smoothed.unflatten(0, (-1, sharing))
+    weights = (together / together.sum(1, keepdim=True) / len(together)).flatten(0, 1)
     weights = torch.where(pareto_k <= GOOD_K, weights, 1 / num_draws)
     K = first_model(pair, y, latents).pi.numel()  # type: ignore[union-attr]
     found = []
