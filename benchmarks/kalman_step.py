@@ -24,7 +24,7 @@ from pplgen.dynamics import LinearGaussian
 from pplgen.pair import Pair
 
 D, E = 4, 2
-SIZES = ((100, 1), (1_000, 1), (10_000, 1), (1_000, 64))
+SIZES = ((100, 1), (1_000, 1), (10_000, 1), (100, 64), (1_000, 64))
 """Steps and series."""
 
 

@@ -11,22 +11,19 @@ and a step of fixed length is a step in posterior deviations however many series
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pplgen.models._laplace import laplace
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pplgen.story import InputError
-
-MOST_CURVED, LEAST_CURVED = 1e8, 1e-2
-"""Bounds of the eigenvalues of the curvature; a flat direction is as wide as ten units at most."""
 
 
 class Parameters(PyroModule):
@@ -110,28 +107,17 @@ class Parameters(PyroModule):
         learned = {name: biject_to(self.supports[name])(part) for name, part in self._split(u).items()}
         return learned | self._known
 
-    def begin(self, values: Mapping[str, Tensor], spread: float | None = None, unit: float = 1.0) -> None:
+    def begin(self, values: Mapping[str, Tensor], spread: float | None = None) -> None:
         """Start the guide at values of the parameters; those that are known are passed over.
 
-        Parameters
-        ----------
-        values
-            By name.
-        spread
-            Posterior deviation on the unconstrained scale to begin with; ``None`` for the one there is.
-        unit
-            The guide's unit in these deviations: above one where the start is far from the posterior.
+        ``spread`` is the posterior deviation on the unconstrained scale to begin with, by default the one there is.
         """
         if not self.names:
             return
         parts = [biject_to(self.supports[name]).inv(values[name]).reshape(-1) for name in self.names]
         self.start.copy_(torch.cat(parts))
         if spread is not None:
-            self.unit.copy_(unit * spread * torch.eye(len(self.start), dtype=self.unit.dtype, device=self.unit.device))
-            if self.correlated:
-                self.q_tril = torch.eye(len(self.start), dtype=self.unit.dtype, device=self.unit.device) / unit
-            else:
-                self.q_scale = torch.full_like(self.start, 1 / unit)
+            self.unit.copy_(spread * torch.eye(len(self.start), dtype=self.unit.dtype, device=self.unit.device))
         self.q_offset = torch.zeros_like(self.start)
 
     def settle(self, model: Callable[..., Any], *data: Any, steps: int = 100) -> None:
@@ -160,18 +146,12 @@ class Parameters(PyroModule):
                 trace = poutine.trace(poutine.condition(model, values)).get_trace(*data)
             return -(trace.log_prob_sum() + jacobian)
 
-        with torch.enable_grad(), pyro.validation_enabled(False):
-            u = _climb(loss, self.start, steps)
-            curvature = torch.autograd.functional.hessian(loss, u)
-        if not (u.isfinite().all() and curvature.isfinite().all()):
+        found = laplace(loss, self.start, steps)
+        if found is None:
             return
-        values, vectors = torch.linalg.eigh((curvature + curvature.mT).double() / 2)
-        inverse = vectors @ (vectors / values.clamp(LEAST_CURVED, MOST_CURVED)).mT
+        u, inverse, precision = found
         self.start.copy_(u)
-        if self.correlated:
-            self.unit.copy_(torch.linalg.cholesky(inverse).to(u.dtype))
-        else:
-            self.unit.copy_(torch.diag(curvature.diagonal().clamp(LEAST_CURVED, MOST_CURVED).rsqrt()))
+        self.unit.copy_(torch.linalg.cholesky(inverse) if self.correlated else torch.diag(precision.rsqrt()))
         self.q_offset = torch.zeros_like(u)
 
     def _split(self, u: Tensor) -> dict[str, Tensor]:
@@ -191,26 +171,6 @@ class Parameters(PyroModule):
         for name, value in self._known.items():
             value.copy_(torch.as_tensor(self.given[name], dtype=torch.float64))
         return applied
-
-
-def _climb(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
-    """Minimise by L-BFGS with a line search; where it breaks down the best point so far is kept."""
-    u = start.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS([u], max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-5)
-    best = (float("inf"), start.clone())
-
-    def closure() -> Tensor:
-        nonlocal best
-        optimiser.zero_grad()
-        value = loss(u)
-        value.backward()
-        if value.item() < best[0]:
-            best = (value.item(), u.detach().clone())
-        return value
-
-    with contextlib.suppress(RuntimeError, ValueError):
-        optimiser.step(closure)
-    return best[1]
 
 
 def _known_value(name: str, given: Any, prior: Any) -> Tensor:

@@ -19,9 +19,8 @@ Priors, with m and s the columns' means and standard deviations::
 The guide draws the parameters, then each path x from a Gaussian chain: a network reads the series and emits soft
 regimes, and the chain is the exact posterior of the dynamics averaged under them (``pplgen.models._recognition``, with
 simpler guides for comparison). Given a path its regimes are a hidden Markov chain, so that they are summed out exactly
-by products of matrices, in log2 T rounds. ``TraceEnum_ELBO`` over ``for t in pyro.markov(range(T))``, with s_t a site
-that has ``infer={"enumerate": "parallel"}`` and x_t and y_t observed at the path's values, is the same number, at many
-times the cost; the story's test holds one against the other.
+by products of matrices, in log2 T rounds. ``TraceEnum_ELBO`` over ``pyro.markov``, with s_t an enumerated site and x_t
+and y_t observed along the path, is the same number at many times the cost.
 
 References
 ----------
@@ -48,9 +47,6 @@ from torch import Tensor
 from pplgen.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
 from pplgen.state_space import StateSpaceStory, lengths
 from pplgen.story import check_choice, check_count, check_positive, pyro_method
-
-UNIT = 5.0
-"""Of the parameters' guide, in posterior deviations, for the projection is a rough start."""
 
 
 class SwitchingLDS(StateSpaceStory):
@@ -208,7 +204,7 @@ class SwitchingLDS(StateSpaceStory):
         per_column = {"C": self.s[:, None] * start["C"], "d": self.m + self.s * start["d"], "r": self.s * start["r"]}
         if self.config["switching_emission"]:
             per_column = {name: value.expand(self.K, *value.shape) for name, value in per_column.items()}
-        self.theta.begin(start | per_column, spread=float(inside.sum()) ** -0.5, unit=UNIT)
+        self.theta.begin(start | per_column, spread=float(inside.sum()) ** -0.5)
         if self.theta.given:
             theta = self.theta.typical()
             regimes = regimes_under(x, inside, Dynamics.of(theta), Emission.of(theta))

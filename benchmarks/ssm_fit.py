@@ -1,0 +1,52 @@
+"""Fit ssm's switching linear dynamical system by Laplace-EM to the series of a file; run by ``switching_fit.py``.
+
+ssm wants an older NumPy, so this runs in an environment of its own:
+``python ssm_fit.py SERIES.npz FITS.npz REGIMES STATES STARTS``.
+"""
+
+import sys
+import time
+import warnings
+
+import numpy as np
+import ssm
+
+warnings.filterwarnings("ignore")
+
+
+def fit(y, num_regimes, num_states, seed):
+    """Fit from one start; return seconds, the segmentation and the parameters."""
+    np.random.seed(seed)  # noqa: NPY002
+    started = time.perf_counter()
+    model = ssm.SLDS(y.shape[1], num_regimes, num_states, emissions="gaussian", single_subspace=True)
+    _, posterior = model.fit(y, method="laplace_em", num_iters=50, alpha=0.0, verbose=0)
+    path = posterior.mean_continuous_states[0]
+    regimes = model.most_likely_states(path, y)
+    seconds = time.perf_counter() - started
+    parameters = {
+        "P": model.transitions.transition_matrix,
+        "A": model.dynamics.As,
+        "b": model.dynamics.bs,
+        "Q": model.dynamics.Sigmas,
+        "C": model.emissions.Cs[0],
+        "d": model.emissions.ds[0],
+        "R": np.exp(model.emissions.inv_etas[0]),
+    }
+    return seconds, regimes, parameters
+
+
+def main():
+    """Fit all starts, after one that compiles."""
+    source, target, num_regimes, num_states, starts = sys.argv[1:]
+    y = np.load(source)["y"]
+    fit(y, int(num_regimes), int(num_states), 1000)
+    found = {}
+    for seed in range(int(starts)):
+        seconds, regimes, parameters = fit(y, int(num_regimes), int(num_states), seed)
+        found |= {f"{name}_{seed}": value for name, value in parameters.items()}
+        found |= {f"seconds_{seed}": seconds, f"regimes_{seed}": regimes}
+    np.savez(target, **found)
+
+
+if __name__ == "__main__":
+    main()

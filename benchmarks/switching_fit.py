@@ -1,0 +1,208 @@
+"""Switching linear dynamical systems learned from scratch, beside ssm's Laplace-EM: ten starts on the same series.
+
+Two and three regimes, T = 500, two states seen through ten features, and the dance of a honey bee where its series is
+at hand (its labels only score). For every start: the share of steps given to their regime, under the best naming, and
+the log-likelihood of a held-out series in nats per step by Kim's filter, against the same of the true parameters.
+``SSM_PYTHON`` names the interpreter of an environment with ssm.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from harness import report
+from pplgen.models import SwitchingLDS
+from pplgen.models._switching import Dynamics, SwitchingPath
+from pplgen.models._switching_emission import Emission
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+import pplgen
+from pplgen.dynamics import SwitchingLinearGaussian
+from pplgen.exact.switching import kim_filter, kim_smoother
+from pplgen.isolation import seeded
+
+T, D, E, STARTS, STEPS = 500, 2, 10, 10, 300
+BEE = Path(__file__).parents[2] / "shared" / "data" / "series"
+
+
+class Found(NamedTuple):
+    """What a start came to."""
+
+    accuracy: float
+    held_out: float
+
+
+NOTHING = Found(math.nan, math.nan)
+
+
+def truth(num_regimes: int) -> dict[str, Tensor]:
+    """Rotations of different speeds about different centres."""
+    generator = torch.Generator().manual_seed(0)
+    angles = (0.1, 0.6, -0.35)[:num_regimes]
+    turns = [[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in angles]
+    P = torch.full((num_regimes, num_regimes), 0.05 / (num_regimes - 1)).double().fill_diagonal_(0.95)
+    return {
+        "pi": torch.full((num_regimes,), 1 / num_regimes).double(),
+        "P": P,
+        "m0": torch.zeros(D).double(),
+        "s0": torch.ones(D).double(),
+        "A": 0.97 * torch.tensor(turns).double(),
+        "b": torch.tensor([[0.3, 0.0], [-0.3, 0.3], [0.0, -0.4]])[:num_regimes].double(),
+        "q": torch.full((num_regimes, D), 0.2).double(),
+        "C": torch.randn(E, D, generator=generator, dtype=torch.double),
+        "d": torch.randn(E, generator=generator, dtype=torch.double),
+        "r": torch.full((E,), 0.5).double(),
+    }
+
+
+def simulated(theta: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor]:
+    """Draw a series, shape ``(1, T, E)``, and its regimes."""
+    with seeded(seed):
+        path = SwitchingPath(Dynamics.of(theta), torch.ones(1, T, dtype=torch.bool))
+        x, regimes = path.sample_with_regimes()
+        return Emission.of(theta).given(path, x).sample(), regimes[0]
+
+
+def described(theta: dict[str, Tensor]) -> SwitchingLinearGaussian:
+    """Describe parameters as the exact references take them."""
+    moves = Dynamics.of({name: value.double() for name, value in theta.items()})
+    seen = theta["C"].double(), theta["d"].double(), torch.diag(theta["r"].double().square())
+    start = theta["pi"].double(), theta["P"].double(), moves.m0, moves.L0 @ moves.L0.mT
+    return SwitchingLinearGaussian(*start, moves.A, moves.b, moves.L @ moves.L.mT, *seen)
+
+
+def accuracy(found: np.ndarray, regimes: np.ndarray) -> float:
+    """Share of steps in agreement, under the best one-to-one naming."""
+    size = max(found.max(), regimes.max()) + 1
+    table = np.zeros((size, size))
+    np.add.at(table, (found, regimes), 1)
+    return float(table[linear_sum_assignment(-table)].sum() / len(regimes))
+
+
+def scored(model: SwitchingLinearGaussian, y: Tensor, regimes: Tensor, held_out: Tensor | None) -> Found:
+    """Score parameters by Kim's smoother and filter."""
+    smoothed = kim_smoother(kim_filter(y[0].double(), model), model).probabilities
+    nats = math.nan if held_out is None else kim_filter(held_out[0].double(), model).log_likelihood.item() / T
+    return Found(accuracy(smoothed.argmax(-1).numpy(), regimes.numpy()), nats)
+
+
+def ours(y: Tensor, num_regimes: int, num_states: int) -> tuple[float, list[SwitchingLinearGaussian]]:
+    """Fit every start on its own for its score, and all as one program for the time of one."""
+    story = SwitchingLDS(num_regimes, num_states, y.shape[-1])
+    options = {"steps": STEPS, "compile": "graph", "progress": False}
+    models = []
+    for seed in range(STARTS):
+        fit = pplgen.fit(story, y.float(), seed=seed, **options)
+        with fit.pair.isolated(), torch.no_grad():
+            models.append(described(fit.story.theta.typical()))
+    started = time.perf_counter()
+    pplgen.fit(story, y.float(), restarts=STARTS, **options)
+    return (time.perf_counter() - started) / STARTS, models
+
+
+def ssm(y: Tensor, num_regimes: int, num_states: int) -> tuple[float, list[SwitchingLinearGaussian], list[np.ndarray]]:
+    """Fit every start by Laplace-EM, in ssm's own environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "series.npz", Path(folder) / "fits.npz"
+        np.savez(source, y=y[0].numpy())
+        script = Path(__file__).with_name("ssm_fit.py")
+        sizes = [str(number) for number in (num_regimes, num_states, STARTS)]
+        subprocess.run([os.environ["SSM_PYTHON"], script, source, target, *sizes], check=True)
+        with np.load(target) as found:
+            fits: list[dict[str, Any]] = [
+                {name: found[f"{name}_{seed}"] for name in ("P", "A", "b", "Q", "C", "d", "R", "seconds", "regimes")}
+                for seed in range(STARTS)
+            ]
+    models = []
+    for each in fits:
+        parts = {name: torch.as_tensor(each[name]).double() for name in ("P", "A", "b", "Q", "C", "d", "R")}
+        models.append(
+            SwitchingLinearGaussian(
+                torch.full((num_regimes,), 1 / num_regimes).double(),
+                parts["P"],
+                torch.zeros(num_states).double(),
+                torch.eye(num_states).double(),
+                *(parts[name] for name in ("A", "b", "Q", "C", "d")),
+                torch.diag(parts["R"]),
+            )
+        )
+    return median(float(each["seconds"]) for each in fits), models, [each["regimes"] for each in fits]
+
+
+def compared(
+    title: str, y: Tensor, regimes: Tensor, sizes: tuple[int, int], held_out: Tensor | None, best: Found
+) -> None:
+    """Fit both and report."""
+    seconds, models = ours(y, *sizes)
+    found = {
+        "pplgen, ten restarts as one program": (seconds, [scored(model, y, regimes, held_out) for model in models])
+    }
+    if "SSM_PYTHON" in os.environ:
+        seconds, models, labels = ssm(y, *sizes)
+        scores = [scored(model, y, regimes, held_out) for model in models]
+        own = [
+            Found(accuracy(label, regimes.numpy()), score.held_out) for label, score in zip(labels, scores, strict=True)
+        ]
+        found["ssm, Laplace-EM"] = (seconds, own)
+    rows = {}
+    for name, (seconds, scores) in found.items():
+        accuracies, nats = ([score[place] for score in scores] for place in (0, 1))
+        reached = sum(
+            best.accuracy - each.accuracy <= 0.02 and not best.held_out - each.held_out > 0.1 for each in scores
+        )
+        rows[name] = (
+            f"{seconds:.1f}",
+            f"{median(accuracies):.3f}",
+            f"{min(accuracies):.3f}",
+            f"{median(nats):.3f}",
+            f"{min(nats):.3f}",
+            f"{reached} of {STARTS}" if held_out is not None else "",
+        )
+    note = (
+        f"true parameters: {best.accuracy:.3f}, {best.held_out:.3f}" if held_out is not None else "labels of the data"
+    )
+    headings = ("seconds a fit", "accuracy", "worst", "held-out nats per step", "worst of them", "reached")
+    report(
+        title,
+        headings,
+        rows,
+        {name: [tuple(score) for score in scores] for name, (_, scores) in found.items()},
+        note=note,
+    )
+
+
+def main() -> None:
+    """Run the simulated series, and the bee's."""
+    for num_regimes in (2, 3):
+        theta = truth(num_regimes)
+        (y, regimes), (held_out, _) = simulated(theta, 1), simulated(theta, 2)
+        best = scored(described(theta), y, regimes, held_out)
+        title = f"Switching system from scratch, {num_regimes} regimes, T = {T}, D = {D}, E = {E}"
+        compared(title, y, regimes, (num_regimes, D), held_out, best)
+    for path in sorted(BEE.glob("bee_*.csv")):
+        with path.open(encoding="utf-8") as file:
+            rows = np.array(list(csv.reader(file))[1:], dtype=float)
+        y, labels = torch.as_tensor(rows[None, :, :4]), torch.as_tensor(rows[:, 4]).long()
+        compared(
+            f"Honey-bee dance, {path.stem}, T = {len(rows)}",
+            y,
+            labels - labels.min(),
+            (3, 4),
+            None,
+            Found(1.0, math.nan),
+        )
+
+
+if __name__ == "__main__":
+    main()
