@@ -66,7 +66,7 @@ class Parameters(PyroModule):
         if not self.names:
             return
         self.register_buffer("start", torch.zeros(size))
-        self.register_buffer("unit", spread * torch.eye(size))
+        self.register_buffer("unit", spread * (torch.eye(size) if correlated else torch.ones(size)))
         self.q_offset = PyroParam(0.1 * torch.randn(size))
         if correlated:
             self.q_tril = PyroParam(torch.eye(size), constraints.lower_cholesky)
@@ -85,11 +85,11 @@ class Parameters(PyroModule):
         drawn = self._known
         if not self.names:
             return drawn
-        centre = self.start + self.unit @ self.q_offset
+        centre = self._centre
         if self.correlated:
             joint: Any = dist.MultivariateNormal(centre, scale_tril=self.unit @ self.q_tril)
         else:
-            joint = dist.Normal(centre, self.unit.diagonal() * self.q_scale).to_event(1)
+            joint = dist.Normal(centre, self.unit * self.q_scale).to_event(1)
         u = pyro.sample("unconstrained", joint, infer={"is_auxiliary": True})
         for name, part in self._split(u).items():
             transform = biject_to(self.supports[name])
@@ -103,8 +103,8 @@ class Parameters(PyroModule):
         """Return the parameters at the guide's centre."""
         if not self.names:
             return self._known
-        u = self.start + self.unit @ self.q_offset
-        learned = {name: biject_to(self.supports[name])(part) for name, part in self._split(u).items()}
+        parts = self._split(self._centre)
+        learned = {name: biject_to(self.supports[name])(part) for name, part in parts.items()}
         return learned | self._known
 
     def begin(self, values: Mapping[str, Tensor], spread: float | None = None) -> None:
@@ -117,7 +117,7 @@ class Parameters(PyroModule):
         parts = [biject_to(self.supports[name]).inv(values[name]).reshape(-1) for name in self.names]
         self.start.copy_(torch.cat(parts))
         if spread is not None:
-            self.unit.copy_(spread * torch.eye(len(self.start), dtype=self.unit.dtype, device=self.unit.device))
+            self.unit.copy_(spread * (torch.eye(len(self.start)) if self.correlated else torch.ones(len(self.start))))
         self.q_offset = torch.zeros_like(self.start)
 
     def settle(self, model: Callable[..., Any], *data: Any, steps: int = 100) -> None:
@@ -151,7 +151,7 @@ class Parameters(PyroModule):
             return
         u, inverse, precision = found
         self.start.copy_(u)
-        self.unit.copy_(torch.linalg.cholesky(inverse) if self.correlated else torch.diag(precision.rsqrt()))
+        self.unit.copy_(torch.linalg.cholesky(inverse) if self.correlated else precision.rsqrt())
         self.q_offset = torch.zeros_like(u)
 
     def _split(self, u: Tensor) -> dict[str, Tensor]:
@@ -160,6 +160,11 @@ class Parameters(PyroModule):
         return {
             name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), u.split(sizes), strict=True)
         }
+
+    @property
+    def _centre(self) -> Tensor:
+        """Centre of the guide on the unconstrained scale."""
+        return self.start + (self.unit @ self.q_offset if self.correlated else self.unit * self.q_offset)
 
     @property
     def _known(self) -> dict[str, Tensor]:
@@ -171,6 +176,20 @@ class Parameters(PyroModule):
         for name, value in self._known.items():
             value.copy_(torch.as_tensor(self.given[name], dtype=torch.float64))
         return applied
+
+
+def plain_known(known: Any) -> dict[str, Any] | None:
+    """Return known values by name, as numbers and nested lists, or raise ``InputError``."""
+    if known is not None and not isinstance(known, Mapping):
+        raise InputError(f"known={known!r}: expected values of parameters by name")
+    return None if known is None else {name: _plain(value) for name, value in known.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Turn tensors and arrays, and lists of them, into nested lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _known_value(name: str, given: Any, prior: Any) -> Tensor:

@@ -34,18 +34,21 @@ def interpolated(y: Tensor) -> Tensor:
     return torch.where(none, 0.0, left + share * (right - left))
 
 
-def projected(y: Tensor, num_states: int) -> Projection:
-    """Project series without missing entries, of mean 0 and variance 1, shape ``(num_series, T, E)``."""
-    N, T, E = y.shape
+def projected(y: Tensor, inside: Tensor, num_states: int) -> Projection:
+    """Project series without missing entries, of mean 0 and variance 1, shape ``(num_series, T, E)``.
+
+    ``inside`` tells which steps belong to their series, shape ``(num_series, T)``; the others do not count.
+    """
+    T, E = y.shape[1:]
     lags = min(-(-num_states // E), T)
     ahead = torch.nn.functional.pad(y.mT, (0, lags - 1), mode="replicate").mT
     stretches = torch.cat([ahead[:, lag : lag + T] for lag in range(lags)], -1)
-    _, values, vectors = torch.linalg.svd(stretches.reshape(N * T, -1), full_matrices=False)
+    rows = stretches[inside]
+    _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
     values, vectors = values[:num_states], vectors[:num_states]
-    x = stretches @ vectors.mT
-    scale = (values / (N * T) ** 0.5).clamp_min(1e-3)
-    x, C = x / scale, vectors[:, :E].mT * scale
+    scale = (values / len(rows) ** 0.5).clamp_min(1e-3)
+    x, C = (stretches @ vectors.mT) / scale, vectors[:, :E].mT * scale
     lacking = num_states - x.shape[-1]
     if lacking > 0:
         x, C = torch.nn.functional.pad(x, (0, lacking)), torch.nn.functional.pad(C, (0, lacking))
-    return Projection(x, C, (y - x @ C.mT).flatten(0, 1).std(0, correction=0))
+    return Projection(x, C, (y - x @ C.mT)[inside].std(0, correction=0))

@@ -30,7 +30,7 @@ def begin(y: Tensor, inside: Tensor, num_regimes: int, num_states: int) -> tuple
     probabilities : Tensor
         Of the regimes, shape ``(num_series, T, K)``.
     """
-    x, C, r = projected(interpolated(y), num_states)
+    x, C, r = projected(interpolated(y), inside, num_states)
     moves, regimes = switching_autoregression(x, inside, num_regimes)
     rough = Emission(C[None], torch.zeros_like(r)[None], r.clamp_min(LEAST_NOISE)[None])
     moves, (C, d, r), regimes = refined(y, inside, moves, rough, regimes)

@@ -6,9 +6,9 @@ The story, for series y of T steps with E features, K regimes and D states::
     x_1       ~ Normal(m0, diag(s0^2))     x_t | x_{t-1}, s_t ~ Normal(A[s_t] x_{t-1} + b[s_t], Q[s_t])
     y_t | x_t ~ Normal(C x_t + d, diag(r^2))
 
-With ``recurrent`` the next regime depends on the state too, p(s_t | s_{t-1}, x_{t-1}) being proportional to
-P[s_{t-1}, s_t] exp(W[s_t] x_{t-1}); with ``switching_emission`` C, d and r are those of the regime s_t. The Cholesky
-factor of Q is B diag(q), where B has ones on its diagonal and l below (``covariance="diag"``: zeros).
+With ``recurrent`` p(s_t | s_{t-1}, x_{t-1}) is proportional to P[s_{t-1}, s_t] exp(W[s_t] x_{t-1}) (Linderman et al.
+2017); with ``switching_emission`` C, d and r are those of the regime s_t. The Cholesky factor of Q is B diag(q), where
+B has ones on its diagonal and l below (``covariance="diag"``: zeros).
 
 Priors, with m and s the columns' means and standard deviations::
 
@@ -18,14 +18,12 @@ Priors, with m and s the columns' means and standard deviations::
 
 The guide draws the parameters, then each path x from a Gaussian chain: a network reads the series and emits soft
 regimes, and the chain is the exact posterior of the dynamics averaged under them (``pplgen.models._recognition``, with
-simpler guides for comparison). Given a path its regimes are a hidden Markov chain, so that they are summed out exactly
-by products of matrices, in log2 T rounds. ``TraceEnum_ELBO`` over ``pyro.markov``, with s_t an enumerated site and x_t
-and y_t observed along the path, is the same number at many times the cost.
+simpler guides for comparison). Given a path its regimes are a hidden Markov chain, summed out exactly in log2 T rounds;
+``TraceEnum_ELBO`` over ``pyro.markov``, s_t enumerated, gives the same number along the path at many times the cost.
 
 References
 ----------
 Ghahramani and Hinton (2000), Variational learning for switching state-space models, Neural Computation 12, 831-864.
-Linderman et al. (2017), Bayesian learning and inference in recurrent switching linear dynamical systems.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._parameters import Parameters
+from pplgen.models._parameters import Parameters, plain_known
 from pplgen.models._recognition import KINDS, Recognition
 from pplgen.models._seeding import column_scales
 from pplgen.models._switching import Dynamics, SwitchingPath
@@ -97,12 +95,12 @@ class SwitchingLDS(StateSpaceStory):
             covariance=check_choice("covariance", covariance, ("full", "diag")),
             stickiness=check_positive("stickiness", stickiness),
             guide=check_choice("guide", guide, KINDS),
-            known=None if known is None else dict(known),
+            known=plain_known(known),
         )
         self.K, self.D, self.E = K, D, num_features
         self.register_buffer("m", torch.zeros(num_features))
         self.register_buffer("s", torch.ones(num_features))
-        self.theta = Parameters(self._priors(), known, correlated=False)
+        self.theta = Parameters(self._priors(), self.config["known"], correlated=False)
         self.recognition = Recognition(guide, K, D, self.E)
         emitted = ("regime",) if switching_emission else ()
         self.dims = {
@@ -164,7 +162,7 @@ class SwitchingLDS(StateSpaceStory):
         """Tell which steps belong to their series, shape ``(num_series, T)``."""
         if y is None:
             return torch.ones(num_rows, int(self.num_steps), dtype=torch.bool, device=self.m.device)
-        return torch.arange(y.shape[1], device=y.device) < lengths(y)[:, None]
+        return torch.arange(y.shape[1], device=y.device) < lengths(y).clamp_min(1)[:, None]
 
     @pyro_method
     def state_space(self, y: Tensor) -> SwitchingLinearGaussian:
@@ -196,9 +194,10 @@ class SwitchingLDS(StateSpaceStory):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Start at a switching autoregression of the series' projection, and let the network read its regimes."""
+        """Start at EM's parameters, for which all series count alike, and let the network read its regimes."""
         self.num_steps.fill_(x.shape[1])
-        self.m, self.s = column_scales(x.flatten(0, 1))
+        every = None if weights is None else weights.repeat_interleave(x.shape[1])
+        self.m, self.s = column_scales(x.flatten(0, 1), every)
         inside, scaled = self._inside(x), (x - self.m) / self.s
         start, regimes = begin(scaled, inside, self.K, self.D)
         per_column = {"C": self.s[:, None] * start["C"], "d": self.m + self.s * start["d"], "r": self.s * start["r"]}

@@ -23,6 +23,7 @@ from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.paths import impute_series
 from pplgen.series_verbs import SeriesVerbs
+from pplgen.state_space import StateSpaceStory
 from pplgen.story import Story, check_count
 from pplgen.streams import RowStream
 from pplgen.terminal import print_table
@@ -165,7 +166,7 @@ class Fit(SeriesVerbs):
         switching story offers ``estimator="importance"``, ``"kim"`` or ``"particle"``. The tensor's ``estimator`` and
         ``standard_error`` say how far it can be trusted.
         """
-        if isinstance(x, RowStream):
+        if isinstance(x, RowStream) and not isinstance(self.story, StateSpaceStory):
             blocks = (Table(block, x.columns, x.name) for block in x.blocks())
             options: dict[str, Any] = {"draws": draws, "estimator": estimator, "seed": seed}
             return scores.LogLikelihood.joined([self.log_likelihood(block, **options) for block in blocks])
@@ -273,9 +274,8 @@ class Fit(SeriesVerbs):
     def _rows(self, x: Any) -> tuple[Any, ...]:
         """Arguments of model and guide for the rows ``x``; the training rows for ``None``."""
         if isinstance(x, RowStream):
-            raise InputError(
-                f"{x.name} is a stream of rows, which log_likelihood alone takes; load_data reads them all"
-            )
+            takers = "log_likelihood of stories of rows alone takes"
+            raise InputError(f"{x.name} is a stream of rows, which {takers}; load_data reads them all")
         if x is None:
             if not self.has_rows:
                 raise InputError(f"{self._without_rows}, or give rows")

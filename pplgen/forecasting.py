@@ -98,7 +98,7 @@ def forecast_series(
         parts["regime_probability"] = (("series", "time", "regime"), shares)
     if keep_draws:
         parts |= drawn_parts(paths)
-    dataset = series_dataset(parts, columns, y, first_step=y.shape[1], estimator=estimator)
+    dataset = series_dataset(parts, columns, y, first_step=int(ends.max()), estimator=estimator)
     return dataset.assign_coords(step=(("series", "time"), ahead.cpu().numpy()))
 
 

@@ -69,13 +69,13 @@ class Guided(NamedTuple):
             return f"unweighted draws of the guide (Pareto k above {GOOD_K})"
         return f"importance-weighted, and unweighted draws of the guide where Pareto k is above {GOOD_K}"
 
-    def resampled(self) -> Paths:
-        """Pick draws of each series by their weights, systematically: where all weigh the same, each once."""
+    def resampled(self, number: int) -> Paths:
+        """Pick so many draws of each series by their weights, systematically, in random order."""
         S, N = self.weights.shape
         offset = torch.rand(N, 1).to(self.weights)
-        points = (torch.arange(S, device=offset.device) + offset) / S
+        points = (torch.arange(number, device=offset.device) + offset) / number
         reached = self.weights.T.cumsum(dim=1).contiguous()
-        picked = torch.searchsorted(reached, points * reached[:, -1:]).clamp_max(S - 1).T[torch.randperm(S)]
+        picked = torch.searchsorted(reached, points * reached[:, -1:]).clamp_max(S - 1).T[torch.randperm(number)]
         series = torch.arange(N, device=picked.device)
         return self.paths.each(lambda part: part[picked, series])
 
@@ -118,7 +118,7 @@ def draw_paths(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: i
             hidden, regimes = draw_hidden(pair, y, latents, num_draws)
             return Paths(None, regimes, None, fill(pair, y, hidden, latents))
         case _:
-            return draw_guided(pair, data, latents, num_draws).resampled()
+            return draw_guided(pair, data, latents, num_draws).resampled(num_draws)
 
 
 def draw_hidden(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> tuple[Tensor, Tensor]:
@@ -154,9 +154,8 @@ def draw_guided(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: 
     y = data[0]
     if data is not pair.data:
         pair.check_amortised()
-    sharing = (
-        next(number for number in range(PATHS_OF_A_DRAW, 0, -1) if num_draws % number == 0) if latents else num_draws
-    )
+    sharing = min(PATHS_OF_A_DRAW, num_draws) if latents else num_draws
+    num_draws = -(-num_draws // sharing) * sharing
     latents = {name: value[::sharing].repeat_interleave(sharing, 0) for name, value in latents.items()}
     rows = row_densities(pair, latents, num_draws, data)
     x = rows.drawn["x"]

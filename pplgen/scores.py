@@ -58,11 +58,14 @@ class LogLikelihood(Tensor):
     def of_draws(cls, log_densities: Tensor, estimator: str) -> LogLikelihood:
         """Average densities over draws, shape ``(num_draws, num_rows)``."""
         top = log_densities.amax(dim=0)
+        top = torch.where(top.isfinite(), top, 0.0)  # impossible at every draw
         relative = (log_densities - top).exp()
         mean = relative.mean(dim=0)
         error = torch.zeros_like(mean)
         if len(relative) > 1:
-            error = relative.std(dim=0) / (mean * math.sqrt(len(relative)))
+            error = relative.std(dim=0) / (mean.clamp_min(torch.finfo(mean.dtype).tiny) * math.sqrt(len(relative)))
+        elif estimator != "exact":
+            error = torch.full_like(mean, math.nan)
         return cls.told(top + mean.log(), error, estimator)
 
     @classmethod
@@ -171,7 +174,7 @@ def leave_future_out(pair: Pair, data: tuple[Any, ...], start: int | None, num_d
     pair
         Of a state space story.
     data
-        Arguments of model and guide, the series first.
+        Arguments of model and guide, the series first: those of the fit, which may go on after its end.
     start
         First step to predict, counted from 0; half of the longest series where not given.
     num_draws
@@ -183,10 +186,11 @@ def leave_future_out(pair: Pair, data: tuple[Any, ...], start: int | None, num_d
     """
     story = series_story(pair, "leave_future_out")
     y = data[0]
-    if data is pair.data and pair.weights is not None:
+    if pair.weights is not None:
         raise InputError(
             f"leave_future_out: {type(story).__name__} was fitted to weighted series, which it cannot heed"
         )
+    _require_training_series(pair, y)
     longest = int(lengths(y).max())
     start = longest // 2 if start is None else check_count("start", start)
     if not 1 <= start < longest:
@@ -201,6 +205,17 @@ def leave_future_out(pair: Pair, data: tuple[Any, ...], start: int | None, num_d
     seen = pointwise[np.isfinite(pointwise)]
     se = float(np.sqrt(len(seen) * seen.var(ddof=1))) if len(seen) > 1 else math.nan
     return LeaveFutureOut(float(seen.sum()), se, pointwise, pareto_k.cpu().numpy(), start, estimator)
+
+
+def _require_training_series(pair: Pair, y: Tensor) -> None:
+    """Refuse series that the guide has not learned from, whose past would take the place of the training series."""
+    known = pair.data[0]
+    going_on = len(y) == len(known) and y.shape[1] >= known.shape[1]
+    if not going_on or not torch.equal(y[:, : known.shape[1]].nan_to_num(), known.nan_to_num()):
+        raise InputError(
+            f"leave_future_out: series of shape {tuple(y.shape)} are not those of the fit; expected these, which may "
+            "go on after its end; filter(x)['log_density'] scores others"
+        )
 
 
 def _by_particles(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor:

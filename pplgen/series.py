@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype
 from torch import Tensor
 
 from pplgen.data import Table, check_training_columns, load_data, row_weights
@@ -27,7 +29,8 @@ def load_series(source: Any, *, by: str | None = None, weights: Any = None, dtyp
         shape ``(num_series, num_steps, num_features)``, or a list or tuple of single series, which may differ in
         length.
     by
-        Column that tells the series of a table apart; its steps keep their order. Not part of the data.
+        Column that tells the series of a table apart, numbers or, in a data frame, text; series come in the order of
+        their first steps, which keep theirs. Not part of the data.
     weights
         How much each series counts, a number of at least 0 for each.
     dtype
@@ -43,11 +46,13 @@ def load_series(source: Any, *, by: str | None = None, weights: Any = None, dtyp
     InputError
         As for ``load_data``, naming the series where there are many; and where their columns differ.
     """
+    if by is not None and getattr(getattr(source, "values", source), "ndim", 2) == 3:
+        raise InputError(f"by={by!r}: the data are series already, with three axes; expected a table")
     if isinstance(source, Table) and source.values.ndim == 3:
         table = source if dtype is None else replace(source, values=source.values.to(dtype))
     elif by is not None:
-        table = _grouped(load_data(source, dtype=dtype), by)
-    elif isinstance(source, (list, tuple)) and len(source) and np.ndim(_first(source)) > 0:
+        table = _grouped(source, by, dtype)
+    elif isinstance(source, (list, tuple)) and len(source) and _is_series(source[0]):
         table = _joined([_one(each, number, dtype) for number, each in enumerate(source, start=1)], "array")
     elif isinstance(source, (np.ndarray, Tensor)) and source.ndim == 3:
         if 0 in source.shape:
@@ -69,10 +74,9 @@ def check_training_series(table: Table) -> None:
     check_training_columns(table.name, table.values.shape[1], table.columns, low, high, unit="step")
 
 
-def _first(source: Sequence[Any]) -> Any:
-    """Return the first of several, as an array where it is a table."""
-    first = source[0]
-    return first.values if isinstance(first, (Table, pd.DataFrame)) else first
+def _is_series(source: Any) -> bool:
+    """Tell whether the first of several is a series, and not a number."""
+    return isinstance(source, (str, Path, Table, pd.DataFrame)) or np.ndim(source) > 0
 
 
 def _one(source: Any, number: int, dtype: torch.dtype | None) -> Table:
@@ -83,8 +87,13 @@ def _one(source: Any, number: int, dtype: torch.dtype | None) -> Table:
         raise InputError(f"series {number}: {error}") from None
 
 
-def _grouped(table: Table, by: str) -> Table:
-    """Split steps by the values of a column."""
+def _grouped(source: Any, by: str, dtype: torch.dtype | None) -> Table:
+    """Split steps by the values of a column, which may be text in a data frame."""
+    named = source
+    if isinstance(source, pd.DataFrame) and by in source.columns and not is_numeric_dtype(source[by]):
+        codes = pd.factorize(source[by])[0]
+        named = source.assign(**{by: np.where(codes < 0, np.nan, codes)})
+    table = load_data(named, dtype=dtype)
     if by not in table.columns:
         raise InputError(f"by={by!r}: expected one of the columns {', '.join(table.columns)}")
     place = table.columns.index(by)
@@ -103,6 +112,8 @@ def _grouped(table: Table, by: str) -> Table:
 def _joined(series: Sequence[Table], name: str | None = None) -> Table:
     """Lay series beside one another, the shorter ones ending in NaN."""
     columns = series[0].columns
+    if any(each.weights is not None or each.labels is not None for each in series):
+        raise InputError("series: their steps have weights or labels; give weights, one for each series")
     for number, each in enumerate(series, start=1):
         if each.columns != columns:
             given, expected = ", ".join(each.columns), ", ".join(columns)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pplgen.dynamics import HiddenMarkov, StateSpace
 from pplgen.errors import InputError
-from pplgen.story import Story
+from pplgen.story import Story, check_count
 
 __all__ = ["StateSpaceStory", "lengths"]
 
@@ -83,7 +83,7 @@ class StateSpaceStory(Story):
         before = self.num_steps.clone()
         try:
             if num_steps is not None:
-                self.num_steps.fill_(num_steps)
+                self.num_steps.fill_(check_count("num_steps", num_steps))
             return super().simulate(num_rows)
         finally:
             self.num_steps.copy_(before)

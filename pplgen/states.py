@@ -126,7 +126,7 @@ def smooth_series(
     if isinstance(first, SwitchingLinearGaussian):
         guided = draw_guided(pair, data, latents, num_draws)
         facts: dict[str, Any] = {"estimator": guided.estimator, "pareto_k": guided.pareto_k.tolist()}
-        parts, paths = _of_guided(guided), guided.resampled() if keep_draws else None
+        parts, paths = _of_guided(guided), guided.resampled(num_draws) if keep_draws else None
     else:
         facts = {"estimator": "exact"}
         if isinstance(first, LinearGaussian):
