@@ -12,7 +12,7 @@ B has ones on its diagonal and l below (``covariance="diag"``: zeros).
 
 Priors, with m and s the columns' means and standard deviations::
 
-    pi ~ Dirichlet(1)    P[k] ~ Dirichlet(1 + stickiness e_k)    m0, A, b, l, W ~ Normal(0, 1)
+    pi ~ Dirichlet(1)    P[k] ~ Dirichlet(1 + stickiness e_k)    m0, b, l, W ~ Normal(0, 1)    A[k] ~ Normal(1/2 I, 1/4)
     s0 ~ LogNormal(0, 1/2)      q ~ LogNormal(log .3, 1)      r ~ LogNormal(log(.3 s), 1)
     C  ~ Normal(0, s)           d ~ Normal(m, s)
 
@@ -127,7 +127,7 @@ class SwitchingLDS(StateSpaceStory):
             "P": dist.Dirichlet(sticky).to_event(1),
             "m0": dist.Normal(0 * one, one).expand((D,)).to_event(1),
             "s0": dist.LogNormal(0 * one, 0.5 * one).expand((D,)).to_event(1),
-            "A": dist.Normal(0 * one, one).expand((K, D, D)).to_event(3),
+            "A": dist.Normal(torch.eye(D).to(one) / 2, one / 4).expand((K, D, D)).to_event(3),
             "b": dist.Normal(0 * one, one).expand((K, D)).to_event(2),
             "q": dist.LogNormal((0.3 * one).log(), one).expand((K, D)).to_event(2),
             "C": dist.Normal(0 * one, self.s.unsqueeze(-1)).expand((*emitted, D)).to_event(len(emitted) + 1),
