@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -63,7 +64,7 @@ def print_table(title: str, table: pd.DataFrame, *lines: str, label: str = "para
     for column in table.columns:
         rows.add_column(str(column), justify="right", no_wrap=True)
     for name, values in table.head(TABLE_ROWS).iterrows():
-        rows.add_row(str(name), *(f"{value:.{digits}g}" for value in values))
+        rows.add_row(escape(str(name)), *(f"{value:.{digits}g}" for value in values))
     console.print(rows)
     if len(table) > TABLE_ROWS:
         console.print(f"and {len(table) - TABLE_ROWS:,} more: arviz_stats.summary(fit.to_datatree())", highlight=False)
