@@ -189,11 +189,6 @@ class WholeSteps(MarginalNormal):
         return torch.where(gap, 0.0, density)
 
 
-def plain(known: Any) -> dict[str, Any]:
-    """Return known values as numbers and nested lists."""
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in (known or {}).items()}
-
-
 def per_regime(name: str, value: Any, K: int, D: int, *, positive: bool = False) -> list[list[float]] | None:
     """Return ``(K, D)`` finite numbers from one, from one for each feature, or from a list of these for each regime."""
     value = value.tolist() if hasattr(value, "tolist") else value

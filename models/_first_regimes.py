@@ -48,7 +48,7 @@ def first_regimes(
             break
         coordinates = _stretches(emission.coordinates(y.flatten(0, 1)).unflatten(0, y.shape[:2]), seen, window)
         shares = kmeans_plus_plus(coordinates.flatten(0, 1), emission.K, weights=counts.flatten())
-        start = _climb(emission, y, shares, counts, known, concentration)
+        start = _climb(emission, y, shares, weights, known, concentration)
         if best is None or start[0] > best[0]:
             best = start
     assert best is not None
@@ -56,7 +56,13 @@ def first_regimes(
 
 
 def autoregressive_start(
-    emission: Emission, y: Tensor, weights: Tensor, concentration: float, order: int, switching: dict[str, bool]
+    emission: Emission,
+    y: Tensor,
+    weights: Tensor,
+    known: dict[str, Tensor],
+    concentration: float,
+    order: int,
+    switching: dict[str, bool],
 ) -> dict[str, Tensor]:
     """Find the regimes of autoregressions as if there were no lags, numbered by what switches.
 
@@ -64,6 +70,8 @@ def autoregressive_start(
     ----------
     emission, y, weights, concentration
         As of ``first_regimes``, the emissions being normal in one column.
+    known
+        Known values of the autoregression's parameters.
     order
         Number of lags p.
     switching
@@ -74,9 +82,13 @@ def autoregressive_start(
     dict
         ``P``, ``mu``, ``sigma`` and ``phi``, the last at random near zero.
     """
-    found = first_regimes(emission, y, weights, {}, concentration)
+    means = {"mu": known["mu"].unsqueeze(-1)} if switching["mu"] and "mu" in known else {}
+    found = first_regimes(emission, y, weights, means, concentration)
     P, mu, sigma = found["P"], found["mu"][:, 0], found["sigma"][:, 0]
-    order_of = (mu if switching["mu"] else sigma).argsort()
+    order_of = torch.arange(emission.K, device=y.device)
+    if not switching["mu"]:
+        expected = known["sigma"] if switching["sigma"] and "sigma" in known else order_of
+        order_of = sigma.argsort()[expected.argsort().argsort()]
     phi = 0.1 * torch.randn(emission.K, order, dtype=y.dtype, device=y.device)
     values = {"mu": mu[order_of], "sigma": sigma[order_of], "phi": phi}
     alike = {name: value if switching[name] else value.mean(0) for name, value in values.items()}
@@ -84,11 +96,11 @@ def autoregressive_start(
 
 
 def _climb(
-    emission: Emission, y: Tensor, shares: Tensor, counts: Tensor, known: dict[str, Tensor], concentration: float
+    emission: Emission, y: Tensor, shares: Tensor, weights: Tensor, known: dict[str, Tensor], concentration: float
 ) -> tuple[float, dict[str, Tensor]]:
     """Take steps of EM; return the log likelihood before the last of them, in nats, and the parameters."""
     K, x = emission.K, y.flatten(0, 1)
-    every = torch.arange(K, device=y.device)
+    every, counts = torch.arange(K, device=y.device), weights[:, None] * ~y.isnan().all(-1)
     links = (counts[:, 1:] * (counts[:, :-1] > 0))[..., None, None]
     pi, P = y.new_full((K,), 1 / K), y.new_full((K, K), 1 / K)
     order, total = _numbering(emission, x, shares, known), 0.0
@@ -97,7 +109,7 @@ def _climb(
         theta = {"pi": pi, "P": P, **emission.fitted(x, shares), **known}
         density = emission.steps(theta, every).log_prob(y.movedim(1, 0).unsqueeze(-2)).movedim(0, 1)
         log_likelihood, regimes, pairs = marginals(theta["pi"].log(), theta["P"].log(), density)
-        total = (counts[:, 0] * log_likelihood).sum().item()
+        total = (weights * log_likelihood).sum().item()
         if not known:
             order = _numbering(emission, x, (counts.unsqueeze(-1) * regimes).flatten(0, 1), known)
             regimes, pairs = regimes[..., order], pairs[..., order, :][..., order]

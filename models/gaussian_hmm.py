@@ -30,9 +30,9 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._chain import HiddenMarkovSeries
 from pplgen.models._discrete_emissions import EMISSIONS
-from pplgen.models._emissions import per_regime, plain
+from pplgen.models._emissions import per_regime
 from pplgen.models._first_regimes import first_regimes
-from pplgen.models._parameters import Parameters
+from pplgen.models._parameters import Parameters, plain_known
 from torch import Tensor
 
 from pplgen.dynamics import HiddenMarkov, MarkovChain
@@ -95,7 +95,7 @@ class GaussianHMM(StateSpaceStory):
             num_regimes=K,
             num_features=D,
             emission=emission,
-            known=plain(known),
+            known=plain_known(known),
             concentration=check_positive("concentration", concentration),
             **options,
         )
@@ -139,7 +139,8 @@ class GaussianHMM(StateSpaceStory):
         """Return the chain of regimes, and the log density of each step in each regime."""
         theta = self.theta.draw(self._priors())
         chain = MarkovChain(theta["pi"].log(), theta["P"].log())
-        return HiddenMarkov(chain, self._series(theta, y.shape[1]).log_emission(y), torch.arange(self.K))
+        every = torch.arange(self.K, device=y.device)
+        return HiddenMarkov(chain, self._series(theta, y.shape[1]).log_emission(y), every)
 
     @pyro_method
     def fill(self, y: Tensor, regimes: Tensor) -> Tensor:
@@ -180,9 +181,7 @@ class GaussianHMM(StateSpaceStory):
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """Means m and w of the priors of the means, shape ``(K, D)``, and scale s of the regimes, ``(D,)``."""
-        return {
-            "prior_mean": self.emission.m,
-            "prior_mean_scale": self.emission.w,
-            "prior_scale": self.emission.s,
-        }
+        """Means m and w of the priors of the means, shape ``(K, D)``, and scale s, ``(D,)``: those emissions have."""
+        of = self.emission
+        scales = {"prior_mean": of.m, "prior_mean_scale": of.w, "prior_scale": of.s}
+        return {name: value for name, value in scales.items() if name in of.takes}

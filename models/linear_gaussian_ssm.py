@@ -20,9 +20,8 @@ With c and s the columns' means and standard deviations, and v and u centre and 
     m0 ~ Normal(v, 3 u)    s0 ~ LogNormal(log u, 1)    q ~ LogNormal(log .3 u, 1)    r ~ LogNormal(log .5 s, 1)
     d  ~ Normal(c, s)      phi ~ Normal(0, 1)          A ~ Normal(1/2, 1/2)          C ~ Normal(0, s)
 
-(A around 1/2 on its diagonal, around 0 elsewhere.) No column is seen more exactly than to a thousandth of s, or the
-density of constant stretches would have no bound. States are integrated out exactly, and so are missing entries; the
-guide is normal on the unconstrained scale.
+(A around 1/2 on its diagonal, 0 elsewhere.) No column is seen more exactly than to s / 1000, for constant stretches had
+no bound else. States and missing entries are integrated out exactly; the guide is normal on the unconstrained scale.
 
 References
 ----------
@@ -38,7 +37,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._linear_gaussian import LinearGaussianSeries
-from pplgen.models._parameters import Parameters
+from pplgen.models._parameters import Parameters, plain_known
+from pplgen.models._seeding import column_scales
 from pplgen.models._zeros import NormalWithZeros, start_of_loadings
 from torch import Tensor
 
@@ -83,13 +83,10 @@ class LinearGaussianSSM(StateSpaceStory):
         known: Mapping[str, Any] | None = None,
     ) -> None:
         E = check_count("num_features", num_features)
-        owners = {"num_states": (num_states, "free"), "order": (order, "autoregression")}
-        for name, (value, owner) in owners.items():
+        for name, value, owner in (("num_states", num_states, "free"), ("order", order, "autoregression")):
             if value is not None and check_count(name, value) and check_choice("form", form, FORMS) != owner:
                 raise InputError(f"{name}={value!r}: only the form {owner} has it, and this is {form}")
-        if not isinstance(known or {}, Mapping):
-            raise InputError(f"known={known!r}: expected values by the names of parameters")
-        super().__init__(num_states=num_states, num_features=E, form=form, order=order, known=known and dict(known))
+        super().__init__(num_states=num_states, num_features=E, form=form, order=order, known=plain_known(known))
         self.form, self.E = check_choice("form", form, FORMS), E
         self.D = {"free": num_states or 2, "level": E, "trend": 2 * E, "autoregression": (order or 1) * E}[form]
         self.missing: bool | None = None
@@ -99,7 +96,7 @@ class LinearGaussianSSM(StateSpaceStory):
         self.register_buffer("free", every if {"A", "C"} & set(known or ()) else every.tril(), persistent=False)
         priors = self._priors()
         size = sum(prior.shape().numel() for prior in priors.values())
-        self.theta = Parameters(priors, known, correlated=size <= MOST_CORRELATED)
+        self.theta = Parameters(priors, self.config["known"], correlated=size <= MOST_CORRELATED)
         self.dims = {name: AXES[name] for name in priors} | OBSERVED
 
     @classmethod
@@ -120,9 +117,8 @@ class LinearGaussianSSM(StateSpaceStory):
     @pyro_method
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score y of shape ``(num_series, num_steps, num_features)``."""
-        parameters = self._assembled(self.theta.draw(self._priors()))
-        T = int(self.num_steps) if y is None else y.shape[1]
-        series = LinearGaussianSeries(parameters, T, missing=self.missing is not False)
+        theta, T = self.theta.draw(self._priors()), int(self.num_steps) if y is None else y.shape[1]
+        series = LinearGaussianSeries(self._assembled(theta), T, missing=self.missing is not False)
         with pyro.plate("data", num_rows if y is None else len(y)):
             return pyro.sample("y", series, obs=y)
 
@@ -195,16 +191,20 @@ class LinearGaussianSSM(StateSpaceStory):
         """Take c and s from the columns, and start the guide at a mode of the posterior and its curvature there."""
         self.notice(y)
         self.num_steps.fill_(y.shape[1])
-        steps = y.flatten(0, 1)
-        self.centre.copy_(steps.nanmean(0).nan_to_num())
-        spread = (steps - self.centre).square().nanmean(0).sqrt()
-        self.scale.copy_(torch.where(spread > 0, spread, 1.0))
+        weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
+        steps, w = y.flatten(0, 1), weights.repeat_interleave(y.shape[1])[:, None] / weights.mean()
+        self.centre, self.scale = column_scales(steps, w[:, 0])
         v, u = self._units()
         start = {"m0": v, "s0": u, "q": 0.3 * u, "d": self.centre, "r": 0.5 * self.scale}
         if self.form == "autoregression":
             start |= {"q": 0.3 * self.scale, "phi": torch.zeros_like(u).reshape(-1, self.E)}
         elif self.form == "free":
             start["A"] = (0.7 * torch.eye(self.D) + 0.3 * torch.randn(self.D, self.D)).to(u) * self.free[self.E :]
-            start["C"] = self.scale[:, None] * start_of_loadings((steps - self.centre) / self.scale, self.D)
+            start["C"] = self.scale[:, None] * start_of_loadings(w.sqrt() * (steps - self.centre) / self.scale, self.D)
         self.theta.begin(start)
-        self.theta.settle(self.model, y)
+
+        def weighted(y: Tensor) -> None:
+            series = LinearGaussianSeries(self.state_space(y), y.shape[1], missing=bool(self.missing))
+            pyro.factor("y", weights @ series.log_prob(y))
+
+        self.theta.settle(weighted, y)

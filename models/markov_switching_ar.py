@@ -31,16 +31,18 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._emissions import DiagonalEmission, per_regime, plain
+from pplgen.models._emissions import DiagonalEmission, per_regime
 from pplgen.models._first_regimes import autoregressive_start
 from pplgen.models._inverse_wishart import inverse_chi
-from pplgen.models._parameters import Parameters
+from pplgen.models._parameters import Parameters, plain_known
 from pplgen.models._switching_autoregression import SwitchingAutoregression
 from torch import Tensor
 
 from pplgen.dynamics import HiddenMarkov
 from pplgen.state_space import StateSpaceStory, lengths
 from pplgen.story import InputError, check_count, check_per_feature, check_positive, pyro_method
+
+MOST_WINDOWS = 1024  # whose chain has a million transitions
 
 
 class MarkovSwitchingAR(StateSpaceStory):
@@ -62,8 +64,7 @@ class MarkovSwitchingAR(StateSpaceStory):
     concentration
         Prior concentration alpha of each transition.
     prior_mean, prior_mean_scale
-        Expected means m and their deviations w, in data units: a number, or a list of one for each regime, ``[[m1],
-        [m2]]``.
+        Expected means m and their deviations w, in data units: a number, or for each regime one, ``[[m1], [m2]]``.
     prior_scale, coefficient_scale
         Scale s of the variances' prior, in data units, and standard deviation c of the coefficients.
     """
@@ -87,6 +88,9 @@ class MarkovSwitchingAR(StateSpaceStory):
         if num_features != 1:
             raise InputError(f"num_features={num_features!r}: a switching autoregression has one column of data")
         K, p = check_count("num_regimes", num_regimes), check_count("order", order, minimum=0)
+        if switching_mean and K ** (p + 1) > MOST_WINDOWS:
+            many = f"num_regimes={K} and order={p} make {K}^{p + 1} windows of regimes, more than {MOST_WINDOWS:,}"
+            raise InputError(f"{many}; give a lower order, or switching_mean=False")
         switching = {"mu": switching_mean, "sigma": switching_variance, "phi": switching_coefficients and p > 0}
         if K > 1 and not any(switching.values()):
             raise InputError("nothing switches: let the mean, the variance or the coefficients differ between regimes")
@@ -102,7 +106,7 @@ class MarkovSwitchingAR(StateSpaceStory):
             switching_mean=bool(switching_mean),
             switching_variance=bool(switching_variance),
             switching_coefficients=bool(switching_coefficients),
-            known=plain(known),
+            known=plain_known(known),
             concentration=check_positive("concentration", concentration),
             coefficient_scale=check_positive("coefficient_scale", coefficient_scale),
             **options,
@@ -171,8 +175,9 @@ class MarkovSwitchingAR(StateSpaceStory):
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         self.num_steps.fill_(y.shape[1])
         self.emission.learn_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
+        known = {name: getattr(self.theta, f"known_{name}") for name in self.theta.given}
         alpha = self.config["concentration"]
-        self.theta.begin(autoregressive_start(self.emission, y, weights, alpha, self.order, self.switching))
+        self.theta.begin(autoregressive_start(self.emission, y, weights, known, alpha, self.order, self.switching))
 
         def weighted(y: Tensor) -> None:
             series = self._series(self.theta.draw(self._priors()), y.shape[1])
@@ -186,10 +191,11 @@ class MarkovSwitchingAR(StateSpaceStory):
         gap = x[..., 0].isnan() & (torch.arange(x.shape[1], device=x.device) < lengths(x)[:, None])
         if gap.any():
             i, t = gap.nonzero()[0].tolist()
-            raise InputError(
-                f"series {i + 1}, step {t + 1}: the value is missing inside the series, which no finite chain of "
-                "regimes can sum out; the switching linear dynamical system SwitchingLDS can"
-            )
+            if n := int((~x[i, :, 0].isnan()).nonzero()[0]):
+                many = "a missing step; drop it" if n == 1 else f"{n} missing steps; drop them"
+                raise InputError(f"series {i + 1} starts with {many}")
+            missing = f"series {i + 1}, step {t + 1}: the value is missing inside the series"
+            raise InputError(f"{missing}, which no finite chain of regimes can sum out; SwitchingLDS can")
 
     def check_training_data(self, x: Tensor) -> None:
         """Refuse series that are too short to tell regimes apart after the first lags."""

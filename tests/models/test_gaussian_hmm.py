@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pplgen.models import GaussianHMM
+from pplgen.models import GaussianHMM, LinearGaussianSSM, _first_regimes
 from pplgen.models._inverse_wishart import InverseWishart, inverse_chi
 from pyro import poutine
 from torch.distributions import Categorical, MultivariateNormal, Normal, Poisson, Wishart, biject_to
@@ -186,6 +186,34 @@ def test_regimes_are_numbered_by_their_first_mean_or_as_their_priors_are():
         assert story.theta.typical()["mu"][:, 0].argsort().tolist() == expected
 
 
+def test_starts_are_chosen_by_whole_series_where_first_steps_are_missing(monkeypatch):
+    y = story_of("diag", K=2, D=1, known={"mu": [[-3.0], [3.0]], "sigma": 0.5}).simulate(2, 60)
+    y[:, 0] = NAN
+    totals, climb = [], _first_regimes._climb
+
+    def climbed(*arguments):
+        totals.append(climb(*arguments)[0])
+        return climb(*arguments)
+
+    monkeypatch.setattr(_first_regimes, "_climb", climbed)
+    story_of("diag", D=1).initialise(y)
+    assert all(total < 0 for total in totals)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constants_are_what_the_priors_know_of(kind):
+    scales = {"categorical": [], "poisson": ["prior_mean", "prior_mean_scale"]}
+    expected = scales.get(kind, ["prior_mean", "prior_mean_scale", "prior_scale"])
+    assert list(story_of(kind).constants) == expected
+
+
+def test_known_values_are_plain_whatever_they_came_as():
+    mu = [[1.0, 2.0], [3.0, 4.0]]
+    for value in (mu, torch.tensor(mu), np.array(mu), list(torch.tensor(mu)), tuple(np.array(mu))):
+        for story in (GaussianHMM(2, 2, known={"mu": value}), LinearGaussianSSM(2, 2, known={"C": value})):
+            assert next(iter(story.config["known"].values())) == mu
+
+
 def test_one_regime_is_independent_steps():
     story = GaussianHMM(1, 2).double()
     y, theta = torch.randn(2, 5, 2, dtype=torch.float64), draw(story)
@@ -272,6 +300,7 @@ def test_bad_data():
         ({"emission": "poisson", "prior_mean": -1.0}, "prior_mean.*positive, finite"),
         ({"prior_mean": [[1.0], [2.0], [3.0]]}, "expected one list for each of 2 regimes"),
         ({"concentration": 0}, "concentration=0: expected a positive"),
+        ({"known": [3]}, r"known=\[3\]: expected values of parameters by name"),
         ({"known": {"rate": 1.0}}, "known: 'rate' is no parameter here; expected some of pi, P, mu, sigma"),
         ({"known": {"P": [[0.5, 0.6], [0.1, 0.9]]}}, "known: 'P' has values outside of its support"),
     ],

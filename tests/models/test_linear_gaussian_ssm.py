@@ -324,7 +324,7 @@ def test_bad_data():
         ({"order": 2}, "order=2: only the form autoregression has it, and this is free"),
         ({"form": "level", "known": {"phi": 1.0}}, "known: 'phi' is no parameter here; expected some of m0, s0, q, r"),
         ({"known": {"r": [1.0, 2.0]}}, r"known: 'r' has shape \(2,\); expected \(1,\)"),
-        ({"known": 3.0}, "known=3.0: expected values by the names of parameters"),
+        ({"known": 3.0}, "known=3.0: expected values of parameters by name"),
         ({"known": {"r": -1.0}}, "known: 'r' has values outside of its support"),
         ({"known": {"r": float("nan")}}, "options must be plain, finite values"),
     ],
@@ -332,6 +332,21 @@ def test_bad_data():
 def test_bad_options(options, sentence):
     with pytest.raises(InputError, match=sentence):
         LinearGaussianSSM(**options)
+
+
+@pytest.mark.parametrize("form", ["level", "autoregression"])
+def test_weights_are_repetitions(form):
+    y = LinearGaussianSSM(form=form).double().simulate(3, 30)
+    y[2] *= 100
+    y[1, 4:7] = torch.nan
+    once, repeated = LinearGaussianSSM(form=form).double(), LinearGaussianSSM(form=form).double()
+    once.initialise(y, weights=torch.tensor([2.0, 1.0, 0.0]))
+    repeated.initialise(y[[0, 0, 1]])
+    torch.testing.assert_close(once.scale, repeated.scale)
+    for name, value in once.theta.typical().items():
+        # both stand at the same mode, which the climb finds to the root of its tolerance
+        torch.testing.assert_close(value, repeated.theta.typical()[name], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(once.theta.unit, repeated.theta.unit, rtol=1e-2, atol=1e-3)
 
 
 def test_a_story_is_rebuilt_from_its_config():

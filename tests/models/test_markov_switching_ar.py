@@ -193,6 +193,11 @@ def test_series_are_continued_from_their_ends():
     assert ((sample.T.cov() - covariance).abs() < 4 * scale).all()
 
 
+def test_lags_are_bounded_only_where_the_mean_switches():
+    MarkovSwitchingAR(2, 9)
+    MarkovSwitchingAR(2, 24, switching_mean=False, switching_variance=True)
+
+
 def test_stationary_distribution():
     P = torch.rand(5, 5, dtype=torch.float64).softmax(-1)
     torch.testing.assert_close(stationary(P) @ P, stationary(P), rtol=1e-13, atol=0)
@@ -210,6 +215,27 @@ def test_many_lags_and_steps():
     part = SwitchingAutoregression(P, mu, sigma, phi, 1_000, 4).expand([1])
     expected = forward_backward(part.log_emission(y[:, :1000]), part.chain()).log_normaliser
     torch.testing.assert_close(part.log_prob(y[:, :1000]), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"prior_mean": [[5.0], [-5.0]], "prior_mean_scale": [[1.0], [1.0]]}, "mu"),
+        ({"known": {"mu": [5.0, -5.0]}}, "P"),
+        ({"switching_mean": False, "switching_variance": True, "known": {"sigma": [3.0, 0.5]}}, "P"),
+    ],
+)
+def test_regimes_are_numbered_as_their_priors_or_known_values_are(options, name):
+    truth = {"P": [[0.95, 0.05], [0.3, 0.7]], "mu": [5.0, -5.0], "sigma": 0.5}
+    if "switching_mean" in options:
+        truth |= {"mu": 0.0, "sigma": [3.0, 0.5]}
+    switching = {key: value for key, value in options.items() if key.startswith("switching")}
+    y = MarkovSwitchingAR(2, 0, known=truth, **switching).double().simulate(2, 200)
+    story = MarkovSwitchingAR(2, 0, **options).double()
+    story.initialise(y)
+    found = story.theta.typical()[name].detach()
+    values = found if name == "mu" else found.diagonal()
+    assert values[0] > values[1]
 
 
 def test_saved_and_loaded(tmp_path):
@@ -230,7 +256,7 @@ def test_constant_and_short_series_stay_finite():
     y[2] = NAN
     fit = pplgen.fit(MarkovSwitchingAR(3, 2), y, steps=50, progress=False)
     assert math.isfinite(fit.elbo)
-    assert fit.log_likelihood(y)[2] == 0
+    assert fit.log_likelihood(y)[2].item() == pytest.approx(0, abs=1e-6)  # probabilities in float32 sum to 1 + 1e-7
 
 
 def test_bad_data():
@@ -247,6 +273,12 @@ def test_bad_data():
     y[1, 4] = NAN
     with pytest.raises(InputError, match=r"series 2, step 5: the value is missing inside.*SwitchingLDS"):
         pplgen.fit(story, y, progress=False)
+    y[1, :5] = NAN
+    with pytest.raises(InputError, match="series 2 starts with 5 missing steps; drop them"):
+        pplgen.fit(story, y, progress=False)
+    y[0, 0] = NAN
+    with pytest.raises(InputError, match="series 1 starts with a missing step; drop it"):
+        pplgen.fit(story, y, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +289,8 @@ def test_bad_data():
         ({"switching_mean": False}, "nothing switches"),
         ({"order": 0, "switching_mean": False, "switching_coefficients": True}, "nothing switches"),
         ({"prior_mean": [[1.0], [2.0], [3.0]]}, "one list for each of 2 regimes"),
+        ({"order": 10}, r"num_regimes=2 and order=10 make 2\^11 windows .* more than 1,024; .*switching_mean=False"),
+        ({"known": [3]}, r"known=\[3\]: expected values of parameters by name"),
         ({"known": {"psi": 1.0}}, "'psi' is no parameter here"),
         ({"known": {"mu": [1.0, 2.0, 3.0]}}, r"'mu' has shape \(3,\); expected \(2,\)"),
     ],
