@@ -117,10 +117,10 @@ class MarkovSwitchingAR(StateSpaceStory):
         regime: dict[str, tuple[str, ...]] = {name: ("regime",) if of else () for name, of in switching.items()}
         self.dims = {
             "P": ("regime", "next_regime"),
-            **regime,
-            "phi": (*regime["phi"], "lag"),
+            **regime | {"phi": (*regime["phi"], "lag")},
             "y": ("series", "time", "feature"),
             **dict.fromkeys(("prior_mean", "prior_mean_scale"), ("regime",)),
+            "prior_scale": ("feature",),
         }
 
     def _priors(self) -> dict[str, Any]:
@@ -207,4 +207,4 @@ class MarkovSwitchingAR(StateSpaceStory):
     def constants(self) -> dict[str, Tensor]:
         """Means m and w of the priors of the means, shape ``(K,)``, and scale s of the variances."""
         of = self.emission
-        return {"prior_mean": of.m[:, 0], "prior_mean_scale": of.w[:, 0], "prior_scale": of.s[0]}
+        return {"prior_mean": of.m[:, 0], "prior_mean_scale": of.w[:, 0], "prior_scale": of.s}

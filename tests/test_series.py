@@ -54,3 +54,19 @@ def test_several_series():
 def test_mistakes(source, options, sentence):
     with pytest.raises(InputError, match=sentence):
         pplgen.load_series(source, **options)
+
+
+def test_text_tells_series_apart_and_files_are_series(tmp_path):
+    frame = pd.DataFrame({"bee": ["b", "b", "a"], "x": [1.0, 2.0, 3.0]})
+    table = pplgen.load_series(frame, by="bee")
+    np.testing.assert_array_equal(table.values[..., 0], [[1.0, 2.0], [3.0, np.nan]])
+    paths = []
+    for name, length in (("one", 2), ("two", 3)):
+        paths.append(tmp_path / f"{name}.csv")
+        pd.DataFrame({"x": range(length)}).to_csv(paths[-1], index=False)
+    assert pplgen.load_series(paths).values.shape == (2, 3, 1)
+
+
+def test_weights_of_steps_are_refused():
+    with pytest.raises(InputError, match="give weights, one for each series"):
+        pplgen.load_series(pplgen.load_data(np.ones((3, 2)), weights=[1, 2, 3]))

@@ -343,6 +343,27 @@ def test_leave_future_out_is_the_integral_over_the_past_s_posterior():
     assert "not LOO" in repr(ours)
 
 
+def test_leave_future_out_knows_its_series(level):
+    fit, *_ = level if isinstance(level, tuple) else (level,)
+    with pytest.raises(InputError, match="are not those of the fit"):
+        fit.leave_future_out(fit.table.values + 1, start=5, draws=10)
+
+
+def test_impossible_rows_have_no_density():
+    """Minus infinity at every draw stays so."""
+    found = LogLikelihood.of_draws(torch.tensor([[-torch.inf, -1.0], [-torch.inf, -1.0]]), "exact")
+    assert found.tolist() == [-math.inf, -1.0]
+    assert found.standard_error.tolist() == [0.0, 0.0]
+
+
+def test_any_number_of_draws_shares_parameters(drift):
+    x = simulated(toys.Drift(known=DRIFT), 1, 12)
+    found = drift.smooth(x, draws=7, keep_draws=True)
+    assert found.sizes["draw"] == 7
+    np.testing.assert_allclose(found["regime_probability"].sum("regime"), 1.0, atol=1e-9)
+    assert drift.smooth(x, draws=23, keep_draws=True).sizes["draw"] == 23
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """With known parameters, 200 series with 30 % of entries missing and a gap of 20 steps."""
     known = {"q": 0.5, "r": 0.5}
