@@ -209,7 +209,7 @@ def test_learns_from_scratch():
         path = SwitchingPath(Dynamics.of(theta), torch.ones(2, 300, dtype=torch.bool))
         x, s = path.sample_with_regimes()
         y = Emission.of(theta).given(path, x).sample()
-    fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, restarts=2, steps=600, progress=False)
+    fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, steps=300, progress=False)
     assert not fit.path.startswith("plain Pyro")
     regimes = fit.smooth(draws=50)["regime_probability"].values.argmax(-1)
     agreement = (regimes == s.numpy()).mean()
