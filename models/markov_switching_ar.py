@@ -39,7 +39,7 @@ from pplgen.models._switching_autoregression import SwitchingAutoregression
 from torch import Tensor
 
 from pplgen.dynamics import HiddenMarkov
-from pplgen.state_space import StateSpaceStory, lengths
+from pplgen.state_space import StateSpaceStory, inside, lengths
 from pplgen.story import InputError, check_count, check_per_feature, check_positive, pyro_method
 
 MOST_WINDOWS = 1024  # whose chain has a million transitions
@@ -188,7 +188,7 @@ class MarkovSwitchingAR(StateSpaceStory):
     def check_data(self, x: Tensor) -> None:
         """Refuse what are no series, and gaps inside of them."""
         super().check_data(x)
-        gap = x[..., 0].isnan() & (torch.arange(x.shape[1], device=x.device) < lengths(x)[:, None])
+        gap = x[..., 0].isnan() & inside(x)
         if gap.any():
             i, t = gap.nonzero()[0].tolist()
             if n := int((~x[i, :, 0].isnan()).nonzero()[0]):

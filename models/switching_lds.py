@@ -43,7 +43,7 @@ from pplgen.models._switching_start import begin, regimes_under
 from torch import Tensor
 
 from pplgen.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
-from pplgen.state_space import StateSpaceStory, lengths
+from pplgen.state_space import StateSpaceStory, inside
 from pplgen.story import check_choice, check_count, check_positive, pyro_method
 
 
@@ -162,7 +162,7 @@ class SwitchingLDS(StateSpaceStory):
         """Tell which steps belong to their series, shape ``(num_series, T)``."""
         if y is None:
             return torch.ones(num_rows, int(self.num_steps), dtype=torch.bool, device=self.m.device)
-        return torch.arange(y.shape[1], device=y.device) < lengths(y).clamp_min(1)[:, None]
+        return inside(y, at_least=1)
 
     @pyro_method
     def state_space(self, y: Tensor) -> SwitchingLinearGaussian:
@@ -198,13 +198,13 @@ class SwitchingLDS(StateSpaceStory):
         self.num_steps.fill_(x.shape[1])
         every = None if weights is None else weights.repeat_interleave(x.shape[1])
         self.m, self.s = column_scales(x.flatten(0, 1), every)
-        inside, scaled = self._inside(x), (x - self.m) / self.s
-        start, regimes = begin(scaled, inside, self.K, self.D)
+        belongs, scaled = self._inside(x), (x - self.m) / self.s
+        start, regimes = begin(scaled, belongs, self.K, self.D)
         per_column = {"C": self.s[:, None] * start["C"], "d": self.m + self.s * start["d"], "r": self.s * start["r"]}
         if self.config["switching_emission"]:
             per_column = {name: value.expand(self.K, *value.shape) for name, value in per_column.items()}
-        self.theta.begin(start | per_column, spread=float(inside.sum()) ** -0.5)
+        self.theta.begin(start | per_column, spread=float(belongs.sum()) ** -0.5)
         if self.theta.given:
             theta = self.theta.typical()
-            regimes = regimes_under(x, inside, Dynamics.of(theta), Emission.of(theta))
-        self.recognition.learn(scaled, inside, regimes)
+            regimes = regimes_under(x, belongs, Dynamics.of(theta), Emission.of(theta))
+        self.recognition.learn(scaled, belongs, regimes)

@@ -18,10 +18,13 @@ from pplgen.pair import Pair
 from pplgen.state_space import StateSpaceStory
 from pplgen.tracing import FreshFills
 
-__all__ = ["at", "batches", "chains_given", "describe", "first_model", "per_draw", "series_story", "transitions"]
+__all__ = ["at", "chains_given", "describe", "first_model", "per_draw", "pieces", "series_story", "transitions"]
 
 Latents = Mapping[str, Tensor]
 """Draws of the parameters by name, shape ``(num_draws, ...)`` each."""
+MOST = 2**21
+"""Entries of the largest intermediate result of as many draws as are computed at once, of a linear Gaussian model;
+others have fewer such results, and take eight times as many."""
 
 
 def series_story(pair: Pair, verb: str) -> StateSpaceStory:
@@ -30,13 +33,6 @@ def series_story(pair: Pair, verb: str) -> StateSpaceStory:
         name = type(pair.story).__name__ if pair.story else "a bare pair"
         raise InputError(f"{verb}: the rows of {name} are no series; a state space story's are")
     return pair.story
-
-
-def batches(num_draws: int, entries: int, most: int) -> Iterator[slice]:
-    """Cut draws into pieces of at most ``most`` entries in all, each draw having ``entries``; at least one draw."""
-    each = max(1, min(num_draws, most // max(1, entries)))
-    for first in range(0, num_draws, each):
-        yield slice(first, min(first + each, num_draws))
 
 
 def at(latents: Latents, chosen: slice) -> dict[str, Tensor]:
@@ -80,6 +76,29 @@ def describe(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> StateSp
         return per_regime(y, model) if isinstance(model, SwitchingLinearGaussian) else model
 
     return _laid_out(over_draws(one, num_draws, latents))
+
+
+def pieces(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Iterator[tuple[slice, dict[str, Tensor], Any]]:
+    """Cut draws into pieces that fit into memory, of at least one draw; arguments as of ``describe``.
+
+    Yields
+    ------
+    tuple
+        Which draws, their parameters, and what the story is at them.
+    """
+    first = first_model(pair, y, latents)
+    entries, most = y.shape[0] * y.shape[1], 8 * MOST
+    if isinstance(first, LinearGaussian):
+        entries, most = entries * max(first.m0.shape[-1], y.shape[-1]) ** 2, MOST
+    elif isinstance(first, HiddenMarkov):
+        entries *= first.regimes.numel() ** 2
+    else:
+        entries *= first.pi.numel() * max(first.m0.numel(), y.shape[-1]) ** 2
+    each = max(1, min(num_draws, most // max(1, entries)))
+    for start in range(0, num_draws, each):
+        chosen = slice(start, min(start + each, num_draws))
+        own = at(latents, chosen)
+        yield chosen, own, describe(pair, y, own, chosen.stop - chosen.start)
 
 
 def chains_given(pair: Pair, y: Tensor, x: Tensor, latents: Latents) -> HiddenMarkov:

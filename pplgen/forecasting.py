@@ -9,14 +9,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pplgen.described import Latents, at, batches, describe, first_model, transitions
+from pplgen.described import Latents, first_model, pieces, transitions
 from pplgen.draws import draw_shared
 from pplgen.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.exact.kalman_scan import kalman_filter_scan
 from pplgen.exact.linear_gaussian import times
 from pplgen.exact.simulation import draw_normal
 from pplgen.pair import Pair
-from pplgen.paths import MOST, Paths, draw_hidden, fill, of_regime
+from pplgen.paths import Paths, draw_hidden, fill, of_regime
 from pplgen.state_space import lengths
 from pplgen.states import Parts, drawn_parts, kim_at_draws, of_draws, series_dataset
 
@@ -83,12 +83,10 @@ def forecast_series(
         paths = Paths(None, regimes[:, series, ahead], None, complete[:, series, ahead])
         num_regimes = int(first.regimes.max()) + 1
     elif isinstance(first, LinearGaussian):
-        entries, most = padded.shape[0] * padded.shape[1] * max(first.m0.shape[-1], y.shape[-1]) ** 2, MOST
-        paths = _in_pieces(_gaussian, pair, padded, ends, ahead, latents, num_draws, entries, most)
+        paths = _in_pieces(_gaussian, pair, padded, ends, ahead, latents, num_draws)
     else:
         num_regimes, estimator = first.pi.numel(), "simulated from Kim's filter"
-        entries = y.shape[0] * y.shape[1] * num_regimes * max(first.m0.numel(), y.shape[-1]) ** 2
-        paths = _in_pieces(_switching, pair, y, ends, ahead, latents, num_draws, entries, 8 * MOST)
+        paths = _in_pieces(_switching, pair, y, ends, ahead, latents, num_draws)
     alike = paths.y.new_full((num_draws, 1, 1), 1 / num_draws)
     parts: Parts = of_draws("y", "feature", paths.y, alike)
     if paths.states is not None:
@@ -103,22 +101,11 @@ def forecast_series(
 
 
 def _in_pieces(
-    simulate: Callable[..., Paths],
-    pair: Pair,
-    y: Tensor,
-    ends: Tensor,
-    ahead: Tensor,
-    latents: Latents,
-    num_draws: int,
-    entries: int,
-    most: int,
+    simulate: Callable[..., Paths], pair: Pair, y: Tensor, ends: Tensor, ahead: Tensor, latents: Latents, num_draws: int
 ) -> Paths:
     """Simulate at a few draws at a time."""
-    pieces = []
-    for chosen in batches(num_draws, entries, most):
-        own = at(latents, chosen)
-        pieces.append(simulate(pair, y, ends, ahead, own, describe(pair, y, own, chosen.stop - chosen.start)))
-    return pieces[0].each(lambda *parts: torch.cat(parts), *pieces[1:])
+    found = [simulate(pair, y, ends, ahead, own, model) for _, own, model in pieces(pair, y, latents, num_draws)]
+    return found[0].each(lambda *parts: torch.cat(parts), *found[1:])
 
 
 def _gaussian(pair: Pair, y: Tensor, ends: Tensor, ahead: Tensor, latents: Latents, model: LinearGaussian) -> Paths:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.described import Latents, at, batches, chains_given, describe, first_model, per_draw, series_story
+from pplgen.described import Latents, chains_given, first_model, per_draw, pieces, series_story
 from pplgen.draws import draw_shared, row_densities
 from pplgen.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.exact.hmm import forward_backward, sample_paths
@@ -17,12 +17,9 @@ from pplgen.exact.linear_gaussian import times
 from pplgen.exact.simulation import draw_missing, draw_states
 from pplgen.mixtures import GOOD_K, smoothed_weights
 from pplgen.pair import Pair
-from pplgen.state_space import lengths
+from pplgen.state_space import inside
 
-__all__ = ["MOST", "Guided", "Paths", "draw_guided", "draw_hidden", "draw_paths", "fill", "impute_series", "of_regime"]
-
-MOST = 2**21
-"""Entries of the largest intermediate result of as many draws as are computed at once."""
+__all__ = ["Guided", "Paths", "draw_guided", "draw_hidden", "draw_paths", "fill", "impute_series", "of_regime"]
 
 PATHS_OF_A_DRAW = 10
 """Paths of a guide that share a draw of the parameters, at most."""
@@ -87,8 +84,7 @@ def impute_series(pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
     """
     y = data[0]
     drawn = draw_paths(pair, data, draw_shared(pair, num_draws), num_draws).y.to(y.dtype)
-    ended = torch.arange(y.shape[1], device=y.device) >= lengths(y)[:, None]
-    return torch.where(ended.unsqueeze(-1), torch.nan, drawn)
+    return torch.where(inside(y).unsqueeze(-1), drawn, torch.nan)
 
 
 def draw_paths(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: int) -> Paths:
@@ -125,10 +121,8 @@ def draw_hidden(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> tupl
     """Draw paths of hidden states, and the regimes these belong to, shape ``(num_draws, num_series, T)`` each."""
     first = first_model(pair, y, latents)
     assert isinstance(first, HiddenMarkov), "hidden states are a hidden Markov story's"
-    K = first.regimes.numel()
     hidden = []
-    for chosen in batches(num_draws, y.shape[0] * y.shape[1] * K * K, 8 * MOST):
-        model = describe(pair, y, at(latents, chosen), chosen.stop - chosen.start)
+    for _, _, model in pieces(pair, y, latents, num_draws):
         assert isinstance(model, HiddenMarkov), ONE_KIND
         seed = int(torch.randint(2**31, ()))
         hidden.append(sample_paths(model.log_emission, model.chain, 1, seed=seed).squeeze(0))
@@ -164,16 +158,13 @@ def draw_guided(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: 
     together = smoothed.unflatten(0, (-1, sharing))
     weights = (together / together.sum(1, keepdim=True) / len(together)).flatten(0, 1)
     weights = torch.where(pareto_k <= GOOD_K, weights, 1 / num_draws)
-    K = first_model(pair, y, latents).pi.numel()  # type: ignore[union-attr]
     found = []
-    for chosen in batches(num_draws, y.shape[0] * y.shape[1] * K * K, 8 * MOST):
-        own, number = at(latents, chosen), chosen.stop - chosen.start
+    for chosen, own, model in pieces(pair, y, latents, num_draws):
+        assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
         chains = chains_given(pair, y, x[chosen], own)
         probabilities = forward_backward(chains.log_emission, chains.chain).smoothed
         seed = int(torch.randint(2**31, ()))
         regimes = sample_paths(chains.log_emission, chains.chain, 1, seed=seed).squeeze(0)
-        model = describe(pair, y, own, number)
-        assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
         C, d, R = (of_regime(part, regimes) for part in (model.C, model.d, model.R))
         states = x[chosen].double()
         complete = draw_missing(y.double(), states, C, d, R)
@@ -198,10 +189,8 @@ def of_regime(part: Tensor, regimes: Tensor) -> Tensor:
 
 def _gaussian(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Paths:
     """Draw series of a linear Gaussian story by the simulation smoother."""
-    D = first_model(pair, y, latents).m0.shape[-1]  # type: ignore[union-attr]
     found = []
-    for chosen in batches(num_draws, y.shape[0] * y.shape[1] * D * D, MOST):
-        model = describe(pair, y, at(latents, chosen), chosen.stop - chosen.start)
+    for _, _, model in pieces(pair, y, latents, num_draws):
         assert isinstance(model, LinearGaussian), ONE_KIND
         states = draw_states(kalman_filter_scan(y.double(), model), model)
         complete = draw_missing(y.double(), states, model.C, model.d, model.R)

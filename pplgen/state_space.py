@@ -11,7 +11,7 @@ from pplgen.dynamics import HiddenMarkov, StateSpace
 from pplgen.errors import InputError
 from pplgen.story import Story, check_count
 
-__all__ = ["StateSpaceStory", "lengths"]
+__all__ = ["StateSpaceStory", "inside", "lengths"]
 
 
 class StateSpaceStory(Story):
@@ -94,3 +94,8 @@ def lengths(y: Tensor) -> Tensor:
     seen = (~y.isnan()).any(dim=-1)
     steps = torch.arange(1, y.shape[-2] + 1, device=y.device)
     return (seen * steps).amax(dim=-1)
+
+
+def inside(y: Tensor, at_least: int = 0) -> Tensor:
+    """Tell which steps belong to their series, shape ``(num_series, num_steps)``, ``at_least`` so many of each."""
+    return torch.arange(y.shape[-2], device=y.device) < lengths(y).clamp_min(at_least)[:, None]

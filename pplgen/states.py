@@ -10,9 +10,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pplgen.described import Latents, at, batches, describe, first_model, transitions
+from pplgen.described import Latents, at, first_model, pieces, transitions
 from pplgen.draws import draw_shared
-from pplgen.dynamics import HiddenMarkov, LinearGaussian, StateSpace, SwitchingLinearGaussian
+from pplgen.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.exact.hmm import forward_backward
 from pplgen.exact.kalman import Filtered
 from pplgen.exact.kalman_scan import kalman_filter_scan, rts_smoother_scan
@@ -20,9 +20,9 @@ from pplgen.exact.linear_gaussian import times
 from pplgen.exact.switching import SwitchingFiltered, collapse, kim_filter
 from pplgen.mixtures import GaussianMixtures, weighted_moments, weighted_quantile
 from pplgen.pair import Pair
-from pplgen.paths import MOST, Guided, Paths, draw_guided, draw_hidden, draw_paths, fill
+from pplgen.paths import Guided, Paths, draw_guided, draw_hidden, draw_paths, fill
 from pplgen.posterior import INTERVAL
-from pplgen.state_space import lengths
+from pplgen.state_space import inside
 
 __all__ = [
     "drawn_parts",
@@ -70,7 +70,7 @@ def filter_series(pair: Pair, data: tuple[Any, ...], columns: Sequence[str], num
     num_draws = num_draws if latents else 1
     state, signal, regimes, densities = GaussianMixtures(), GaussianMixtures(), [], []
     estimator = "exact"
-    for chosen, model in _described(pair, y, latents, num_draws):
+    for _, own, model in pieces(pair, y, latents, num_draws):
         if isinstance(model, LinearGaussian):
             filtered = kalman_filter_scan(y.double(), model)
             densities.append(filtered.log_densities)
@@ -81,7 +81,7 @@ def filter_series(pair: Pair, data: tuple[Any, ...], columns: Sequence[str], num
             regimes.append(_by_regime(posterior.filtered, model.regimes))
         else:
             estimator = "Kim's filter"
-            kim = kim_at_draws(pair, y, at(latents, chosen), model)
+            kim = kim_at_draws(pair, y, own, model)
             densities.append(kim.log_densities)
             regimes.append(kim.probabilities)
             state.add(*collapse(kim.probabilities, kim.mean, kim.covariance))
@@ -142,13 +142,13 @@ def smooth_series(
 def filter_densities(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> tuple[Tensor, str]:
     """Return ``log p(y_t | y_1:t-1, theta)`` in nats, shape ``(num_draws, num_series, T)``, and the estimator."""
     densities, estimator = [], "exact"
-    for chosen, model in _described(pair, y, latents, num_draws):
+    for _, own, model in pieces(pair, y, latents, num_draws):
         if isinstance(model, LinearGaussian):
             densities.append(kalman_filter_scan(y.double(), model).log_densities)
         elif isinstance(model, HiddenMarkov):
             densities.append(forward_backward(model.log_emission, model.chain).log_densities)
         else:
-            densities.append(kim_at_draws(pair, y, at(latents, chosen), model).log_densities)
+            densities.append(kim_at_draws(pair, y, own, model).log_densities)
             estimator = "Kim's filter"
     return torch.cat(densities), estimator
 
@@ -163,12 +163,12 @@ def series_dataset(
     parts: Parts, columns: Sequence[str], y: Tensor, *, first_step: int | None = None, **facts: Any
 ) -> xr.Dataset:
     """Name and label what was found of series; NaN past the ends, unless the steps begin at ``first_step``."""
-    ended = torch.arange(y.shape[1], device=y.device) >= lengths(y)[:, None]
+    within = inside(y)
     variables = {}
     for name, (dims, values) in parts.items():
         if first_step is None:
-            after = ended.reshape(*ended.shape, *(1,) * (len(dims) - 1 - dims.index("time")))
-            values = torch.where(after, torch.nan, values.double())
+            here = within.reshape(*within.shape, *(1,) * (len(dims) - 1 - dims.index("time")))
+            values = torch.where(here, values.double(), torch.nan)
         variables[name] = (dims, values.cpu().numpy())
     dataset = xr.Dataset(variables, attrs=facts)
     labels: dict[str, Any] = {str(dim): range(size) for dim, size in dataset.sizes.items()}
@@ -186,24 +186,10 @@ def of_draws(name: str, axis: str, values: Tensor, weights: Tensor) -> Parts:
     return _summary(name, axis, mean, covariance, lower, upper)
 
 
-def _described(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Any:
-    """Yield pieces of the draws, and the model at them."""
-    first: StateSpace = first_model(pair, y, latents)
-    steps = y.shape[0] * y.shape[1]
-    if isinstance(first, LinearGaussian):
-        entries, most = steps * max(first.m0.shape[-1], y.shape[-1]) ** 2, MOST
-    elif isinstance(first, HiddenMarkov):
-        entries, most = steps * first.regimes.numel() ** 2, 8 * MOST
-    else:
-        entries, most = steps * first.pi.numel() * max(first.m0.numel(), y.shape[-1]) ** 2, 8 * MOST
-    for chosen in batches(num_draws, entries, most):
-        yield chosen, describe(pair, y, at(latents, chosen), chosen.stop - chosen.start)
-
-
 def _smoothed_gaussian(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Parts:
     """Smooth a linear Gaussian story exactly at each draw."""
     state, signal = GaussianMixtures(), GaussianMixtures()
-    for _, model in _described(pair, y, latents, num_draws if latents else 1):
+    for _, _, model in pieces(pair, y, latents, num_draws if latents else 1):
         filtered: Filtered = kalman_filter_scan(y.double(), model)
         smoothed = rts_smoother_scan(filtered, model)
         _add(state, signal, smoothed.mean, smoothed.covariance, model)
@@ -214,7 +200,7 @@ def _smoothed_chain(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> 
     """Smooth a hidden Markov story exactly at each draw, and fill in what is missing."""
     smoothed = [
         _by_regime(forward_backward(model.log_emission, model.chain).smoothed, model.regimes)
-        for _, model in _described(pair, y, latents, num_draws if latents else 1)
+        for _, _, model in pieces(pair, y, latents, num_draws if latents else 1)
     ]
     parts: Parts = {"regime_probability": (("series", "time", "regime"), torch.cat(smoothed).mean(dim=0))}
     number = min(num_draws, FILLED)
