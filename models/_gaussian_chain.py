@@ -49,20 +49,23 @@ class GaussianChain(dist.TorchDistribution):
     def __init__(self, diagonal: Tensor, lower: Tensor, information: Tensor) -> None:
         super().__init__(information.shape[:-2], information.shape[-2:], validate_args=False)
         self._rounds: list[_Round] = []
-        h = information.unsqueeze(-1)
-        while (num_left := diagonal.shape[-3]) > 1:
+        D = information.shape[-1]
+        left_over = torch.cat([information.unsqueeze(-1), diagonal], -1)
+        while (num_left := left_over.shape[-3]) > 1:
             num_odd, num_even = num_left // 2, num_left - num_left // 2
-            L = torch.linalg.cholesky(diagonal[..., 1::2, :, :])
+            h, diagonal = left_over[..., 1::2, :, :].split([1, D], -1)
+            L = torch.linalg.cholesky(diagonal)
             # the last odd step may have no neighbour to its right: a block of zeros
-            lower = _resize(lower, 0, 2 * num_odd)
-            left, right, white = (
-                torch.linalg.solve_triangular(L, part, upper=False)
-                for part in (lower[..., 0::2, :, :], lower[..., 1::2, :, :].mT, h[..., 1::2, :, :])
-            )
+            before, after = _resize(lower, 0, 2 * num_odd).unflatten(-3, (num_odd, 2)).unbind(-3)
+            whitened = torch.linalg.solve_triangular(L, torch.cat([h, before, after.mT], -1), upper=False)
+            white, left, right = whitened.split([1, D, D], -1)
             self._rounds.append(_Round(L, white, left, right))
-            diagonal = diagonal[..., 0::2, :, :] - _onto(left.mT @ left, right.mT @ right, num_even)
-            h = h[..., 0::2, :, :] - _onto(left.mT @ white, right.mT @ white, num_even)
-            lower = _resize(-right.mT @ left, 0, num_even - 1)
+            pulled_left, _ = (left.mT @ whitened).split([1 + D, D], -1)
+            pulled, turned, own = (right.mT @ whitened).split([1, D, D], -1)
+            taken = _resize(pulled_left, 0, num_even) + _resize(torch.cat([pulled, own], -1), -1, num_even)
+            left_over = left_over[..., 0::2, :, :] - taken
+            lower = _resize(-turned, 0, num_even - 1)
+        h, diagonal = left_over.split([1, D], -1)
         self._first = torch.linalg.cholesky(diagonal)
         self._white = torch.linalg.solve_triangular(self._first, h, upper=False)
 
@@ -111,11 +114,6 @@ def _pull(each: _Round, even: Tensor) -> Tensor:
     """Return what the neighbours of each odd step contribute to its whitened mean, with the sign turned."""
     num_odd = each.L.shape[-3]
     return each.left @ even[..., :num_odd, :, :] + each.right @ _resize(even, 1, num_odd)
-
-
-def _onto(from_left: Tensor, from_right: Tensor, num_even: int) -> Tensor:
-    """Add up what each even step takes over from the odd ones on either side of it."""
-    return _resize(from_left, 0, num_even) + _resize(from_right, -1, num_even)
 
 
 def _resize(steps: Tensor, start: int, length: int) -> Tensor:

@@ -63,6 +63,12 @@ class WhereSeen(dist.TorchDistribution):
         """Repeat along new axes of rows."""
         return WhereSeen(self.columns.expand((*batch_shape, *self.event_shape)))
 
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each entry, shape ``(*batch_shape, num_columns)``."""
+        mean: Tensor = self.columns.mean
+        return mean
+
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw whole rows."""
         return self.columns.sample(torch.Size(sample_shape))

@@ -89,7 +89,7 @@ class Recognition(nn.Module):
             return responsibilities_chain(outputs, y, inside, dynamics, emission)
         return own_chain(self.kind, outputs, inside, self.num_states)
 
-    def learn(self, z: Tensor, inside: Tensor, regimes: Tensor, steps: int = 200) -> None:
+    def learn(self, z: Tensor, inside: Tensor, regimes: Tensor, steps: int = 60) -> None:
         """Let the network emit given probabilities of regimes, shape ``(num_series, T, K)``, by cross-entropy.
 
         From random soft regimes, which all regimes share alike, the bound alone may never tell them apart.

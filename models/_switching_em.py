@@ -12,7 +12,7 @@ from torch import Tensor
 TRIES, ROUNDS = 6, 25
 MOST_STEPS = 10_000
 """Steps of all series together on which several divisions are tried."""
-DRAWN_ROUNDS, PATHS = 40, 4
+DRAWN_ROUNDS, PATHS = 15, 4
 LEAST_NOISE = 0.05
 """Standard deviation of what is seen given the state, at least, in those of the columns."""
 RIDGE = 1e-3

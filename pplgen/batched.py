@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pplgen.batches import batching
 from pplgen.checkpoint import Checkpoint, identity
-from pplgen.engine import Engine, State
+from pplgen.engine import Engine
 from pplgen.graph import Graph, buffers_of, tensors_of, trace
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
@@ -171,7 +171,6 @@ def _compile(engine: Engine, rates: Tensor) -> str:
 
 
 def _final_values(engine: Engine, now: Standing) -> np.ndarray:
-    """Evaluate the bound at the good states, shape ``(FINAL_EVALUATIONS, R)``: steps of length zero."""
-    _, losses = engine.run(State.start(now.good.clone()), torch.zeros_like(now.rates), FINAL_EVALUATIONS)
-    values: Any = (-losses).cpu().numpy()
+    """Evaluate the bound at the good states, shape ``(FINAL_EVALUATIONS, R)``."""
+    values: Any = (-engine.evaluate(now.good, FINAL_EVALUATIONS)).cpu().numpy()
     return np.asarray(values, dtype="float64")

@@ -221,12 +221,16 @@ def check_training_columns(
     """Do what ``check_training_table`` does, given each column's least and greatest value, inf and -inf for none."""
     if num_rows < 2:
         raise InputError(f"{name}: 1 {unit} is too little to learn from; give at least 2")
+    constant = []
     for column, least, most in zip(columns, low.tolist(), high.tolist(), strict=True):
         if least > most:
             raise InputError(f"column {column!r} has no observed value in {num_rows} {unit}s; leave the column out")
         if least == most:
-            message = f"column {column!r} is constant ({least:g}): it carries no information; consider leaving it out"
-            warnings.warn(message, DataWarning, stacklevel=4)
+            constant.append(f"column {column!r} is constant ({least:g})")
+    if constant:
+        others = f", and so are {len(constant) - 1} others" if len(constant) > 1 else ""
+        message = f"{constant[0]}{others}: it carries no information; consider leaving it out"
+        warnings.warn(message, DataWarning, stacklevel=4)
 
 
 def as_finite(matrix: np.ndarray, columns: Sequence[str], dtype: torch.dtype, *, first_row: int = 1) -> Tensor:

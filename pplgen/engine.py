@@ -14,9 +14,10 @@ from torch import Tensor
 from pplgen.errors import first_line
 from pplgen.graph import Graph
 from pplgen.isolation import seeded
+from pplgen.rewrite import last_output
 from pplgen.tracing import NotTraceable, operations_of, require_equal
 
-__all__ = ["Engine", "State", "why_not_compiled"]
+__all__ = ["Engine", "State", "compile_graph", "why_not_compiled"]
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -127,6 +128,15 @@ class Engine:
                 taken += program.num_steps
         return state, torch.cat(losses)
 
+    def evaluate(self, vectors: Tensor, num_times: int) -> Tensor:
+        """Return the losses at parameter vectors, evaluated several times, in nats, shape ``(num_times, R)``."""
+        state, rates = State.start(vectors.clone()), vectors.new_zeros((len(vectors), 1))
+        if self._block is not self._single:
+            return self.run(state, rates, num_times)[1]
+        losses_alone = last_output(self._single.call)
+        with torch.no_grad():
+            return torch.cat([losses_alone(*state, *self._inputs(rates, 1)) for _ in range(num_times)])
+
     def compile(self, rates: Tensor) -> None:
         """Compile the step, several of them to a call, and prove it against the graph.
 
@@ -144,19 +154,19 @@ class Engine:
         away = self._example._replace(vectors=self._example.vectors + 0.1 * torch.randn_like(self._example.vectors))
         arguments = (*away, *self._inputs(rates, num_steps))
         try:
-            compiled = _compiled(traced.call, arguments)
+            together = compile_graph(traced.call, arguments)
             for seed in range(2):
                 with seeded(seed), torch.no_grad():
                     expected = traced.call(*arguments)
                 with seeded(seed), torch.no_grad():
-                    given = compiled(*arguments)
+                    given = together(*arguments)
                 for what, ours, theirs in zip((*State._fields, "losses"), given, expected, strict=True):
                     require_equal(f"compiled step's {what}", ours, theirs, "the graph's")
         except NotTraceable:
             raise
         except Exception as error:
             raise NotTraceable(f"the compiler stopped: {type(error).__name__}: {first_line(error)}") from error
-        self._block = _Program(compiled, num_steps)
+        self._block = _Program(together, num_steps)
 
     def _traced(self, num_steps: int) -> _Program:
         """Flatten so many steps into one graph of plain ATen operations."""
@@ -220,7 +230,7 @@ def _torchs_own_warnings() -> Iterator[None]:
         yield
 
 
-def _compiled(module: Any, arguments: tuple[Tensor, ...]) -> Any:
+def compile_graph(module: Any, arguments: tuple[Tensor, ...]) -> Any:
     """Compile a graph for inputs of these shapes; compiled code is kept on disk for later processes."""
     with _torchs_own_warnings(), torch.no_grad():
         from torch._guards import TracingContext, tracing

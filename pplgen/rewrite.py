@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from pplgen.reductions import factor_sums
 from pplgen.simplify import RANDOM, Simplified, merge_equal
 from pplgen.tracing import operations_of
 
-__all__ = ["clean", "lift"]
+__all__ = ["clean", "last_output", "lift"]
 
 aten = torch.ops.aten
 
@@ -28,7 +29,7 @@ def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     """
     values = [value.detach() for value in inputs]
     with torch.no_grad():
-        functional = _functional(module, values)
+        functional = module if _in_place_on_fresh(module) else _functional(module, values)
         merge_equal(functional)
         simple = operations_of(Simplified(functional).run, *values)
     for node in list(simple.graph.nodes):
@@ -56,6 +57,41 @@ def lift(module: fx.GraphModule, held: list[Tensor]) -> None:
             node.replace_all_uses_with(inputs[id(getattr(module, node.target))])
             module.graph.erase_node(node)
     module.recompile()
+
+
+def last_output(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a graph of the last output alone, which draws the same random numbers."""
+    alone = copy.deepcopy(module)
+    output: Any = alone.graph.output_node()
+    output.args = (output.args[0][-1],)
+    alone.graph.eliminate_dead_code(_must_stay)
+    alone.recompile()
+    return alone
+
+
+def _in_place_on_fresh(module: fx.GraphModule) -> bool:
+    """Write in-place operations as functions where they change a fresh result that nothing else reads; whether all did.
+
+    Most graphs have no others, and are spared the longer way by ``_functional``.
+    """
+    changing: list[Any] = [node for node in module.graph.nodes if getattr(_schema(node), "is_mutable", False)]
+    for node in changing:
+        changed: Any = node.args[0]
+        schema = _schema(node)
+        made = _schema(changed)
+        fresh = made is not None and not any(result.alias_info for result in made.returns) and len(changed.users) == 1
+        packet = getattr(aten, schema.name.removeprefix("aten::").removesuffix("_"), None)
+        types = {each.meta["val"].dtype for each in node.all_input_nodes}
+        if not fresh or len(types) > 1 or not hasattr(packet, node.target._overloadname):
+            return False
+        node.target = getattr(packet, node.target._overloadname)
+    module.recompile()
+    return True
+
+
+def _schema(node: Any) -> Any:
+    """Return the schema of a node's operation, ``None`` where it is none of torch's."""
+    return getattr(node.target, "_schema", None)
 
 
 def _functional(module: fx.GraphModule, values: list[Tensor]) -> fx.GraphModule:

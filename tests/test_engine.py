@@ -135,7 +135,7 @@ def test_a_wrong_compiler_is_found_out(monkeypatch):
     def wrong(graph, inputs):
         return lambda *arguments: tuple(1.001 * value for value in graph(*arguments))
 
-    monkeypatch.setattr(engine_module, "_compiled", wrong)
+    monkeypatch.setattr(engine_module, "compile_graph", wrong)
     monkeypatch.setattr(engine_module, "why_not_compiled", lambda: None)
     engine, _, rates = engine_of(Pair(model, guide, (Y,)), 2)
     with pytest.raises(NotTraceable, match=r"the compiled step's .* differs"):

@@ -1,0 +1,106 @@
+"""The contract of latent-variable stories: a row is decoded from a continuous latent z, and a guide encodes it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.nn import pyro_method
+from torch import Tensor
+
+from pplgen.errors import InputError
+from pplgen.story import Story, check_count
+
+__all__ = ["LatentStory"]
+
+PROPOSALS = 200
+"""Codes of a row of which one is kept in proportion to its importance weight, where missing entries are drawn."""
+
+
+class LatentStory(Story):
+    """A story of rows x_i that are decoded from continuous codes z_i; a guide encodes.
+
+    The three parts of it are methods::
+
+        z_i ~ prior()    x_i | z_i ~ decode(z_i)    q(z_i | x_i) = encode(x_i)
+
+    A subclass says what these three are; what they leave open is learned by maximum likelihood. Encoding, decoding,
+    reconstructing, imputing and anomaly scores are the toolkit's.
+
+    Parameters
+    ----------
+    num_features
+        Number of data columns.
+    num_latents
+        Entries of a code.
+    **config
+        As for ``Story``.
+    """
+
+    accepts_missing: ClassVar[bool] = True
+    kl_weight: Tensor
+    """How much the code's terms count, a scalar: below one only while the bound is warmed up."""
+    gaps: bool = False
+    """Whether rows with missing entries were announced."""
+
+    def __init__(self, num_features: int, num_latents: int, **config: Any) -> None:
+        self.num_features, self.num_latents = (
+            check_count("num_features", num_features),
+            check_count("num_latents", num_latents),
+        )
+        super().__init__(num_features=self.num_features, num_latents=self.num_latents, **config)
+        self.register_buffer("kl_weight", torch.ones(()))
+        self.dims = {"z": ("row", "latent"), "x": ("row", "feature")}
+
+    def prior(self) -> TorchDistribution:
+        """Return the distribution of a code, event shape ``(num_latents,)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its codes are like")
+
+    def decode(self, z: Tensor) -> TorchDistribution:
+        """Return the distribution of rows given codes z of shape ``(..., num_rows, num_latents)``.
+
+        Its event shape is ``(num_features,)``; its log density leaves NaN out, and its ``mean`` is on the data's scale.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not decode")
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """Return the guide's distribution of the codes of rows x, NaN where missing; event shape ``(num_latents,)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not encode")
+
+    @pyro_method
+    def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
+        """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            with poutine.scale(scale=self.kl_weight):
+                z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decode(z), obs=x)
+
+    @pyro_method
+    def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
+        """Encode rows; without any there is nothing to draw."""
+        if x is not None:
+            with pyro.plate("data", len(x)), poutine.scale(scale=self.kl_weight):
+                pyro.sample("z", self.encode(x))
+
+    @pyro_method
+    def complete(self, x: Tensor) -> Tensor:
+        """Draw the missing entries given the others, by self-normalised importance sampling of the codes."""
+        q = self.encode(x)
+        z = q.sample(torch.Size([PROPOSALS]))
+        seen: Any = self.decode(z)
+        weights = self.prior().log_prob(z) + seen.log_prob(x) - q.log_prob(z)
+        kept = torch.distributions.Categorical(logits=weights.movedim(0, -1)).sample()
+        return self.decode(z[kept, torch.arange(len(x), device=x.device)]).complete(x)
+
+    def notice(self, x: Tensor) -> None:
+        """Note whether any entry is missing."""
+        self.gaps = self.gaps or bool(x.isnan().any())
+
+    def check_data(self, x: Tensor) -> None:
+        """Refuse rows of another width."""
+        if x.ndim != 2 or x.shape[-1] != self.num_features:
+            expected = f"(num_rows, {self.num_features})"
+            raise InputError(f"data of shape {tuple(x.shape)}: this {type(self).__name__} expects {expected}")

@@ -1,0 +1,40 @@
+"""The variational autoencoder against quadrature and closed forms."""
+
+import math
+
+import pytest
+import torch
+from pplgen.models import VAE
+
+import pplgen
+from pplgen.pair import Pair
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "normal", "categorical"])
+def test_importance_weighted_density_is_the_integral_over_the_code(likelihood):
+    """With one entry to a code, p(x) is an integral on the line, here by the trapezoidal rule."""
+    torch.manual_seed(0)
+    story = VAE(4, 1, hidden=(5,), likelihood=likelihood).double()
+    x = story.simulate(20)
+    x[0, 1] = math.nan
+    story.notice(x)
+    fit = pplgen.fit(story, x, steps=200, progress=False)
+    with fit.pair.isolated(), torch.no_grad():
+        z = torch.linspace(-12, 12, 4001, dtype=x.dtype)
+        grid = z[:, None, None].expand(-1, len(x), 1)
+        trained = fit.story
+        joint = trained.prior().log_prob(grid) + trained.decode(grid).log_prob(x)
+        exact = joint.logsumexp(0) + math.log(z[1] - z[0])
+    found = fit.log_likelihood(x, draws=4000)
+    # four standard errors of the importance weights
+    assert ((found - exact).abs() < 4 * found.standard_error + 1e-6).all()
+
+
+def test_trains_on_the_graph():
+    """Every guide family and prior has a faithful graph."""
+    torch.manual_seed(0)
+    x = torch.rand(40, 8).round()
+    for options in ({"guide": "full"}, {"guide": "dirichlet"}, {"prior": "vamp"}):
+        fit = pplgen.fit(VAE(8, 3, hidden=(6,), **options), x, steps=100, compile="graph", progress=False)
+        assert fit.path == "the traced graph"
+        assert isinstance(fit.pair, Pair)
