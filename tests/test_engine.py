@@ -17,6 +17,7 @@ from pplgen.engine import Engine, State, why_not_compiled
 from pplgen.graph import trace
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
+from pplgen.rewrite import last_output
 from pplgen.row_facts import RowScale
 from pplgen.tracing import NotTraceable
 from pplgen.training import Adam, StopReason
@@ -68,6 +69,17 @@ def test_steps_are_pyros_own(optimiser):
     np.testing.assert_allclose(losses[:, 0], theirs, rtol=1e-4)
     for name, value in engine.graph.unpack(state.vectors[0]).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_losses_alone_are_those_of_steps_of_length_zero():
+    """The same random numbers are drawn, so they are equal to the last digit; and no gradient is computed."""
+    engine, state, rates = engine_of(Pair(model, guide, (Y,)), 3)
+    with seeded(1):
+        _, expected = engine.run(state, 0 * rates, 4)
+    with seeded(1):
+        assert torch.equal(engine.evaluate(state.vectors, 4), expected)
+    whole = engine._single.call
+    assert len(last_output(whole).graph.nodes) < 0.7 * len(whole.graph.nodes)
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])

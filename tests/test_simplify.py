@@ -5,6 +5,7 @@ import collections
 import pytest
 import torch
 
+from pplgen import rewrite
 from pplgen.reductions import factor_sums
 from pplgen.rewrite import clean
 from pplgen.tracing import operations_of
@@ -64,6 +65,40 @@ def test_repetitions_are_computed_before_they_are_repeated():
     graph = clean(operations_of(function, ROWS, PARAMETERS), [ROWS, PARAMETERS])
     torch.testing.assert_close(graph(ROWS, PARAMETERS), function(ROWS, PARAMETERS))
     assert largest(graph, aten.exp.default, aten.log1p.default, aten.reciprocal.default) == 3
+
+
+IN_PLACE = {
+    "a fresh result": (lambda x, p: (x * p).add_(1.0) * (x * p > 0).logical_and_(x > 0), True),
+    "a view of one": (lambda x, p: _changed(x * p, lambda y: y[:, 0].add_(p[0])), False),
+    "one that is read before": (lambda x, p: _read_before(x * p), False),
+    "of a wider type": (lambda x, p: (x * p).add_(p.double()), False),
+}
+
+
+def _changed(value, change):
+    change(value)
+    return value
+
+
+def _read_before(value):
+    double = value * 2
+    return value.sin_() + double
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_in_place_operations_are_functions(name, monkeypatch):
+    """Where they change fresh results alone, without the longer way round."""
+    function, short = IN_PLACE[name]
+    longer = []
+    functional = rewrite._functional
+    monkeypatch.setattr(rewrite, "_functional", lambda *given: longer.append(1) or functional(*given))
+    graph = clean(operations_of(function, ROWS, PARAMETERS), [ROWS, PARAMETERS])
+    assert bool(longer) != short
+    assert not any(
+        getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in graph.graph.nodes
+    )
+    for x in (ROWS, -ROWS):
+        assert torch.equal(graph(x, PARAMETERS), function(x, PARAMETERS))
 
 
 def test_equal_operations_are_one():
