@@ -159,7 +159,7 @@ def test_bound_and_regimes_on_twelve_quarters(growth, short_fit):
     assert weights.mean().item() == pytest.approx(TWELVE_QUARTERS, abs=0.15 + 0.01)
     bound = (weights.view(-1, 1000).logsumexp(1) - math.log(1000)).mean().item()
     assert bound == pytest.approx(TWELVE_QUARTERS, abs=0.02)
-    smoothed = fit.smooth(draws=2000)
+    smoothed = fit.smooth(draws=20_000)  # standard error at most .004
     _, exact = enumerate_regimes(y[0], fit.story.state_space(y))
     np.testing.assert_allclose(smoothed["regime_probability"].values[0], exact.probabilities, atol=0.02)
 
