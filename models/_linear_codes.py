@@ -1,12 +1,12 @@
-r"""Rows that are linear in normal codes: what probabilistic PCA and factor analysis share, which is all but the noise.
+r"""Rows that are linear in normal codes: what probabilistic PCA and factor analysis share, all but the noise.
 
-With codes ``z_i ~ Normal(0, I)``, rows ``x_i | z_i ~ Normal(W z_i + mu, diag(sigma^2))``, and S_i the diagonal matrix of
-ones where an entry of x_i is seen, the posterior of a code is Bayes' rule for linear Gaussian models::
+With codes ``z_i ~ Normal(0, I)``, rows ``x_i | z_i ~ Normal(W z_i + mu, diag(sigma^2))``, and S_i the diagonal matrix
+of ones where an entry of x_i is seen, the posterior of a code is Bayes' rule for linear Gaussian models::
 
     M_i = I + W' S_i diag(sigma^-2) W        z_i | x_i ~ Normal(M_i^-1 W' S_i diag(sigma^-2) (x_i - mu), M_i^-1)
 
-The guide is this very posterior, at the current W, mu and sigma, so that the bound is the log-likelihood whatever code is
-drawn: ``log p(x_i, z_i) - log p(z_i | x_i) = log p(x_i)``. Its gradient has no variance.
+The guide is this very posterior, at the current W, mu and sigma, so that the bound is the log-likelihood whatever code
+is drawn: ``log p(x_i, z_i) - log p(z_i | x_i) = log p(x_i)``. Its gradient has no variance.
 
 References
 ----------
@@ -47,7 +47,7 @@ class LinearStory(LatentStory):
         self.loadings = nn.Parameter(torch.empty(num_features, num_latents))
         self.offset = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("origin", torch.zeros(num_latents))
-        self.dims |= {"W": ("feature", "latent"), "mu": ("feature",), "sigma": ("feature",)}
+        self.dims = {**self.dims, "W": ("feature", "latent"), "mu": ("feature",), "sigma": ("feature",)}
         self._scatter()
 
     @pyro_method
@@ -65,7 +65,7 @@ class LinearStory(LatentStory):
         """Return the posterior of the codes of rows; without missing entries all rows have one covariance."""
         W, mu, sigma = self._fitted
         scaled = W / sigma[:, None]
-        difference = (x - mu) / sigma
+        difference = x - mu
         M = torch.eye(self.num_latents, dtype=x.dtype, device=x.device)
         if self.gaps:
             difference = torch.where(x.isnan(), 0.0, difference)
@@ -74,7 +74,7 @@ class LinearStory(LatentStory):
             M = M + scaled.mT @ scaled
         # a triangular factor of M^-1, which the mean needs too
         factor = dist.MultivariateNormal(self.origin, precision_matrix=M).scale_tril
-        mean = factor @ (factor.mT @ (difference @ scaled).unsqueeze(-1))
+        mean = factor @ (factor.mT @ (difference / sigma @ scaled).unsqueeze(-1))
         return dist.MultivariateNormal(mean.squeeze(-1), scale_tril=factor)
 
     @property

@@ -5,18 +5,18 @@ The story, for rows x_i of D features and codes z_i of k entries::
     z_i        ~ flat: a density of one everywhere
     x_ij | z_i ~ Normal(decoder(z_i)_j, sigma), or one of the likelihoods of ``pplgen.models.vae``
 
-The guide is a point mass at the encoder's output, ``q(z_i | x_i) = Delta(encoder(x_i))``. A flat prior and a point mass add
-nothing to the bound, which is what autoencoders maximise, with sigma fitted too::
+The guide is a point mass at the encoder's output, ``q(z_i | x_i) = Delta(encoder(x_i))``. A flat prior and a point mass
+add nothing to the bound, which is what autoencoders maximise, with sigma fitted too::
 
     log p(x_i | z_i = encoder(x_i))
 
-It is how well rows are reconstructed, and no likelihood of rows, nor a bound on one. With a normal likelihood and one sigma
-for all it is squared error: if encoder and decoder are linear, the decoder spans the first k principal axes (Baldi and
-Hornik 1989).
+It is how well rows are reconstructed, and no likelihood of rows, nor a bound on one. With a normal likelihood and
+one sigma for all it is squared error: if encoder and decoder are linear, the decoder spans the first k principal axes
+(Baldi and Hornik 1989).
 
-Nothing can be drawn from a flat prior. Draws are from a normal distribution that follows the codes of the rows, fitted to
-them by maximum likelihood beside everything else and without a say in where they are (Ghosh et al. 2020, section 4); before
-a fit it is the standard normal.
+Nothing can be drawn from a flat prior. Draws are from a normal distribution that follows the codes of the rows, fitted
+to them by maximum likelihood beside everything else and without a say in where they are (in the spirit of the density
+that Ghosh et al. 2020 fit to codes afterwards); before a fit it is the standard normal.
 
 References
 ----------

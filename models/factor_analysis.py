@@ -9,11 +9,12 @@ W, mu and sigma are fitted by maximum likelihood. The guide is the posterior its
 
     M = I + W' diag(sigma)^-2 W        q(z_i | x_i) = Normal(M^-1 W' diag(sigma)^-2 (x_i - mu), M^-1)
 
-so that the bound is the log-likelihood. It is probabilistic PCA (``pplgen.models.ppca``) with a deviation of its own for
-each feature: codes explain what features have in common, and units do not matter. Missing entries are integrated out.
+so that the bound is the log-likelihood. It is probabilistic PCA (``pplgen.models.ppca``) with a deviation of its own
+for each feature: codes explain what features have in common, and units do not matter. Missing entries are integrated
+out: the code's posterior is that given the seen ones.
 
-A code may take a feature over whole, its noise then having no least deviation (a Heywood case); it stops at a thousandth
-of the column's.
+A code may take a feature over whole, so that its noise shrinks to nothing (a Heywood case); it stops at a thousandth of
+the column's deviation.
 
 References
 ----------

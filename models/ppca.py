@@ -10,8 +10,8 @@ W, mu and sigma are fitted by maximum likelihood. The guide is the posterior its
     M = W' W + sigma^2 I        q(z_i | x_i) = Normal(M^-1 W' (x_i - mu), sigma^2 M^-1)
 
 so that the bound is the log-likelihood. At its maximum W spans the first k principal axes, sigma^2 is the mean variance
-along the others, and a rotation of the codes changes nothing. Missing entries are integrated out: the code's posterior is
-that given the seen ones.
+along the others, and a rotation of the codes changes nothing. Missing entries are integrated out: the code's posterior
+is that given the seen ones.
 
 One deviation for all features means that units matter, as in any PCA: standardise columns that are not alike, or see
 ``pplgen.models.factor_analysis``.

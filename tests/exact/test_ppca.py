@@ -7,18 +7,11 @@ import torch
 from sklearn import decomposition
 from torch.distributions import MultivariateNormal
 
-import pplgen
 from pplgen.errors import InputError
 from pplgen.exact.ppca import LinearCodes, em_linear_codes, fill_in, ppca
 
 PPCA_WINE, FACTORS_WINE = -2875.63626, -2747.19105
 """Maxima for the standardised wine data with two codes, in nats for all 178 rows."""
-
-
-@pytest.fixture(scope="module")
-def wine():
-    x = pplgen.load_data("wine", dtype=torch.float64).values
-    return (x - x.mean(0)) / x.std(0, correction=0)
 
 
 @pytest.fixture
