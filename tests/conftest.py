@@ -27,6 +27,13 @@ def faithful():
 
 
 @pytest.fixture(scope="session")
+def wine():
+    """Thirteen measurements of 178 wines, each with mean 0 and variance 1."""
+    x = pplgen.load_data("wine", dtype=torch.float64).values
+    return (x - x.mean(0)) / x.std(0, correction=0)
+
+
+@pytest.fixture(scope="session")
 def faithful_fit():
     """Old Faithful with the default settings."""
     return pplgen.fit(GaussianMixture(num_components=2, num_features=2), "faithful", progress=False)

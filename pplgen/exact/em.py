@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from pplgen.errors import InputError
 
 __all__ = ["EMResult", "GaussianMixtureParameters", "climb_from", "e_step", "em", "m_step"]
+
+Parameters = TypeVar("Parameters")
 
 
 class GaussianMixtureParameters(NamedTuple):
@@ -30,10 +32,10 @@ class GaussianMixtureParameters(NamedTuple):
     """Covariances, shape ``(K, D, D)``, positive definite."""
 
 
-class EMResult(NamedTuple):
+class EMResult(NamedTuple, Generic[Parameters]):
     """The best of several runs of EM."""
 
-    parameters: GaussianMixtureParameters
+    parameters: Parameters
     log_likelihoods: Tensor
     """Total log-likelihood in nats after each iteration of the best run, shape ``(num_iterations,)``, never falling."""
     converged: bool
@@ -97,7 +99,7 @@ def em(
     max_iterations: int = 1000,
     tolerance: float = 1e-9,
     seed: int = 0,
-) -> EMResult:
+) -> EMResult[GaussianMixtureParameters]:
     """Maximise the likelihood from several random starts; a start that collapses is dropped.
 
     Parameters
@@ -135,13 +137,13 @@ def em(
 
 
 def climb_from(
-    starts: Sequence[GaussianMixtureParameters],
-    expect: Callable[[GaussianMixtureParameters], tuple[Any, Tensor]],
-    maximise: Callable[[Any], GaussianMixtureParameters],
+    starts: Sequence[Parameters],
+    expect: Callable[[Parameters], tuple[Any, Tensor]],
+    maximise: Callable[[Any], Parameters],
     *,
     max_iterations: int,
     tolerance: float,
-) -> EMResult:
+) -> EMResult[Parameters]:
     """Alternate an E-step and an M-step from each start and keep the best end; a start that collapses is dropped.
 
     Parameters
@@ -162,7 +164,7 @@ def climb_from(
     InputError
         Where every start collapses.
     """
-    best: EMResult | None = None
+    best: EMResult[Parameters] | None = None
     for start in starts:
         try:
             result = _climb(start, expect, maximise, max_iterations, tolerance)
@@ -184,12 +186,12 @@ def _start(x: Tensor, num_components: int, generator: torch.Generator) -> Gaussi
 
 
 def _climb(
-    parameters: GaussianMixtureParameters,
-    expect: Callable[[GaussianMixtureParameters], tuple[Any, Tensor]],
-    maximise: Callable[[Any], GaussianMixtureParameters],
+    parameters: Parameters,
+    expect: Callable[[Parameters], tuple[Any, Tensor]],
+    maximise: Callable[[Any], Parameters],
     max_iterations: int,
     tolerance: float,
-) -> EMResult:
+) -> EMResult[Parameters]:
     """Alternate the two steps until an iteration gains less than ``tolerance`` nats."""
     history: list[Tensor] = []
     converged = False

@@ -93,7 +93,7 @@ def em_missing(
     max_iterations: int = 1000,
     tolerance: float = 1e-7,
     seed: int = 0,
-) -> EMResult:
+) -> EMResult[GaussianMixtureParameters]:
     """Maximise the likelihood of what was seen, from several random starts; arguments and errors as for ``em``.
 
     Each start takes K rows as means, their missing entries from the columns' means, and the columns' variances.

@@ -1,0 +1,99 @@
+r"""Rows that are linear in normal codes: what probabilistic PCA and factor analysis share, all but the noise.
+
+With codes ``z_i ~ Normal(0, I)``, rows ``x_i | z_i ~ Normal(W z_i + mu, diag(sigma^2))``, and S_i the diagonal matrix
+of ones where an entry of x_i is seen, the posterior of a code is Bayes' rule for linear Gaussian models::
+
+    M_i = I + W' S_i diag(sigma^-2) W        z_i | x_i ~ Normal(M_i^-1 W' S_i diag(sigma^-2) (x_i - mu), M_i^-1)
+
+The guide is this very posterior, at the current W, mu and sigma, so that the bound is the log-likelihood whatever code
+is drawn: ``log p(x_i, z_i) - log p(z_i | x_i) = log p(x_i)``. Its gradient has no variance.
+
+References
+----------
+Bishop (2006), Pattern recognition and machine learning, equations 2.116 and 2.117.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pplgen.models._likelihoods import NormalEntries
+from pplgen.models._missing import WhereSeen
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from pplgen.latent import LatentStory
+
+
+class LinearStory(LatentStory):
+    """A story of rows that are linear in normal codes, with the exact posterior as guide.
+
+    Parameters
+    ----------
+    num_features, num_latents
+        Entries of a row, and of a code.
+    noise
+        Whose the deviation of the noise is: each ``feature``'s, or ``shared`` by all.
+    """
+
+    origin: Tensor
+
+    def __init__(self, num_features: int, num_latents: int, noise: str) -> None:
+        super().__init__(num_features, num_latents)
+        self.seen = NormalEntries(num_features, noise)
+        self.loadings = nn.Parameter(torch.empty(num_features, num_latents))
+        self.offset = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("origin", torch.zeros(num_latents))
+        self.dims = {**self.dims, "W": ("feature", "latent"), "mu": ("feature",), "sigma": ("feature",)}
+        self._scatter()
+
+    @pyro_method
+    def prior(self) -> Any:
+        """Return the distribution of a code."""
+        return dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1)
+
+    @pyro_method
+    def decode(self, z: Tensor) -> WhereSeen:
+        """Return the distribution of rows given codes."""
+        return self.seen.of(z @ self.loadings.mT + self.offset)
+
+    @pyro_method
+    def encode(self, x: Tensor) -> Any:
+        """Return the posterior of the codes of rows; without missing entries all rows have one covariance."""
+        W, mu, sigma = self._fitted
+        scaled = W / sigma[:, None]
+        difference = x - mu
+        M = torch.eye(self.num_latents, dtype=x.dtype, device=x.device)
+        if self.gaps:
+            difference = torch.where(x.isnan(), 0.0, difference)
+            M = M + torch.einsum("...j,jk,jl->...kl", (~x.isnan()).to(x.dtype), scaled, scaled)
+        else:
+            M = M + scaled.mT @ scaled
+        # a triangular factor of M^-1, which the mean needs too
+        factor = dist.MultivariateNormal(self.origin, precision_matrix=M).scale_tril
+        mean = factor @ (factor.mT @ (difference / sigma @ scaled).unsqueeze(-1))
+        return dist.MultivariateNormal(mean.squeeze(-1), scale_tril=factor)
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Loadings W, means mu and deviations sigma of the noise in the data's units: fitted, and so not drawn."""
+        return {name: value.detach() for name, value in zip(("W", "mu", "sigma"), self._fitted, strict=True)}
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Start at the columns' means and scales, with loadings at random."""
+        self.offset.copy_(self.seen.begin(x, weights))
+        self._scatter()
+
+    @property
+    def _fitted(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W, mu and sigma; the parameters behind them are on the columns' scale."""
+        m, s = self.seen.m, self.seen.s
+        return s[:, None] * self.loadings, m + s * self.offset, self.seen.sigma
+
+    def _scatter(self) -> None:
+        """Draw loadings at random, with which codes explain a column's variance."""
+        nn.init.normal_(self.loadings, std=1 / math.sqrt(self.num_latents))

@@ -1,0 +1,194 @@
+"""Rows that are linear in a few normal codes: probabilistic PCA in closed form, factor analysis by EM, in plain torch.
+
+With codes ``z_i ~ N(0, I)`` and rows ``x_i | z_i ~ N(W z_i + mu, diag(psi))``, codes and rows are jointly normal::
+
+    (x_i, z_i) ~ N((mu, 0), [[W W' + diag(psi), W], [W', I]])
+
+so that a code is a missing entry of its row, whichever others are missing too: ``pplgen.exact.em_missing`` with one
+component fills it in and scores what was seen.
+
+Where psi is one number, the likelihood has its maximum at the leading eigenvectors of the rows' covariance (Tipping and
+Bishop 1999, equations 7 to 9). Otherwise, and where entries are missing, EM climbs to it (Rubin and Thayer 1982): the
+E-step fills in, the M-step regresses rows on codes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pplgen.errors import InputError
+from pplgen.exact.em import EMResult, GaussianMixtureParameters, climb_from
+from pplgen.exact.em_missing import Expectations, e_step_missing
+
+__all__ = ["FilledIn", "LinearCodes", "em_linear_codes", "fill_in", "ppca"]
+
+
+class LinearCodes(NamedTuple):
+    """Parameters of rows with D entries that are linear in codes with k."""
+
+    W: Tensor
+    """Loadings, shape ``(D, k)``; the likelihood knows them up to a rotation of the codes."""
+    mu: Tensor
+    """Means of the columns, shape ``(D,)``."""
+    psi: Tensor
+    """Variances of the noise, shape ``(D,)``."""
+
+
+class FilledIn(NamedTuple):
+    """What the seen entries of rows say of the rest, given the parameters."""
+
+    codes: Tensor
+    """``E[z_i | x_i,o]``, shape ``(N, k)``."""
+    code_covariance: Tensor
+    """``Cov[z_i | x_i,o]``, shape ``(N, k, k)``."""
+    rows: Tensor
+    """``E[x_i | x_i,o]``, shape ``(N, D)``."""
+    row_covariance: Tensor
+    """``Cov[x_i | x_i,o]``, zero for seen entries, shape ``(N, D, D)``."""
+    log_likelihoods: Tensor
+    """``log p(x_i,o)`` in nats, shape ``(N,)``."""
+
+
+def fill_in(x: Tensor, parameters: LinearCodes) -> FilledIn:
+    """Condition codes and missing entries on what was seen.
+
+    Parameters
+    ----------
+    x
+        Rows, NaN where missing, shape ``(N, D)``.
+    parameters
+        Of the joint distribution.
+    """
+    D = x.shape[1]
+    expected = _expect(x, parameters)
+    filled, covariance = expected.completed[:, 0], expected.uncertainty[:, 0]
+    return FilledIn(
+        filled[:, D:], covariance[:, D:, D:], filled[:, :D], covariance[:, :D, :D], expected.log_likelihoods
+    )
+
+
+def ppca(x: Tensor, num_latents: int) -> tuple[LinearCodes, Tensor]:
+    """Maximise the likelihood of probabilistic PCA in closed form (Tipping and Bishop 1999, equations 7 and 8).
+
+    Parameters
+    ----------
+    x
+        Rows without missing entries, shape ``(N, D)``, float64 for answers to trust.
+    num_latents
+        Entries k of a code, fewer than D.
+
+    Returns
+    -------
+    parameters : LinearCodes
+        With the columns of W orthogonal, the longest first, and one variance for all features.
+    log_likelihood : Tensor
+        Of all rows in nats, a scalar.
+
+    Raises
+    ------
+    InputError
+        Where ``num_latents`` leaves no direction to the noise, or the rows leave it no variance.
+    """
+    N, D = x.shape
+    _check_latents(num_latents, D, fewest=0)
+    mu = x.mean(dim=0)
+    eigenvalues, U = torch.linalg.eigh((x - mu).T @ (x - mu) / N)
+    noise = eigenvalues[: D - num_latents].mean()
+    if noise <= torch.finfo(x.dtype).eps * eigenvalues[-1]:
+        raise InputError(f"the rows lie in {num_latents} dimensions: no variance is left for the noise")
+    leading = eigenvalues[D - num_latents :].flip(0)
+    W = U[:, D - num_latents :].flip(1) * (leading - noise).sqrt()
+    log_determinant = leading.log().sum() + (D - num_latents) * noise.log()
+    # tr(C^-1 S) = D at the maximum
+    log_likelihood = -0.5 * N * (D * math.log(2 * math.pi) + log_determinant + D)
+    return LinearCodes(W, mu, noise.expand(D)), log_likelihood
+
+
+def em_linear_codes(
+    x: Tensor,
+    num_latents: int,
+    *,
+    shared_noise: bool = False,
+    num_starts: int = 1,
+    max_iterations: int = 10_000,
+    tolerance: float = 1e-9,
+    seed: int = 0,
+) -> EMResult[LinearCodes]:
+    """Maximise the likelihood of what was seen by EM: factor analysis, or probabilistic PCA with missing entries.
+
+    Parameters
+    ----------
+    x
+        Rows, NaN where missing, shape ``(N, D)``.
+    num_latents
+        Entries of a code, fewer than D.
+    shared_noise
+        Whether all features have the same variance of noise, as in probabilistic PCA.
+    num_starts
+        Each starts from loadings at random on the columns' scale, and half of the columns' variances as noise.
+    max_iterations
+        Iterations of each start at most.
+    tolerance
+        A start ends once an iteration gains less than this many nats per row.
+    seed
+        Of the generator that draws the loadings.
+
+    Raises
+    ------
+    InputError
+        Where ``num_latents`` is not between 1 and D - 1, or no start finds a usable maximum: the likelihood of factor
+        analysis is unbounded where codes can take a column over whole.
+    """
+    D = x.shape[1]
+    _check_latents(num_latents, D, fewest=1)
+    generator = torch.Generator().manual_seed(seed)
+    mu = x.nanmean(dim=0)
+    variance = (x - mu).square().nanmean(dim=0)
+
+    def start() -> LinearCodes:
+        directions = torch.randn(D, num_latents, generator=generator, dtype=x.dtype)
+        return LinearCodes((variance / (2 * num_latents)).sqrt()[:, None] * directions, mu, variance / 2)
+
+    def expect(parameters: LinearCodes) -> tuple[Expectations, Tensor]:
+        expected = _expect(x, parameters)
+        return expected, expected.log_likelihoods.sum()
+
+    return climb_from(
+        [start() for _ in range(num_starts)],
+        expect,
+        lambda expected: _regress(expected, D, shared_noise),
+        max_iterations=max_iterations,
+        tolerance=tolerance * len(x),
+    )
+
+
+def _expect(x: Tensor, parameters: LinearCodes) -> Expectations:
+    """Fill in codes and missing entries, the codes behind the row."""
+    W, mu, psi = parameters
+    k = W.shape[1]
+    across = torch.cat([W @ W.T + torch.diag(psi), W], dim=1)
+    Sigma = torch.cat([across, torch.cat([W.T, torch.eye(k, dtype=x.dtype)], dim=1)])
+    joint = GaussianMixtureParameters(x.new_ones(1), torch.cat([mu, mu.new_zeros(k)])[None], Sigma[None])
+    return e_step_missing(torch.cat([x, x.new_full((len(x), k), torch.nan)], dim=1), joint)
+
+
+def _regress(expected: Expectations, D: int, shared_noise: bool) -> LinearCodes:
+    """Maximise the expected complete-data log-likelihood: regress rows on codes and a constant."""
+    filled = expected.completed[:, 0]
+    N = len(filled)
+    padded = torch.cat([filled, filled.new_ones(N, 1)], dim=1)
+    products = padded.T @ padded
+    products[:-1, :-1] += expected.uncertainty[:, 0].sum(dim=0)
+    slopes = torch.linalg.solve(products[D:, D:], products[D:, :D]).T
+    psi = (products.diagonal()[:D] - (slopes * products[:D, D:]).sum(dim=1)) / N
+    return LinearCodes(slopes[:, :-1], slopes[:, -1], psi.mean().expand(D) if shared_noise else psi)
+
+
+def _check_latents(num_latents: int, D: int, fewest: int) -> None:
+    """Refuse as many codes as features."""
+    if not fewest <= num_latents < D:
+        raise InputError(f"num_latents={num_latents} with {D} features: expected between {fewest} and {D - 1}")
