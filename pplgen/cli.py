@@ -224,7 +224,9 @@ def _shared(
     clip: Annotated[float | None, typer.Option(help="Largest entry of the gradient.  [default: any]")] = None,
     decay: Annotated[float, typer.Option(help="Factor of the learning rate at each step.")] = 1.0,
     restarts: Annotated[int, typer.Option(help="Independent starts; the one with the best ELBO is kept.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: all; of a stream, 10,000]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows per step.  [default: all or, of very many, some]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.  [default: cpu]")] = None,
     compile: Annotated[  # noqa: A002
         str,
