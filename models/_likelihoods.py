@@ -93,7 +93,8 @@ class Pixels(Likelihood):
         outside = (x < 0) | (x > 1)
         if outside.any():
             i, j = outside.nonzero()[0].tolist()
-            raise InputError(f"row {i + 1}, column {j}: {x[i, j]:g} is no pixel; expected numbers from 0 to 1")
+            expected = "expected numbers from 0 to 1, as pplgen.rescale or the data set digits-unit gives"
+            raise InputError(f"row {i + 1}, column {j + 1}: {x[i, j]:g} is no pixel; {expected}, or another likelihood")
 
     def begin(self, x: Tensor, weights: Tensor | None) -> Tensor:
         """Centre pixels without stretching them, and start at their means."""
@@ -162,7 +163,7 @@ class Categories(Likelihood):
         if wrong.any():
             i, j = wrong.nonzero()[0].tolist()
             expected = f"expected a whole number from 0 to {self.per_feature - 1}"
-            raise InputError(f"row {i + 1}, column {j}: {x[i, j]:g} is none of the values; {expected}")
+            raise InputError(f"row {i + 1}, column {j + 1}: {x[i, j]:g} is none of the values; {expected}")
 
     def begin(self, x: Tensor, weights: Tensor | None) -> Tensor:
         """Start at the values' frequencies."""

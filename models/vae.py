@@ -47,7 +47,7 @@ class VAE(LatentStory):
     num_latents
         Entries k of a code.
     hidden
-        Widths of the encoder's hidden layers; the decoder's are the same the other way round. None: both are linear.
+        Widths of the encoder's hidden layers; the decoder's are the same the other way round. Empty: both are linear.
     activation
         ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
     network

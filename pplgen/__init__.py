@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pplgen.series import load_series
     from pplgen.story import Story
     from pplgen.streams import stream_data
+    from pplgen.transforms import binarise, keep_every, mask_entries, mask_top, redraw_pixels, rescale
 
 __version__ = "0.1.0"
 
@@ -24,15 +25,38 @@ _HOMES = {
     "InputError": "pplgen.errors",
     "Story": "pplgen.story",
     "Table": "pplgen.data",
+    "binarise": "pplgen.transforms",
     "compare": "pplgen.comparing",
     "fit": "pplgen.fitting",
+    "keep_every": "pplgen.transforms",
     "load": "pplgen.loading",
     "load_data": "pplgen.data",
     "load_series": "pplgen.series",
+    "mask_entries": "pplgen.transforms",
+    "mask_top": "pplgen.transforms",
+    "redraw_pixels": "pplgen.transforms",
+    "rescale": "pplgen.transforms",
     "stream_data": "pplgen.streams",
 }
 
-__all__ = ["Fit", "InputError", "Story", "Table", "compare", "fit", "load", "load_data", "load_series", "stream_data"]
+__all__ = [
+    "Fit",
+    "InputError",
+    "Story",
+    "Table",
+    "binarise",
+    "compare",
+    "fit",
+    "keep_every",
+    "load",
+    "load_data",
+    "load_series",
+    "mask_entries",
+    "mask_top",
+    "redraw_pixels",
+    "rescale",
+    "stream_data",
+]
 
 
 def __getattr__(name: str) -> Any:

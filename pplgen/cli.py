@@ -39,8 +39,9 @@ SeriesOption = Annotated[
     str | None, typer.Option("--series", metavar="COLUMN", help="Column that tells the series of a table apart.")
 ]
 DATA_HELP = (
-    "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; with "
-    "'pip install pplgen[data]' also digits, wine, iris, breast_cancer and nile."
+    "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; mnist and "
+    "mnist-test, downloaded once; with 'pip install pplgen[data]' also digits, digits-unit (from 0 to 1), wine, iris, "
+    "breast_cancer and nile."
 )
 
 
@@ -188,7 +189,7 @@ def _fit_command(entry: models.Entry, options: list[Option]) -> Callable[..., No
         inspect.Parameter(
             option.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=option.default,
+            default=option.typed_default,
             annotation=Annotated[
                 option.kind | None if option.default is None else option.kind,
                 typer.Option(*option.flags, help=option.help, metavar=option.metavar),
@@ -223,7 +224,9 @@ def _shared(
     clip: Annotated[float | None, typer.Option(help="Largest entry of the gradient.  [default: any]")] = None,
     decay: Annotated[float, typer.Option(help="Factor of the learning rate at each step.")] = 1.0,
     restarts: Annotated[int, typer.Option(help="Independent starts; the one with the best ELBO is kept.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: all; of a stream, 10,000]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows per step.  [default: all or, of very many, some]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.  [default: cpu]")] = None,
     compile: Annotated[  # noqa: A002
         str,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pplgen.errors import DataWarning, InputError
-from pplgen.readers import NAMED, from_array, from_file, from_frame
+from pplgen.named import NAMED
+from pplgen.readers import from_array, from_file, from_frame, picture_shape
 
 __all__ = [
     "Fingerprint",
@@ -24,12 +25,17 @@ __all__ = [
     "check_shape",
     "check_training_columns",
     "check_training_table",
+    "column_ranges",
     "load_data",
     "named_data_sets",
     "row_labels",
     "row_weights",
     "warn_of_rounding",
 ]
+
+
+AT_ONCE = 4096
+"""Rows of which a copy is made at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,9 @@ class Table:
         ``None`` where none is.
     weights
         How much each row counts, shape ``(num_rows,)``; ``None`` where all count alike.
+    target
+        Class of each row, counted from 0 and -1 where it is not known, shape ``(num_rows,)``; ``None`` without any. No
+        story sees it, and it is no part of the fingerprint: it colours pictures and scores what was found.
     """
 
     values: Tensor
@@ -57,6 +66,7 @@ class Table:
     name: str
     labels: Tensor | None = None
     weights: Tensor | None = None
+    target: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -87,7 +97,8 @@ class Fingerprint:
 
     def add(self, values: Tensor) -> Self:
         """Add the next rows, of shape ``(num_rows, num_features)``."""
-        self._hash.update(values.double().cpu().numpy().astype("<f8", copy=False).ravel().data)
+        for part in values.split(AT_ONCE):
+            self._hash.update(part.double().cpu().numpy().astype("<f8", copy=False).ravel().data)
         return self
 
     def mark(self, what: str) -> Self:
@@ -99,7 +110,15 @@ class Fingerprint:
         return self._hash.hexdigest()
 
 
-def load_data(source: Any, *, labels: Any = None, weights: Any = None, dtype: torch.dtype | None = None) -> Table:
+def load_data(
+    source: Any,
+    *,
+    labels: Any = None,
+    weights: Any = None,
+    target: Any = None,
+    dtype: torch.dtype | None = None,
+    cache: str | Path | None = None,
+) -> Table:
     """Read a numeric table.
 
     Parameters
@@ -113,8 +132,14 @@ def load_data(source: Any, *, labels: Any = None, weights: Any = None, dtype: to
         missing or -1 where it is not known; or the name of the column that holds them. ``None``: a ``Table``'s own.
     weights
         How much each row counts: a number of at least 0 for each, or the name of a column. ``None``: a ``Table``'s own.
+    target
+        Class of each row, as ``labels`` are given, for pictures and scores alone: no story learns from it. ``None``: a
+        ``Table``'s own, or that of a data set with a name.
     dtype
         Floating-point type of the values. ``None``: that of a float32 or float64 tensor, torch's default otherwise.
+    cache
+        Directory of data sets that are downloaded, ``mnist`` and ``mnist-test``. ``None``: the environment variable
+        ``PPLGEN_CACHE``, or where the platform keeps such.
 
     Returns
     -------
@@ -126,24 +151,27 @@ def load_data(source: Any, *, labels: Any = None, weights: Any = None, dtype: to
     InputError
         Where the source is missing, empty, ragged, not numeric or not finite; an empty cell is a missing value.
     """
+    given = source.values if isinstance(source, Table) else source
+    wide = isinstance(given, Tensor) and given.dtype in (torch.float32, torch.float64)
     if dtype is None:
-        values = source.values if isinstance(source, Table) else source
-        wide = isinstance(values, Tensor) and values.dtype in (torch.float32, torch.float64)
-        dtype = values.dtype if wide else torch.get_default_dtype()
+        dtype = given.dtype if wide else torch.get_default_dtype()
+    own = (source.labels, source.weights, source.target) if isinstance(source, Table) else (None, None, None)
     if isinstance(source, Table):
-        matrix, columns, name = source.values.double().cpu().numpy(), source.columns, source.name
+        matrix, columns, name = (given if wide else given.double()).cpu().numpy(), source.columns, source.name
     elif isinstance(source, pd.DataFrame):
         matrix, columns, name = *from_frame(source), "table"
     elif isinstance(source, (str, Path)) and str(source) in NAMED:
-        matrix, columns, name = *NAMED[str(source)](), str(source)
+        name = str(source)
+        matrix, columns, classes = NAMED[name]("float64" if dtype == torch.float64 else "float32", cache)
+        own = (None, None, None if classes is None else torch.from_numpy(classes.astype("int64")))
     elif isinstance(source, (str, Path)):
         path = Path(source)
-        matrix, columns, name = *from_file(path), path.stem
+        matrix, columns, name = *from_file(path, NAMED), path.stem
     else:
         matrix, columns, name = *from_array(source, "the array"), "array"
     check_shape(name, matrix.shape)
     values = _as_tensor(matrix, columns, dtype)
-    facts = {"labels": labels, "weights": weights}
+    facts = {"labels": labels, "weights": weights, "target": target}
     named = {what: given for what, given in facts.items() if isinstance(given, str)}
     for what, column in named.items():
         if column not in columns:
@@ -154,17 +182,17 @@ def load_data(source: Any, *, labels: Any = None, weights: Any = None, dtype: to
         raise InputError(f"{name}: no column is left for the data beside {' and '.join(named)}")
     if len(kept) < len(columns):
         values, columns = values[:, kept].contiguous(), tuple(columns[j] for j in kept)
-    own = (source.labels, source.weights) if isinstance(source, Table) else (None, None)
     labels = own[0] if labels is None else row_labels(facts["labels"], len(values))
     weights = own[1] if weights is None else row_weights(facts["weights"], len(values)).to(dtype)
-    return Table(values, columns, name, labels, weights)
+    target = own[2] if target is None else row_labels(facts["target"], len(values), "target")
+    return Table(values, columns, name, labels, weights, target)
 
 
-def row_labels(given: Any, num_rows: int) -> Tensor:
+def row_labels(given: Any, num_rows: int, what: str = "labels") -> Tensor:
     """Read one label for each row, missing or -1 where it is not known, as whole numbers with -1 for unknown."""
-    numbers = _one_per_row("labels", given, num_rows)
+    numbers = _one_per_row(what, given, num_rows)
     numbers = torch.where(numbers.isnan(), -1.0, numbers)
-    _refuse_rows("labels", (numbers != numbers.round()) | (numbers < -1), numbers, "0, 1, 2, ..., or nothing")
+    _refuse_rows(what, (numbers != numbers.round()) | (numbers < -1), numbers, "0, 1, 2, ..., or nothing")
     return numbers.long()
 
 
@@ -197,7 +225,10 @@ def _refuse_rows(what: str, wrong: Tensor, numbers: Tensor, expected: str) -> No
 
 
 def named_data_sets() -> tuple[str, ...]:
-    """Names that ``load_data`` knows; those of scikit-learn and statsmodels need these packages installed."""
+    """Names that ``load_data`` knows.
+
+    Those of scikit-learn and statsmodels need these packages installed; ``mnist`` and ``mnist-test`` are downloaded.
+    """
     return tuple(NAMED)
 
 
@@ -208,17 +239,25 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
 
 
 def check_training_table(table: Table) -> None:
-    """Refuse a single row and columns without values; warn of constant columns, which teach nothing."""
-    observed = table.values.isfinite()
-    low = torch.where(observed, table.values, torch.inf).amin(dim=0)
-    high = torch.where(observed, table.values, -torch.inf).amax(dim=0)
-    check_training_columns(table.name, len(table), table.columns, low, high)
+    """Refuse a single row and columns without values; warn of constant columns, which teach nothing.
+
+    Pixels that are constant are the margins of pictures, and no cause for a warning.
+    """
+    check_training_columns(table.name, len(table), table.columns, *column_ranges(table.values))
+
+
+def column_ranges(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each column's least and greatest value, inf and -inf for none, of rows ``(num_rows, num_features)``."""
+    parts = values.split(AT_ONCE)
+    low = torch.stack([torch.where(part.isnan(), torch.inf, part).amin(dim=0) for part in parts])
+    high = torch.stack([torch.where(part.isnan(), -torch.inf, part).amax(dim=0) for part in parts])
+    return low.amin(dim=0), high.amax(dim=0)
 
 
 def check_training_columns(
     name: str, num_rows: int, columns: Sequence[str], low: Tensor, high: Tensor, *, unit: str = "row"
 ) -> None:
-    """Do what ``check_training_table`` does, given each column's least and greatest value, inf and -inf for none."""
+    """Do what ``check_training_table`` does, given each column's range as ``column_ranges`` tells it."""
     if num_rows < 2:
         raise InputError(f"{name}: 1 {unit} is too little to learn from; give at least 2")
     constant = []
@@ -227,7 +266,7 @@ def check_training_columns(
             raise InputError(f"column {column!r} has no observed value in {num_rows} {unit}s; leave the column out")
         if least == most:
             constant.append(f"column {column!r} is constant ({least:g})")
-    if constant:
+    if constant and picture_shape(columns) is None:
         others = f", and so are {len(constant) - 1} others" if len(constant) > 1 else ""
         message = f"{constant[0]}{others}: it carries no information; consider leaving it out"
         warnings.warn(message, DataWarning, stacklevel=4)
@@ -255,8 +294,10 @@ def warn_of_rounding(column: str, lost: float, spread: float, dtype: torch.dtype
 def _as_tensor(matrix: np.ndarray, columns: Sequence[str], dtype: torch.dtype) -> Tensor:
     """Convert to a floating-point type, refusing what becomes infinite and warning where differences are lost."""
     values = as_finite(matrix, columns, dtype)
-    for name, wide, narrow in zip(columns, matrix.T, values.double().numpy().T, strict=True):
+    if torch.promote_types(torch.from_numpy(matrix).dtype, dtype) == dtype:
+        return values  # nothing is rounded
+    for j, (name, wide) in enumerate(zip(columns, matrix.T, strict=True)):
         observed = ~np.isnan(wide)
-        lost = np.abs(wide - narrow)[observed].max(initial=0.0)
+        lost = np.abs(wide - values[:, j].double().numpy())[observed].max(initial=0.0)
         warn_of_rounding(name, lost, np.std(wide[observed]) if lost > 0 else 0.0, dtype)
     return values

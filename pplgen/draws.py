@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,16 +60,19 @@ class RowDensities:
     """Per-row latents drawn here from the guide, shape ``(num_draws, num_rows, ...)`` each."""
 
 
-def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True) -> Draws:
+def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, without: Collection[str] = frozenset()) -> Draws:
     """Draw the latents from the guide on the pair's data; call it inside ``pair.isolated``.
 
-    Unless they are to be ``scored``, densities are left at zero, which saves most of the time.
+    Sites ``without`` which one can do are not kept. Unless draws are to be ``scored``, densities are left at zero,
+    which saves most of the time.
     """
     bound = pair.elbo()
+    names = tuple(name for name in pair.structure.latent + pair.structure.deterministic if name not in without)
+    if not (names or scored):
+        return Draws({}, torch.zeros(num_draws), torch.zeros(num_draws))
 
     def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
-        names = pair.structure.latent + pair.structure.deterministic
         if not scored:
             model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
             return _values(model_trace, names), torch.zeros(()), torch.zeros(())
@@ -154,20 +157,25 @@ def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:
     return quantities
 
 
-def draw_prior(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def draw_prior(
+    pair: Pair, num_draws: int, *, without: Collection[str] = frozenset()
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draw latents and observed sites from the model; call it inside ``pair.isolated``.
 
     Returns
     -------
     tuple of dict
-        Latent and deterministic sites, and observed sites, shape ``(num_draws, ...)`` each.
+        Latent and deterministic sites, and observed sites, shape ``(num_draws, ...)`` each; none of ``without``.
     """
     model = poutine.uncondition(pair.model)
-    latent = pair.structure.latent + pair.structure.deterministic
+    latent, observed = (
+        tuple(name for name in names if name not in without)
+        for names in (pair.structure.latent + pair.structure.deterministic, pair.structure.observed)
+    )
 
     def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         trace = poutine.trace(model).get_trace(*pair.data)
-        return _values(trace, latent), _values(trace, pair.structure.observed)
+        return _values(trace, latent), _values(trace, observed)
 
     return over_draws(draw, num_draws)
 

@@ -137,16 +137,23 @@ class Fit(SeriesVerbs):
 
         ``tree`` holds draws that are at hand; otherwise ``draws`` are made.
         """
-        tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
+        if tree is None:
+            options: dict[str, Any] = {"has_rows": self.has_rows, "without": self.pair.structure.per_row}
+            options |= {"draws": check_count("draws", draws, minimum=2), "groups": ["posterior"]}
+            with self._ready(None):
+                tree = posterior.to_datatree(self.pair, self.columns, **options)
         best = self.best
+        shared = posterior.summarise(tree, self.readable_sites(tree)).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
+        data = self._data_facts
+        each = f", {best.elbo / data['num_rows']:.2f} a row" if data and not len(shared) else ""
         agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
         restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
         failed = f"; {self.num_failed} restarts broke down" if self.num_failed else ""
         rows = "series" if self.story and self.story.takes_series else "rows"
         print_table(
-            f"{self.name} on {data['name']}, {data['num_rows']:,} {rows}" if (data := self._data_facts) else self.name,
-            posterior.summarise(tree, self.readable_sites(tree)).set_axis(["mean", "sd", "5 %", "95 %"], axis=1),
-            f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{restarts}{failed}",
+            f"{self.name} on {data['name']}, {data['num_rows']:,} {rows}" if data else self.name,
+            shared,
+            f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{each}{restarts}{failed}",
             f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
         )
 

@@ -17,6 +17,7 @@ from pplgen.data import Table
 from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
+from pplgen.latent import LatentStory
 from pplgen.pair import Pair
 from pplgen.story import Story, check_count, check_positive
 from pplgen.streams import RowStream
@@ -29,6 +30,8 @@ __all__ = ["fit"]
 _COMPILERS = ("auto", "inductor", "graph", "off")
 STREAMED_ROWS = 10_000
 """Rows per step of a stream, by default."""
+CODED_ROWS, MANY_ROWS = 500, 10_000
+"""Rows per step, by default, of a story with codes, whose every row passes two networks; and from how many rows on."""
 REPAYS_TRACING = 100
 """Steps, of all restarts, from which on tracing costs less than it saves."""
 _NOTHING_FINITE = (
@@ -92,7 +95,8 @@ def fit(
     restarts
         Independent runs, of which the one with the best final ELBO is kept.
     batch_size
-        Rows per step, the row plate being scaled to all of them; ``None`` for all rows, of a stream for 10,000.
+        Rows per step, the row plate being scaled to all of them. ``None``: all; 10,000 of a stream; 500 of more than
+        10,000 rows of a ``LatentStory``.
     device
         Where to compute, such as ``"cuda"``. ``None``: the CPU for a story, where the data are for a bare pair.
     elbo
@@ -135,8 +139,8 @@ def fit(
         )
     restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()
     prepared = _prepared(model, guide, data, labels, weights, seed, target)
-    if isinstance(data, RowStream) and batch_size is None:
-        batch_size = min(STREAMED_ROWS, len(data))
+    if batch_size is None:
+        batch_size = _rows_per_step(model, data, prepared.table)
     optimiser = Adam(learning_rate, clip, decay)
     options = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "elbo": elbo}
     pairs: list[Pair] = []
@@ -208,6 +212,13 @@ def _train(
         if results[-1] is not None and results[-1].stop is StopReason.INTERRUPTED:
             break
     return results, f"plain Pyro, for {reason}"
+
+
+def _rows_per_step(model: Any, data: Any, table: Table | None) -> int | None:
+    """Return the default batch size, ``None`` for all rows."""
+    if isinstance(data, RowStream):
+        return min(STREAMED_ROWS, len(data))
+    return CODED_ROWS if isinstance(model, LatentStory) and table and len(table) > MANY_ROWS else None
 
 
 class _Prepared(NamedTuple):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import arviz_base
@@ -17,7 +18,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pplgen.draws import draw_generated, draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
-from pplgen.errors import InputError, near_names
+from pplgen.errors import DataWarning, InputError, near_names
+from pplgen.isolation import seeded
 from pplgen.pair import Pair
 
 __all__ = ["GROUPS", "INTERVAL", "row_latents", "summarise", "to_datatree"]
@@ -41,6 +43,10 @@ FACTS = {"row_labels": ("row",), "row_weights": ("row",)}
 """Names and dimensions in the tree of what is known of rows beside their columns."""
 
 
+LARGEST = 2**25
+"""Numbers that a site of single rows has in a group, where these are not named; 128 MiB in single precision."""
+
+
 def to_datatree(
     pair: Pair,
     columns: Sequence[str],
@@ -49,6 +55,7 @@ def to_datatree(
     groups: Iterable[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
     has_rows: bool = True,
+    without: Collection[str] = frozenset(),
 ) -> xr.DataTree:
     """Draw from the guide and lay the draws out for ArviZ; call it inside ``pair.isolated``.
 
@@ -61,12 +68,15 @@ def to_datatree(
     draws
         Draws from the guide, from the prior, and of each predictive distribution.
     groups
-        Some of ``GROUPS``; all that apply where ``None``. ``log_likelihood`` and the predictive groups hold
-        ``draws`` values for every row, so leave them out where the rows are many.
+        Some of ``GROUPS``, however large: ``log_likelihood``, the predictive groups and latents of single rows hold
+        ``draws`` values for every row. ``None``: all that apply but those of more than ``LARGEST`` numbers, of which a
+        ``DataWarning`` tells.
     attributes
         Kept as attributes of the tree's root.
     has_rows
         Whether the pair's data are all the rows; what depends on single rows is left out otherwise.
+    without
+        Sites that are left out of the posterior.
 
     Returns
     -------
@@ -78,7 +88,10 @@ def to_datatree(
     wanted = set(GROUPS if groups is None else groups)
     for name in sorted(wanted - set(GROUPS)):
         raise InputError(f"group {name!r}: expected some of {', '.join(GROUPS)}{near_names(name, GROUPS)}")
-    sampled = draw_posterior(pair, draws, scored=wanted != {"posterior"})
+    if groups is None:
+        wanted, without = _affordable(pair, draws)
+    scored = bool(wanted - {"posterior", "observed_data", "constant_data"})
+    sampled = draw_posterior(pair, draws, scored=scored, without=without)
     content: dict[str, dict[str, Tensor]] = {}
     if "posterior" in wanted:
         generated = draw_generated(pair.story, pair, sampled) if pair.story is not None and has_rows else {}
@@ -92,7 +105,7 @@ def to_datatree(
     if "posterior_predictive" in wanted:
         content["posterior_predictive"] = draw_predictive(pair, sampled)
     if wanted & {"prior", "prior_predictive"}:
-        latent, observed = draw_prior(pair, draws)
+        latent, observed = draw_prior(pair, draws, without=without)
         content |= {
             name: sites for name, sites in (("prior", latent), ("prior_predictive", observed)) if name in wanted
         }
@@ -136,6 +149,8 @@ def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
 
 def summarise(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.DataFrame:
     """Return mean, sd and equal-tailed interval (``INTERVAL``) of every scalar in the posterior group, unrounded."""
+    if var_names is not None and not var_names:
+        return pd.DataFrame(columns=range(4), dtype=float)
     table = arviz_stats.summary(
         tree,
         var_names=None if var_names is None else list(var_names),
@@ -145,6 +160,33 @@ def summarise(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.D
         round_to="none",
     )
     return pd.DataFrame(table).astype(float)
+
+
+def _affordable(pair: Pair, draws: int) -> tuple[set[str], set[str]]:
+    """Return groups of bearable size, and sites that are too large for them; warn of what is left out."""
+    structure = pair.structure
+    with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
+        nodes = poutine.trace(pair.model).get_trace(*pair.data).nodes
+    candidates = [*structure.latent, *structure.deterministic, *structure.observed]
+    sizes = {name: nodes[name]["value"].numel() for name in candidates if name in structure.per_row}
+    large = {name for name, size in sizes.items() if draws * size > LARGEST}
+    groups = set(GROUPS)
+    if large & set(structure.latent):
+        # what is conditional on the latents of rows goes with them
+        groups = {"posterior", "observed_data", "constant_data"}
+    elif large & set(structure.observed):
+        groups -= {"posterior_predictive", "prior_predictive"}
+    if draws * pair.num_rows > LARGEST:
+        groups -= {"log_likelihood"}
+    if any(sizes.get(name, 0) > LARGEST for name in structure.observed):
+        groups -= {"observed_data"}
+    parts = [*sorted(large - set(structure.observed)), *(group for group in GROUPS if group not in groups)]
+    if parts:
+        message = (
+            f"{', '.join(parts)}: too much for {pair.num_rows:,} rows and {draws:,} draws, and left out of the tree"
+        )
+        warnings.warn(f"{message}; ask for fewer draws, or for groups by name", DataWarning, stacklevel=4)
+    return groups, large
 
 
 def _given(pair: Pair) -> dict[str, dict[str, Tensor]]:

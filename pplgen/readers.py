@@ -1,13 +1,13 @@
-"""Files, arrays, frames and named data sets as a float64 matrix with named columns; errors name column and row."""
+"""Files, arrays and frames as a float64 matrix with named columns; errors name column and row."""
 
 from __future__ import annotations
 
 import csv
 import importlib
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -19,7 +19,6 @@ from torch import Tensor
 from pplgen.errors import DataWarning, InputError, near_names
 
 __all__ = [
-    "NAMED",
     "Columns",
     "as_matrix",
     "check_names",
@@ -27,6 +26,7 @@ __all__ = [
     "from_file",
     "from_frame",
     "import_optional",
+    "picture_shape",
     "refusing",
     "require_file",
     "unnamed_columns",
@@ -44,9 +44,24 @@ def unnamed_columns(number: int) -> tuple[str, ...]:
     return tuple(f"x{i}" for i in range(number))
 
 
-def from_file(path: Path) -> Columns:
-    """Read a file by its suffix."""
-    require_file(path, NAMED)
+def picture_shape(columns: Sequence[str]) -> tuple[int, int] | None:
+    """Return height and width of the pictures that rows are, told by columns ``pixel_0_0``, ``pixel_0_1``, ... .
+
+    ``None`` where columns have other names, or are not all the pixels, row by row.
+    """
+    found = re.fullmatch(r"pixel_(\d+)_(\d+)", columns[-1]) if len(columns) else None
+    if found is None:
+        return None
+    height, width = int(found[1]) + 1, int(found[2]) + 1
+    if height * width != len(columns):
+        return None
+    expected = (f"pixel_{i}_{j}" for i in range(height) for j in range(width))
+    return (height, width) if all(map(str.__eq__, columns, expected)) else None
+
+
+def from_file(path: Path, names: Iterable[str] = ()) -> Columns:
+    """Read a file by its suffix; ``names`` are what else could have been meant where there is none."""
+    require_file(path, names)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         given = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
@@ -204,38 +219,10 @@ def import_optional(module: str, what: str) -> Any:
         raise InputError(f"{what} needs {module.partition('.')[0]}: pip install 'pplgen[data]'") from None
 
 
-def _faithful() -> Columns:
-    """Read Old Faithful's eruptions and waiting times, in minutes, 272 x 2."""
-    with resources.as_file(resources.files("pplgen") / "datasets" / "faithful.csv") as path:
-        return _from_csv(path)
-
-
-def _scikit_learn(name: str) -> Callable[[], Columns]:
-    """Return a reader of one of scikit-learn's own data sets, without its labels."""
-
-    def read() -> Columns:
-        loaded = getattr(import_optional("sklearn.datasets", f"data set {name!r}"), f"load_{name}")()
-        return np.asarray(loaded.data, dtype="float64"), tuple(map(str, loaded.feature_names))
-
-    return read
-
-
-def _nile() -> Columns:
-    """Read the Nile's yearly flow at Aswan, 1871 to 1970, in 10^8 cubic metres, 100 x 1."""
-    nile = import_optional("statsmodels.datasets.nile", "data set 'nile'")
-    return from_frame(nile.load_pandas().data[["volume"]])
-
-
 _READERS: dict[str, Callable[[Path], Columns]] = {
     ".csv": _from_csv,
     ".tsv": _from_csv,
     ".parquet": _from_parquet,
     ".npy": _from_numpy,
     ".npz": _from_numpy,
-}
-
-NAMED: dict[str, Callable[[], Columns]] = {
-    "faithful": _faithful,
-    **{name: _scikit_learn(name) for name in ("digits", "wine", "iris", "breast_cancer")},
-    "nile": _nile,
 }

@@ -13,7 +13,7 @@ import torch
 from pandas.api.types import is_numeric_dtype
 from torch import Tensor
 
-from pplgen.data import Table, check_training_columns, load_data, row_weights
+from pplgen.data import Table, check_training_columns, column_ranges, load_data, row_weights
 from pplgen.errors import InputError
 
 __all__ = ["check_training_series", "load_series"]
@@ -67,11 +67,8 @@ def load_series(source: Any, *, by: str | None = None, weights: Any = None, dtyp
 
 def check_training_series(table: Table) -> None:
     """Refuse a single step and columns without values; warn of constant columns, which teach nothing."""
-    steps = table.values.flatten(0, 1)
-    observed = steps.isfinite()
-    low = torch.where(observed, steps, torch.inf).amin(dim=0)
-    high = torch.where(observed, steps, -torch.inf).amax(dim=0)
-    check_training_columns(table.name, table.values.shape[1], table.columns, low, high, unit="step")
+    ranges = column_ranges(table.values.flatten(0, 1))
+    check_training_columns(table.name, table.values.shape[1], table.columns, *ranges, unit="step")
 
 
 def _is_series(source: Any) -> bool:

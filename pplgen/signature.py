@@ -28,6 +28,13 @@ class Option:
     help: str
     is_mapping: bool = False
     """Whether the value is a mapping, given as JSON."""
+    is_counts: bool = False
+    """Whether the value is a sequence of whole numbers, of any length."""
+
+    @property
+    def typed_default(self) -> Any:
+        """The default as it would be typed."""
+        return ",".join(map(str, self.default)) if self.is_counts else self.default
 
     @property
     def metavar(self) -> str | None:
@@ -44,7 +51,10 @@ class Option:
 
 
 def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
-    """Return the constructor's keyword arguments, with their help from the class's numpydoc docstring."""
+    """Return the constructor's keyword arguments, with their help from the class's numpydoc docstring.
+
+    Modules, which nobody can type, are left out.
+    """
     help_texts = dict(_documented_parameters(ast.get_docstring(definition) or ""))
     constructor = next(
         node for node in definition.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
@@ -58,8 +68,10 @@ def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
             default=None if default is None else ast.literal_eval(default),
             help=help_texts.get(argument.arg, ""),
             is_mapping="Mapping[" in _annotation(argument),
+            is_counts=_annotation(argument) == "Sequence[int]",
         )
         for argument, default in zip([*positional, *constructor.kwonlyargs], defaults, strict=True)
+        if "Module" not in _annotation(argument)
     )
 
 
@@ -69,6 +81,8 @@ def parse_value(option: Option, value: Any) -> Any:
         return _mapping(option, value)
     if option.kind is not str or not isinstance(value, str) or isinstance(option.default, str):
         return value
+    if option.is_counts:
+        return _counts(option, value)
     try:
         numbers = [float(part) for part in value.split(",")]
     except ValueError:
@@ -98,6 +112,14 @@ def _annotation(argument: ast.arg) -> str:
     return ast.unparse(argument.annotation) if argument.annotation else ""
 
 
+def _counts(option: Option, text: str) -> list[int]:
+    """Read whole numbers with commas between them; none from empty text."""
+    try:
+        return [int(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        raise InputError(f"{option.flags[0]} {text}: expected whole numbers with commas between") from None
+
+
 def _mapping(option: Option, text: str) -> dict[str, Any]:
     """Read a mapping from JSON."""
     try:
@@ -110,8 +132,9 @@ def _mapping(option: Option, text: str) -> dict[str, Any]:
 
 
 def _documented_parameters(docstring: str) -> Iterator[tuple[str, str]]:
-    """Yield name and description from the Parameters section of a numpydoc docstring."""
+    """Yield name and description from the Parameters section of a numpydoc docstring, without its marks of code."""
     section = re.search(r"^Parameters\n-+\n(.*?)(?:^\w[^\n]*\n-+\n|\Z)", inspect.cleandoc(docstring), re.S | re.M)
     if section:
-        for match in re.finditer(r"^(\w+)[^\n]*\n((?:[ \t]+[^\n]*\n?|\n)+)", section[1] + "\n", re.M):
-            yield match[1], " ".join(match[2].split())
+        for match in re.finditer(r"^(\w[\w, ]*)[^\n]*\n((?:[ \t]+[^\n]*\n?|\n)+)", section[1] + "\n", re.M):
+            for name in match[1].split(","):
+                yield name.strip(), " ".join(match[2].replace("``", "").split())

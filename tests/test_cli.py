@@ -11,7 +11,7 @@ import xarray as xr
 from pplgen.models import collection
 
 from pplgen.cli import main
-from pplgen.signature import constructor_options
+from pplgen.signature import constructor_options, parse_options, parse_value
 
 TWO_COLUMNS = "a,b\n" + "\n".join(f"{i % 7 + (i % 2) * 10},{i % 5}" for i in range(30)) + "\n"
 
@@ -137,6 +137,9 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit gaussian-mixture ragged.csv", "row 2: the number of cells is 3, where 2 were expected"),
         ("fit gaussian-mixture empty.csv", "the file is empty"),
         ("fit gaussian-mixture single.csv", "1 row is too little to learn from"),
+        ("fit vae digits --hidden 20,x", "--hidden 20,x: expected whole numbers with commas between"),
+        ("fit vae faithful --encoder mine", "No such option: --encoder"),
+        ("fit vae faithful", "row 1, column 1: 3.6 is no pixel; expected numbers from 0 to 1"),
         ("sample nowhere --seed -1", "Invalid value for '--seed'"),
         ("fit gaussian-mixture faithful --device meta", "device='meta' is not available here"),
         ("sample nowhere", "'nowhere' holds no run: there is no header.json in it"),
@@ -182,6 +185,32 @@ def test_options_come_from_the_constructor():
     assert options["num_components"].kind is int
     assert options["mean_precision"].default == 0.01
     assert all(option.help for option in options.values())
+
+
+def test_widths_of_layers_are_numbers_with_commas():
+    (entry,) = (entry for entry in collection() if entry.name == "vae")
+    options = {option.name: option for option in constructor_options(entry.definition)}
+    assert not {"encoder", "decoder"} & set(options), "no text stands for a module"
+    hidden = options["hidden"]
+    assert [parse_value(hidden, text) for text in ("200,100", "50", "", hidden.typed_default)] == [
+        [200, 100],
+        [50],
+        [],
+        [200],
+    ]
+    assert parse_options("hidden=20,10;latents=3", tuple(options.values())) == {"hidden": [20, 10], "num_latents": 3}
+    assert "``" not in options["activation"].help
+
+
+def test_pictures_are_fitted_by_the_name_of_their_data_set(tmp_path):
+    pytest.importorskip("sklearn")
+    options = ("--hidden", "10,5", "--steps", 20, "--draws", 5)
+    done = pplgen("fit", "vae", "digits-unit", *options, cwd=tmp_path)
+    assert done.stderr == "", "margins of pictures are no cause for a warning"
+    assert done.stdout.startswith("VAE on digits-unit, 1,797 rows\nELBO -")
+    header = json.loads((tmp_path / "runs" / "vae-digits-unit" / "header.json").read_text())
+    assert header["config"]["hidden"] == [10, 5]
+    assert header["columns"][:2] == ["pixel_0_0", "pixel_0_1"]
 
 
 def test_version(tmp_path):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pplgen.data import Table, check_training_table, load_data, named_data_sets
+from pplgen.data import Fingerprint, Table, check_training_table, load_data, named_data_sets
 from pplgen.errors import DataWarning, InputError
 
 
@@ -27,6 +27,7 @@ def test_faithful_equals_the_published_table(reference_data):
     {
         "faithful": (272, 2),
         "digits": (1797, 64),
+        "digits-unit": (1797, 64),
         "wine": (178, 13),
         "iris": (150, 4),
         "breast_cancer": (569, 30),
@@ -193,3 +194,34 @@ def test_too_little_to_learn_from():
         check_training_table(load_data([[1.0, np.nan], [2.0, np.nan]]))
     with pytest.warns(DataWarning, match=r"column 'x1' is constant \(3\)"):
         check_training_table(load_data([[1.0, 3.0], [2.0, 3.0]]))
+
+
+def test_classes_are_kept_beside_the_data(tmp_path):
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "kind": [0, 2, None]})
+    table = load_data(frame, target="kind")
+    assert table.columns == ("a",)
+    assert table.target.tolist() == [0, 2, -1]
+    assert table.labels is None
+    assert load_data(table).target is table.target
+    assert load_data(table, target=[1, 1, 1]).target.tolist() == [1, 1, 1]
+    assert table.fingerprint == load_data(frame[["a"]]).fingerprint, "no story sees them"
+    with pytest.raises(InputError, match=r"target, row 1: 0\.5: expected 0, 1, 2, \.\.\., or nothing"):
+        load_data(frame, target=[0.5, 1, 1])
+    with pytest.raises(InputError, match="target='c': expected one of the columns a, kind"):
+        load_data(frame, target="c")
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("iris", [50, 50, 50]), ("wine", [59, 71, 48])])
+def test_named_data_sets_have_their_classes(name, sizes):
+    pytest.importorskip("sklearn")
+    assert load_data(name).target.bincount().tolist() == sizes
+    assert load_data("faithful").target is None
+
+
+def test_a_table_in_its_own_type_is_not_copied():
+    values = torch.rand(5000, 3)
+    assert load_data(Table(values, ("a", "b", "c"), "t")).values.data_ptr() == values.data_ptr()
+    pieces = Fingerprint(("a", "b", "c"), (5000, 3))
+    for piece in values.split(7):
+        pieces.add(piece)
+    assert str(pieces) == Table(values, ("a", "b", "c"), "t").fingerprint

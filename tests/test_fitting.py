@@ -8,12 +8,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pplgen.models import GaussianMixture
+from pplgen.models import VAE, GaussianMixture
 from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import nn
 
 import pplgen
+from pplgen import fitting
 from pplgen.errors import InputError
 from pplgen.training import Progress, StopReason
 
@@ -201,3 +202,12 @@ def test_minibatches():
 def test_bad_options(options, sentence):
     with pytest.raises(InputError, match=sentence):
         quick(GaussianMixture(2, 2), "faithful", **options)
+
+
+def test_many_rows_with_codes_come_in_batches(monkeypatch):
+    monkeypatch.setattr(fitting, "MANY_ROWS", 30)
+    monkeypatch.setattr(fitting, "CODED_ROWS", 10)
+    seen = []
+    for rows in (30, 31):
+        pplgen.fit(VAE(4, 1, hidden=()), torch.rand(rows, 4), steps=2, progress=seen.append)
+        assert seen[-1].rows_per_second / seen[-1].steps_per_second == pytest.approx({30: 30, 31: 10}[rows])

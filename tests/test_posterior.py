@@ -9,9 +9,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pplgen.models import VAE
 
 import pplgen
-from pplgen.errors import InputError
+from pplgen import posterior
+from pplgen.errors import DataWarning, InputError
 from pplgen.posterior import GROUPS, summarise
 
 
@@ -113,3 +115,40 @@ def test_bare_pair_with_covariates():
         torch.tensor(tree["posterior"]["mean"].values[0]), torch.tensor(tree["posterior"]["sigma"].values[0])[:, None]
     ).log_prob(y)
     np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0], exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def coded_fit():
+    """A story whose latents are all those of single rows."""
+    return pplgen.fit(VAE(8, 2, hidden=(4,)), torch.rand(40, 8), steps=3, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("largest", "left_out", "groups"),
+    [
+        # 20 draws of 320 pixels
+        (20 * 320 - 1, ["posterior_predictive", "prior_predictive"], {"posterior", "log_likelihood", "observed_data"}),
+        # and of 80 numbers in codes
+        (20 * 80 - 1, ["z", "sample_stats", "log_likelihood"], {"observed_data"}),
+        (319, ["z", "prior", "observed_data"], set()),
+    ],
+)
+def test_draws_of_single_rows_are_left_out_where_they_are_many(coded_fit, monkeypatch, largest, left_out, groups):
+    whole = coded_fit.to_datatree(20)
+    assert set(whole.children) == set(GROUPS) - {"constant_data"}
+    monkeypatch.setattr(posterior, "LARGEST", largest)
+    with pytest.warns(DataWarning, match="too much for 40 rows and 20 draws, and left out of the tree") as warned:
+        tree = coded_fit.to_datatree(20)
+    assert set(left_out) <= set(str(warned[0].message).partition(":")[0].split(", "))
+    assert groups <= set(tree.children)
+    assert not set(left_out) & set(tree.children)
+    assert ("z" in tree["posterior"].data_vars) == ("z" not in left_out)
+    named = coded_fit.to_datatree(20, groups=GROUPS)
+    xr.testing.assert_equal(named["posterior"].to_dataset(), whole["posterior"].to_dataset())
+
+
+def test_a_summary_without_shared_parameters(coded_fit, capsys):
+    coded_fit.summary()
+    printed = capsys.readouterr().out
+    assert printed.startswith("VAE on array, 40 rows\nELBO ")
+    assert f", {coded_fit.elbo / 40:.2f} a row" in printed
