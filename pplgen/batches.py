@@ -44,7 +44,7 @@ def batching(
         Where the batch size does not suit the rows, or the model has no plate over all of them.
     """
     batches, scale = _plain(pair, batch_size, seed, skip)
-    return batches if augment is None else _augmented(batches, augment, seed, skip), scale
+    return batches if augment is None else _augmented(pair, batches, augment, seed, skip), scale
 
 
 def _plain(
@@ -81,14 +81,28 @@ def _shuffled(pair: Pair, batch_size: int, seed: int, skip: int) -> Iterator[tup
         skip = 0
 
 
-def _augmented(batches: Iterator[tuple[Any, ...]], augment: Augment, seed: int, skip: int) -> Iterator[tuple[Any, ...]]:
+def _augmented(
+    pair: Pair, batches: Iterator[tuple[Any, ...]], augment: Augment, seed: int, skip: int
+) -> Iterator[tuple[Any, ...]]:
     """Change the rows of each step, with random numbers that depend on nothing but the seed and the step."""
     for step, (rows, *others) in zip(count(skip), batches, strict=False):
         with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
             torch.manual_seed(int(generator_at(seed, step, 0).integers(2**63)))
             changed: Any = augment(rows)
-        same = isinstance(changed, Tensor) and changed.shape == rows.shape and changed.dtype == rows.dtype
-        if not same:
+        if not isinstance(changed, Tensor) or (changed.shape, changed.dtype) != (rows.shape, rows.dtype):
             found = f"{tuple(changed.shape)} of {changed.dtype}" if isinstance(changed, Tensor) else repr(changed)
             raise InputError(f"augment: it returned {found}; expected {tuple(rows.shape)} of {rows.dtype}")
+        if step == skip:
+            _check_changed(pair, rows, changed)
         yield (changed, *others)
+
+
+def _check_changed(pair: Pair, rows: Tensor, changed: Tensor) -> None:
+    """Refuse changed rows that the pair would have refused, had they been given so."""
+    if bool((changed.isnan() & ~rows.isnan()).any()):
+        raise InputError("augment: it returned missing entries where none were; expected numbers")
+    if pair.story is not None:
+        try:
+            pair.story.check_data(changed)
+        except InputError as error:
+            raise InputError(f"augment: {error}") from None

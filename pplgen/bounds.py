@@ -116,8 +116,8 @@ def _named(pair: Pair, name: str, num_particles: int, free_bits: float | None, b
         return pair.elbo(num_particles)
     structure = pair.structure
     if name != "importance" and structure.sums:
-        which = next(iter(structure.enumerated), "of the guide")
-        raise InputError(f"elbo={name!r}: a discrete latent, {which!r}, is summed out; 'sampled' and 'importance' can")
+        which = next(map(repr, structure.enumerated), "one of the guide's")
+        raise InputError(f"elbo={name!r}: a discrete latent, {which}, is summed out, which 'sampled' can")
     wrap = Detaching() if name == "score-function" else contextlib.nullcontext()
     guide, model = _on_some_rows(pair, batch_size, lambda data: _sites(pair, wrap, data))
     if name == "score-function":
