@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pplgen.batches import batching
+from pplgen.batches import Augment, batching
 from pplgen.checkpoint import Checkpoint, identity
 from pplgen.engine import Engine
 from pplgen.graph import Graph, buffers_of, tensors_of, trace
@@ -46,6 +47,8 @@ def train_together(
     elbo: ELBO | None,
     compiler: str,
     report: Report | None,
+    warm_up: int = 0,
+    augment: Augment | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
@@ -56,7 +59,7 @@ def train_together(
     ----------
     pairs, seeds
         Restarts and the seeds that they were made with.
-    steps, optimiser, batch_size, elbo
+    steps, optimiser, batch_size, elbo, warm_up, augment
         As for ``train``.
     compiler
         ``"inductor"`` to compile at once, ``"graph"`` never, ``"auto"`` once it repays.
@@ -79,12 +82,16 @@ def train_together(
     """
     first, seed = pairs[0], seeds[0]
     with first.isolated():
-        batches, scale = batching(first, batch_size, seed=seed)
-        graph = trace(first, elbo or first.elbo(), next(batches), scale)
+        batches, scale = batching(first, batch_size, seed=seed, augment=augment)
+        with _warmed_by_half(first) if warm_up else contextlib.nullcontext():
+            graph = trace(first, elbo or first.elbo(), next(batches), scale)
     vectors, buffers = _stacked(pairs, graph)
     now = Standing.start(vectors, optimiser.learning_rate)
-    data = tensors_of(first.data) if scale is None else map(tensors_of, batches)
-    engine = Engine(graph, now.state, data, clip=optimiser.clip, decay=optimiser.decay, buffers=buffers)
+    same = scale is None and augment is None
+    data = tensors_of(first.data) if same else map(tensors_of, batches)
+    rising = (next(i for i, own in enumerate(graph.buffers) if own is first.kl_weight), warm_up) if warm_up else None
+    adam: dict[str, Any] = {"clip": optimiser.clip, "decay": optimiser.decay}
+    engine = Engine(graph, now.state, data, **adam, buffers=buffers, warm_up=rising)
 
     def compiled() -> str:
         with seeded(seed):  # leaves the generator where it was
@@ -94,14 +101,17 @@ def train_together(
 
     def continue_batches() -> None:
         """Let the next batch be that of the next step, whatever tracing and compiling took."""
-        if scale is not None:
-            engine.data = map(tensors_of, batching(first, batch_size, seed=seed, skip=now.taken)[0])
+        if not same:
+            rest, _ = batching(first, batch_size, seed=seed, skip=now.taken, augment=augment)
+            engine.data = map(tensors_of, rest)
 
     kept = None
     if checkpoint is not None:
         options = {"seeds": seeds, "batch_size": batch_size, "optimiser": asdict(optimiser)}
         computed = {"graph": graph.module.code, "rows": first.num_rows, "version": version("pplgen")}
         computed["stream"] = first.fingerprint
+        if warm_up or augment:
+            computed |= {"warm_up": warm_up, "augment": getattr(augment, "__qualname__", repr(augment))}
         constants = [value for value in vars(graph.module).values() if isinstance(value, Tensor)]
         start = [vectors, *graph.buffers, *graph.module.buffers(), *constants, *tensors_of(first.data)]
         kept = Checkpoint(checkpoint, identity(options | computed, start), vectors.device)
@@ -112,7 +122,8 @@ def train_together(
     began, started, interrupted = now.taken, time.perf_counter(), False
     try:
         while now.taken < steps and now.running:
-            now.advance(*engine.run(now.state, now.rates, min(WINDOW, steps - now.taken)))
+            judge = now.taken >= warm_up
+            now.advance(*engine.run(now.state, now.rates, min(WINDOW, steps - now.taken)), judge=judge)
             elapsed, done = time.perf_counter() - started, now.taken - began
             if report:
                 report(now.taken, now.best_mean, done / elapsed, path)
@@ -132,6 +143,17 @@ def train_together(
         kept.save(*now.frozen())
     now.stop(StopReason.INTERRUPTED if interrupted else StopReason.STEPS)
     return _ended(pairs, seeds, graph, now, _final_values(engine, now)), path
+
+
+@contextlib.contextmanager
+def _warmed_by_half(pair: Pair) -> Iterator[None]:
+    """Trace and prove a graph where the weight of the codes' terms can be seen."""
+    assert pair.kl_weight is not None, "only a pair with such a weight is warmed up"
+    pair.kl_weight.fill_(0.5)
+    try:
+        yield
+    finally:
+        pair.kl_weight.fill_(1.0)
 
 
 def _ended(

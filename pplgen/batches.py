@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.pair import Pair, rows_of
 from pplgen.row_facts import RowScale
 from pplgen.streams import generator_at
 
-__all__ = ["batching"]
+__all__ = ["Augment", "batching"]
+
+Augment = Callable[[Tensor], Tensor]
+"""Changes a batch of rows at random, each time anew."""
 
 
 def batching(
-    pair: Pair, batch_size: int | None, *, seed: int, skip: int = 0
+    pair: Pair, batch_size: int | None, *, seed: int, skip: int = 0, augment: Augment | None = None
 ) -> tuple[Iterator[tuple[Any, ...]], RowScale | None]:
     """Return an endless iterator over arguments, and the handler that scales a batch to all rows where it has fewer.
 
@@ -31,12 +35,22 @@ def batching(
         Decides the order of the rows; generators of random numbers are left alone.
     skip
         Continue as after so many steps.
+    augment
+        Applied to the rows of each step.
 
     Raises
     ------
     InputError
         Where the batch size does not suit the rows, or the model has no plate over all of them.
     """
+    batches, scale = _plain(pair, batch_size, seed, skip)
+    return batches if augment is None else _augmented(pair, batches, augment, seed, skip), scale
+
+
+def _plain(
+    pair: Pair, batch_size: int | None, seed: int, skip: int
+) -> tuple[Iterator[tuple[Any, ...]], RowScale | None]:
+    """Return batches of rows as they are, and their scale."""
     num_rows = pair.num_rows
     if pair.source is None and batch_size in (None, num_rows):
         return iter(lambda: pair.data, None), None
@@ -65,3 +79,30 @@ def _shuffled(pair: Pair, batch_size: int, seed: int, skip: int) -> Iterator[tup
             chosen = order[start : start + batch_size]
             yield tuple(rows_of(value, chosen, num_rows) for value in pair.data)
         skip = 0
+
+
+def _augmented(
+    pair: Pair, batches: Iterator[tuple[Any, ...]], augment: Augment, seed: int, skip: int
+) -> Iterator[tuple[Any, ...]]:
+    """Change the rows of each step, with random numbers that depend on nothing but the seed and the step."""
+    for step, (rows, *others) in zip(count(skip), batches, strict=False):
+        with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
+            torch.manual_seed(int(generator_at(seed, step, 0).integers(2**63)))
+            changed: Any = augment(rows)
+        if not isinstance(changed, Tensor) or (changed.shape, changed.dtype) != (rows.shape, rows.dtype):
+            found = f"{tuple(changed.shape)} of {changed.dtype}" if isinstance(changed, Tensor) else repr(changed)
+            raise InputError(f"augment: it returned {found}; expected {tuple(rows.shape)} of {rows.dtype}")
+        if step == skip:
+            _check_changed(pair, rows, changed)
+        yield (changed, *others)
+
+
+def _check_changed(pair: Pair, rows: Tensor, changed: Tensor) -> None:
+    """Refuse changed rows that the pair would have refused, had they been given so."""
+    if bool((changed.isnan() & ~rows.isnan()).any()):
+        raise InputError("augment: it returned missing entries where none were; expected numbers")
+    if pair.story is not None:
+        try:
+            pair.story.check_data(changed)
+        except InputError as error:
+            raise InputError(f"augment: {error}") from None

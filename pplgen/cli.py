@@ -228,6 +228,13 @@ def _shared(
         int | None, typer.Option(help="Rows per step.  [default: all or, of very many, some]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.  [default: cpu]")] = None,
+    elbo: Annotated[
+        str | None, typer.Option(help="sampled, analytic, score-function or importance.  [default: sampled]")
+    ] = None,
+    num_particles: Annotated[int, typer.Option("--particles", help="Draws of the guide in each step.")] = 1,
+    free_bits: Annotated[float | None, typer.Option(help="Nats that an entry of a code may cost for nothing.")] = None,
+    warm_up: Annotated[int, typer.Option(help="Steps over which the codes' terms come to count.")] = 0,
+    augment: Annotated[str | None, typer.Option(help="bernoulli: draw pixels anew from grey values.")] = None,
     compile: Annotated[  # noqa: A002
         str,
         typer.Option(help="auto, inductor, graph or off: compile when it repays, at once, never, or run plain Pyro."),

@@ -73,6 +73,8 @@ class Engine:
         The pair's buffers, where each vector has its own: shape ``(R, ...)`` each. ``None`` for the graph's.
     own_data
         Whether each vector has data of its own: every tensor of ``data`` of shape ``(R, ...)``.
+    warm_up
+        Which of the buffers rises to one, and over how many steps.
     """
 
     def __init__(
@@ -85,8 +87,9 @@ class Engine:
         decay: float = 1.0,
         buffers: tuple[Tensor, ...] | None = None,
         own_data: bool = False,
+        warm_up: tuple[int, int] | None = None,
     ) -> None:
-        self.graph, self.data, self.clip, self.decay = graph, data, clip, decay
+        self.graph, self.data, self.clip, self.decay, self.warm_up = graph, data, clip, decay, warm_up
         self._own_data, self._own_buffers = own_data, buffers is not None
         self._buffers = graph.buffers if buffers is None else buffers
         self.num_traces = 0
@@ -131,6 +134,8 @@ class Engine:
     def evaluate(self, vectors: Tensor, num_times: int) -> Tensor:
         """Return the losses at parameter vectors, evaluated several times, in nats, shape ``(num_times, R)``."""
         state, rates = State.start(vectors.clone()), vectors.new_zeros((len(vectors), 1))
+        if self.warm_up:
+            state = state._replace(taken=state.taken + self.warm_up[1])
         if self._block is not self._single:
             return self.run(state, rates, num_times)[1]
         losses_alone = last_output(self._single.call)
@@ -152,6 +157,8 @@ class Engine:
         traced = self._traced(num_steps)
         # away from where it stands: near an optimum the first step of Adam is the sign of a gradient of rounding errors
         away = self._example._replace(vectors=self._example.vectors + 0.1 * torch.randn_like(self._example.vectors))
+        if self.warm_up:
+            away = away._replace(taken=away.taken + self.warm_up[1] // 2)
         arguments = (*away, *self._inputs(rates, num_steps))
         try:
             together = compile_graph(traced.call, arguments)
@@ -202,6 +209,10 @@ class Engine:
         self, state: State, rates: Tensor, buffers: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[State, Tensor]:
         """Evaluate every vector and move it by Adam (Kingma and Ba 2015)."""
+        if self.warm_up:
+            which, over = self.warm_up
+            weight = ((state.taken + 1) / over).clamp(max=1).to(buffers[which].dtype).expand_as(buffers[which])
+            buffers = [*buffers[:which], weight, *buffers[which + 1 :]]
         if len(state.vectors) == 1 and not (self._own_data or self._own_buffers):
             loss, gradient = self.graph.loss_and_gradient(state.vectors[0], *buffers, *tensors)
             losses, gradients = loss[None], gradient[None]

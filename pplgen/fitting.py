@@ -13,6 +13,8 @@ from pyro.infer import ELBO
 
 from pplgen.arguments import Facts, bare_arguments, bare_facts, check_device, surveyed, training_rows
 from pplgen.batched import train_together
+from pplgen.batches import Augment
+from pplgen.bounds import augmentation, bound_of, check_warm_up
 from pplgen.data import Table
 from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
@@ -55,7 +57,11 @@ def fit(
     restarts: int = 1,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
-    elbo: ELBO | None = None,
+    elbo: str | ELBO | None = None,
+    num_particles: int = 1,
+    free_bits: float | None = None,
+    warm_up: int = 0,
+    augment: str | Augment | None = None,
     compile: Literal["auto", "inductor", "graph", "off"] = "auto",  # noqa: A002
     checkpoint: str | Path | None = None,
     progress: bool | ProgressCallback = True,
@@ -100,7 +106,21 @@ def fit(
     device
         Where to compute, such as ``"cuda"``. ``None``: the CPU for a story, where the data are for a bare pair.
     elbo
-        Pyro's bound. ``None``: ``TraceEnum_ELBO`` where discrete latents are summed out, else ``Trace_ELBO``.
+        ``"sampled"``: ``TraceEnum_ELBO`` where discrete latents are summed out, else ``Trace_ELBO``, and so for
+        ``None``. ``"analytic"``: divergences in closed form where there is one, ``TraceMeanField_ELBO``.
+        ``"score-function"``: the sampled one, its gradients not through the draws. ``"importance"``: the
+        importance-weighted bound of each row. Or a bound of Pyro's.
+    num_particles
+        Draws of the guide in each step: L of the first three, K of the last.
+    free_bits
+        Nats that each entry of a row's latents may diverge from the prior for nothing, on average over the rows of a
+        step; with ``elbo="analytic"``. The ELBO is then that with this allowance, which is lower.
+    warm_up
+        Steps over which the weight of a ``LatentStory``'s codes rises from 0 to 1, linearly. No plateau is looked for
+        before, and the final ELBO has the whole weight.
+    augment
+        Function applied to the rows of every step, at random by torch's generators; or ``"bernoulli"``, which draws
+        pixels anew from grey values. The final ELBO is that of such rows; what comes after sees the rows as given.
     compile
         ``"graph"``: the pair is traced once into a graph of tensor operations, and all restarts run as one program.
         ``"inductor"``: that program is compiled, which takes from seconds to a minute. ``"auto"``: each where the run
@@ -142,7 +162,8 @@ def fit(
     if batch_size is None:
         batch_size = _rows_per_step(model, data, prepared.table)
     optimiser = Adam(learning_rate, clip, decay)
-    options = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "elbo": elbo}
+    options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "warm_up": warm_up}
+    options["augment"] = augmentation(augment)
     pairs: list[Pair] = []
     failures: list[InputError] = []
     with reporting(progress) as callback:
@@ -150,6 +171,8 @@ def fit(
             for restart_seed in restart_seeds:
                 with seeded(restart_seed):
                     pairs.append(prepared.start())
+            check_warm_up(pairs[0], warm_up, steps)
+            options["elbo"] = bound_of(pairs[0], elbo, num_particles, free_bits, batch_size)
             keep = None if checkpoint is None else Path(checkpoint)
             results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
         except KeyboardInterrupt:

@@ -184,13 +184,25 @@ class Pair:
                 self._borrowed = {parameter: parameter.detach().clone() for parameter in lent}
                 overwrite(lent)
 
-    def elbo(self) -> ELBO:
-        """Return the bound that suits the pair: discrete latents summed out where there are any."""
+    def elbo(self, num_particles: int = 1) -> ELBO:
+        """Return the bound that suits the pair: discrete latents summed out where there are any.
+
+        Draws of the guide, ``num_particles`` of them, are side by side.
+        """
         if self.weights is not None and self.structure.sums:
-            return WeightedEnum_ELBO(self.structure)
-        if self.structure.sums:
-            return TraceEnum_ELBO(max_plate_nesting=self.structure.plate_depth)
-        return Trace_ELBO(max_plate_nesting=self.structure.plate_depth)
+            return WeightedEnum_ELBO(self.structure, num_particles)
+        kind = TraceEnum_ELBO if self.structure.sums else Trace_ELBO
+        return kind(
+            num_particles=num_particles,
+            vectorize_particles=num_particles > 1,
+            max_plate_nesting=self.structure.plate_depth,
+        )
+
+    @property
+    def kl_weight(self) -> Tensor | None:
+        """The buffer of the story that weighs the terms of its codes, ``None`` where it has none."""
+        held = getattr(self.story, "kl_weight", None)
+        return held if isinstance(held, Tensor) else None
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copy the unconstrained parameters by name, on their device; call it inside ``isolated``."""

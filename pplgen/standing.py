@@ -61,8 +61,11 @@ class Standing:
         for lane in self.lanes:
             lane.stop = lane.stop or reason
 
-    def advance(self, state: State, losses: Tensor) -> None:
-        """Take a window's losses, ``(num_steps, R)``: keep good states, cut rates at plateaus, stop what is done."""
+    def advance(self, state: State, losses: Tensor, *, judge: bool = True) -> None:
+        """Take a window's losses, ``(num_steps, R)``: keep good states, cut rates at plateaus, stop what is done.
+
+        Windows of a bound that is being warmed up are not to be judged.
+        """
         self.state = state
         self.taken += len(losses)
         elbos = (-losses).cpu().numpy()
@@ -77,7 +80,7 @@ class Standing:
                 continue
             lane.history.extend(window.tolist())
             self.good[index] = state.vectors[index]
-            if len(window) == WINDOW and lane.watch.plateau(window.tolist()):
+            if judge and len(window) == WINDOW and lane.watch.plateau(window.tolist()):
                 self.rates[index] *= DECAY
                 if lane.watch.plateaus == PLATEAUS:
                     lane.stop = StopReason.CONVERGED

@@ -17,7 +17,7 @@ from pyro.infer import ELBO, SVI
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
-from pplgen.batches import batching
+from pplgen.batches import Augment, batching
 from pplgen.errors import InputError
 from pplgen.pair import Pair
 
@@ -110,6 +110,8 @@ def train(
     optimiser: Adam,
     batch_size: int | None = None,
     elbo: ELBO | None = None,
+    warm_up: int = 0,
+    augment: Augment | None = None,
     report: Callable[[int, float, float], None] | None = None,
 ) -> Training:
     """Maximise the pair's ELBO with Adam, inside ``pair.isolated``; the pair is left at its last good parameters.
@@ -131,6 +133,10 @@ def train(
         Rows per step, drawn without replacement in each pass over the data; ``None`` for all.
     elbo
         The bound; ``pair.elbo()`` where ``None``.
+    warm_up
+        Steps over which the weight of the codes' terms rises to one, a pair's ``kl_weight``; nothing is judged before.
+    augment
+        Applied to the rows of each step.
     report
         Called with step, smoothed ELBO and steps per second.
 
@@ -143,7 +149,7 @@ def train(
     """
     schedule = optimiser.for_pyro()
     svi = SVI(pair.model, pair.guide, schedule, elbo or pair.elbo())
-    batches, scale = batching(pair, batch_size, seed=seed)
+    batches, scale = batching(pair, batch_size, seed=seed, augment=augment)
     history: list[float] = []
     watch = PlateauWatch()
     good: dict[str, Tensor] | None = None
@@ -152,6 +158,8 @@ def train(
     with scale or contextlib.nullcontext():
         try:
             for step in range(1, steps + 1):
+                if warm_up and pair.kl_weight is not None:
+                    pair.kl_weight.fill_(min(1.0, step / warm_up))
                 value = _step(svi, next(batches), validate=step == 1)
                 if not math.isfinite(value):
                     stop = StopReason.NOT_FINITE
@@ -164,7 +172,7 @@ def train(
                         stop = StopReason.NOT_FINITE
                         break
                     good = current
-                    if watch.plateau(history[-WINDOW:]):
+                    if step - WINDOW >= warm_up and watch.plateau(history[-WINDOW:]):
                         if watch.plateaus == PLATEAUS:
                             stop = StopReason.CONVERGED
                             break
@@ -173,6 +181,9 @@ def train(
             if not history:
                 raise
             stop = StopReason.INTERRUPTED
+        finally:
+            if warm_up and pair.kl_weight is not None:
+                pair.kl_weight.fill_(1.0)
         if stop is StopReason.NOT_FINITE or not _is_finite(pair.snapshot()):
             stop = StopReason.NOT_FINITE
             if good is None:
