@@ -79,9 +79,24 @@ class Codes(nn.Module):
             "lognormal": lambda: dist.LogNormal(a, b),
             "gamma": lambda: dist.Gamma(softplus(a) + 0.1, b),
             "beta": lambda: dist.Beta(softplus(a) + 0.1, b + 0.1),
-            "kumaraswamy": lambda: dist.Kumaraswamy(softplus(a) + 0.1, b + 0.1),
+            "kumaraswamy": lambda: _kumaraswamy(a, b),
         }
         return families[kind]().to_event(1)
+
+
+def _kumaraswamy(a: Tensor, b: Tensor) -> Any:
+    """Return Kumaraswamy's distribution by its inverse CDF, its last hundred-thousandths cut off.
+
+    So neither draws nor their uniform origins round to 0 or 1 in single precision, where densities are infinite.
+    """
+    a, b = softplus(a).clamp_max(50.0) + 0.5, b.clamp_max(50.0) + 0.5
+    uniform = dist.Uniform(torch.full_like(a, 1e-5), torch.full_like(a, 1 - 1e-5))
+    steps = [
+        transforms.PowerTransform(1 / b),
+        transforms.AffineTransform(torch.ones_like(a), -torch.ones_like(a)),
+        transforms.PowerTransform(1 / a),
+    ]
+    return dist.TransformedDistribution(uniform, steps)
 
 
 def natural_prior(kind: str, like: Tensor) -> Any:

@@ -86,7 +86,7 @@ def train_together(
         with _warmed_by_half(first) if warm_up else contextlib.nullcontext():
             graph = trace(first, elbo or first.elbo(), next(batches), scale)
     vectors, buffers = _stacked(pairs, graph)
-    now = Standing.start(vectors, optimiser.learning_rate)
+    now = Standing.start(vectors, optimiser)
     same = scale is None and augment is None
     data = tensors_of(first.data) if same else map(tensors_of, batches)
     rising = (next(i for i, own in enumerate(graph.buffers) if own is first.kl_weight), warm_up) if warm_up else None

@@ -16,24 +16,20 @@ from pplgen.batched import train_together
 from pplgen.batches import Augment
 from pplgen.bounds import augmentation, bound_of, check_warm_up
 from pplgen.data import Table
+from pplgen.defaults import rows_per_step, steps_judged
 from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
-from pplgen.latent import LatentStory
 from pplgen.pair import Pair
 from pplgen.story import Story, check_count, check_positive
 from pplgen.streams import RowStream
 from pplgen.terminal import ProgressCallback, reporting
 from pplgen.tracing import NotTraceable
-from pplgen.training import Adam, Progress, StopReason, Training, train
+from pplgen.training import WINDOW, Adam, Progress, StopReason, Training, train
 
 __all__ = ["fit"]
 
 _COMPILERS = ("auto", "inductor", "graph", "off")
-STREAMED_ROWS = 10_000
-"""Rows per step of a stream, by default."""
-CODED_ROWS, MANY_ROWS = 500, 10_000
-"""Rows per step, by default, of a story with codes, whose every row passes two networks; and from how many rows on."""
 REPAYS_TRACING = 100
 """Steps, of all restarts, from which on tracing costs less than it saves."""
 _NOTHING_FINITE = (
@@ -54,6 +50,7 @@ def fit(
     learning_rate: float = 0.02,
     clip: float | None = None,
     decay: float = 1.0,
+    patience: int | None = None,
     restarts: int = 1,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
@@ -98,6 +95,9 @@ def fit(
         Largest absolute value of an entry of the gradient, as in Pyro's ``ClippedAdam``; ``None`` for any.
     decay
         Factor of the learning rate at each step, ``ClippedAdam``'s ``lrd``; at most one.
+    patience
+        Steps over which the ELBO is averaged before its trend is judged, 100 at least. ``None``: 100; for minibatches
+        of a ``LatentStory`` a pass over the rows, for its networks go on learning where single steps no longer tell.
     restarts
         Independent runs, of which the one with the best final ELBO is kept.
     batch_size
@@ -159,9 +159,11 @@ def fit(
         )
     restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()
     prepared = _prepared(model, guide, data, labels, weights, seed, target)
+    num_rows = len(prepared.table or data) if isinstance(model, Story) else 0
     if batch_size is None:
-        batch_size = _rows_per_step(model, data, prepared.table)
-    optimiser = Adam(learning_rate, clip, decay)
+        batch_size = rows_per_step(model, num_rows, streamed=isinstance(data, RowStream))
+    patience = steps_judged(model, num_rows, batch_size) if patience is None else patience
+    optimiser = Adam(learning_rate, clip, decay, check_count("patience", patience, minimum=WINDOW))
     options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "warm_up": warm_up}
     options["augment"] = augmentation(augment)
     pairs: list[Pair] = []
@@ -235,13 +237,6 @@ def _train(
         if results[-1] is not None and results[-1].stop is StopReason.INTERRUPTED:
             break
     return results, f"plain Pyro, for {reason}"
-
-
-def _rows_per_step(model: Any, data: Any, table: Table | None) -> int | None:
-    """Return the default batch size, ``None`` for all rows."""
-    if isinstance(data, RowStream):
-        return min(STREAMED_ROWS, len(data))
-    return CODED_ROWS if isinstance(model, LatentStory) and table and len(table) > MANY_ROWS else None
 
 
 class _Prepared(NamedTuple):

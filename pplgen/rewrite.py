@@ -33,8 +33,8 @@ def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
         merge_equal(functional)
         simple = operations_of(Simplified(functional).run, *values)
     for node in list(simple.graph.nodes):
-        if node.target in _ELEMENTWISE:
-            node.target = _ELEMENTWISE[node.target]
+        if node.target in _BATCHABLE:
+            node.target = _BATCHABLE[node.target]
         elif node.target is aten.index_put.default:
             _scatter_by_product(simple, node)
     factor_sums(simple)
@@ -190,8 +190,9 @@ def _batch_first(info: object, in_dims: tuple[int | None, ...], *arguments: Tens
     ]
 
 
-_ELEMENTWISE = {
+_BATCHABLE = {
+    aten.view.default: aten.reshape.default,
     aten._standard_gamma_grad.default: torch.ops.pplgen.standard_gamma_grad.default,
     aten._dirichlet_grad.default: torch.ops.pplgen.dirichlet_grad.default,
 }
-"""Operations without a rule for batches, and the same with one."""
+"""Operations without a rule for batches, or with one for some layouts only, and the same with one for all."""

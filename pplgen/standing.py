@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pplgen.engine import State
-from pplgen.training import DECAY, PLATEAUS, WINDOW, PlateauWatch, StopReason
+from pplgen.training import DECAY, PLATEAUS, WINDOW, Adam, PlateauWatch, StopReason
 
 __all__ = ["Lane", "Standing"]
 
@@ -20,7 +20,7 @@ __all__ = ["Lane", "Standing"]
 class Lane:
     """One restart among those that run together."""
 
-    watch: PlateauWatch = field(default_factory=PlateauWatch)
+    watch: PlateauWatch
     history: list[float] = field(default_factory=list)
     stop: StopReason | None = None
     broken: bool = False
@@ -40,10 +40,11 @@ class Standing:
     """Steps taken."""
 
     @classmethod
-    def start(cls, vectors: Tensor, learning_rate: float) -> Standing:
+    def start(cls, vectors: Tensor, optimiser: Adam) -> Standing:
         """Return where restarts stand before the first step, at parameters of shape ``(R, P)``."""
-        rates = vectors.new_full((len(vectors), 1), learning_rate)
-        return cls(State.start(vectors), rates, vectors.clone(), [Lane() for _ in vectors])
+        rates = vectors.new_full((len(vectors), 1), optimiser.learning_rate)
+        lanes = [Lane(PlateauWatch(optimiser.patience)) for _ in vectors]
+        return cls(State.start(vectors), rates, vectors.clone(), lanes)
 
     @property
     def running(self) -> bool:
@@ -94,8 +95,7 @@ class Standing:
         }
         facts = [
             {
-                "means": lane.watch.means,
-                "plateaus": lane.watch.plateaus,
+                "watch": vars(lane.watch),
                 "stop": lane.stop.name if lane.stop else None,
                 "broken": lane.broken,
             }
@@ -109,8 +109,7 @@ class Standing:
         lanes = []
         for index, lane in enumerate(facts["lanes"]):
             stop = None if lane["stop"] is None else StopReason[lane["stop"]]
-            watch = PlateauWatch(lane["means"], lane["plateaus"])
-            lanes.append(Lane(watch, tensors[f"history{index}"].tolist(), stop, lane["broken"]))
+            lanes.append(Lane(PlateauWatch(**lane["watch"]), tensors[f"history{index}"].tolist(), stop, lane["broken"]))
         moved = {name: value.to(device) for name, value in tensors.items()}
         state = State(*(moved[name] for name in State._fields))
         return cls(state, moved["rates"], moved["good"], lanes, facts["taken"])

@@ -91,6 +91,8 @@ class Adam:
     """Largest absolute value of an entry of the gradient; ``None`` for any."""
     decay: float = 1.0
     """Factor of the learning rate at each step."""
+    patience: int = WINDOW
+    """Steps over which the ELBO is averaged before its trend is judged."""
 
     def for_pyro(self) -> Any:
         """Return Pyro's optimiser; each ``step()`` of it is a cut at a plateau."""
@@ -151,7 +153,7 @@ def train(
     svi = SVI(pair.model, pair.guide, schedule, elbo or pair.elbo())
     batches, scale = batching(pair, batch_size, seed=seed, augment=augment)
     history: list[float] = []
-    watch = PlateauWatch()
+    watch = PlateauWatch(optimiser.patience)
     good: dict[str, Tensor] | None = None
     stop = StopReason.STEPS
     started = time.perf_counter()
@@ -201,11 +203,17 @@ def train(
 class PlateauWatch:
     """Counts plateaus of a noisy ELBO, window by window."""
 
-    def __init__(self, means: Sequence[float] = (), plateaus: int = 0) -> None:
-        self.means, self.plateaus = list(means), plateaus
+    def __init__(
+        self, patience: int = WINDOW, means: Sequence[float] = (), plateaus: int = 0, pending: Sequence[float] = ()
+    ) -> None:
+        self.patience, self.means, self.plateaus, self.pending = patience, list(means), plateaus, list(pending)
 
     def plateau(self, window: list[float]) -> bool:
         """Take a window's ELBOs; return whether a plateau is reached, and start to look for the next one."""
+        window = self.pending + window
+        self.pending = window if len(window) < self.patience else []
+        if self.pending:
+            return False
         self.means.append(float(np.mean(window)))
         if len(self.means) < PATIENCE:
             return False

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import nn
 
 import pplgen
-from pplgen import fitting
+from pplgen import defaults
 from pplgen.errors import InputError
 from pplgen.training import Progress, StopReason
 
@@ -205,8 +205,8 @@ def test_bad_options(options, sentence):
 
 
 def test_many_rows_with_codes_come_in_batches(monkeypatch):
-    monkeypatch.setattr(fitting, "MANY_ROWS", 30)
-    monkeypatch.setattr(fitting, "CODED_ROWS", 10)
+    monkeypatch.setattr(defaults, "MANY_ROWS", 30)
+    monkeypatch.setattr(defaults, "CODED_ROWS", 10)
     seen = []
     for rows in (30, 31):
         pplgen.fit(VAE(4, 1, hidden=()), torch.rand(rows, 4), steps=2, progress=seen.append)

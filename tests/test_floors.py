@@ -42,6 +42,7 @@ FLOORS = {
     "mapped": 2,
     "graph": 2,
     "batches": 2,
+    "defaults": 3,
     "bounds": 2,
     "checkpoint": 1,
     "training": 2,
