@@ -1,12 +1,13 @@
 r"""Codes that have a class beside them: one distribution of both, and a network that reads both.
 
-A code and its class are written as one vector, the k entries of z and then C indicators of y. Entries between 0 and 1 are
-probabilities of classes, as in a mean.
+A code and its class are written as one vector, the k entries of z and then C indicators of y; these are probabilities
+in a mean.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,36 @@ import torch
 from pplgen.models._networks import ACTIVATIONS, EncoderNetwork
 from torch import Tensor, nn
 
+from pplgen.story import DataWarning, InputError, check_per_feature
+
 CERTAIN = 1e4
 """Logit of a class that is known; finite, so that the impossible ones count nothing rather than NaN."""
+
+
+def check_classes(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels of no class; -1 is unknown."""
+    wrong = (labels >= num_classes).nonzero()
+    if len(wrong):
+        row, expected = int(wrong[0]), f"expected 0 to {num_classes - 1}, or nothing"
+        raise InputError(f"labels, row {row + 1}: {labels[row].item()}: {expected}")
+
+
+def warn_of_unknown(labels: Tensor, num_classes: int) -> None:
+    """Warn of classes of which no row is known, where others are."""
+    without = sorted(set(range(num_classes)) - set(labels.tolist()))
+    if without and (labels >= 0).any():
+        named = ", ".join(map(str, without))
+        warnings.warn(
+            f"labels: no row is known to be of class {named}; which rows are is left open", DataWarning, stacklevel=2
+        )
+
+
+def check_shares(given: Sequence[float] | None, num_classes: int) -> list[float] | None:
+    """Return probabilities of all classes, or raise ``InputError``."""
+    shares = check_per_feature("probabilities", given, num_classes, positive=True)
+    if shares is not None and abs(sum(shares) - 1) > 1e-6:
+        raise InputError(f"probabilities={given!r}: expected numbers that sum to one")
+    return shares
 
 
 def pinned(classes: Any, labels: Tensor | None) -> Any:

@@ -2,27 +2,26 @@ r"""Semi-supervised variational autoencoder (M2).
 
 The story, for rows x_i of D features with a class y_i of C and a code z_i of k entries::
 
-    y_i         ~ Categorical(pi)
-    z_i         ~ Normal(0, I)
+    y_i             ~ Categorical(pi)
+    z_i             ~ Normal(0, I)
     x_ij | y_i, z_i ~ Bernoulli, ContinuousBernoulli, Normal or Categorical, with the outputs decoder(z_i, y_i)_j
 
-The guide classifies and then encodes, ``q(y_i | x_i) = Categorical(classifier(x_i))`` and
-``q(z_i | x_i, y_i) = family(encoder(x_i, y_i))``. With ``L(x, y) = E_q(z | x, y)[log p(x, y, z) - log q(z | x, y)]``, the
-bound of a row whose class is known is L(x_i, y_i), and that of another sums the class out, exactly::
+The guide classifies and then encodes: ``q(y_i | x_i) = Categorical(classifier(x_i))`` and
+``q(z_i | x_i, y_i) = family(encoder(x_i, y_i))``. The bound of a row whose class is known is L(x_i, y_i); that of
+another, U(x_i), sums the class out exactly::
 
-    U(x_i) = sum_y q(y | x_i) (L(x_i, y) - log q(y | x_i))
+    L(x, y) = E_q(z | x, y)[log p(x, y, z) - log q(z | x, y)]
+    U(x)    = sum_y q(y | x) (L(x, y) - log q(y | x))
 
-A known class would teach the classifier nothing, so what is maximised, and what ``Fit.elbo`` estimates, is::
+A known class teaches the classifier nothing so, and what is maximised, and ``Fit.elbo`` estimates, has a further term::
 
     J = sum_known L(x_i, y_i) + sum_unknown U(x_i) + a N / N_known sum_known log q(y_i | x_i)
 
-with a = ``classification`` and N rows, N_known of them with labels (eq. 6 to 9 of the reference). The last sum is not
-positive, so J remains a bound. In minibatches, rows with labels and rows without are drawn each on their own and scaled to
-all of their kind, which leaves J unbiased and lets a few labels among many rows be seen at every step.
-
-Known classes are given as ``labels`` of ``pplgen.fit``, -1 or None where unknown. Without any the story is a mixture, and its
-classes are clusters of no particular order. ``prior``, ``decode`` and ``encode`` take a code for z and y together: k entries
-and then C indicators, or probabilities, of the class.
+with a = ``classification`` and N rows, N_known of them with labels (eq. 6 to 9 of the reference). It is not positive,
+so J remains a bound. In minibatches, rows with labels and rows without are drawn each on their own and scaled to all of
+their kind: J is unbiased, and a few labels among many rows are seen at every step. Labels, -1 or None where unknown,
+are given to ``pplgen.fit``; without any, classes are clusters of no particular order. ``prior``, ``decode`` and
+``encode`` take a code for z and y together: k entries, and then C indicators, or probabilities, of the class.
 
 References
 ----------
@@ -31,14 +30,20 @@ Kingma, Rezende, Mohamed and Welling (2014), Semi-supervised learning with deep 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._classes import ClassEncoderNetwork, CodeAndClass, pinned
+from pplgen.models._classes import (
+    ClassEncoderNetwork,
+    CodeAndClass,
+    check_classes,
+    check_shares,
+    pinned,
+    warn_of_unknown,
+)
 from pplgen.models._codes import GUIDES, CodePrior, Codes
 from pplgen.models._likelihoods import KINDS, NOISES, likelihood_of
 from pplgen.models._missing import WhereSeen
@@ -48,7 +53,7 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from pplgen.latent import LatentStory
-from pplgen.story import DataWarning, InputError, check_choice, check_count, check_per_feature, check_positive
+from pplgen.story import check_choice, check_count, check_positive
 
 
 class SemiSupervisedVAE(LatentStory):
@@ -115,7 +120,7 @@ class SemiSupervisedVAE(LatentStory):
             num_values=check_count("num_values", num_values, minimum=2),
             guide=check_choice("guide", guide, GUIDES),
             classification=check_positive("classification", classification),
-            probabilities=_shares(probabilities, C),
+            probabilities=check_shares(probabilities, C),
         )
         self.C = C
         self.seen = likelihood_of(likelihood, num_features, noise, num_values)
@@ -159,8 +164,7 @@ class SemiSupervisedVAE(LatentStory):
     @pyro_method
     def prior(self) -> CodeAndClass:
         """Return the distribution of a code and its class."""
-        codes = self._codes_before()
-        return CodeAndClass(dist.Categorical(self.pi), codes.expand((self.C,)))
+        return CodeAndClass(dist.Categorical(self.pi), self._codes_before().expand((self.C,)))
 
     @pyro_method
     def decode(self, z: Tensor) -> WhereSeen:
@@ -194,15 +198,8 @@ class SemiSupervisedVAE(LatentStory):
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse labels of no class, and warn of classes of which no row is known."""
-        wrong = (labels >= self.C).nonzero()
-        if len(wrong):
-            row = int(wrong[0])
-            expected = f"expected 0 to {self.C - 1}, or nothing"
-            raise InputError(f"labels, row {row + 1}: {labels[row].item()}: {expected}")
-        without = sorted(set(range(self.C)) - set(labels.tolist()))
-        if without and (labels >= 0).any():
-            message = f"labels: no row is known to be of class {', '.join(map(str, without))}; which rows are is left open"
-            warnings.warn(message, DataWarning, stacklevel=2)
+        check_classes(labels, self.C)
+        warn_of_unknown(labels, self.C)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
@@ -210,11 +207,3 @@ class SemiSupervisedVAE(LatentStory):
         self.decoder.begin(self.seen.begin(x, weights))
         known = 0 if labels is None else int((labels >= 0).sum())
         self.weight.fill_(self.config["classification"] * len(x) / max(known, 1))
-
-
-def _shares(given: Sequence[float] | None, num_classes: int) -> list[float] | None:
-    """Return probabilities of all classes, or raise ``InputError``."""
-    shares = check_per_feature("probabilities", given, num_classes, positive=True)
-    if shares is not None and abs(sum(shares) - 1) > 1e-6:
-        raise InputError(f"probabilities={given!r}: expected numbers that sum to one")
-    return shares

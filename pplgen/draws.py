@@ -246,9 +246,10 @@ def _draw_rows(
 ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
     """Draw per-row latents from the guide on ``data``, with their log densities summed per row.
 
-    What it enumerates is drawn as well, and returned with the probabilities of all values, shape ``(num_rows, values)``.
+    What it enumerates is drawn as well; the probabilities of all its values are returned, shape ``(num_rows, values)``.
     """
-    log_q, probabilities = torch.zeros(()), {}
+    log_q = torch.zeros(())
+    probabilities: dict[str, Tensor] = {}
     if not names:
         return {}, log_q, probabilities
     trace = poutine.trace(poutine.condition(pair.guide, latent)).get_trace(*data)
