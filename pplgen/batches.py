@@ -19,6 +19,9 @@ __all__ = ["Augment", "batching"]
 Augment = Callable[[Tensor], Tensor]
 """Changes a batch of rows at random, each time anew."""
 
+LABELLED = 0.2
+"""Of a batch, rows with labels at least, where a story learns from these itself."""
+
 
 def batching(
     pair: Pair, batch_size: int | None, *, seed: int, skip: int = 0, augment: Augment | None = None
@@ -30,7 +33,8 @@ def batching(
     pair
         Its row plate is scaled.
     batch_size
-        Rows per step, drawn without replacement in each pass over the data; ``None`` for all.
+        Rows per step, drawn without replacement in each pass over the data; ``None`` for all. Rows with labels and
+        rows without are passed over each on its own, and scaled to all of their kind, where a story learns from labels.
     seed
         Decides the order of the rows; generators of random numbers are left alone.
     skip
@@ -62,22 +66,42 @@ def _plain(
     if batch_size is None or not 1 <= batch_size <= num_rows:
         raise InputError(f"batch_size={batch_size}: expected between 1 and the {num_rows} rows of the data")
     pair.check_amortised()
-    scale = RowScale(plate, num_rows / batch_size)
-    if pair.source is None:
-        return _shuffled(pair, batch_size, seed, skip), scale
-    device = pair.data[0].device
-    return ((batch.to(device),) for batch in pair.source.batches(batch_size, seed=seed, skip=skip)), scale
+    if pair.source is not None:
+        device = pair.data[0].device
+        batches = ((batch.to(device),) for batch in pair.source.batches(batch_size, seed=seed, skip=skip))
+        return batches, RowScale(plate, num_rows / batch_size)
+    strata = _strata(pair, batch_size)
+    scales = torch.cat([torch.full((size,), len(rows) / size) for rows, size in strata])
+    chosen = zip(*(_in_turn(rows, size, seed, skip) for rows, size in strata), strict=False)
+    batches = (tuple(rows_of(value, torch.cat(rows), num_rows) for value in pair.data) for rows in chosen)
+    even = len(strata) == 1
+    return batches, RowScale(plate, num_rows / batch_size if even else scales.to(pair.data[0]))
 
 
-def _shuffled(pair: Pair, batch_size: int, seed: int, skip: int) -> Iterator[tuple[Any, ...]]:
-    """Take batches of rows in memory, in an order of its own for each pass."""
-    num_rows = pair.num_rows
-    epoch, skip = divmod(skip, num_rows // batch_size)
+def _strata(pair: Pair, batch_size: int) -> list[tuple[Tensor, int]]:
+    """Sort the rows into those that take turns, each with how many of them a batch holds.
+
+    Where a story learns from labels itself, those who have one come first in each batch, as ``LABELLED`` of it at
+    least: a few among very many would be seen too seldom to learn from.
+    """
+    every = torch.arange(pair.num_rows)
+    if pair.labels is None or pair.story is None or not pair.story.takes_labels:
+        return [(every, batch_size)]
+    known = (pair.labels >= 0).cpu()
+    labelled, others = every[known], every[~known]
+    share = max(LABELLED, len(labelled) / len(every))
+    size = max(min(round(share * batch_size), len(labelled), batch_size - 1), batch_size - len(others))
+    strata = [(labelled, size), (others, batch_size - size)]
+    return strata if len(labelled) and len(others) and size and size < batch_size else [(every, batch_size)]
+
+
+def _in_turn(rows: Tensor, size: int, seed: int, skip: int) -> Iterator[Tensor]:
+    """Take so many rows at a time, in an order of its own for each pass."""
+    epoch, skip = divmod(skip, len(rows) // size)
     for each in count(epoch):
-        order = torch.from_numpy(generator_at(seed, each).permutation(num_rows))
-        for start in range(skip * batch_size, num_rows - batch_size + 1, batch_size):
-            chosen = order[start : start + batch_size]
-            yield tuple(rows_of(value, chosen, num_rows) for value in pair.data)
+        order = rows[torch.from_numpy(generator_at(seed, each).permutation(len(rows)))]
+        for start in range(skip * size, len(rows) - size + 1, size):
+            yield order[start : start + size]
         skip = 0
 
 

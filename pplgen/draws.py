@@ -55,7 +55,8 @@ class RowDensities:
     log_likelihood: Tensor
     """log p(x_i | theta) in nats, discrete latents summed out, shape ``(num_draws, num_rows)``."""
     probabilities: dict[str, Tensor]
-    """p(z_i = k | x_i, theta) of enumerated sites with one value to a row; their values are the last axis."""
+    """p(z_i = k | x_i, theta) of enumerated sites with one value to a row, the guide's own of those that the guide
+    enumerates; their values are the last axis."""
     drawn: dict[str, Tensor]
     """Per-row latents drawn here from the guide, shape ``(num_draws, num_rows, ...)`` each."""
 
@@ -76,11 +77,15 @@ def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, without: 
         if not scored:
             model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
             return _values(model_trace, names), torch.zeros(()), torch.zeros(())
-        log_q = torch.as_tensor(guide_trace.log_prob_sum())
+        for name in pair.structure.guide_enumerated:  # drawn here, and so not to be weighed by its probability
+            guide_trace.nodes[name]["infer"] = {**guide_trace.nodes[name]["infer"], "enumerate": None}
+        total = torch.as_tensor(guide_trace.log_prob_sum())
+        # without the terms of learning alone that pyro.factor adds
+        log_q = torch.as_tensor(guide_trace.log_prob_sum(lambda _, site: not site["is_observed"]))
         # one particle of the bound at these very draws is log p - log q, summed as Pyro sums it
         ratio = -torch.as_tensor(bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data))
         model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-        return _values(model_trace, names), log_q + ratio, log_q
+        return _values(model_trace, names), total + ratio, log_q
 
     sites, lp, log_q = over_draws(draw, num_draws)
     return Draws(sites, lp.cpu(), log_q.cpu())
@@ -224,7 +229,7 @@ def _score_rows(
     structure = pair.structure
     row_plate = str(structure.row_plate)
     left_out = [name for name in structure.latent if name not in latent]
-    drawn, log_q = _draw_rows(pair, latent, left_out, data)
+    drawn, log_q, probabilities = _draw_rows(pair, latent, left_out, data)
     conditioned = poutine.condition(pair.model, {**latent, **drawn})
     trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-1 - structure.plate_depth))
     model_trace = trace.get_trace(*data)
@@ -235,23 +240,26 @@ def _score_rows(
     nodes = [model_trace.nodes[name] for name in scored]
     num_rows = next(f.size for node in nodes for f in node["cond_indep_stack"] if f.name == row_plate)
     log_likelihood = sum_out(model_trace, scored, row_plate).reshape(num_rows)
-    probabilities = {}
     for name in structure.enumerated:
         if len([frame for frame in model_trace.nodes[name]["cond_indep_stack"] if frame.vectorized]) > 1:
             continue  # several to a row, and so no probabilities of one value each
         values = model_trace.nodes[name]["infer"]["_enumerate_symbol"]
         joint = sum_out(model_trace, scored, row_plate, keep=values).reshape(num_rows, -1)
         probabilities[name] = (joint - log_likelihood[:, None]).exp()
-    return log_likelihood - log_q, probabilities, drawn
+    return log_likelihood - log_q, probabilities, {n: v for n, v in drawn.items() if n not in probabilities}
 
 
 def _draw_rows(
     pair: Pair, latent: Mapping[str, Tensor], names: list[str], data: tuple[Any, ...]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Draw per-row latents from the guide on ``data``, with their log densities summed per row."""
+) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    """Draw per-row latents from the guide on ``data``, with their log densities summed per row.
+
+    What it enumerates is drawn as well; the probabilities of all its values are returned, shape ``(num_rows, values)``.
+    """
     log_q = torch.zeros(())
+    probabilities: dict[str, Tensor] = {}
     if not names:
-        return {}, log_q
+        return {}, log_q, probabilities
     trace = poutine.trace(poutine.condition(pair.guide, latent)).get_trace(*data)
     trace.compute_log_prob()
     for name in names:
@@ -261,7 +269,10 @@ def _draw_rows(
         log_prob = scale_and_mask(trace.nodes[name]["unscaled_log_prob"], mask=trace.nodes[name]["mask"])
         others = [d for d in range(-log_prob.ndim, 0) if d != dim]
         log_q = log_q + (log_prob.sum(others) if others else log_prob)
-    return {name: trace.nodes[name]["value"] for name in names}, log_q
+        if name in pair.structure.guide_enumerated and not others:
+            fn = trace.nodes[name]["fn"]
+            probabilities[name] = fn.log_prob(fn.enumerate_support()).exp().T
+    return {name: trace.nodes[name]["value"] for name in names}, log_q, probabilities
 
 
 def _values(trace: poutine.Trace, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -88,12 +88,16 @@ class LatentStory(Story):
     @pyro_method
     def complete(self, x: Tensor) -> Tensor:
         """Draw the missing entries given the others, by self-normalised importance sampling of the codes."""
-        q = self.encode(x)
+        return self._complete(x, self.encode(x))
+
+    def _complete(self, x: Tensor, q: Any) -> Tensor:
         z = q.sample(torch.Size([PROPOSALS]))
         seen: Any = self.decode(z)
         weights = self.prior().log_prob(z) + seen.log_prob(x) - q.log_prob(z)
         kept = torch.distributions.Categorical(logits=weights.movedim(0, -1)).sample()
-        return self.decode(z[kept, torch.arange(len(x), device=x.device)]).complete(x)
+        decoded: Any = self.decode(z[kept, torch.arange(len(x), device=x.device)])
+        completed: Tensor = decoded.complete(x)
+        return completed
 
     def notice(self, x: Tensor) -> None:
         """Note whether any entry is missing."""

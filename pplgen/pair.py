@@ -147,9 +147,9 @@ class Pair:
             return
         if reason := self.structure.why_no_rows():
             raise InputError(f"labels or weights: {reason}")
-        if weights is not None and self.structure.guide_enumerates:
+        if weights is not None and self.structure.guide_enumerated:
             raise InputError("weights: the guide sums out a discrete latent itself, which weights of rows cannot scale")
-        if labels is not None:
+        if labels is not None and not (self.story and self.story.takes_labels):
             with self.isolated():
                 self._labelled = labelled_site(self.model, self.structure, self.data, labels)
         self.model, self.guide = self.heeding(self.model), self.heeding(self.guide)
@@ -159,6 +159,11 @@ class Pair:
     def num_rows(self) -> int:
         """How many rows there are to learn from; zero where the data have none."""
         return len(self.source) if self.source is not None else number_of_rows(self.data) or 0
+
+    @property
+    def labels(self) -> Tensor | None:
+        """What is known of the discrete latent of rows of ``data``, -1 where nothing is; ``None`` where nothing is."""
+        return self.data[-2] if len(self.data) > self.num_arguments else None
 
     @property
     def weights(self) -> Tensor | None:

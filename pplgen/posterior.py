@@ -218,7 +218,9 @@ def _as_array(value: Tensor, group: str) -> np.ndarray:
 def _dims(pair: Pair, content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:
     """Names of axes: a story's own; for a bare pair, the rows of what it observed. ArviZ names the others."""
     if pair.story is not None:
-        return {name: list(names) for name, names in {**pair.story.dims, **FACTS}.items()}
+        dims = {name: list(names) for name, names in {**pair.story.dims, **FACTS}.items()}
+        # drawn, it has a value; elsewhere, probabilities of its values
+        return dims | {name: dims[name][:-1] for name in pair.structure.guide_enumerated if name in dims}
     rows = content.get("log_likelihood", {})
     return {name: ["row"] for name in [*rows, *FACTS]}
 

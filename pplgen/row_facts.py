@@ -97,7 +97,7 @@ class KnownRows:
     row_plate
         Plate of the rows.
     site
-        Discrete latent of single rows that labels pin; ``None`` where there are no labels.
+        Discrete latent of single rows that labels pin; ``None`` where the function takes ``labels`` itself.
     """
 
     def __init__(self, function: Callable[..., Any], num_arguments: int, row_plate: str, site: str | None) -> None:
@@ -111,7 +111,9 @@ class KnownRows:
             return self.function(*data)
         *arguments, labels, weights = data
         function = self.function
-        if labels is not None:
+        if labels is not None and self.site is None:
+            function = functools.partial(function, labels=labels)
+        elif labels is not None:
             function = _PinnedSite(str(self.site), self.row_plate, labels)(function)
         if weights is not None:
             function = RowScale(self.row_plate, weights)(function)

@@ -13,9 +13,18 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from pplgen.errors import InputError
+from pplgen.errors import DataWarning, InputError
 
-__all__ = ["InputError", "Story", "check_choice", "check_count", "check_per_feature", "check_positive", "pyro_method"]
+__all__ = [
+    "DataWarning",
+    "InputError",
+    "Story",
+    "check_choice",
+    "check_count",
+    "check_per_feature",
+    "check_positive",
+    "pyro_method",
+]
 
 
 class Story(PyroModule):
@@ -50,6 +59,11 @@ class Story(PyroModule):
 
     accepts_missing: ClassVar[bool] = False
     """Whether NaN in the data is marginalised (or masked) by ``model``."""
+
+    takes_labels: ClassVar[bool] = False
+    """Whether ``model``, ``guide`` and ``complete`` heed known labels of rows themselves, as the argument ``labels``,
+    -1 for unknown; elsewhere the toolkit pins the latent that is summed out. Minibatches then hold labelled rows and
+    others in proportions of their own."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()

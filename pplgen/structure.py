@@ -31,8 +31,8 @@ class Structure:
     """Latent sites that the guide draws, in its order."""
     enumerated: tuple[str, ...]
     """Discrete latent sites of the model that the guide leaves out; they are summed out."""
-    guide_enumerates: bool
-    """Whether the guide sums out any of its discrete sites itself."""
+    guide_enumerated: tuple[str, ...]
+    """Those discrete sites among ``latent`` that the guide sums out itself."""
     deterministic: tuple[str, ...]
     """Deterministic sites of the model, but for those of single rows that may depend on what is summed out."""
     observed: tuple[str, ...]
@@ -45,7 +45,7 @@ class Structure:
     @property
     def sums(self) -> bool:
         """Whether any discrete site, of the model or the guide, is summed out."""
-        return bool(self.enumerated) or self.guide_enumerates
+        return bool(self.enumerated or self.guide_enumerated)
 
     @property
     def shared_latent(self) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data:
         row_plate=row_plate,
         latent=latent,
         enumerated=enumerated,
-        guide_enumerates=any(guide_trace.nodes[name]["infer"].get("enumerate") for name in latent),
+        guide_enumerated=tuple(name for name in latent if guide_trace.nodes[name]["infer"].get("enumerate")),
         deterministic=tuple(name for name in deterministic if not (enumerated and name in per_row)),
         observed=observed,
         factors=tuple(name for name in given if name not in observed),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import traceenum_elbo
 from pyro.infer.util import Dice
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
@@ -90,7 +91,7 @@ def traceable() -> Iterator[None]:
     ]
     # a distribution that was made before keeps its own setting of validation
     originals.append((Distribution, "_validate_sample", Distribution._validate_sample))
-    expectation = Dice.compute_expectation
+    expectation, common_scale = Dice.compute_expectation, traceenum_elbo._get_common_scale
 
     def compute_expectation(self: Dice, costs: Any) -> Any:
         mode.in_dice = True
@@ -103,12 +104,14 @@ def traceable() -> Iterator[None]:
         for module, name, _ in originals:
             setattr(module, name, lambda value, *args, **kwargs: value)
         Dice.compute_expectation = compute_expectation
+        # compares scales by value, as it does once more where the graph is held against Pyro
+        traceenum_elbo._get_common_scale = lambda scales: scales[0]
         with mode, pyro.validation_enabled(False):
             yield
     finally:
         for module, name, original in originals:
             setattr(module, name, original)
-        Dice.compute_expectation = expectation
+        Dice.compute_expectation, traceenum_elbo._get_common_scale = expectation, common_scale
 
 
 def require_equal(what: str, ours: Tensor, theirs: Tensor, whose: str = "Pyro's") -> None:

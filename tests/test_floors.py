@@ -89,6 +89,7 @@ STORY_MAY_IMPORT = {
     "pyro",
     "torch",
     "typing",
+    "warnings",
 }
 TOOLKIT = sorted((ROOT / "pplgen").rglob("*.py"))
 COLLECTION = sorted(path for path in (ROOT / "models").glob("*.py") if path.name != "__init__.py")
