@@ -179,7 +179,7 @@ def _require_scores(guide: dict[str, Any]) -> None:
 def _require_rows(structure: Structure, guide: dict[str, Any]) -> None:
     """Refuse what cannot be weighed row by row."""
     why = structure.why_no_rows()
-    if why is None and structure.guide_enumerates:
+    if why is None and structure.guide_enumerated:
         why = "the guide sums out a discrete latent itself, which leaves no draws to weigh"
     if why is None and not structure.row_latent:
         why = "the guide draws no latents of single rows"
