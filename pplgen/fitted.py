@@ -14,12 +14,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pplgen import posterior, scores, store
+from pplgen import diagnostics, posterior, scores, store
 from pplgen.arguments import bare_arguments, new_rows
+from pplgen.codes import is_plain
 from pplgen.data import Table
+from pplgen.diagnostics import Check
 from pplgen.draws import impute_rows, sample_rows
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
+from pplgen.latent_verbs import LatentVerbs
 from pplgen.pair import Pair
 from pplgen.paths import impute_series
 from pplgen.series_verbs import SeriesVerbs
@@ -37,7 +40,7 @@ AGREEMENT = 1.0
 """Nats within which the final ELBOs of two restarts agree."""
 
 
-class Fit(SeriesVerbs):
+class Fit(SeriesVerbs, LatentVerbs):
     """A trained pair, with what can be asked of it.
 
     Attributes
@@ -182,6 +185,8 @@ class Fit(SeriesVerbs):
         """
         if self.story is not None and self.story.takes_series:
             return self.smooth(x, draws=draws, seed=seed)
+        if is_plain(self.story):
+            return self.encode(x, seed=seed)
         rows = self._rows(x)
         with self._ready(seed):
             return posterior.row_latents(self.pair, rows, check_count("draws", draws))
@@ -200,7 +205,9 @@ class Fit(SeriesVerbs):
     def impute(self, x: Any = None, *, draws: int = 100, seed: int | None = None) -> Tensor:
         """Draw the missing entries of rows given the others, shape ``(draws, num_rows, ...)``.
 
-        ``x`` as in ``log_likelihood``; entries that are not missing are repeated.
+        ``x`` as in ``log_likelihood``; entries that are not missing are repeated. With what is to be guessed set to NaN
+        the same call inpaints (the top half of pictures), denoises (the pixels that are known to be spoilt), and
+        super-resolves (all pixels but those of a coarser grid); ``latent_plots.plot_inpainting`` shows the draws.
         """
         if self.story is None:
             raise InputError("a bare pair does not say how to impute; a Story with a method 'complete' does")
@@ -209,6 +216,17 @@ class Fit(SeriesVerbs):
             if self.story.takes_series:
                 return impute_series(self.pair, rows, number).cpu()
             return impute_rows(self.story, self.pair, rows, number).cpu()
+
+    def diagnose(self, x: Any = None, *, seed: int | None = None) -> tuple[Check, ...]:
+        """Run the checks that apply, print each with its value, threshold and verdict, and return them.
+
+        ``x`` as in ``log_likelihood``: the rows that are looked at.
+        """
+        rows = self._rows(x)
+        with self._ready(seed):
+            checks = diagnostics.run_checks(self.pair, rows)
+        diagnostics.print_checks(self.name, checks)
+        return checks
 
     def save(self, directory: str | Path, *, force: bool = False) -> None:
         """Write parameters and header into ``directory``; a run that is there already stays unless ``force``."""
