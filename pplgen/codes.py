@@ -1,4 +1,4 @@
-"""Codes of rows, and what is computed through them, in blocks of rows and of draws: memory does not grow with either."""
+"""Codes of rows, and what is computed through them, in blocks of rows and draws: memory grows with neither."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from torch import Tensor
 
 from pplgen.latent import PROPOSALS, LatentStory
 
-__all__ = ["complete_rows", "decode_codes", "draw_codes", "encode_rows", "is_plain", "log_weights", "moments", "row_blocks"]
+__all__ = [
+    "complete_rows",
+    "decode_codes",
+    "draw_codes",
+    "encode_rows",
+    "is_plain",
+    "log_weights",
+    "moments",
+    "row_blocks",
+]
 
 ENTRIES = 2**19
 """Entries of rows that are decoded at once: two megabytes, which stay in a processor's cache."""
@@ -68,7 +77,7 @@ def decode_codes(story: LatentStory, z: Tensor) -> Tensor:
 
 
 def log_weights(story: LatentStory, x: Tensor, num_draws: int) -> Iterator[Tensor]:
-    """Importance weights of codes that are drawn from the guide, ``log p(x_i, z_is) - log q(z_is | x_i)`` in nats.
+    """Weigh codes that are drawn from the guide, ``log p(x_i, z_is) - log q(z_is | x_i)`` in nats.
 
     Yields
     ------
@@ -98,8 +107,8 @@ def complete_rows(story: LatentStory, x: Tensor, num_draws: int) -> Tensor:
         rows = gappy[block]
         z, weights = (torch.cat(parts) for parts in zip(*_proposals(story, x[rows], number), strict=True))
         kept = torch.distributions.Categorical(logits=weights.T).sample(torch.Size([num_draws]))
-        chosen = z[kept, torch.arange(len(rows), device=x.device)]
-        drawn[:, rows] = story.decode(chosen).complete(x[rows])  # type: ignore[attr-defined]
+        decoded: Any = story.decode(z[kept, torch.arange(len(rows), device=x.device)])
+        drawn[:, rows] = decoded.complete(x[rows])
     return drawn
 
 

@@ -150,8 +150,12 @@ def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int)
     drawn = []
     for block in row_blocks(len(x), IMPUTED // (each * x[0].numel())):
         rows = tuple(rows_of(value, block, len(x)) for value in data)
-        completed = over_draws(lambda latent, rows=rows: poutine.condition(complete, latent)(*rows), num_draws, shared)
-        drawn.append(completed)
+
+        def completed(latent: Mapping[str, Tensor], rows: tuple[Any, ...] = rows) -> Tensor:
+            whole: Tensor = poutine.condition(complete, latent)(*rows)
+            return whole
+
+        drawn.append(over_draws(completed, num_draws, shared))
     return torch.cat(drawn, dim=1)
 
 

@@ -140,7 +140,9 @@ class Fit(SeriesVerbs, LatentVerbs):
 
         ``tree`` holds draws that are at hand; otherwise ``draws`` are made.
         """
-        tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
+        if tree is None:
+            # latents of single rows are in no table; where there are no others, two draws say all
+            tree = self.to_datatree(draws if self.pair.structure.shared_latent else 2, groups=["posterior"])
         best = self.best
         agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
         restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
@@ -205,9 +207,9 @@ class Fit(SeriesVerbs, LatentVerbs):
     def impute(self, x: Any = None, *, draws: int = 100, seed: int | None = None) -> Tensor:
         """Draw the missing entries of rows given the others, shape ``(draws, num_rows, ...)``.
 
-        ``x`` as in ``log_likelihood``; entries that are not missing are repeated. With what is to be guessed set to NaN
-        the same call inpaints (the top half of pictures), denoises (the pixels that are known to be spoilt), and
-        super-resolves (all pixels but those of a coarser grid); ``latent_plots.plot_inpainting`` shows the draws.
+        ``x`` as in ``log_likelihood``; entries that are not missing are repeated. With NaN in place of the top half of
+        pictures it inpaints, of spoilt pixels it denoises, of all but a coarser grid it super-resolves; see
+        ``latent_plots.plot_inpainting``.
         """
         if self.story is None:
             raise InputError("a bare pair does not say how to impute; a Story with a method 'complete' does")
@@ -218,10 +220,7 @@ class Fit(SeriesVerbs, LatentVerbs):
             return impute_rows(self.story, self.pair, rows, number).cpu()
 
     def diagnose(self, x: Any = None, *, seed: int | None = None) -> tuple[Check, ...]:
-        """Run the checks that apply, print each with its value, threshold and verdict, and return them.
-
-        ``x`` as in ``log_likelihood``: the rows that are looked at.
-        """
+        """Run checks on rows ``x``, as in ``log_likelihood``; print values, thresholds, verdicts, and return them."""
         rows = self._rows(x)
         with self._ready(seed):
             checks = diagnostics.run_checks(self.pair, rows)

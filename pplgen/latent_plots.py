@@ -56,12 +56,17 @@ def plot_latent_map(axes: Axes, codes: xr.Dataset, labels: Any = None, *, by: st
     for kind, rows, colour in zip(kinds, (colours == k for k in range(len(kinds))), _shades(kinds), strict=True):
         if z.shape[1] == 1:
             bins = np.histogram_bin_edges(z[:, 0], "auto")
-            axes.hist(z[rows, 0], bins=bins, color=colour, alpha=0.6, label=kind)
+            axes.hist(z[rows, 0], bins=list(bins), color=colour, alpha=0.6, label=kind)
         else:
-            axes.scatter(*z[rows].T, s=size, color=colour, alpha=0.6, linewidths=0, label=kind)
+            axes.scatter(z[rows, 0], z[rows, 1], s=size, color=colour, alpha=0.6, linewidths=0, label=kind)
     axes.set(xlabel=names[0], ylabel="rows" if z.shape[1] == 1 else names[1], title="Mean codes of rows")
     if labels is not None:
-        legend = {"fontsize": "small", "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        legend: dict[str, Any] = {
+            "fontsize": "small",
+            "frameon": False,
+            "loc": "center left",
+            "bbox_to_anchor": (1.0, 0.5),
+        }
         axes.legend(**legend, handletextpad=0.2, markerscale=1.6)
 
 
@@ -76,7 +81,7 @@ def plot_reconstructions(axes: Axes, x: Tensor, reconstructed: Tensor, *, num: i
     blank = np.full((-num % to_a_line, x.shape[-1]), np.inf)
     pairs = (np.concatenate([_array(rows)[:num], blank]) for rows in (x, reconstructed))
     lines = np.stack([rows.reshape(-1, to_a_line, x.shape[-1]) for rows in pairs], axis=1)
-    _draw(axes, lines.reshape(-1, to_a_line, x.shape[-1]), ["row", "again"] * len(lines), [])
+    _draw(axes, lines.reshape(-1, to_a_line, x.shape[-1]), ["row", "decoded"] * len(lines), [])
     axes.set_title("Rows and their reconstructions")
 
 

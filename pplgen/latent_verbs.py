@@ -111,12 +111,10 @@ class LatentVerbs:
             if len(ends[0]) != len(ends[1]):
                 raise InputError(f"interpolate: {len(ends[0])} rows and {len(ends[1])}; expected as many in both")
             share = torch.linspace(0, 1, num).to(ends[0])[:, None, None]
-            walked = decode_codes(story, torch.lerp(*ends, share)).cpu()
+            walked = decode_codes(story, torch.lerp(ends[0], ends[1], share)).cpu()
         return walked[:, 0] if single else walked
 
-    def traverse(
-        self, base: Any = None, *, num: int = 9, over: str = "prior", seed: int | None = None
-    ) -> xr.Dataset:
+    def traverse(self, base: Any = None, *, num: int = 9, over: str = "prior", seed: int | None = None) -> xr.Dataset:
         """Move one entry of a code at a time, the others at rest, and decode each step.
 
         Parameters
@@ -133,8 +131,8 @@ class LatentVerbs:
         Returns
         -------
         xarray.Dataset
-            ``x``, the mean of a row at each step, dimensions ``(latent, quantile, feature)``, and ``z``, where the entry
-            was, dimensions ``(latent, quantile)``. Where codes are shares that sum to one, the others make room.
+            ``x``, the mean of a row at each step, dimensions ``(latent, quantile, feature)``, and ``z``, where the
+            entry was, dimensions ``(latent, quantile)``. Where codes are shares that sum to one, the others make room.
         """
         check_choice("over", over, ("prior", "posterior"))
         check_count("num", num, minimum=2)
@@ -150,8 +148,9 @@ class LatentVerbs:
             places = torch.stack(steps, -1)
             if base is not None:
                 rest = encode_rows(story, self._rows(np.asarray(base)[None])[0])[0][0]
-            codes = rest.expand(len(rest), num, -1).clone()
             shares = story.prior().support is torch.distributions.constraints.simplex
+            rest = rest / rest.sum() if shares else rest  # medians of shares sum to less
+            codes = rest.expand(len(rest), num, -1).clone()
             for latent, places_of_one in enumerate(places):
                 if shares:
                     others = 1 - rest[latent].clamp(max=1 - 1e-6)
@@ -189,8 +188,8 @@ class LatentVerbs:
         Returns
         -------
         xarray.Dataset
-            ``score``, ``p_value`` and ``flagged``, dimension ``row``; ``normal_score`` of the rows that calibrated them,
-            dimension ``normal_row``; ``threshold``, which a flagged row's score exceeds.
+            ``score``, ``p_value`` and ``flagged``, dimension ``row``; ``normal_score`` of the rows that calibrated
+            them, dimension ``normal_row``; ``threshold``, which a flagged row's score exceeds.
 
         Notes
         -----
@@ -221,7 +220,11 @@ class LatentVerbs:
         rank = math.ceil((1 - rate) * (len(ranked) + 1) - 1e-9)
         threshold = ranked[rank - 1]
         as_high = len(ranked) - torch.searchsorted(ranked, score)
-        columns = {"score": score, "p_value": (1.0 + as_high.double()) / (len(ranked) + 1), "flagged": score > threshold}
+        columns = {
+            "score": score,
+            "p_value": (1.0 + as_high.double()) / (len(ranked) + 1),
+            "flagged": score > threshold,
+        }
         variables: dict[str, Any] = {name: ("row", value.numpy()) for name, value in columns.items()}
         variables |= {"normal_score": ("normal_row", against.numpy()), "threshold": threshold.item()}
         by = "training rows" if held_out is None else "held-out rows"

@@ -134,7 +134,7 @@ def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator:
 def latent_densities(
     pair: Pair, data: tuple[Any, ...], draws: int, latents: dict[str, Tensor] | None = None
 ) -> Iterator[Tensor]:
-    """Importance weights of a latent-variable story's rows, in blocks; call it inside ``pair.isolated``.
+    """Weigh codes of a latent-variable story's rows, block by block; call it inside ``pair.isolated``.
 
     Yields
     ------

@@ -60,6 +60,7 @@ def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
             is_mapping="Mapping[" in _annotation(argument),
         )
         for argument, default in zip([*positional, *constructor.kwonlyargs], defaults, strict=True)
+        if "Module" not in _annotation(argument)  # which no text describes
     )
 
 
@@ -69,11 +70,14 @@ def parse_value(option: Option, value: Any) -> Any:
         return _mapping(option, value)
     if option.kind is not str or not isinstance(value, str) or isinstance(option.default, str):
         return value
+    several = isinstance(option.default, tuple)
     try:
-        numbers = [float(part) for part in value.split(",")]
+        # whole numbers, such as widths of layers, where the default is a tuple of those
+        numbers = [(int if several else float)(part) for part in value.split(",") if part.strip() or not several]
     except ValueError:
-        raise InputError(f"{option.flags[0]} {value}: expected a number, or several with commas between") from None
-    return numbers[0] if len(numbers) == 1 else numbers
+        kind = "whole numbers" if several else "a number, or several"
+        raise InputError(f"{option.flags[0]} {value}: expected {kind} with commas between") from None
+    return numbers[0] if len(numbers) == 1 and not several else numbers
 
 
 def parse_options(text: str, options: tuple[Option, ...]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ FLOORS = {
     "latent_plots": 6,
     "plots": 6,
     "tables": 6,
+    "latent_tables": 7,
     "command_options": 1,
     "latent_commands": 8,
     "cli": 8,
