@@ -12,6 +12,7 @@ from torch import Tensor
 from pplgen.latent import PROPOSALS, LatentStory
 
 __all__ = [
+    "code_width",
     "complete_rows",
     "decode_codes",
     "draw_codes",
@@ -40,6 +41,11 @@ def is_plain(story: Any) -> bool:
     return isinstance(story, LatentStory) and kind.model is LatentStory.model and kind.guide is LatentStory.guide
 
 
+def code_width(story: LatentStory) -> int:
+    """Return how many numbers are decoded: a code's entries, and what a story puts beside them, such as a class."""
+    return int(story.prior().event_shape[0])
+
+
 def row_blocks(num_rows: int, size: int) -> Iterator[slice]:
     """Cut rows into blocks of at most ``size``, and at least one."""
     size = max(1, size)
@@ -48,11 +54,13 @@ def row_blocks(num_rows: int, size: int) -> Iterator[slice]:
 
 def moments(distribution: Any) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of a distribution, in closed form where it has one, else from ``MOMENT_DRAWS``."""
-    try:
-        return distribution.mean, distribution.variance.sqrt()
-    except NotImplementedError:
-        drawn = distribution.sample(torch.Size([MOMENT_DRAWS]))
-        return drawn.mean(0), drawn.std(0)
+    found = []
+    for closed, drawn in ((lambda: distribution.mean, torch.mean), (lambda: distribution.variance.sqrt(), torch.std)):
+        try:
+            found.append(closed())
+        except NotImplementedError:
+            found.append(drawn(distribution.sample(torch.Size([MOMENT_DRAWS])), 0))
+    return found[0], found[1]
 
 
 def encode_rows(story: LatentStory, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,8 +78,8 @@ def draw_codes(story: LatentStory, x: Tensor) -> Tensor:
 
 
 def decode_codes(story: LatentStory, z: Tensor) -> Tensor:
-    """Return the means of rows given codes, shape ``(..., num_features)`` for codes ``(..., num_latents)``."""
-    flat = z.reshape(-1, story.num_latents)
+    """Return the means of rows given codes, shape ``(..., num_features)`` for codes ``(..., width)``."""
+    flat = z.flatten(0, -2) if z.ndim > 1 else z[None]
     parts = [story.decode(flat[block]).mean for block in row_blocks(len(flat), KEPT // story.num_features)]
     return torch.cat(parts).reshape(*z.shape[:-1], story.num_features)
 

@@ -82,8 +82,9 @@ def active_units(pair: Pair, data: tuple[Any, ...]) -> Check:
     story = pair.story
     if not isinstance(story, LatentStory) or len(data[0]) < 2:
         return _beside(name, source, "it takes a latent-variable story and two rows")
-    least = ACTIVE * moments(story.prior())[1].square()
-    active = encode_rows(story, data[0])[0].var(0) > torch.where(least.isfinite(), least, ACTIVE)
+    least = ACTIVE * moments(story.prior())[1].square()[: story.num_latents]
+    means = encode_rows(story, data[0])[0][:, : story.num_latents]
+    active = means.var(0) > torch.where(least.isfinite(), least, ACTIVE)
     count, total = int(active.sum()), story.num_latents
     verdict = Verdict.PASS if count == total else Verdict.WARN if count else Verdict.FAIL
     which = ", ".join(str(d) for d in (~active).nonzero().flatten().tolist())

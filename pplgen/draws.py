@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pplgen.codes import complete_rows, is_plain, row_blocks
+from pplgen.codes import complete_rows, row_blocks
 from pplgen.errors import InputError
 from pplgen.latent import PROPOSALS, LatentStory
 from pplgen.mapped import over_draws
@@ -141,7 +141,9 @@ def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int)
     memory does not grow with them beyond what is returned.
     """
     x = data[0]
-    if is_plain(story) and type(story).complete is LatentStory.complete:
+    # the contract's own way, in which the draws of a row can share their proposals
+    pooled = type(story).complete is LatentStory.complete
+    if isinstance(story, LatentStory) and pooled and not pair.structure.shared_latent:
         with torch.no_grad(), pyro.validation_enabled(False):
             return complete_rows(story, x, num_draws)
     shared = draw_shared(pair, num_draws)

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from pplgen import scores
-from pplgen.codes import decode_codes, draw_codes, encode_rows
+from pplgen.codes import code_width, decode_codes, draw_codes, encode_rows
 from pplgen.errors import InputError
 from pplgen.latent import LatentStory
 from pplgen.pair import Pair
@@ -49,7 +49,8 @@ class LatentVerbs:
         """Say where each row's code lies: mean ``z`` and standard deviation ``z_sd``, dimensions ``(row, latent)``.
 
         They are the guide's, in closed form where its family has one. ``fit.encode(x)["z"].values`` is an array of
-        features for whatever comes next; ``fit.decode(fit.encode(x))`` leads back.
+        features for whatever comes next; ``fit.decode(fit.encode(x))`` leads back. A story that has a class beside
+        the code appends its probabilities to the entries.
         """
         with self._coded("encode", seed) as story:
             mean, sd = encode_rows(story, self._rows(x)[0])
@@ -69,8 +70,8 @@ class LatentVerbs:
                 codes = torch.as_tensor(np.asarray(given) if not isinstance(given, Tensor) else given).to(like)
             except (TypeError, ValueError, RuntimeError):
                 raise InputError(f"decode: {type(z).__name__} is no array of codes") from None
-            if codes.ndim < 1 or codes.shape[-1] != story.num_latents or not codes.isfinite().all():
-                expected = f"finite codes of shape (..., {story.num_latents})"
+            if codes.ndim < 1 or codes.shape[-1] != code_width(story) or not codes.isfinite().all():
+                expected = f"finite codes of shape (..., {code_width(story)})"
                 raise InputError(f"decode: codes of shape {tuple(codes.shape)}; expected {expected}")
             return decode_codes(story, codes).cpu()
 
@@ -145,12 +146,13 @@ class LatentVerbs:
             # numpy's, for torch's refuses many rows
             quantiles = np.quantile(drawn.cpu().numpy(), [0.5, *levels], axis=0)
             rest, *steps = torch.as_tensor(quantiles).to(drawn)
-            places = torch.stack(steps, -1)
+            places = torch.stack(steps, -1)[: story.num_latents]
+            rest[story.num_latents :] = drawn[:, story.num_latents :].mean(0)  # probabilities of a class
             if base is not None:
                 rest = encode_rows(story, self._rows(np.asarray(base)[None])[0])[0][0]
-            shares = story.prior().support is torch.distributions.constraints.simplex
+            shares = bool((drawn >= 0).all() and torch.allclose(drawn.sum(-1), torch.ones_like(drawn[:, 0])))
             rest = rest / rest.sum() if shares else rest  # medians of shares sum to less
-            codes = rest.expand(len(rest), num, -1).clone()
+            codes = rest.expand(len(places), num, -1).clone()
             for latent, places_of_one in enumerate(places):
                 if shares:
                     others = 1 - rest[latent].clamp(max=1 - 1e-6)
@@ -158,7 +160,7 @@ class LatentVerbs:
                 codes[latent, :, latent] = places_of_one
             pictures = decode_codes(story, codes).cpu()
         axes = ("latent", "quantile", "feature")
-        coords = {"latent": range(len(rest)), "quantile": levels, "feature": [*self.columns]}
+        coords = {"latent": range(len(places)), "quantile": levels, "feature": [*self.columns]}
         variables = {"x": (axes, pictures.numpy()), "z": (axes[:2], places.cpu().numpy())}
         return xr.Dataset(variables, coords={name: values for name, values in coords.items() if len(values)})
 

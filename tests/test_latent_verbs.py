@@ -200,7 +200,7 @@ def test_memory_grows_with_neither_rows_nor_draws(fit, digits, monkeypatch):
 def test_completions_have_the_conditional_distribution(lines, monkeypatch, pooled):
     """x_0 given the others is normal, by the rules of the multivariate normal; both ways of drawing it."""
     if not pooled:
-        monkeypatch.setattr(draws, "is_plain", lambda story: False)
+        monkeypatch.setattr(Lines, "complete", lambda self, x: LatentStory.complete(self, x))
         monkeypatch.setattr(draws, "IMPUTED", 200 * 3 * 33)
     fit, x = lines
     drawn = fit.impute(x[:110], draws=400)
@@ -390,3 +390,53 @@ def test_mistakes_on_the_command_line(run, monkeypatch, capsys, command, sentenc
     monkeypatch.chdir(run)
     assert call(monkeypatch, command) == 2
     assert sentence in capsys.readouterr().err
+
+
+class Sided(Lines):
+    """A line whose code has a class beside it: one number of the code, and two that say which way the line goes."""
+
+    def prior(self):
+        return Beside(super().prior(), torch.tensor([0.5, 0.5]))
+
+    def decode(self, z):
+        return super().decode(z[..., :1] * (z[..., 1:2] - z[..., 2:3]))
+
+    def encode(self, x):
+        mean = torch.zeros(len(x), 1)
+        return Beside(dist.Normal(mean, torch.ones_like(mean)).to_event(1), torch.tensor([0.5, 0.5]).expand(len(x), 2))
+
+
+class Beside(dist.TorchDistribution):
+    """A code and a class, whose variance is not told."""
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, code, shares):
+        self.code, self.shares = code, shares
+        super().__init__(code.batch_shape, torch.Size([3]), validate_args=False)
+
+    @property
+    def mean(self):
+        return torch.cat([self.code.mean, self.shares], -1)
+
+    def sample(self, sample_shape=()):
+        kind = dist.OneHotCategorical(self.shares).sample(sample_shape)
+        return torch.cat([self.code.sample(sample_shape), kind], -1)
+
+    def log_prob(self, value):
+        return self.code.log_prob(value[..., :1]) + dist.OneHotCategorical(self.shares).log_prob(value[..., 1:])
+
+
+def test_codes_with_a_class_beside_them():
+    torch.manual_seed(0)
+    story = Sided()
+    x = torch.randn(20, 3)
+    fit = pplgen.fit(story, x, steps=1, compile="off", progress=False)
+    found = fit.encode(x)
+    np.testing.assert_allclose(found["z"], np.tile([0, 0.5, 0.5], (20, 1)))
+    # the deviation of a share of a half, from 1,000 draws: within four of its errors, which are tiny at one half
+    np.testing.assert_allclose(found["z_sd"][:, 1:], 0.5, atol=0.02)
+    assert fit.decode(found).shape == (20, 3)
+    assert fit.traverse(num=3).sizes["latent"] == 1
+    assert fit.diagnose()[0].verdict is Verdict.FAIL
+    assert fit.log_likelihood(x, draws=50).isfinite().all()
