@@ -12,7 +12,9 @@ import typer
 
 import pplgen
 from pplgen import models
+from pplgen.command_options import DataArgument, OutFileOption, RunArgument, SeedOption, SeriesOption
 from pplgen.errors import InputError, near_names
+from pplgen.latent_commands import add_commands
 from pplgen.signature import Option, constructor_options, parse_options, parse_value
 from pplgen.warning_log import WarningLog
 
@@ -29,20 +31,7 @@ fit_app = typer.Typer(
     help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
 )
 app.add_typer(fit_app, name="fit")
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that 'pplgen fit' wrote.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of every random number.")]
-OutFileOption = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="New CSV file to write instead of the terminal.")
-]
-SeriesOption = Annotated[
-    str | None, typer.Option("--series", metavar="COLUMN", help="Column that tells the series of a table apart.")
-]
-DATA_HELP = (
-    "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; mnist and "
-    "mnist-test, downloaded once; with 'pip install pplgen[data]' also digits, digits-unit (from 0 to 1), wine, iris, "
-    "breast_cancer and nile."
-)
+add_commands(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -77,7 +66,7 @@ def sample(
 @app.command()
 def predict(
     run: RunArgument,
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    data: DataArgument,
     series: SeriesOption = None,
     out: OutFileOption = None,
 ) -> None:
@@ -93,7 +82,7 @@ def predict(
 @app.command()
 def forecast(
     run: RunArgument,
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    data: DataArgument,
     horizon: Annotated[int, typer.Option(min=1, help="How many steps.")] = 10,
     series: SeriesOption = None,
     draws: Annotated[int, typer.Option(min=2, help="How many futures are simulated.")] = 500,
@@ -108,7 +97,7 @@ def forecast(
 
 @app.command()
 def compare(
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    data: DataArgument,
     candidates: Annotated[
         list[str],
         typer.Argument(
@@ -205,7 +194,7 @@ def _fit_command(entry: models.Entry, options: list[Option]) -> Callable[..., No
 
 def _shared(
     *,
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    data: DataArgument,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/STORY-DATA]")
     ] = None,
@@ -261,7 +250,7 @@ def _fit(
     **options: Any,
 ) -> None:
     """Fit, write the run directory and print the summary."""
-    from pplgen import plots, store
+    from pplgen import plots, store, tables
     from pplgen.checkpoint import NAME
 
     directory = out or Path("runs") / f"{entry.name}-{Path(data).stem}"
@@ -292,7 +281,8 @@ def _fit(
             (directory / NAME).unlink(missing_ok=True)
     story = getattr(models, entry.class_name)(**config, num_features=len(rows.columns))
     fit = pplgen.fit(story, rows, **options)
-    tree = fit.to_datatree(draws)
+    kept = tables.draws_kept(fit, draws)
+    tree = fit.to_datatree(kept)
     with store.staged(directory, force=force) as folder:
         fit.write(folder)
         tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
@@ -301,7 +291,8 @@ def _fit(
             (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
     (directory / NAME).unlink(missing_ok=True)
     fit.summary(tree=tree)
-    typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
+    fewer = f" ({kept} draws, for the rows are many)" if kept < draws else ""
+    typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc{fewer}, fit.png")
 
 
 for _entry in models.collection():

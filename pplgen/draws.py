@@ -6,15 +6,18 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pplgen.codes import complete_rows, row_blocks
 from pplgen.errors import InputError
+from pplgen.latent import PROPOSALS, LatentStory
 from pplgen.mapped import over_draws
 from pplgen.marginal import sum_out
-from pplgen.pair import Pair
+from pplgen.pair import Pair, rows_of
 from pplgen.story import Story
 
 __all__ = [
@@ -30,6 +33,10 @@ __all__ = [
     "sample_rows",
     "shared_densities",
 ]
+
+
+IMPUTED = 2**22
+"""Entries of a block of rows whose missing ones are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +145,28 @@ def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) 
 def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
     """Draw missing entries of rows given the others, at draws of the latents; call it inside ``pair.isolated``.
 
-    Returns shape ``(num_draws, num_rows, ...)``; entries that are not missing are repeated.
+    Returns shape ``(num_draws, num_rows, ...)``; entries that are not missing are repeated. Rows go in blocks, so that
+    memory does not grow with them beyond what is returned.
     """
+    x = data[0]
+    # the contract's own way, in which the draws of a row can share their proposals
+    pooled = type(story).complete is LatentStory.complete
+    if isinstance(story, LatentStory) and pooled and not pair.structure.shared_latent:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            return complete_rows(story, x, num_draws)
     shared = draw_shared(pair, num_draws)
     complete = pair.heeding(story.complete)
-    drawn: Tensor = over_draws(lambda latent: poutine.condition(complete, latent)(*data), num_draws, shared)
-    return drawn
+    each = PROPOSALS if isinstance(story, LatentStory) else 1
+    drawn = []
+    for block in row_blocks(len(x), IMPUTED // (each * x[0].numel())):
+        rows = tuple(rows_of(value, block, len(x)) for value in data)
+
+        def completed(latent: Mapping[str, Tensor], rows: tuple[Any, ...] = rows) -> Tensor:
+            whole: Tensor = poutine.condition(complete, latent)(*rows)
+            return whole
+
+        drawn.append(over_draws(completed, num_draws, shared))
+    return torch.cat(drawn, dim=1)
 
 
 def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:

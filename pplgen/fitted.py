@@ -14,12 +14,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pplgen import posterior, scores, store
+from pplgen import diagnostics, posterior, scores, store
 from pplgen.arguments import bare_arguments, new_rows
+from pplgen.codes import is_plain
 from pplgen.data import Table
+from pplgen.diagnostics import Check
 from pplgen.draws import impute_rows, sample_rows
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
+from pplgen.latent_verbs import LatentVerbs
 from pplgen.pair import Pair
 from pplgen.paths import impute_series
 from pplgen.series_verbs import SeriesVerbs
@@ -37,7 +40,7 @@ AGREEMENT = 1.0
 """Nats within which the final ELBOs of two restarts agree."""
 
 
-class Fit(SeriesVerbs):
+class Fit(SeriesVerbs, LatentVerbs):
     """A trained pair, with what can be asked of it.
 
     Attributes
@@ -138,10 +141,11 @@ class Fit(SeriesVerbs):
         ``tree`` holds draws that are at hand; otherwise ``draws`` are made.
         """
         if tree is None:
+            # latents of single rows are in no table; where there are no others, two draws say all
+            number = check_count("draws", draws, minimum=2) if self.pair.structure.shared_latent else 2
             options: dict[str, Any] = {"has_rows": self.has_rows, "without": self.pair.structure.per_row}
-            options |= {"draws": check_count("draws", draws, minimum=2), "groups": ["posterior"]}
             with self._ready(None):
-                tree = posterior.to_datatree(self.pair, self.columns, **options)
+                tree = posterior.to_datatree(self.pair, self.columns, draws=number, groups=["posterior"], **options)
         best = self.best
         shared = posterior.summarise(tree, self.readable_sites(tree)).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
         data = self._data_facts
@@ -189,6 +193,8 @@ class Fit(SeriesVerbs):
         """
         if self.story is not None and self.story.takes_series:
             return self.smooth(x, draws=draws, seed=seed)
+        if is_plain(self.story):
+            return self.encode(x, seed=seed)
         rows = self._rows(x)
         with self._ready(seed):
             return posterior.row_latents(self.pair, rows, check_count("draws", draws))
@@ -207,7 +213,9 @@ class Fit(SeriesVerbs):
     def impute(self, x: Any = None, *, draws: int = 100, seed: int | None = None) -> Tensor:
         """Draw the missing entries of rows given the others, shape ``(draws, num_rows, ...)``.
 
-        ``x`` as in ``log_likelihood``; entries that are not missing are repeated.
+        ``x`` as in ``log_likelihood``; entries that are not missing are repeated. With NaN in place of the top half of
+        pictures it inpaints, of spoilt pixels it denoises, of all but a coarser grid it super-resolves; see
+        ``latent_plots.plot_inpainting``.
         """
         if self.story is None:
             raise InputError("a bare pair does not say how to impute; a Story with a method 'complete' does")
@@ -216,6 +224,14 @@ class Fit(SeriesVerbs):
             if self.story.takes_series:
                 return impute_series(self.pair, rows, number).cpu()
             return impute_rows(self.story, self.pair, rows, number).cpu()
+
+    def diagnose(self, x: Any = None, *, seed: int | None = None) -> tuple[Check, ...]:
+        """Run checks on rows ``x``, as in ``log_likelihood``; print values, thresholds, verdicts, and return them."""
+        rows = self._rows(x)
+        with self._ready(seed):
+            checks = diagnostics.run_checks(self.pair, rows)
+        diagnostics.print_checks(self.name, checks)
+        return checks
 
     def save(self, directory: str | Path, *, force: bool = False) -> None:
         """Write parameters and header into ``directory``; a run that is there already stays unless ``force``."""
@@ -241,7 +257,7 @@ class Fit(SeriesVerbs):
             "best": self.runs.index(self.best),
             "num_failed": self.num_failed,
             "path": self.path,
-            "runs": [_facts(run) for run in self.runs],
+            "runs": [run.facts for run in self.runs],
         }
         if "created" not in self._origin or self.table is not None:
             packages = {name: version(name) for name in ("pplgen", "torch", "pyro-ppl", "numpy")}
@@ -291,8 +307,3 @@ class Fit(SeriesVerbs):
         if self.story is None:
             return bare_arguments(x, like.device)
         return (new_rows(self.story, x, self.columns, like.dtype).to(like.device),)
-
-
-def _facts(run: Training) -> dict[str, Any]:
-    """Keep of a restart what the header shows."""
-    return {"seed": run.seed, "elbo": run.elbo, "elbo_error": run.elbo_error, "stop": run.stop.name}

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from pplgen.fitted import Fit
+from pplgen.latent import LatentStory
+from pplgen.latent_plots import plot_latent_map, plot_reconstructions
 from pplgen.palette import COLOURS
 from pplgen.series_plots import plot_series
 
@@ -21,6 +23,9 @@ MASS = (0.5, 0.9)
 """Probability inside each ellipse of a Gaussian component."""
 PANELS, SMOOTHING_DRAWS = 3, 100
 """Columns of a series that are shown at most, and draws of the parameters with which these are smoothed."""
+
+MAPPED, RECONSTRUCTED = 5000, 24
+"""Rows whose codes are shown at most, and of which reconstructions are."""
 
 
 def picture(fit: Fit, tree: xr.DataTree) -> Figure:
@@ -32,8 +37,11 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
         The fit.
     tree
         Its draws; mixtures show their components where it has ``posterior`` and ``observed_data``. A state space
-        story whose series are at hand shows the first of them, smoothed.
+        story whose series are at hand shows the first of them, smoothed; a latent-variable story whose rows are, the
+        map of their codes with reconstructions.
     """
+    if isinstance(fit.story, LatentStory) and fit.has_rows:
+        return _latent_picture(fit)
     if fit.story is not None and fit.story.takes_series and fit.has_rows:
         return _series_picture(fit)
     names = set(tree["posterior"].data_vars)
@@ -63,6 +71,20 @@ def _series_picture(fit: Fit) -> Figure:
     first = f"Series 1 of {len(y)}" if len(y) > 1 else "The series"
     left.axes[0].set_title(f"{first}, smoothed ({found.attrs['estimator'].partition(' (')[0]})")
     plot_elbo(right.subplots(), fit)
+    return figure
+
+
+def _latent_picture(fit: Fit) -> Figure:
+    """Draw the codes of rows, some rows with their reconstructions, and the ELBO."""
+    x = fit.pair.data[0][:MAPPED]
+    labels = None if fit.table is None or fit.table.labels is None else fit.table.labels[:MAPPED]
+    shown = x[:: max(1, len(x) // RECONSTRUCTED)][:RECONSTRUCTED]
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1))
+    plot_latent_map(left, fit.encode(x), labels)
+    plot_reconstructions(middle, shown, fit.reconstruct(shown))
+    plot_elbo(right, fit)
     return figure
 
 

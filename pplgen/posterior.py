@@ -149,8 +149,8 @@ def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
 
 def summarise(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.DataFrame:
     """Return mean, sd and equal-tailed interval (``INTERVAL``) of every scalar in the posterior group, unrounded."""
-    if var_names is not None and not var_names:
-        return pd.DataFrame(columns=range(4), dtype=float)
+    if var_names is not None and not list(var_names):
+        return pd.DataFrame(columns=["mean", "sd", "lower", "upper"], dtype=float)
     table = arviz_stats.summary(
         tree,
         var_names=None if var_names is None else list(var_names),

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
+from pplgen.codes import is_plain, log_weights, row_blocks
 from pplgen.described import at, describe, first_model, series_story, transitions
 from pplgen.draws import draw_shared, row_densities, shared_densities
 from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.particles import rao_blackwellised_filter
+from pplgen.latent import LatentStory
 from pplgen.mixtures import GOOD_K, smoothed_weights
-from pplgen.pair import Pair
+from pplgen.pair import Pair, rows_of
 from pplgen.state_space import StateSpaceStory, lengths
 from pplgen.states import filter_densities
 from pplgen.story import check_count
 
-__all__ = ["LeaveFutureOut", "LogLikelihood", "leave_future_out", "row_log_likelihood"]
+__all__ = ["LeaveFutureOut", "LogLikelihood", "latent_densities", "leave_future_out", "row_log_likelihood"]
 
 ESTIMATORS = {
     "exact": "exact",
@@ -31,6 +34,8 @@ ESTIMATORS = {
     "particle": "particle filter",
 }
 """Names of estimators as arguments, and in words."""
+BLOCK_NUMBERS = 2**24
+"""Numbers that are kept of a block of rows with codes: 64 MiB."""
 PARTICLES, RUNS = 200, 2
 """Particles of each run, and runs at each draw of the parameters; the estimate is unbiased whatever their number."""
 
@@ -119,8 +124,32 @@ def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator:
     else:
         if data is not pair.data:
             pair.check_amortised()
+        if isinstance(pair.story, LatentStory):
+            blocks = latent_densities(pair, data, draws, latents)
+            return LogLikelihood.joined([LogLikelihood.of_draws(block, ESTIMATORS[chosen]) for block in blocks])
         densities = row_densities(pair, latents, draws, data).log_likelihood
     return LogLikelihood.of_draws(densities, ESTIMATORS[chosen])
+
+
+def latent_densities(
+    pair: Pair, data: tuple[Any, ...], draws: int, latents: dict[str, Tensor] | None = None
+) -> Iterator[Tensor]:
+    """Weigh codes of a latent-variable story's rows, block by block; call it inside ``pair.isolated``.
+
+    Yields
+    ------
+    Tensor
+        ``log p(x_i, z_is) - log q(z_is | x_i)`` in nats, discrete latents summed out, shape ``(draws, block)``.
+    """
+    story, x = pair.story, data[0]
+    assert isinstance(story, LatentStory), "only they have codes"
+    if is_plain(story):
+        with torch.no_grad(), pyro.validation_enabled(False):
+            yield from log_weights(story, x, draws)
+        return
+    for block in row_blocks(len(x), BLOCK_NUMBERS // (draws * (1 + story.num_latents))):
+        rows = tuple(rows_of(value, block, len(x)) for value in data)
+        yield row_densities(pair, latents or {}, draws, rows).log_likelihood
 
 
 @dataclass(frozen=True)

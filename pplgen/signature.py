@@ -71,7 +71,7 @@ def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
             is_counts=_annotation(argument) == "Sequence[int]",
         )
         for argument, default in zip([*positional, *constructor.kwonlyargs], defaults, strict=True)
-        if "Module" not in _annotation(argument)
+        if "Module" not in _annotation(argument)  # which no text describes
     )
 
 

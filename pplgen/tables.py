@@ -10,13 +10,17 @@ import pandas as pd
 import xarray as xr
 
 from pplgen import store
-from pplgen.data import Table, load_data
+from pplgen.data import load_data
 from pplgen.described import series_story
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
+from pplgen.latent import LatentStory
 from pplgen.series import load_series
 
-__all__ = ["forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
+__all__ = ["draws_kept", "forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
+
+KEPT = 2**26
+"""Numbers in a run's draws of rows and their codes: a quarter of a gigabyte."""
 
 
 def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
@@ -35,10 +39,18 @@ def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
         density = fit.filter(table)[["log_density"]]
         return series_table(density.merge(fit.smooth(table)))
     table = load_data(data)
-    frame = latent_columns(fit, table)
+    frame = latent_columns(fit, fit.latents(table))
     frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
     frame.insert(0, "row", np.arange(1, len(frame) + 1))
     return frame
+
+
+def draws_kept(fit: Fit, draws: int) -> int:
+    """Return how many draws a run directory keeps: fewer where codes and replicates of many rows would fill a disk."""
+    if not isinstance(fit.story, LatentStory) or not fit.has_rows:
+        return draws
+    each = fit.pair.num_rows * (2 * fit.story.num_features + 2 * fit.story.num_latents)
+    return max(2, min(draws, KEPT // each))
 
 
 def forecast(fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int) -> pd.DataFrame:
@@ -47,10 +59,9 @@ def forecast(fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, s
     return series_table(fit.forecast(horizon, load_series(data, by=by), draws=draws, seed=seed))
 
 
-def latent_columns(fit: Fit, table: Table) -> pd.DataFrame:
+def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:
     """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd."""
     columns: dict[str, Any] = {}
-    latents = fit.latents(table)
     for name, values in latents.items():
         label = str(values.dims[-1])
         if name in fit.pair.structure.enumerated:
@@ -99,9 +110,9 @@ def _of_series(fit: Fit, by: str | None) -> bool:
     return takes_series
 
 
-def write_csv(frame: pd.DataFrame, out: Path | None, *, index: bool = False) -> None:
-    """Write a table to a new file, or to standard output, six digits."""
-    text = frame.to_csv(index=index, float_format="%.6g")
+def write_csv(frame: pd.DataFrame, out: Path | None, *, index: bool = False, digits: int = 6) -> None:
+    """Write a table to a new file, or to standard output."""
+    text = frame.to_csv(index=index, float_format=f"%.{digits}g")
     if out is None:
         print(text, end="")
     else:

@@ -57,14 +57,17 @@ def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | 
 
 
 def print_table(title: str, table: pd.DataFrame, *lines: str, label: str = "parameter", digits: int = 4) -> None:
-    """Print a table of numbers, its first rows where they are many and its title where it has none, and lines below."""
+    """Print a table of numbers and words, its first rows where they are many, and lines below it.
+
+    Of an empty table only the title is printed.
+    """
     console = Console()
     rows = Table(title=title, title_justify="left")
     rows.add_column(label, overflow="fold")
     for column in table.columns:
         rows.add_column(str(column), justify="right", no_wrap=True)
     for name, values in table.head(TABLE_ROWS).iterrows():
-        rows.add_row(escape(str(name)), *(f"{value:.{digits}g}" for value in values))
+        rows.add_row(escape(str(name)), *(v if isinstance(v, str) else f"{v:.{digits}g}" for v in values))
     console.print(rows if len(table) else title)
     if len(table) > TABLE_ROWS:
         console.print(f"and {len(table) - TABLE_ROWS:,} more: arviz_stats.summary(fit.to_datatree())", highlight=False)

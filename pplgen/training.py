@@ -80,6 +80,11 @@ class Training:
         error = float(np.std(final_values, ddof=1)) / math.sqrt(len(final_values))
         return cls(seed, np.array(history), float(np.mean(final_values)), error, stop)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what a saved run tells of a restart."""
+        return {"seed": self.seed, "elbo": self.elbo, "elbo_error": self.elbo_error, "stop": self.stop.name}
+
 
 @dataclass(frozen=True)
 class Adam:

@@ -1,0 +1,25 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["DATA_HELP", "DataArgument", "OutFileOption", "RunArgument", "SeedOption", "SeriesOption"]
+
+DATA_HELP = (
+    "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; mnist and "
+    "mnist-test, downloaded once; with 'pip install pplgen[data]' also digits, digits-unit (from 0 to 1), wine, iris, "
+    "breast_cancer and nile."
+)
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that 'pplgen fit' wrote.")]
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of every random number.")]
+OutFileOption = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="New CSV file to write instead of the terminal.")
+]
+SeriesOption = Annotated[
+    str | None, typer.Option("--series", metavar="COLUMN", help="Column that tells the series of a table apart.")
+]
