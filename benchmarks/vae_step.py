@@ -52,12 +52,15 @@ class VAE(nn.Module):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-def hand_written(vae: VAE, x: torch.Tensor):
-    """Return a step with its optimiser inside, written by hand on lists of tensors, and where it starts."""
+def hand_written(vae: VAE, x: torch.Tensor, *, in_batches: bool = False):
+    """Return a step with its optimiser inside, written by hand on lists of tensors, and where it starts.
+
+    The step takes its rows as a last argument where they come ``in_batches``; otherwise they are ``x``.
+    """
     vae = copy.deepcopy(vae)
     names = [name for name, _ in vae.named_parameters()]
 
-    def loss(values: list[torch.Tensor]) -> torch.Tensor:
+    def loss(values: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         held = dict(zip(names, values, strict=True))
 
         def network(prefix: str, module: nn.Sequential, value: torch.Tensor) -> torch.Tensor:
@@ -74,10 +77,10 @@ def hand_written(vae: VAE, x: torch.Tensor):
         divergence = 0.5 * (loc.square() + (2 * log_scale).exp() - 1) - log_scale
         return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + divergence.sum()
 
-    def step(values, means, squares, taken):
+    def step(values, means, squares, taken, batch=None if in_batches else x):
         with torch.enable_grad():
             leaves = [value.detach().requires_grad_() for value in values]
-            gradients = torch.autograd.grad(loss(leaves), leaves)
+            gradients = torch.autograd.grad(loss(leaves, batch), leaves)
         taken = taken + 1
         means = [0.9 * m + 0.1 * g for m, g in zip(means, gradients, strict=True)]
         squares = [0.999 * s + 0.001 * g * g for s, g in zip(squares, gradients, strict=True)]

@@ -250,7 +250,7 @@ def _fit(
     **options: Any,
 ) -> None:
     """Fit, write the run directory and print the summary."""
-    from pplgen import plots, store, tables
+    from pplgen import plots, store
     from pplgen.checkpoint import NAME
 
     directory = out or Path("runs") / f"{entry.name}-{Path(data).stem}"
@@ -281,8 +281,7 @@ def _fit(
             (directory / NAME).unlink(missing_ok=True)
     story = getattr(models, entry.class_name)(**config, num_features=len(rows.columns))
     fit = pplgen.fit(story, rows, **options)
-    kept = tables.draws_kept(fit, draws)
-    tree = fit.to_datatree(kept)
+    tree = fit.to_datatree(draws)
     with store.staged(directory, force=force) as folder:
         fit.write(folder)
         tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
@@ -291,8 +290,7 @@ def _fit(
             (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
     (directory / NAME).unlink(missing_ok=True)
     fit.summary(tree=tree)
-    fewer = f" ({kept} draws, for the rows are many)" if kept < draws else ""
-    typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc{fewer}, fit.png")
+    typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
 
 
 for _entry in models.collection():

@@ -77,7 +77,8 @@ def _series_picture(fit: Fit) -> Figure:
 def _latent_picture(fit: Fit) -> Figure:
     """Draw the codes of rows, some rows with their reconstructions, and the ELBO."""
     x = fit.pair.data[0][:MAPPED]
-    labels = None if fit.table is None or fit.table.labels is None else fit.table.labels[:MAPPED]
+    known = [] if fit.table is None else [each for each in (fit.table.labels, fit.table.target) if each is not None]
+    labels = known[0][:MAPPED] if known else None
     shown = x[:: max(1, len(x) // RECONSTRUCTED)][:RECONSTRUCTED]
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     FigureCanvasAgg(figure)

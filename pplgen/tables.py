@@ -14,13 +14,9 @@ from pplgen.data import load_data
 from pplgen.described import series_story
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
-from pplgen.latent import LatentStory
 from pplgen.series import load_series
 
-__all__ = ["draws_kept", "forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
-
-KEPT = 2**26
-"""Numbers in a run's draws of rows and their codes: a quarter of a gigabyte."""
+__all__ = ["forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
 
 
 def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
@@ -43,14 +39,6 @@ def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
     frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
     frame.insert(0, "row", np.arange(1, len(frame) + 1))
     return frame
-
-
-def draws_kept(fit: Fit, draws: int) -> int:
-    """Return how many draws a run directory keeps: fewer where codes and replicates of many rows would fill a disk."""
-    if not isinstance(fit.story, LatentStory) or not fit.has_rows:
-        return draws
-    each = fit.pair.num_rows * (2 * fit.story.num_features + 2 * fit.story.num_latents)
-    return max(2, min(draws, KEPT // each))
 
 
 def forecast(fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int) -> pd.DataFrame:

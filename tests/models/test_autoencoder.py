@@ -103,5 +103,5 @@ def test_other_networks_and_likelihoods_train_on_the_graph(shape, options):
 
 
 def test_refuses_what_the_likelihood_cannot_see():
-    with pytest.raises(InputError, match=r"row 2, column 1: 1\.5 is no pixel"):
+    with pytest.raises(InputError, match=r"row 2, column 2: 1\.5 is no pixel"):
         Autoencoder(2, 1, likelihood="bernoulli").check_data(torch.tensor([[0.0, 1.0], [0.5, 1.5]]))
