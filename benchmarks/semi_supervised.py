@@ -11,7 +11,6 @@ labels alone, on the same features, is printed beside them::
 from __future__ import annotations
 
 import argparse
-import gzip
 import time
 from pathlib import Path
 from statistics import fmean
@@ -33,13 +32,9 @@ USED = 0.05
 
 
 def images(name: str, folder: Path) -> tuple[Tensor, Tensor]:
-    """Read images as rows of pixels from 0 to 1, and their digits."""
-    kinds = ("images-idx3", 16), ("labels-idx1", 8)
-    pixels, digits = (
-        np.frombuffer(gzip.decompress((folder / f"{name}-{kind}-ubyte.gz").read_bytes()), np.uint8, offset=offset)
-        for kind, offset in kinds
-    )
-    return torch.from_numpy(pixels.reshape(-1, 784).astype("float32") / 255), torch.from_numpy(digits.astype("int64"))
+    """Read images as rows of pixels from 0 to 1, and their digits, from where the four files lie."""
+    table = pplgen.load_data(name, cache=folder.parent, dtype=torch.float32)
+    return table.values, table.target
 
 
 def split(y: Tensor, num_labels: int, seed: int) -> Tensor:
@@ -62,8 +57,7 @@ def features(x: Tensor, test: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Fit a VAE to the rows (M1), and encode them all by the mean of those entries of the code that it uses."""
     story = VAE(784, 50, hidden=(500,))
     fit = pplgen.fit(story, x, steps=steps, batch_size=100, learning_rate=1e-3, progress=False)
-    with fit.pair.isolated(), torch.no_grad():
-        codes, others = (torch.cat([fit.story.encode(block).mean for block in rows.split(BLOCK)]) for rows in (x, test))
+    codes, others = (torch.from_numpy(fit.encode(rows)["z"].values) for rows in (x, test))
     used = codes.var(0) > USED
     print(f"M1: {fit.elbo / len(x):.2f} nats per row, {int(used.sum())} entries in use; {fit.stop.value}", flush=True)
     return codes[:, used], others[:, used]
@@ -84,7 +78,7 @@ def main() -> None:
     if not options.data.is_dir():
         print(f"skipped: MNIST is not in {options.data}")
         return
-    (x, y), (test, wanted) = (images(name, options.data) for name in ("train", "t10k"))
+    (x, y), (test, wanted) = (images(name, options.data) for name in ("mnist", "mnist-test"))
     x, y = x[: options.rows], y[: options.rows]
     started = time.perf_counter()
     if options.model == "m2":
