@@ -175,20 +175,20 @@ def test_a_cache_that_cannot_be_written(tmp_path, cache, mirror):
     refused("downloads cannot be kept there: .*; name another directory in PPLGEN_CACHE")
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    {
-        "no gzip": (b"\x00\x00\x08\x01", "not a whole gzip file"),
-        "gzip cut short": (CONTENT["pictures.gz"][:-12], "not a whole gzip file"),
-        "no idx": (gzip.compress(b"<html>"), "starts with 3c 68 74 6d; expected an idx file"),
-        "empty": (gzip.compress(b""), "expected an idx file"),
-        "of floats": (idx(DIGITS, kind=13), "expected an idx file of unsigned bytes"),
-        "header cut short": (gzip.compress(bytes([0, 0, 8, 2, 0, 0])), "an idx header of shape"),
-        "absurd": (idx(DIGITS, shape=(2**31, 2**31)), "axes of sensible length"),
-        "too few": (idx(DIGITS, shape=(6,)), r"5 bytes of entries, where shape \(6,\) has 6"),
-        "too many": (idx(DIGITS, shape=(4,)), r"more bytes of entries, where shape \(4,\) has 4"),
-    }.values(),
-)
+NO_IDX = {
+    "no gzip": (b"\x00\x00\x08\x01", "not a whole gzip file"),
+    "gzip cut short": (CONTENT["pictures.gz"][:-12], "not a whole gzip file"),
+    "no idx": (gzip.compress(b"<html>"), "starts with 3c 68 74 6d; expected an idx file"),
+    "empty": (gzip.compress(b""), "expected an idx file"),
+    "of floats": (idx(DIGITS, kind=13), "expected an idx file of unsigned bytes"),
+    "header cut short": (gzip.compress(bytes([0, 0, 8, 2, 0, 0])), "an idx header of shape"),
+    "absurd": (idx(DIGITS, shape=(2**31, 2**31)), "axes of sensible length"),
+    "too few": (idx(DIGITS, shape=(6,)), r"5 bytes of entries, where shape \(6,\) has 6"),
+    "too many": (idx(DIGITS, shape=(4,)), r"more bytes of entries, where shape \(4,\) has 4"),
+}
+
+
+@pytest.mark.parametrize(("content", "sentence"), NO_IDX.values(), ids=NO_IDX)
 def test_idx_files_are_held_to_their_header(content, sentence):
     with pytest.raises(InputError, match=sentence):
         parse_idx(content, "file.gz")
