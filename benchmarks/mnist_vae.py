@@ -18,6 +18,8 @@ from pplgen.models._codes import PRIORS
 import pplgen
 
 BATCH, WARM_UP, CODES = 128, 10_000, 200
+LAST_RATE = 0.03
+"""Learning rate of the last step, relative to that of the first."""
 COMPONENTS = 500
 """Of a mixture or VampPrior."""
 
@@ -27,9 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prior", choices=PRIORS, nargs="+", default=PRIORS)
     parser.add_argument("--hidden", type=int, nargs="+", default=[400])
-    parser.add_argument("--steps", type=int, default=150_000)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--patience", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--rate", type=float, default=2e-3)
     options = parser.parse_args()
     if reason := why_absent():
         print(f"skipped: {reason}")
@@ -43,7 +44,8 @@ def main() -> None:
             train,
             steps=options.steps,
             learning_rate=options.rate,
-            patience=options.patience,
+            decay=LAST_RATE ** (1 / options.steps),
+            patience=options.steps,
             batch_size=BATCH,
             warm_up=WARM_UP,
             elbo="analytic" if prior == "normal" else "sampled",
