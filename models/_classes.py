@@ -6,14 +6,14 @@ in a mean.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._networks import ACTIVATIONS, EncoderNetwork
+from pplgen.models._layers import ACTIVATIONS
+from pplgen.models._networks import EncoderNetwork
 from torch import Tensor, nn
 
 from pplgen.story import DataWarning, InputError, check_per_feature
@@ -135,9 +135,14 @@ class ClassEncoderNetwork(nn.Module):
         super().__init__()
         *before, width = hidden or (num_outputs,)
         self.of_rows = EncoderNetwork(network, before, activation, num_inputs, num_features, width)
-        self.of_classes = nn.Parameter(torch.randn(num_classes, width) / math.sqrt(width))
+        self.of_classes = nn.Parameter(torch.empty(num_classes, width))
+        self.reset_parameters()
         last = ACTIVATIONS[activation](), nn.Linear(width, num_outputs)
         self.head = nn.Sequential(*last if hidden else ())
+
+    def reset_parameters(self) -> None:
+        """Draw what classes add to the last hidden layer."""
+        nn.init.normal_(self.of_classes, std=self.of_classes.shape[-1] ** -0.5)
 
     def forward(self, inputs: Tensor, classes: Tensor, gaps: Tensor | None = None) -> Tensor:
         """Read rows, shape ``(..., num_inputs)``, with classes that broadcast against them."""

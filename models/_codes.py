@@ -135,10 +135,17 @@ class CodePrior(nn.Module):
             return
         self.logits = nn.Parameter(torch.zeros(num_components))
         if kind == "mixture":
-            self.mu = nn.Parameter(torch.randn(num_components, codes.num_latents))
+            self.mu = nn.Parameter(torch.empty(num_components, codes.num_latents))
             self.log_sigma = nn.Parameter(torch.zeros(num_components, codes.num_latents))
         else:
-            self.pseudo_rows = nn.Parameter(0.5 * torch.randn(num_components, num_inputs))
+            self.pseudo_rows = nn.Parameter(torch.empty(num_components, num_inputs))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw where the components of a mixture are."""
+        for name, std in (("mu", 1.0), ("pseudo_rows", 0.5)):
+            if hasattr(self, name):
+                nn.init.normal_(getattr(self, name), std=std)
 
     def of(self, encoded: Callable[[Tensor], Any]) -> Any:
         """Return the distribution of a code; ``encoded`` is the guide's of what a network reads."""

@@ -1,26 +1,17 @@
-"""Networks that encoders and decoders are made of: dense layers, and small convolutions for square pictures."""
+"""Networks of encoders and decoders: dense, convolutional for square pictures, or a user's own."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from pplgen.models._layers import ACTIVATIONS, PictureDecoder, PictureEncoder, dense, picture_side
 from torch import Tensor, nn
 
 from pplgen.story import InputError, check_choice, check_count
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "softplus": nn.Softplus,
-    "elu": nn.ELU,
-}
 KINDS = ("dense", "convolutional")
-CHANNELS = (16, 32)
-"""Of the two convolutions of a picture."""
 
 
 def check_network(network: str, hidden: Sequence[int], activation: str, num_features: int) -> dict[str, object]:
@@ -70,6 +61,7 @@ class EncoderNetwork(nn.Module):
         self.body = own or made or dense((num_inputs, *hidden, num_outputs), activation)
         self.of_gaps = nn.Linear(num_features, num_inputs, bias=False)
         nn.init.zeros_(self.of_gaps.weight)
+        self.kept = [self.of_gaps, *(() if own is None else own.modules())]
         if own is not None:
             require_width("encoder", own, num_inputs, num_outputs)
 
@@ -112,6 +104,7 @@ class DecoderNetwork(nn.Module):
         made = PictureDecoder(hidden, activation, num_latents, num_features, per_feature) if picture else None
         self.body = own or made or dense((num_latents, *reversed(hidden), num_outputs), activation)
         self.offset = nn.Parameter(torch.zeros(num_outputs))
+        self.kept = [] if own is None else list(own.modules())
         if own is not None:
             require_width("decoder", own, num_latents, num_outputs)
 
@@ -125,6 +118,16 @@ class DecoderNetwork(nn.Module):
         self.offset.copy_(outputs)
 
 
+def redraw(*parts: nn.Module) -> None:
+    """Draw the weights of layers anew, so that restarts start apart; a user's own networks start as they are."""
+    modules = [module for part in parts for module in part.modules()]
+    kept = {id(layer) for module in modules for layer in getattr(module, "kept", ())}
+    for module in modules:
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None and id(module) not in kept:
+            reset()
+
+
 def require_width(name: str, module: nn.Module, num_inputs: int, num_outputs: int) -> None:
     """Refuse a network that does not take and return rows of these widths."""
     try:
@@ -134,67 +137,3 @@ def require_width(name: str, module: nn.Module, num_inputs: int, num_outputs: in
         raise InputError(f"{name}: it refuses rows of {num_inputs} numbers: {str(error).splitlines()[0]}") from None
     if shape != (2, num_outputs):
         raise InputError(f"{name}: two rows of {num_inputs} give shape {shape}; expected (2, {num_outputs})")
-
-
-def dense(widths: Sequence[int], activation: str) -> nn.Sequential:
-    """Return linear layers with an activation between each two."""
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
-
-
-def picture_side(num_features: int) -> int:
-    """Return the side of a square picture that two convolutions can halve, or raise ``InputError``."""
-    side = math.isqrt(num_features)
-    if side * side != num_features or side % 4:
-        raise InputError(
-            f"network='convolutional': {num_features} features are no square picture with sides that are multiples of 4"
-        )
-    return side
-
-
-class PictureEncoder(nn.Module):
-    """Two convolutions that halve a picture each, and dense layers."""
-
-    def __init__(self, hidden: Sequence[int], activation: str, num_inputs: int, num_outputs: int) -> None:
-        super().__init__()
-        self.side = picture_side(num_inputs)
-        first, second = CHANNELS
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(1, first, 4, stride=2, padding=1),
-            ACTIVATIONS[activation](),
-            nn.Conv2d(first, second, 4, stride=2, padding=1),
-            ACTIVATIONS[activation](),
-            nn.Flatten(),
-        )
-        self.layers = dense((second * (self.side // 4) ** 2, *hidden, num_outputs), activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Read pictures that are laid out as rows, shape ``(..., side^2)``."""
-        pictures = x.reshape(-1, 1, self.side, self.side)
-        outputs: Tensor = self.layers(self.convolutions(pictures))
-        return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
-
-
-class PictureDecoder(nn.Module):
-    """Dense layers, and two transposed convolutions that double a picture each."""
-
-    def __init__(
-        self, hidden: Sequence[int], activation: str, num_inputs: int, num_features: int, per_pixel: int
-    ) -> None:
-        super().__init__()
-        first, second = CHANNELS
-        self.side = picture_side(num_features)
-        self.layers = dense((num_inputs, *reversed(hidden), second * (self.side // 4) ** 2), activation)
-        self.convolutions = nn.Sequential(
-            ACTIVATIONS[activation](),
-            nn.ConvTranspose2d(second, first, 4, stride=2, padding=1),
-            ACTIVATIONS[activation](),
-            nn.ConvTranspose2d(first, per_pixel, 4, stride=2, padding=1),
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return outputs of every pixel, shape ``(..., per_pixel * side^2)``, those of a kind side by side."""
-        small = self.layers(z).reshape(-1, CHANNELS[1], self.side // 4, self.side // 4)
-        return torch.reshape(self.convolutions(small), (*z.shape[:-1], -1))

@@ -33,7 +33,7 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._likelihoods import KINDS, NOISES, likelihood_of
 from pplgen.models._missing import WhereSeen
-from pplgen.models._networks import DecoderNetwork, EncoderNetwork, check_network
+from pplgen.models._networks import DecoderNetwork, EncoderNetwork, check_network, redraw
 from pyro.nn import PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -52,7 +52,7 @@ class Autoencoder(LatentStory):
     num_latents
         Entries k of a code.
     hidden
-        Widths of the encoder's hidden layers; the decoder's are the same the other way round. None: both are linear.
+        Widths of the encoder's hidden layers; the decoder's are the same the other way round. Empty: both are linear.
     activation
         ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
     network
@@ -120,6 +120,7 @@ class Autoencoder(LatentStory):
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Read rows on their columns' scale, and start the decoder at what fits the columns as a whole."""
+        redraw(self.encoder, self.decoder)
         self.decoder.begin(self.seen.begin(x, weights))
 
 

@@ -56,7 +56,7 @@ class MixtureVAE(VAE, LatentStory):
     num_components
         Number of clusters K.
     hidden
-        Widths of the encoder's hidden layers; the decoder's are the same the other way round. None: both are linear.
+        Widths of the encoder's hidden layers; the decoder's are the same the other way round. Empty: both are linear.
     activation
         ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
     network

@@ -47,7 +47,7 @@ from pplgen.models._classes import (
 from pplgen.models._codes import GUIDES, CodePrior, Codes
 from pplgen.models._likelihoods import KINDS, NOISES, likelihood_of
 from pplgen.models._missing import WhereSeen
-from pplgen.models._networks import DecoderNetwork, EncoderNetwork, check_network
+from pplgen.models._networks import DecoderNetwork, EncoderNetwork, check_network, redraw
 from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
@@ -204,6 +204,7 @@ class SemiSupervisedVAE(LatentStory):
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Read rows on their columns' scale, start the decoder at the columns, and count the labels."""
+        redraw(self.classifier, self.encoder, self.decoder, self.codes)
         self.decoder.begin(self.seen.begin(x, weights))
         known = 0 if labels is None else int((labels >= 0).sum())
         self.weight.fill_(self.config["classification"] * len(x) / max(known, 1))

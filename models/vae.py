@@ -29,7 +29,7 @@ import torch
 from pplgen.models._codes import BOUNDED, GUIDES, PRIORS, CodePrior, Codes
 from pplgen.models._likelihoods import KINDS, NOISES, likelihood_of
 from pplgen.models._missing import WhereSeen
-from pplgen.models._networks import DecoderNetwork, EncoderNetwork, check_network
+from pplgen.models._networks import DecoderNetwork, EncoderNetwork, check_network, redraw
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
@@ -130,4 +130,5 @@ class VAE(LatentStory):
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Read rows on their columns' scale, and start the decoder at what fits the columns as a whole."""
+        redraw(self.encoder, self.decoder, self.codes, self.code_prior)
         self.decoder.begin(self.seen.begin(x, weights))

@@ -38,11 +38,12 @@ from pplgen.isolation import seeded
 from pplgen.pair import Pair, rows_of
 from pplgen.story import check_choice, check_count, check_positive
 from pplgen.structure import Structure, number_of_rows
+from pplgen.transforms import redraw_pixels
 
 __all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "bound_of", "check_warm_up"]
 
 BOUNDS = ("sampled", "analytic", "score-function", "importance")
-AUGMENTATIONS: dict[str, Augment] = {"bernoulli": torch.bernoulli}
+AUGMENTATIONS: dict[str, Augment] = {"bernoulli": redraw_pixels}
 
 
 def bound_of(

@@ -105,7 +105,7 @@ def bound_gap(pair: Pair, data: tuple[Any, ...]) -> Check:
     name, source = "bound gap (nats per row)", "Cremer et al. 2018"
     if not isinstance(pair.story, LatentStory):
         return _beside(name, source, "it takes a latent-variable story")
-    if not bool((encode_rows(pair.story, data[0][:1])[1] > 0).all()):
+    if not bool((encode_rows(pair.story, data[0][:1])[1][:, : pair.story.num_latents] > 0).all()):
         return _beside(name, source, "the guide is a point, which bounds no density")
     step = max(1, len(data[0]) // GAP_ROWS)
     rows = tuple(rows_of(value, slice(0, step * GAP_ROWS, step), len(data[0])) for value in data)

@@ -122,7 +122,10 @@ def trace(
     buffers = buffers_of(pair)
     lift(raw, [*parameters.values(), *buffers])
     shapes = tuple(value.shape for value in parameters.values())
-    module = clean(raw, [*parameters.values(), *buffers, *inputs])
+    try:
+        module = clean(raw, [*parameters.values(), *buffers, *inputs])
+    except Exception as error:
+        raise NotTraceable(f"simplifying stopped: {type(error).__name__}: {first_line(error)}") from error
     graph = Graph(module, tuple(parameters), shapes, tuple(buffers))
     for sample in (data, _resampled(data)):
         _prove(graph, pair, bound, sample, scale, list(parameters.values()))

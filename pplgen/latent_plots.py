@@ -15,6 +15,7 @@ from pplgen.errors import InputError
 from pplgen.palette import COLOURS
 
 __all__ = [
+    "MOST_LABELS",
     "plot_anomalies",
     "plot_inpainting",
     "plot_interpolation",

@@ -13,7 +13,7 @@ from matplotlib.patches import Ellipse
 
 from pplgen.fitted import Fit
 from pplgen.latent import LatentStory
-from pplgen.latent_plots import plot_latent_map, plot_reconstructions
+from pplgen.latent_plots import MOST_LABELS, plot_latent_map, plot_reconstructions
 from pplgen.palette import COLOURS
 from pplgen.series_plots import plot_series
 
@@ -78,7 +78,7 @@ def _latent_picture(fit: Fit) -> Figure:
     """Draw the codes of rows, some rows with their reconstructions, and the ELBO."""
     x = fit.pair.data[0][:MAPPED]
     known = [] if fit.table is None else [each for each in (fit.table.labels, fit.table.target) if each is not None]
-    labels = known[0][:MAPPED] if known else None
+    labels = known[0][:MAPPED] if known and len(known[0].unique()) <= MOST_LABELS else None
     shown = x[:: max(1, len(x) // RECONSTRUCTED)][:RECONSTRUCTED]
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     FigureCanvasAgg(figure)

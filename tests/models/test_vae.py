@@ -38,3 +38,23 @@ def test_trains_on_the_graph():
         fit = pplgen.fit(VAE(8, 3, hidden=(6,), **options), x, steps=100, compile="graph", progress=False)
         assert fit.path == "the traced graph"
         assert isinstance(fit.pair, Pair)
+
+
+@pytest.mark.parametrize("prior", ["normal", "vamp"])
+def test_seeds_start_apart_and_repeat_themselves(prior):
+    """What the constructor drew does not matter: networks are drawn from the seed of the restart."""
+    x = torch.rand(30, 8).round()
+    stories = [VAE(8, 2, hidden=(5,), prior=prior) for _ in range(3)]
+    fits = [pplgen.fit(story, x, steps=30, seed=s, progress=False) for story, s in zip(stories, (1, 1, 2), strict=True)]
+    weights = [fit.story.encoder.body[0].weight for fit in fits]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.allclose(weights[0], weights[2], atol=0.05)
+
+
+def test_own_networks_start_as_they_are():
+    own = torch.nn.Linear(8, 4)
+    x = torch.rand(30, 8).round()
+    story = VAE(8, 2, encoder=own)
+    story.initialise(x)
+    assert torch.equal(story.encoder.body.weight, own.weight)
+    assert not story.encoder.of_gaps.weight.any()
