@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-BASES = {"LatentStory", "LinearStory", "StateSpaceStory", "Story"}
+BASES = {"LatentStory", "LinearStory", "NetworkStory", "StateSpaceStory", "Story"}
 """What a story derives from, by one name."""
 
 

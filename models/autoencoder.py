@@ -31,18 +31,14 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._likelihoods import KINDS, NOISES, likelihood_of
-from pplgen.models._missing import WhereSeen
-from pplgen.models._networks import DecoderNetwork, EncoderNetwork, check_network, redraw
+from pplgen.models._network_story import NetworkStory
+from pplgen.models._networks import DecoderNetwork, EncoderNetwork
 from pyro.nn import PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pplgen.latent import LatentStory
-from pplgen.story import check_choice, check_count
 
-
-class Autoencoder(LatentStory):
+class Autoencoder(NetworkStory):
     """Rows that a network squeezes through a code of a few numbers, and another reconstructs.
 
     Parameters
@@ -85,12 +81,13 @@ class Autoencoder(LatentStory):
         super().__init__(
             num_features,
             num_latents,
-            **check_network(network, hidden, activation, num_features),
-            likelihood=check_choice("likelihood", likelihood, KINDS),
-            noise=check_choice("noise", noise, NOISES),
-            num_values=check_count("num_values", num_values, minimum=2),
+            hidden=hidden,
+            activation=activation,
+            network=network,
+            likelihood=likelihood,
+            noise=noise,
+            num_values=num_values,
         )
-        self.seen = likelihood_of(likelihood, num_features, noise, num_values)
         sizes = network, hidden, activation
         self.encoder = EncoderNetwork(*sizes, self.seen.num_inputs, num_features, num_latents, encoder)
         self.decoder = DecoderNetwork(*sizes, num_latents, num_features, self.seen.per_feature, decoder)
@@ -103,25 +100,9 @@ class Autoencoder(LatentStory):
         return FlatFollower(self.code_mean, scale_tril=self.code_tril)
 
     @pyro_method
-    def decode(self, z: Tensor) -> WhereSeen:
-        """Return the distribution of rows given codes; its mean is the reconstruction."""
-        return self.seen.of(self.decoder(z))
-
-    @pyro_method
     def encode(self, x: Tensor) -> Any:
         """Return a point mass at the codes of rows."""
-        return dist.Delta(self.encoder(self.seen.read(x), x.isnan() if self.gaps else None)).to_event(1)
-
-    def check_data(self, x: Tensor) -> None:
-        """Refuse rows of another width, and entries that the likelihood cannot see."""
-        super().check_data(x)
-        self.seen.check(x)
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Read rows on their columns' scale, and start the decoder at what fits the columns as a whole."""
-        redraw(self.encoder, self.decoder)
-        self.decoder.begin(self.seen.begin(x, weights))
+        return dist.Delta(self.encoder(self.seen.read(x), self.gaps_of(x))).to_event(1)
 
 
 class FlatFollower(dist.MultivariateNormal):

@@ -36,15 +36,15 @@ from pplgen.models import VAE
 from pplgen.models._classes import check_classes
 from pplgen.models._codes import LEAST
 from pplgen.models._first_codes import cluster_codes, train_codes
+from pplgen.models._network_story import NetworkStory
 from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplgen.latent import LatentStory
 from pplgen.story import InputError
 
 
-class MixtureVAE(VAE, LatentStory):
+class MixtureVAE(VAE, NetworkStory):
     """Rows that a network decodes from codes that come in clusters, the cluster of each row summed out.
 
     Parameters
@@ -100,7 +100,7 @@ class MixtureVAE(VAE, LatentStory):
         )
         del self.config["prior"]  # there is no other
         self.K = num_components
-        self.dims = {**self.dims, "y": ("row", "component")}
+        self.dims = {**NetworkStory.dims, "y": ("row", "component")}
 
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:

@@ -45,18 +45,16 @@ from pplgen.models._classes import (
     warn_of_unknown,
 )
 from pplgen.models._codes import GUIDES, CodePrior, Codes
-from pplgen.models._likelihoods import KINDS, NOISES, likelihood_of
-from pplgen.models._missing import WhereSeen
-from pplgen.models._networks import DecoderNetwork, EncoderNetwork, check_network, redraw
+from pplgen.models._network_story import NetworkStory
+from pplgen.models._networks import DecoderNetwork, EncoderNetwork
 from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplgen.latent import LatentStory
 from pplgen.story import check_choice, check_count, check_positive
 
 
-class SemiSupervisedVAE(LatentStory):
+class SemiSupervisedVAE(NetworkStory):
     """Rows that a network decodes from a class and a code, the class known of some rows and summed out of the others.
 
     Parameters
@@ -114,16 +112,17 @@ class SemiSupervisedVAE(LatentStory):
             num_features,
             num_latents,
             num_classes=C,
-            **check_network(network, hidden, activation, num_features),
-            likelihood=check_choice("likelihood", likelihood, KINDS),
-            noise=check_choice("noise", noise, NOISES),
-            num_values=check_count("num_values", num_values, minimum=2),
+            hidden=hidden,
+            activation=activation,
+            network=network,
+            likelihood=likelihood,
+            noise=noise,
+            num_values=num_values,
             guide=check_choice("guide", guide, GUIDES),
             classification=check_positive("classification", classification),
             probabilities=check_shares(probabilities, C),
         )
         self.C = C
-        self.seen = likelihood_of(likelihood, num_features, noise, num_values)
         self.codes = Codes(guide, num_latents)
         sizes, read = (network, hidden, activation), (self.seen.num_inputs, num_features)
         self.classifier = EncoderNetwork(*sizes, *read, C)
@@ -133,7 +132,7 @@ class SemiSupervisedVAE(LatentStory):
         self.register_buffer("pi", torch.tensor(self.config["probabilities"] or [1 / C] * C))
         self.register_buffer("indicators", torch.eye(C))
         self.register_buffer("weight", torch.tensor(float(classification)))
-        self.dims = {**self.dims, "y": ("row", "class")}
+        self.dims = {**NetworkStory.dims, "y": ("row", "class")}
 
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1, labels: Tensor | None = None) -> Tensor:
@@ -167,11 +166,6 @@ class SemiSupervisedVAE(LatentStory):
         return CodeAndClass(dist.Categorical(self.pi), self._codes_before().expand((self.C,)))
 
     @pyro_method
-    def decode(self, z: Tensor) -> WhereSeen:
-        """Return the distribution of rows given codes and classes, shape ``(..., num_latents + num_classes)``."""
-        return self.seen.of(self.decoder(z))
-
-    @pyro_method
     def encode(self, x: Tensor, labels: Tensor | None = None) -> CodeAndClass:
         """Return the guide's distribution of the codes and classes of rows."""
         every = torch.arange(self.C, device=x.device)
@@ -183,18 +177,13 @@ class SemiSupervisedVAE(LatentStory):
         return self._complete(x, self.encode(x, labels))
 
     def _classify(self, x: Tensor) -> Any:
-        return dist.Categorical(logits=self.classifier(self.seen.read(x), x.isnan() if self.gaps else None))
+        return dist.Categorical(logits=self.classifier(self.seen.read(x), self.gaps_of(x)))
 
     def _codes_of(self, x: Tensor, classes: Tensor) -> Any:
-        return self.codes.of(self.encoder(self.seen.read(x), classes, x.isnan() if self.gaps else None))
+        return self.codes.of(self.encoder(self.seen.read(x), classes, self.gaps_of(x)))
 
     def _codes_before(self) -> Any:
         return self.code_prior.of(self.codes.of)
-
-    def check_data(self, x: Tensor) -> None:
-        """Refuse rows of another width, and entries that the likelihood cannot see."""
-        super().check_data(x)
-        self.seen.check(x)
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse labels of no class, and warn of classes of which no row is known."""
@@ -203,8 +192,7 @@ class SemiSupervisedVAE(LatentStory):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Read rows on their columns' scale, start the decoder at the columns, and count the labels."""
-        redraw(self.classifier, self.encoder, self.decoder, self.codes)
-        self.decoder.begin(self.seen.begin(x, weights))
+        """Start the networks, and count the labels."""
+        super().initialise(x, labels, weights)
         known = 0 if labels is None else int((labels >= 0).sum())
         self.weight.fill_(self.config["classification"] * len(x) / max(known, 1))

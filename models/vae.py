@@ -25,19 +25,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pplgen.models._codes import BOUNDED, GUIDES, PRIORS, CodePrior, Codes
-from pplgen.models._likelihoods import KINDS, NOISES, likelihood_of
-from pplgen.models._missing import WhereSeen
-from pplgen.models._networks import DecoderNetwork, EncoderNetwork, check_network, redraw
+from pplgen.models._network_story import NetworkStory
+from pplgen.models._networks import DecoderNetwork, EncoderNetwork
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pplgen.latent import LatentStory
 from pplgen.story import InputError, check_choice, check_count
 
 
-class VAE(LatentStory):
+class VAE(NetworkStory):
     """Rows that a network decodes from a few continuous codes, and another encodes.
 
     Parameters
@@ -90,17 +87,18 @@ class VAE(LatentStory):
         super().__init__(
             num_features,
             num_latents,
-            **check_network(network, hidden, activation, num_features),
-            likelihood=check_choice("likelihood", likelihood, KINDS),
-            noise=check_choice("noise", noise, NOISES),
-            num_values=check_count("num_values", num_values, minimum=2),
+            hidden=hidden,
+            activation=activation,
+            network=network,
+            likelihood=likelihood,
+            noise=noise,
+            num_values=num_values,
             guide=check_choice("guide", guide, GUIDES),
             prior=check_choice("prior", prior, PRIORS),
             num_components=check_count("num_components", num_components),
         )
         if guide in BOUNDED and prior != "normal":
             raise InputError(f"prior={prior!r}: codes of guide={guide!r} have the prior of their support")
-        self.seen = likelihood_of(likelihood, num_features, noise, num_values)
         self.codes = Codes(guide, num_latents)
         sizes = network, hidden, activation
         self.encoder = EncoderNetwork(*sizes, self.seen.num_inputs, num_features, self.codes.num_outputs, encoder)
@@ -113,22 +111,6 @@ class VAE(LatentStory):
         return self.code_prior.of(lambda inputs: self.codes.of(self.encoder(inputs)))
 
     @pyro_method
-    def decode(self, z: Tensor) -> WhereSeen:
-        """Return the distribution of rows given codes."""
-        return self.seen.of(self.decoder(z))
-
-    @pyro_method
     def encode(self, x: Tensor) -> Any:
         """Return the guide's distribution of the codes of rows."""
-        return self.codes.of(self.encoder(self.seen.read(x), x.isnan() if self.gaps else None))
-
-    def check_data(self, x: Tensor) -> None:
-        """Refuse rows of another width, and entries that the likelihood cannot see."""
-        super().check_data(x)
-        self.seen.check(x)
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Read rows on their columns' scale, and start the decoder at what fits the columns as a whole."""
-        redraw(self.encoder, self.decoder, self.codes, self.code_prior)
-        self.decoder.begin(self.seen.begin(x, weights))
+        return self.codes.of(self.encoder(self.seen.read(x), self.gaps_of(x)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pyro
@@ -41,19 +43,17 @@ class LatentStory(Story):
     """
 
     accepts_missing: ClassVar[bool] = True
+    dims: Mapping[str, tuple[str, ...]] = MappingProxyType({"z": ("row", "latent"), "x": ("row", "feature")})
     kl_weight: Tensor
     """How much the code's terms count, a scalar: below one only while the bound is warmed up."""
     gaps: bool = False
     """Whether rows with missing entries were announced."""
 
     def __init__(self, num_features: int, num_latents: int, **config: Any) -> None:
-        self.num_features, self.num_latents = (
-            check_count("num_features", num_features),
-            check_count("num_latents", num_latents),
-        )
-        super().__init__(num_features=self.num_features, num_latents=self.num_latents, **config)
+        sizes = {"num_features": num_features, "num_latents": num_latents}
+        super().__init__(**{name: check_count(name, size) for name, size in sizes.items()}, **config)
+        self.num_features, self.num_latents = (int(self.config[name]) for name in sizes)
         self.register_buffer("kl_weight", torch.ones(()))
-        self.dims = {"z": ("row", "latent"), "x": ("row", "feature")}
 
     def prior(self) -> TorchDistribution:
         """Return the distribution of a code, event shape ``(num_latents,)``."""

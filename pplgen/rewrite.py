@@ -74,6 +74,7 @@ def _in_place_on_fresh(module: fx.GraphModule) -> bool:
 
     Most graphs have no others, and are spared the longer way by ``_functional``.
     """
+    functional = {}
     changing: list[Any] = [node for node in module.graph.nodes if getattr(_schema(node), "is_mutable", False)]
     for node in changing:
         changed: Any = node.args[0]
@@ -84,7 +85,9 @@ def _in_place_on_fresh(module: fx.GraphModule) -> bool:
         types = {each.meta["val"].dtype for each in node.all_input_nodes}
         if not fresh or len(types) > 1 or not hasattr(packet, node.target._overloadname):
             return False
-        node.target = getattr(packet, node.target._overloadname)
+        functional[node] = getattr(packet, node.target._overloadname)
+    for node, target in functional.items():
+        node.target = target
     module.recompile()
     return True
 
