@@ -43,12 +43,15 @@ def picture_side(num_features: int) -> int:
 class PictureEncoder(nn.Module):
     """Two convolutions that halve a picture each, and dense layers."""
 
-    def __init__(self, hidden: Sequence[int], activation: str, num_inputs: int, num_outputs: int) -> None:
+    def __init__(
+        self, hidden: Sequence[int], activation: str, num_inputs: int, num_features: int, num_outputs: int
+    ) -> None:
         super().__init__()
-        self.side = picture_side(num_inputs)
+        self.side = picture_side(num_features)
+        self.per_pixel = num_inputs // num_features
         first, second = CHANNELS
         self.convolutions = nn.Sequential(
-            nn.Conv2d(1, first, 4, stride=2, padding=1),
+            nn.Conv2d(self.per_pixel, first, 4, stride=2, padding=1),
             ACTIVATIONS[activation](),
             nn.Conv2d(first, second, 4, stride=2, padding=1),
             ACTIVATIONS[activation](),
@@ -57,8 +60,8 @@ class PictureEncoder(nn.Module):
         self.layers = dense((second * (self.side // 4) ** 2, *hidden, num_outputs), activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Read pictures that are laid out as rows, shape ``(..., side^2)``."""
-        pictures = x.reshape(-1, 1, self.side, self.side)
+        """Read pictures that are laid out as rows, numbers of a kind side by side: ``(..., per_pixel * side^2)``."""
+        pictures = x.reshape(-1, self.per_pixel, self.side, self.side)
         outputs: Tensor = self.layers(self.convolutions(pictures))
         return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
 

@@ -149,9 +149,9 @@ class Categories(Likelihood):
         return self.num_features * self.per_feature
 
     def read(self, x: Tensor) -> Tensor:
-        """Return indicators, all zero where an entry is missing."""
+        """Return indicators, those of a value side by side, all zero where an entry is missing."""
         values = torch.arange(self.per_feature, device=x.device)
-        return (x.unsqueeze(-1) == values).to(x.dtype).flatten(-2)
+        return (x.unsqueeze(-2) == values[:, None]).to(x.dtype).flatten(-2)
 
     def of(self, outputs: Tensor) -> WhereSeen:
         """Take outputs for logits of the values."""
@@ -168,8 +168,8 @@ class Categories(Likelihood):
     def begin(self, x: Tensor, weights: Tensor | None) -> Tensor:
         """Start at the values' frequencies."""
         every = torch.ones_like(x[:, 0]) if weights is None else weights
-        count = torch.einsum("n,nj->j", every, self.read(x)).unflatten(-1, (-1, self.per_feature)) + 1
-        return (count / count.sum(-1, keepdim=True)).log().mT.flatten()
+        count = (every @ self.read(x)).unflatten(-1, (self.per_feature, -1)) + 1
+        return (count / count.sum(0)).log().flatten()
 
 
 class Values(dist.Categorical):

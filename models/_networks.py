@@ -16,7 +16,7 @@ KINDS = ("dense", "convolutional")
 
 def check_network(network: str, hidden: Sequence[int], activation: str, num_features: int) -> dict[str, object]:
     """Return the options of a network as they are kept, or raise ``InputError``."""
-    if isinstance(hidden, str | int):
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
         raise InputError(f"hidden={hidden!r}: expected the widths of the hidden layers, such as (200, 200)")
     options: dict[str, object] = {
         "network": check_choice("network", network, KINDS),
@@ -57,7 +57,7 @@ class EncoderNetwork(nn.Module):
     ) -> None:
         super().__init__()
         picture = network == "convolutional" and own is None
-        made = PictureEncoder(hidden, activation, num_inputs, num_outputs) if picture else None
+        made = PictureEncoder(hidden, activation, num_inputs, num_features, num_outputs) if picture else None
         self.body = own or made or dense((num_inputs, *hidden, num_outputs), activation)
         self.of_gaps = nn.Linear(num_features, num_inputs, bias=False)
         nn.init.zeros_(self.of_gaps.weight)

@@ -34,14 +34,14 @@ import pyro.distributions as dist
 import torch
 from pplgen.models import VAE
 from pplgen.models._classes import check_classes
-from pplgen.models._codes import LEAST
+from pplgen.models._codes import LEAST, REAL
 from pplgen.models._first_codes import cluster_codes, train_codes
 from pplgen.models._network_story import NetworkStory
 from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplgen.story import InputError
+from pplgen.story import InputError, check_choice
 
 
 class MixtureVAE(VAE, NetworkStory):
@@ -94,7 +94,7 @@ class MixtureVAE(VAE, NetworkStory):
             likelihood=likelihood,
             noise=noise,
             num_values=num_values,
-            guide=guide,
+            guide=check_choice("guide", guide, REAL),
             prior="mixture",
             num_components=num_components,
         )
@@ -113,7 +113,8 @@ class MixtureVAE(VAE, NetworkStory):
             return pyro.sample("x", self.decode(z), obs=x)
 
     def check_training_data(self, x: Tensor) -> None:
-        """Refuse fewer rows than components."""
+        """Refuse fewer rows than components, and rows of which nothing is seen."""
+        super().check_training_data(x)
         if len(x) < self.K:
             raise InputError(f"{len(x)} rows are too few for {self.K} components; give at least {self.K}")
 

@@ -109,12 +109,15 @@ def _augmented(
     pair: Pair, batches: Iterator[tuple[Any, ...]], augment: Augment, seed: int, skip: int
 ) -> Iterator[tuple[Any, ...]]:
     """Change the rows of each step, with random numbers that depend on nothing but the seed and the step."""
+    if not isinstance(pair.data[0], Tensor):
+        raise InputError(f"augment: the model's first argument is a {type(pair.data[0]).__name__}; expected its rows")
     for step, (rows, *others) in zip(count(skip), batches, strict=False):
         with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
             torch.manual_seed(int(generator_at(seed, step, 0).integers(2**63)))
             changed: Any = augment(rows)
         if not isinstance(changed, Tensor) or (changed.shape, changed.dtype) != (rows.shape, rows.dtype):
-            found = f"{tuple(changed.shape)} of {changed.dtype}" if isinstance(changed, Tensor) else repr(changed)
+            kind = type(changed).__name__
+            found = f"{tuple(changed.shape)} of {changed.dtype}" if isinstance(changed, Tensor) else f"a {kind}"
             raise InputError(f"augment: it returned {found}; expected {tuple(rows.shape)} of {rows.dtype}")
         if step == skip:
             _check_changed(pair, rows, changed)

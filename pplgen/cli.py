@@ -203,7 +203,8 @@ def _shared(
         bool, typer.Option("--stream", help="Leave the rows in their file, .npy or .parquet, and read batches of them.")
     ] = False,
     labels: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of known components, 0, 1, ..., empty for others.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of known classes, 0, 1, ..., or target, of a data set."),
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of how much each row counts.")] = None,
     series: SeriesOption = None,
@@ -213,6 +214,9 @@ def _shared(
     clip: Annotated[float | None, typer.Option(help="Largest entry of the gradient.  [default: any]")] = None,
     decay: Annotated[float, typer.Option(help="Factor of the learning rate at each step.")] = 1.0,
     restarts: Annotated[int, typer.Option(help="Independent starts; the one with the best ELBO is kept.")] = 1,
+    patience: Annotated[
+        int | None, typer.Option(help="Steps over which the ELBO is averaged before its trend is judged.")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows per step.  [default: all or, of very many, some]")
     ] = None,

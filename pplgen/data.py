@@ -129,7 +129,8 @@ def load_data(
         ``(num_rows, num_features)``, or a ``Table``.
     labels
         Known values of the rows' discrete latent, such as the component of a mixture, counted from 0: one for each row,
-        missing or -1 where it is not known; or the name of the column that holds them. ``None``: a ``Table``'s own.
+        missing or -1 where it is not known; or the name of the column that holds them, or ``"target"`` for the classes
+        that a ``Table``, or a data set with a name, has beside its columns. ``None``: a ``Table``'s own.
     weights
         How much each row counts: a number of at least 0 for each, or the name of a column. ``None``: a ``Table``'s own.
     target
@@ -171,6 +172,8 @@ def load_data(
         matrix, columns, name = *from_array(source, "the array"), "array"
     check_shape(name, matrix.shape)
     values = _as_tensor(matrix, columns, dtype)
+    if isinstance(labels, str) and labels == "target" and labels not in columns and own[2] is not None:
+        labels = own[2]
     facts = {"labels": labels, "weights": weights, "target": target}
     named = {what: given for what, given in facts.items() if isinstance(given, str)}
     for what, column in named.items():

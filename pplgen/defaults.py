@@ -13,14 +13,14 @@ __all__ = ["rows_per_step", "steps_judged"]
 STREAMED_ROWS = 10_000
 """Rows per step of a stream."""
 CODED_ROWS, MANY_ROWS = 500, 10_000
-"""Rows per step of a story with codes, whose every row passes two networks; and from how many rows on."""
+"""Rows per step of a story with codes, whose every row passes two networks; and from how many rows in memory on."""
 
 
 def rows_per_step(model: Any, num_rows: int, *, streamed: bool) -> int | None:
     """Return the batch size, ``None`` for all rows."""
-    if streamed:
-        return min(STREAMED_ROWS, num_rows)
-    return CODED_ROWS if isinstance(model, LatentStory) and num_rows > MANY_ROWS else None
+    if isinstance(model, LatentStory) and (streamed or num_rows > MANY_ROWS):
+        return min(CODED_ROWS, num_rows)
+    return min(STREAMED_ROWS, num_rows) if streamed else None
 
 
 def steps_judged(model: Any, num_rows: int, batch_size: int | None) -> int:

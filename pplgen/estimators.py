@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pplgen.errors import InputError
-from pplgen.marginal import EnumBound, sum_out
+from pplgen.marginal import PARTICLES, EnumBound, sum_out
 
 __all__ = [
     "Detaching",
@@ -26,9 +26,6 @@ __all__ = [
     "divergences",
     "entries_of",
 ]
-
-PARTICLES = "num_particles_vectorized"
-"""What Pyro calls the plate of draws that are side by side."""
 
 
 class ImportanceWeighted_ELBO(EnumBound):

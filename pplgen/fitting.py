@@ -96,13 +96,13 @@ def fit(
     decay
         Factor of the learning rate at each step, ``ClippedAdam``'s ``lrd``; at most one.
     patience
-        Steps over which the ELBO is averaged before its trend is judged, 100 at least. ``None``: 100; for minibatches
+        Steps over which the ELBO is averaged before its trend is judged, in hundreds. ``None``: 100; for minibatches
         of a ``LatentStory`` a pass over the rows, for its networks go on learning where single steps no longer tell.
     restarts
         Independent runs, of which the one with the best final ELBO is kept.
     batch_size
-        Rows per step, the row plate being scaled to all of them. ``None``: all; 10,000 of a stream; 500 of more than
-        10,000 rows of a ``LatentStory``.
+        Rows per step, the row plate being scaled to all of them. ``None``: all; 10,000 of a stream; 500 of a
+        ``LatentStory``, where its rows are a stream or more than 10,000.
     device
         Where to compute, such as ``"cuda"``. ``None``: the CPU for a story, where the data are for a bare pair.
     elbo

@@ -108,3 +108,9 @@ class LatentStory(Story):
         if x.ndim != 2 or x.shape[-1] != self.num_features:
             expected = f"(num_rows, {self.num_features})"
             raise InputError(f"data of shape {tuple(x.shape)}: this {type(self).__name__} expects {expected}")
+
+    def check_training_data(self, x: Tensor) -> None:
+        """Refuse rows of which nothing is seen."""
+        empty = (x.isnan().all(-1).nonzero()[:, 0] + 1).tolist()
+        if empty:
+            raise InputError(f"row {empty[0]} has no observed value ({len(empty)} such in all); leave such rows out")

@@ -49,22 +49,28 @@ class LatentVerbs:
         """Say where each row's code lies: mean ``z`` and standard deviation ``z_sd``, dimensions ``(row, latent)``.
 
         They are the guide's, in closed form where its family has one. ``fit.encode(x)["z"].values`` is an array of
-        features for whatever comes next; ``fit.decode(fit.encode(x))`` leads back. A story that has a class beside
-        the code appends its probabilities to the entries.
+        features for whatever comes next; ``fit.decode(fit.encode(x))`` leads back. Where a story has a class beside
+        the code, ``y`` are its probabilities, dimensions ``(row, class)``.
         """
         with self._coded("encode", seed) as story:
-            mean, sd = encode_rows(story, self._rows(x)[0])
-        numbered = {"row": range(len(mean)), "latent": range(mean.shape[-1])}
-        variables = {name: (("row", "latent"), value.cpu().numpy()) for name, value in (("z", mean), ("z_sd", sd))}
-        return xr.Dataset(variables, coords=numbered)
+            mean, sd = (value.cpu().numpy() for value in encode_rows(story, self._rows(x)[0]))
+        k = story.num_latents
+        variables = {"z": (("row", "latent"), mean[:, :k]), "z_sd": (("row", "latent"), sd[:, :k])}
+        if mean.shape[-1] > k:
+            variables["y"] = (("row", "class"), mean[:, k:])
+        found = xr.Dataset(variables)
+        return found.assign_coords({axis: range(size) for axis, size in found.sizes.items()})
 
     def decode(self, z: Any) -> Tensor:
         """Return the mean of a row at each code, shape ``(..., num_features)`` for codes ``(..., num_latents)``.
 
-        ``z`` is a tensor, an array, nested lists, or what ``encode`` returned, whose means are taken.
+        ``z`` is a tensor, an array, nested lists, or what ``encode`` returned, whose means are taken. Where a story has
+        a class beside the code, a number for each class follows the code's entries, such as its probability.
         """
         with self._coded("decode", None) as story:
-            given = z["z"].values if isinstance(z, xr.Dataset) else z
+            given = z
+            if isinstance(z, xr.Dataset):
+                given = np.concatenate([z[name].values for name in ("z", "y") if name in z], axis=-1)
             like = next(iter(story.parameters()))
             try:
                 codes = torch.as_tensor(np.asarray(given) if not isinstance(given, Tensor) else given).to(like)
@@ -208,12 +214,13 @@ class LatentVerbs:
             raise InputError(f"rate={rate!r}: expected a share of rows between 0 and 1")
         check_count("draws", draws)
         with self._coded("anomaly", seed):
-            normal = self._rows(held_out)
+            # rows alone, for what is known beside them is no part of how unlike others they are
+            normal = self._rows(held_out)[: self.pair.num_arguments]
             if len(normal[0]) < math.ceil(1 / rate) - 1:
                 needed = f"at least {math.ceil(1 / rate) - 1}"
                 raise InputError(f"rate={rate:g}: {len(normal[0])} normal rows cannot tell; expected {needed}")
             against = -scores.row_log_likelihood(self.pair, normal, draws).as_subclass(Tensor).cpu().double()
-            rows = self._rows(x)
+            rows = self._rows(x)[: self.pair.num_arguments]
             score = against
             if rows[0] is not normal[0]:
                 score = -scores.row_log_likelihood(self.pair, rows, draws).as_subclass(Tensor).cpu().double()

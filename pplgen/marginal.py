@@ -16,7 +16,10 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.structure import Structure
 
-__all__ = ["EnumBound", "WeightedEnum_ELBO", "sum_out"]
+__all__ = ["PARTICLES", "EnumBound", "WeightedEnum_ELBO", "sum_out"]
+
+PARTICLES = "num_particles_vectorized"
+"""What Pyro calls the plate of draws that are side by side."""
 
 
 def sum_out(
@@ -107,9 +110,10 @@ class WeightedEnum_ELBO(EnumBound):
         scales = [torch.as_tensor(model_trace.nodes[name]["scale"]) for name in per_row]
         if len({scale.shape for scale in scales}) > 1:
             raise InputError("weights: the model scales some sites of a row itself, and others not")
-        rows = sum_out(model_trace, per_row, str(structure.row_plate), reference=scales[0])
+        keep = model_trace.plate_to_symbol.get(PARTICLES, "")
+        rows = sum_out(model_trace, per_row, str(structure.row_plate), keep, scales[0])
         weights = scales[0].reshape(-1)
         shared = [model_trace.nodes[name]["log_prob"].sum() for name in terms if name not in structure.per_row]
         drawn = [guide_trace.nodes[name]["log_prob"].sum() for name in guide_trace.stochastic_nodes]
-        loss: Tensor = sum(drawn, -(weights * rows).sum()) - sum(shared)
-        return loss / self.num_particles
+        loss: Tensor = (sum(drawn) - sum(shared)) / self.num_particles
+        return loss - (weights * rows.reshape(len(weights), -1).mean(-1)).sum()

@@ -49,10 +49,10 @@ def forecast(fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, s
 
 def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:
     """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd."""
-    columns: dict[str, Any] = {}
+    structure, columns = fit.pair.structure, dict[str, Any]()
     for name, values in latents.items():
         label = str(values.dims[-1])
-        if name in fit.pair.structure.enumerated:
+        if name in (*structure.enumerated, *structure.guide_enumerated):
             columns[label] = values.values.argmax(axis=1)
         else:
             label = str(name)

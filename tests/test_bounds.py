@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pplgen.models import VAE, GaussianMixture
+from pplgen.models import VAE, GaussianMixture, MixtureVAE
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.nn import PyroParam
@@ -20,6 +20,7 @@ from pplgen.bounds import BOUNDS, bound_of
 from pplgen.graph import trace
 from pplgen.isolation import seeded
 from pplgen.latent import LatentStory
+from pplgen.marginal import WeightedEnum_ELBO
 from pplgen.pair import Pair
 from pplgen.row_facts import RowScale
 from pplgen.training import StopReason
@@ -302,6 +303,7 @@ def flipped(x):
         (VAE(8), {"warm_up": 1.5}, "warm_up=1.5"),
         (VAE(8), {"augment": "flip"}, "expected one of bernoulli"),
         (VAE(8), {"augment": lambda x: x[:1]}, "expected (40, 8)"),
+        (VAE(8), {"augment": lambda x: x.numpy()}, "it returned a ndarray; expected"),
         (VAE(8), {"augment": lambda x: 3 * x}, "augment: row 1"),
         (VAE(8), {"augment": lambda x: x / 0}, "augment: row 1"),
         (VAE(8), {"augment": lambda x: torch.nan * x}, "missing entries"),
@@ -314,6 +316,30 @@ def test_one_sentence_for_what_cannot_be(story, options, said):
         pplgen.fit(story, x, steps=40, progress=False, **options)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_several_draws_and_weights_where_an_index_is_summed_out(pixels):
+    """At weights of one it is Pyro's bound at the same draws; other weights are what rows count."""
+    story = MixtureVAE(8, 2, num_components=3, hidden=(5,))
+    ones = pair_of(story, pixels[1], torch.ones(40, dtype=torch.float64))
+    plain = Pair.of_story(ones.story, pixels[1], initialise=False)
+    for num_particles in (1, 3):
+        assert isinstance(ones.elbo(num_particles), WeightedEnum_ELBO)
+        ours, theirs = (losses(pair, pair.elbo(num_particles), pair.data, 1) for pair in (ones, plain))
+        assert ours == pytest.approx(theirs, rel=1e-12)
+    half = Pair.of_story(ones.story, pixels[1], weights=torch.full((40,), 0.5).double(), initialise=False)
+    assert losses(half, half.elbo(3), half.data, 1) == pytest.approx(theirs / 2, rel=1e-12)
+    fit = pplgen.fit(story, pixels[1], weights=torch.ones(40), num_particles=3, steps=100, progress=False)
+    assert fit.best.history[-1] > fit.best.history[0]
+
+
+def test_only_rows_that_come_first_are_changed():
+    def model(scale, y):
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(pyro.param("loc", torch.zeros(())), scale), obs=y)
+
+    with pytest.raises(InputError, match="first argument is a float; expected its rows"):
+        pplgen.fit(model, (1.0, torch.zeros(5)), lambda *_: None, augment=torch.negative, steps=2, progress=False)
 
 
 def test_bounds_that_need_reparameterised_draws_say_which_are_not():

@@ -204,6 +204,8 @@ def test_classes_are_kept_beside_the_data(tmp_path):
     assert table.labels is None
     assert load_data(table).target is table.target
     assert load_data(table, target=[1, 1, 1]).target.tolist() == [1, 1, 1]
+    assert torch.equal(load_data(table, labels="target").labels, table.target)
+    assert load_data("iris", labels="target").labels.bincount().tolist() == [50, 50, 50]
     assert table.fingerprint == load_data(frame[["a"]]).fingerprint, "no story sees them"
     with pytest.raises(InputError, match=r"target, row 1: 0\.5: expected 0, 1, 2, \.\.\., or nothing"):
         load_data(frame, target=[0.5, 1, 1])

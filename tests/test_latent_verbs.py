@@ -8,7 +8,7 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
-from pplgen.models import VAE, GaussianMixture
+from pplgen.models import VAE, GaussianMixture, SemiSupervisedVAE
 from pplgen.models._missing import WhereSeen
 
 import pplgen
@@ -433,10 +433,23 @@ def test_codes_with_a_class_beside_them():
     x = torch.randn(20, 3)
     fit = pplgen.fit(story, x, steps=1, compile="off", progress=False)
     found = fit.encode(x)
-    np.testing.assert_allclose(found["z"], np.tile([0, 0.5, 0.5], (20, 1)))
-    # the deviation of a share of a half, from 1,000 draws: within four of its errors, which are tiny at one half
-    np.testing.assert_allclose(found["z_sd"][:, 1:], 0.5, atol=0.02)
+    assert {name: values.dims for name, values in found.items()} == {
+        "z": ("row", "latent"),
+        "z_sd": ("row", "latent"),
+        "y": ("row", "class"),
+    }
+    np.testing.assert_allclose(found["z"], np.zeros((20, 1)))
+    np.testing.assert_allclose(found["y"], np.full((20, 2), 0.5))
     assert fit.decode(found).shape == (20, 3)
     assert fit.traverse(num=3).sizes["latent"] == 1
     assert fit.diagnose()[0].verdict is Verdict.FAIL
     assert fit.log_likelihood(x, draws=50).isfinite().all()
+
+
+def test_labels_are_no_part_of_how_unlike_others_a_row_is():
+    torch.manual_seed(0)
+    x, labels = torch.randn(120, 4), torch.arange(120).remainder(3) - 1
+    story = SemiSupervisedVAE(4, 2, num_classes=2, hidden=(5,), likelihood="normal")
+    fit = pplgen.fit(story, x, labels=labels, steps=50, progress=False)
+    known, unknown = fit.anomaly(seed=1), fit.anomaly(x, held_out=x, seed=1)
+    np.testing.assert_array_equal(known["normal_score"], unknown["normal_score"])

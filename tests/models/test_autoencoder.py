@@ -87,6 +87,7 @@ def test_codes_are_points_and_gaps_are_filled_with_reconstructions(wine, fit):
     [
         ((40, 64), {"likelihood": "bernoulli", "network": "convolutional", "hidden": (8,)}),
         ((40, 6), {"likelihood": "categorical", "hidden": (8,)}),
+        ((40, 64), {"likelihood": "categorical", "network": "convolutional", "hidden": (8,)}),
         ((40, 6), {"noise": "entry", "hidden": (8,), "activation": "tanh"}),
     ],
 )
@@ -102,6 +103,28 @@ def test_other_networks_and_likelihoods_train_on_the_graph(shape, options):
     assert fit.sample(3).shape == (3, shape[1])
 
 
+def test_a_picture_of_categories_is_read_as_a_picture_of_each():
+    story = Autoencoder(16, 2, likelihood="categorical", num_values=3, network="convolutional")
+    x = torch.arange(32).reshape(2, 16).remainder(3).float()
+    shown = []
+    story.encoder.body.convolutions[0].register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    story.encode(x)
+    assert torch.equal(shown[0], torch.nn.functional.one_hot(x.long(), 3).mT.reshape(2, 3, 4, 4).float())
+
+
 def test_refuses_what_the_likelihood_cannot_see():
     with pytest.raises(InputError, match=r"row 2, column 2: 1\.5 is no pixel"):
         Autoencoder(2, 1, likelihood="bernoulli").check_data(torch.tensor([[0.0, 1.0], [0.5, 1.5]]))
+
+
+@pytest.mark.parametrize("hidden", [None, 8, "8"])
+def test_refuses_widths_that_are_no_sequence(hidden):
+    with pytest.raises(InputError, match="widths of the hidden layers"):
+        Autoencoder(2, 1, hidden=hidden)
+
+
+def test_refuses_rows_of_which_nothing_is_seen():
+    x = torch.randn(9, 3)
+    x[2] = x[5] = math.nan
+    with pytest.raises(InputError, match=r"row 3 has no observed value \(2 such in all\)"):
+        pplgen.fit(Autoencoder(3, 1), x, steps=2, progress=False)

@@ -82,6 +82,8 @@ def test_mistakes_are_told(crescents):
     story = MixtureVAE(2, 2, num_components=3, hidden=(8,), likelihood="normal")
     with pytest.raises(InputError, match="labels, row 4: 3: expected 0 to 2, or nothing"):
         pplgen.fit(story, x, labels=torch.where(torch.arange(450) == 3, 3, y), steps=2, progress=False)
+    with pytest.raises(InputError, match="guide='gamma': expected one of normal, laplace"):
+        MixtureVAE(2, 2, guide="gamma")
     with pytest.raises(InputError, match="2 rows are too few for 3 components"):
         pplgen.fit(story, x[:2], steps=2, progress=False)
     assert type(story)(**story.config).config == story.config
