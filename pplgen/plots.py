@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from pplgen.fitted import Fit
 from pplgen.latent import LatentStory
 from pplgen.latent_plots import MOST_LABELS, plot_latent_map, plot_reconstructions
 from pplgen.palette import COLOURS
+from pplgen.posterior import group_of
 from pplgen.series_plots import plot_series
 from pplgen.training import WINDOW
 
@@ -60,7 +60,7 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
 def shows_mixture(tree: xr.DataTree) -> bool:
     """Tell whether draws are of a mixture of Gaussians, with its rows."""
     names = set(tree["posterior"].data_vars)
-    return {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names) and "x" in tree.get("observed_data", {})
+    return {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names) and "x" in group_of(tree, "observed_data")
 
 
 def _series_picture(fit: Fit) -> Figure:
@@ -86,15 +86,15 @@ def _latent_picture(fit: Fit) -> Figure:
     return figure
 
 
-def plot_smoothed(panels: Sequence[Axes], fit: Fit) -> None:
+def plot_smoothed(panels: np.ndarray, fit: Fit) -> None:
     """Draw the first series, smoothed, a column of it in each panel."""
     y = fit.pair.data[0]
     found = fit.smooth(draws=SMOOTHING_DRAWS)
     for feature, axes in enumerate(panels):
         plot_series(axes, y, found, feature=feature)
         axes.label_outer()
-        if feature:
-            axes.get_legend().remove()
+        if feature and (legend := axes.get_legend()):
+            legend.remove()
     first = f"Series 1 of {len(y)}" if len(y) > 1 else "The series"
     panels[0].set_title(f"{first}, smoothed ({found.attrs['estimator'].partition(' (')[0]})")
 
@@ -137,7 +137,7 @@ def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:
 
 
 def plot_elbo(axes: Axes, fit: Fit) -> None:
-    """Draw the ELBO of each step, its mean over the last hundred steps with two standard errors, and the final value."""
+    """Draw the ELBO of each step, its mean over a hundred of them with two standard errors, and the final value."""
     history = fit.best.history
     steps = np.arange(1, len(history) + 1)
     axes.plot(steps, history, color="0.75", lw=0.6, label="each step")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,11 @@ from matplotlib.colors import to_rgb
 from pplgen.errors import InputError
 from pplgen.mixtures import GOOD_K
 from pplgen.palette import COLOURS
+from pplgen.posterior import group_of
 
 __all__ = [
     "Scalar",
+    "distinct",
     "plot_fan",
     "plot_loo_pit",
     "plot_pairs",
@@ -40,6 +43,8 @@ SIMULTANEOUS, SIMULATIONS = 0.95, 500
 """Probability that an ECDF of uniform numbers stays inside its band, and ECDFs that are simulated to find the band."""
 IDENTICAL = 0.999
 """Correlation from which on two scalars are one, such as the two weights of a mixture."""
+LETTERS = 16
+"""Of a line of the names of scalars that stand in pairs."""
 LEGEND: dict[str, Any] = {"fontsize": "small", "frameon": False}
 
 
@@ -47,21 +52,22 @@ class Scalar(NamedTuple):
     """One number of a site."""
 
     site: str
-    index: tuple[int, ...]
+    place: tuple[int, ...]
+    """Of the number in the site's own axes."""
     label: str
     """As in the table of parameters: ``mu[0, eruptions]``."""
 
     def draws(self, tree: xr.DataTree, group: str = "posterior") -> np.ndarray:
         """Return its draws, shape ``(num_draws,)``."""
-        values = tree[group][self.site].values
-        return values.reshape(-1, *values.shape[2:])[(slice(None), *self.index)]
+        values = group_of(tree, group)[self.site].values
+        return values.reshape(-1, *values.shape[2:])[:, *self.place]
 
 
 def scalars(tree: xr.DataTree, sites: Iterable[str]) -> list[Scalar]:
     """List the numbers of some sites of the posterior group, site after site."""
     found = []
     for site in sites:
-        values = tree["posterior"][site]
+        values = group_of(tree, "posterior")[site]
         axes = [values[dim].values if dim in values.coords else range(values.sizes[dim]) for dim in values.dims[2:]]
         for index in np.ndindex(values.shape[2:]):
             label = ", ".join(str(axis[place]) for axis, place in zip(axes, index, strict=True))
@@ -69,20 +75,25 @@ def scalars(tree: xr.DataTree, sites: Iterable[str]) -> list[Scalar]:
     return found
 
 
+def distinct(tree: xr.DataTree, chosen: list[Scalar]) -> list[Scalar]:
+    """Leave out scalars without spread, and those that one before them tells, as one weight of a mixture the other."""
+    draws = np.stack([scalar.draws(tree) for scalar in chosen]) if chosen else np.empty((0, 2))
+    spread = draws.std(axis=1)
+    draws = (draws - draws.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)[:, None]
+    alike = np.abs(draws @ draws.T) / draws.shape[1] > IDENTICAL
+    return [scalar for i, scalar in enumerate(chosen) if spread[i] > 0 and not alike[i, :i].any()]
+
+
 def related(tree: xr.DataTree, chosen: list[Scalar], num: int) -> list[Scalar]:
-    """Return ``num`` scalars among which are the most correlated ones, in their order; none that repeats another."""
-    draws = np.stack([scalar.draws(tree) for scalar in chosen])
-    varied = np.flatnonzero(draws.std(axis=1) > 0)
-    correlation = np.abs(np.corrcoef(draws[varied])) if len(varied) > 1 else np.ones((len(varied),) * 2)
-    once = [i for i in range(len(varied)) if not (correlation[i, :i] > IDENTICAL).any()]
-    correlation = correlation[np.ix_(once, once)]
+    """Return ``num`` of several scalars, among which are the most correlated ones, in their order."""
+    correlation = np.abs(np.corrcoef(np.stack([scalar.draws(tree) for scalar in chosen])))
     np.fill_diagonal(correlation, -1.0)
     kept: list[int] = []
-    for flat in np.argsort(-correlation, axis=None):
-        for place in np.unravel_index(flat, correlation.shape):
-            if place not in kept and len(kept) < min(num, len(once)):
-                kept.append(int(place))
-    return [chosen[varied[once[place]]] for place in sorted(kept)]
+    for flat in np.argsort(-correlation, axis=None, kind="stable"):
+        kept += [int(place) for place in np.unravel_index(flat, correlation.shape) if place not in kept]
+        if len(kept) >= num:
+            break
+    return [chosen[place] for place in sorted(kept[:num])]
 
 
 def plot_predictive(axes: Axes, observed: np.ndarray, replicated: np.ndarray, name: str = "x") -> None:
@@ -182,8 +193,7 @@ def plot_pairs(grid: np.ndarray, tree: xr.DataTree, chosen: list[Scalar]) -> Non
         ``num`` scalars, such as ``related`` returns.
     """
     draws = [scalar.draws(tree) for scalar in chosen]
-    for i, j in np.ndindex(grid.shape):
-        axes = grid[i, j]
+    for (i, j), axes in np.ndenumerate(grid):
         if j > i:
             axes.remove()
             continue
@@ -198,9 +208,9 @@ def plot_pairs(grid: np.ndarray, tree: xr.DataTree, chosen: list[Scalar]) -> Non
         axes.locator_params(nbins=3)
         axes.tick_params(labelsize="x-small", labelbottom=i == len(chosen) - 1, labelleft=j == 0 and i > 0)
         if i == len(chosen) - 1:
-            axes.set_xlabel(chosen[j].label, fontsize="small")
+            axes.set_xlabel(fill(chosen[j].label, LETTERS), fontsize="x-small")
         if j == 0:
-            axes.set_ylabel(chosen[i].label, fontsize="small")
+            axes.set_ylabel(fill(chosen[i].label, LETTERS), fontsize="x-small")
 
 
 def plot_loo_pit(axes: Axes, values: np.ndarray, name: str = "x", *, colour: str = COLOURS[0]) -> bool:

@@ -16,16 +16,16 @@ from pplgen.isolation import seeded
 from pplgen.latent import LatentStory
 from pplgen.mixtures import smoothed_weights
 from pplgen.pair import rows_of
-from pplgen.posterior import LARGEST
+from pplgen.posterior import LARGEST, group_of
 from pplgen.scores import latent_densities
 
-__all__ = ["WITHOUT_ROWS", "Column", "code_ks", "left_out", "observed_columns"]
+__all__ = ["WITHOUT_ROWS", "Column", "LeftOut", "code_ks", "left_out", "observed_columns"]
 
 REPLICATES, REPLICATED_ROWS = 100, 2000
 """Replicates that are drawn where a tree has none, and rows of each at most."""
 ROWS, CODES = 1000, 200
 """Rows that are weighed at most, evenly taken, and codes of each."""
-MOST_LEFT_OUT = 5000
+MOST_LEFT_OUT = 2000
 """Rows that are left out in turn at most."""
 WITHOUT_ROWS = "The rows are not at hand: give the data to pplgen.load, or to the command."
 """Why something is not shown."""
@@ -47,30 +47,40 @@ class Column(NamedTuple):
         below = np.searchsorted(drawn, seen, side="right") / len(drawn)
         return float(np.abs(below - np.searchsorted(seen, seen, side="right") / len(seen)).max()) if len(seen) else 0.0
 
-    def transforms(self, weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return the probability that draws of some weights lie below what was seen, ties broken at random.
 
-        ``weights`` have the shape of ``replicated``, of as many rows as were observed; missing ones are left out.
+class LeftOut(NamedTuple):
+    """Weights that turn a guide's draws into draws of the posterior without a row."""
+
+    rows: np.ndarray
+    """Which rows were left out in turn, shape ``(num_left_out,)``."""
+    weights: np.ndarray
+    """Summing to one over the draws, shape ``(num_draws, num_left_out)``."""
+    pareto_k: np.ndarray
+    """Shape ``(num_left_out,)``; above .7 a row's weights are not to be trusted."""
+
+    def transforms(self, column: Column, generator: np.random.Generator) -> np.ndarray:
+        """Return the probability, given the other rows, of less than was seen; ties are broken at random.
+
+        Shape ``(num_left_out,)`` less the rows where nothing was seen. The column's replicates are of all rows.
         """
-        seen = np.isfinite(self.observed)
-        below = ((self.replicated < self.observed) * weights).sum(axis=0)[seen]
-        same = ((self.replicated == self.observed) * weights).sum(axis=0)[seen]
-        return below + generator.uniform(size=len(below)) * same
+        seen, drawn = column.observed[self.rows], column.replicated[:, self.rows]
+        below, same = (((compare(drawn, seen)) * self.weights).sum(axis=0) for compare in (np.less, np.equal))
+        return (below + generator.uniform(size=len(seen)) * same)[np.isfinite(seen)]
 
 
 def observed_columns(fit: Fit, tree: xr.DataTree) -> list[Column]:
     """Lay out what was observed, and replicates of it, by columns.
 
-    The rows of a latent-variable story are held against new ones, for each row's replicates from a code of its own would
-    hide what the prior of codes cannot produce. Where a tree's replicates are left out for their size, some are drawn.
+    The rows of a latent-variable story are held against new ones, for replicates of each row from a code of its own
+    would hide what the prior of codes cannot produce. Where a tree lacks replicates for their size, some are drawn.
 
     Raises
     ------
     InputError
         Where there are no rows, or no replicates and no way to draw any.
     """
-    observed = tree["observed_data"].data_vars if "observed_data" in tree else {}
-    if not observed:
+    observed = group_of(tree, "observed_data")
+    if not len(observed):
         raise InputError(WITHOUT_ROWS)
     columns = []
     for site, values in observed.items():
@@ -85,17 +95,11 @@ def observed_columns(fit: Fit, tree: xr.DataTree) -> list[Column]:
     return columns
 
 
-def left_out(fit: Fit, tree: xr.DataTree) -> tuple[np.ndarray, np.ndarray]:
-    """Weigh draws so that they become draws of the posterior without a row, from a guide that is not the posterior.
+def left_out(fit: Fit, tree: xr.DataTree) -> LeftOut:
+    """Leave rows out one at a time, by weighing the draws of a guide that is not the posterior.
 
-    The ratios are ``p(x, theta) / q(theta) / p(x_i | theta)``, Pareto-smoothed.
-
-    Returns
-    -------
-    weights : numpy.ndarray
-        Summing to one over the draws, shape ``(num_draws, num_rows)``.
-    pareto_k : numpy.ndarray
-        Shape ``(num_rows,)``; above .7 a row's weights are not to be trusted.
+    The ratios are ``p(x, theta) / q(theta) / p(x_i | theta)``, Pareto-smoothed. Of more than ``MOST_LEFT_OUT`` rows so
+    many are left out, evenly taken.
 
     Raises
     ------
@@ -106,20 +110,22 @@ def left_out(fit: Fit, tree: xr.DataTree) -> tuple[np.ndarray, np.ndarray]:
     ----------
     Magnusson et al. (2019), Bayesian leave-one-out cross-validation for large data.
     """
-    if "log_likelihood" not in tree:
+    densities = list(group_of(tree, "log_likelihood").values())
+    if not densities:
         raise InputError("The draws hold no densities of single rows.")
     if fit.pair.structure.row_latent:
-        raise InputError("Rows have latents of their own, which would have to be integrated out before one is left out.")
-    if fit.pair.weights is not None or "row_weights" in tree.get("constant_data", {}):
+        raise InputError("Rows have latents of their own, which would have to be integrated out first.")
+    if "row_weights" in group_of(tree, "constant_data"):
         raise InputError("The rows are weighted, and cannot be left out one at a time.")
-    (density,) = tree["log_likelihood"].data_vars.values()
-    if density.shape[-1] == 1:
-        raise InputError("One row cannot be left out of the only one there is.")
-    if density.shape[-1] > MOST_LEFT_OUT:
-        raise InputError(f"{density.shape[-1]:,} rows are too many to be left out one at a time.")
-    ratio = (tree["sample_stats"]["lp"] - tree["sample_stats"]["log_q"]).values[0]
-    weights, k = smoothed_weights(torch.as_tensor(ratio[:, None] - density.values[0]))
-    return weights.numpy(), k.numpy()
+    density = densities[0].values[0]
+    num_rows = density.shape[-1]
+    if num_rows == 1:
+        raise InputError("The only row there is cannot be left out.")
+    rows = np.arange(0, num_rows, math.ceil(num_rows / MOST_LEFT_OUT))
+    stats = group_of(tree, "sample_stats")
+    ratio = (stats["lp"] - stats["log_q"]).values[0]
+    weights, k = smoothed_weights(torch.as_tensor(ratio[:, None] - density[:, rows]))
+    return LeftOut(rows, weights.numpy(), k.numpy())
 
 
 def code_ks(fit: Fit) -> np.ndarray:
@@ -135,9 +141,9 @@ def code_ks(fit: Fit) -> np.ndarray:
 
 def _replicates(fit: Fit, tree: xr.DataTree, site: str, num_rows: int, width: int) -> np.ndarray:
     """Return replicates of an observed site, shape ``(num_draws, rows, width)``."""
-    kept = "posterior_predictive" in tree and site in tree["posterior_predictive"]
-    if kept and not isinstance(fit.story, LatentStory):
-        return tree["posterior_predictive"][site].values.reshape(-1, num_rows, width)
+    kept = group_of(tree, "posterior_predictive")
+    if site in kept and not isinstance(fit.story, LatentStory):
+        return kept[site].values.reshape(-1, num_rows, width)
     if fit.story is None or fit.story.takes_series:
         raise InputError("The draws hold no replicates of the data.")
     rows = min(num_rows, REPLICATED_ROWS)

@@ -102,6 +102,7 @@ def report_content(
         ],
         "fit": {
             "story": facts["story"],
+            "unit": "series" if fit.story is not None and fit.story.takes_series else "rows",
             "config": facts["config"],
             "data": {**data, "columns": list(fit.columns)},
             "elbo": _number(best.elbo),
@@ -153,7 +154,7 @@ def _with_code(text: str) -> Markup:
 
 def _shown(value: float | None) -> str:
     """Return a number in four digits, a dash for none."""
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return "\N{EN DASH}" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _number(value: float) -> float | int | None:

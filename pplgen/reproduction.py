@@ -27,7 +27,7 @@ class Block(NamedTuple):
 
 
 def told_of(fit: Fit) -> list[Block]:
-    """Return what a story's file says of it: of the collection the file's docstring, else the class's or model's own."""
+    """Return what a story's file says, of stories outside the collection the class, and of a bare pair the model."""
     if fit.story is None:
         return blocks_of(inspect.getdoc(fit.pair.model) if inspect.isroutine(fit.pair.model) else None)
     kind = type(fit.story)
@@ -52,7 +52,9 @@ def blocks_of(docstring: str | None) -> list[Block]:
             else:
                 blocks.append(Block("code", text))
         else:
-            blocks.append(Block("text", " ".join(line.strip() for line in lines).replace("::", ":")))
+            # each line of a list of references is one
+            listed = any(block == Block("heading", "References") for block in blocks)
+            blocks.append(Block("text", ("\n" if listed else " ").join(map(str.strip, lines)).replace("::", ":")))
     return blocks
 
 
@@ -87,7 +89,8 @@ def python_lines(fit: Fit, facts: Mapping[str, Any]) -> str:
     lines = ["import pplgen", f"from {_home(story)} import {type(story).__name__}", ""]
     if rows == "x":
         columns = ", ".join(map(repr, fit.columns[:6])) + (", ..." if len(fit.columns) > 6 else "")
-        lines.append(f"x = ...  # {name!r}: {data.get('num_rows')} rows of {columns}")
+        unit = "series" if story.takes_series else "rows"
+        lines.append(f"x = ...  # {name!r}: {data.get('num_rows')} {unit} of {columns}")
     arguments = ", ".join(f"{key}={value!r}" for key, value in _chosen(story).items())
     lines += [f"story = {type(story).__name__}({arguments})", f"fit = pplgen.fit(story, {rows}{told})"]
     return "\n".join(lines)
@@ -100,6 +103,10 @@ def _home(story: Story) -> str:
 
 
 def _chosen(story: Story) -> dict[str, Any]:
-    """Return the arguments of a story's constructor that are not its defaults."""
+    """Return the sizes among the arguments of a story's constructor, and those that are not its defaults."""
     defaults = {name: each.default for name, each in inspect.signature(type(story)).parameters.items()}
-    return {name: value for name, value in story.config.items() if name not in defaults or value != defaults[name]}
+    return {
+        name: value
+        for name, value in story.config.items()
+        if name.startswith("num_") or name not in defaults or value != defaults[name]
+    }

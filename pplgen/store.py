@@ -18,7 +18,18 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["DRAWS", "HEADER", "RUN_FILES", "TENSORS", "check_vacant", "read", "staged", "write", "write_new", "write_whole"]
+__all__ = [
+    "DRAWS",
+    "HEADER",
+    "RUN_FILES",
+    "TENSORS",
+    "check_vacant",
+    "read",
+    "staged",
+    "write",
+    "write_new",
+    "write_whole",
+]
 
 HEADER = "header.json"
 TENSORS = "parameters.safetensors"

@@ -71,9 +71,9 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
 def _num_points(artist: Artist) -> int:
     """Count what an artist would be written as."""
     if isinstance(artist, Line2D):
-        return len(np.asarray(artist.get_xdata()))
+        return int(np.size(artist.get_xdata()))
     assert isinstance(artist, Collection), "nothing else is asked for"
-    return max(len(np.asarray(artist.get_offsets())), *(len(path.vertices) for path in artist.get_paths()), 0)
+    return max(len(np.asarray(artist.get_offsets())), *(np.size(path.vertices) // 2 for path in artist.get_paths()), 0)
 
 
 def _bare(name: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from pplgen.diagnostics import Check, print_checks, run_checks
+from pplgen.errors import DataWarning
+from pplgen.latent import LatentStory
 from pplgen.pair import Pair
 
 __all__ = ["TrustVerbs"]
@@ -65,7 +68,7 @@ class TrustVerbs:
 
         fit: Any = self
         if tree is None:
-            tree = fit.to_datatree(REPORT_DRAWS, groups=None if fit.has_rows else ["posterior"])
+            tree = self._report_draws(fit)
         checks = self._checks(None, seed) if fit.has_rows else ()
         return write_report(fit, tree, checks, Path(directory))
 
@@ -74,3 +77,14 @@ class TrustVerbs:
         rows = self._rows(x)
         with self._ready(seed):
             return run_checks(self.pair, rows)
+
+    @staticmethod
+    def _report_draws(fit: Any) -> xr.DataTree:
+        """Draw what a report shows; it says itself what is left out for its size."""
+        if not fit.has_rows:
+            return fit.to_datatree(REPORT_DRAWS, groups=["posterior"])
+        if isinstance(fit.story, LatentStory):  # codes and rows are drawn anew
+            return fit.to_datatree(REPORT_DRAWS, groups=["posterior", "observed_data", "prior"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)
+            return fit.to_datatree(REPORT_DRAWS)
