@@ -20,7 +20,16 @@ from pplgen.posterior import group_of
 from pplgen.series_plots import plot_series
 from pplgen.training import WINDOW
 
-__all__ = ["codes_and_rows", "picture", "plot_elbo", "plot_mixture", "plot_smoothed", "save_picture", "shows_mixture"]
+__all__ = [
+    "decoded_rows",
+    "mapped_codes",
+    "picture",
+    "plot_elbo",
+    "plot_mixture",
+    "plot_smoothed",
+    "save_picture",
+    "shows_mixture",
+]
 
 MASS = (0.5, 0.9)
 """Probability inside each ellipse of a Gaussian component."""
@@ -76,11 +85,11 @@ def _series_picture(fit: Fit) -> Figure:
 
 def _latent_picture(fit: Fit) -> Figure:
     """Draw the codes of rows, some rows with their reconstructions, and the ELBO."""
-    codes, labels, shown = codes_and_rows(fit)
+    shown = decoded_rows(fit)
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1))
-    plot_latent_map(left, codes, labels)
+    plot_latent_map(left, *mapped_codes(fit))
     plot_reconstructions(middle, shown, fit.reconstruct(shown))
     plot_elbo(right, fit)
     return figure
@@ -99,12 +108,17 @@ def plot_smoothed(panels: np.ndarray, fit: Fit) -> None:
     panels[0].set_title(f"{first}, smoothed ({found.attrs['estimator'].partition(' (')[0]})")
 
 
-def codes_and_rows(fit: Fit) -> tuple[xr.Dataset, Tensor | None, Tensor]:
-    """Return what the pictures of codes show: codes of the first rows, labels where known, and some rows to decode."""
-    x = fit.pair.data[0][:MAPPED]
+def mapped_codes(fit: Fit) -> tuple[xr.Dataset, Tensor | None]:
+    """Return the codes of the first rows, and their labels or classes where these are known and not too many."""
     known = [] if fit.table is None else [each for each in (fit.table.labels, fit.table.target) if each is not None]
     labels = known[0][:MAPPED] if known and len(known[0].unique()) <= MOST_LABELS else None
-    return fit.encode(x), labels, x[:: max(1, len(x) // RECONSTRUCTED)][:RECONSTRUCTED]
+    return fit.encode(fit.pair.data[0][:MAPPED]), labels
+
+
+def decoded_rows(fit: Fit) -> Tensor:
+    """Return the rows, evenly taken, whose reconstructions are shown."""
+    x = fit.pair.data[0]
+    return x[:: max(1, len(x) // RECONSTRUCTED)][:RECONSTRUCTED]
 
 
 def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:

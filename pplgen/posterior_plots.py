@@ -59,7 +59,7 @@ class Scalar(NamedTuple):
 
     def draws(self, tree: xr.DataTree, group: str = "posterior") -> np.ndarray:
         """Return its draws, shape ``(num_draws,)``."""
-        values = group_of(tree, group)[self.site].values
+        values: Any = group_of(tree, group)[self.site].values
         return values.reshape(-1, *values.shape[2:])[:, *self.place]
 
 

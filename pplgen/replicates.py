@@ -51,17 +51,24 @@ class Column(NamedTuple):
 class LeftOut(NamedTuple):
     """Weights that turn a guide's draws into draws of the posterior without a row."""
 
+    num_rows: int
+    """How many there are."""
     rows: np.ndarray
-    """Which rows were left out in turn, shape ``(num_left_out,)``."""
+    """Which of them were left out in turn, shape ``(num_left_out,)``."""
     weights: np.ndarray
     """Summing to one over the draws, shape ``(num_draws, num_left_out)``."""
     pareto_k: np.ndarray
     """Shape ``(num_left_out,)``; above .7 a row's weights are not to be trusted."""
 
+    def fits(self, column: Column) -> bool:
+        """Tell whether a column and its replicates have a value for each row, two of them seen."""
+        shape = (len(self.weights), self.num_rows)
+        return column.replicated.shape == shape and np.isfinite(column.observed[self.rows]).sum() > 1
+
     def transforms(self, column: Column, generator: np.random.Generator) -> np.ndarray:
         """Return the probability, given the other rows, of less than was seen; ties are broken at random.
 
-        Shape ``(num_left_out,)`` less the rows where nothing was seen. The column's replicates are of all rows.
+        Shape ``(num_left_out,)`` less the rows where nothing was seen.
         """
         seen, drawn = column.observed[self.rows], column.replicated[:, self.rows]
         below, same = (((compare(drawn, seen)) * self.weights).sum(axis=0) for compare in (np.less, np.equal))
@@ -69,7 +76,7 @@ class LeftOut(NamedTuple):
 
 
 def observed_columns(fit: Fit, tree: xr.DataTree) -> list[Column]:
-    """Lay out what was observed, and replicates of it, by columns.
+    """Lay out what was observed, and replicates of it, by columns, those without any value left out.
 
     The rows of a latent-variable story are held against new ones, for replicates of each row from a code of its own
     would hide what the prior of codes cannot produce. Where a tree lacks replicates for their size, some are drawn.
@@ -92,7 +99,7 @@ def observed_columns(fit: Fit, tree: xr.DataTree) -> list[Column]:
         for j, label in enumerate(labels):
             name = str(site) if label is None else str(label) if own else f"{site}[{label}]"
             columns.append(Column(name, wide[:, j].astype(float), replicated[..., j]))
-    return columns
+    return [column for column in columns if np.isfinite(column.observed).any()]
 
 
 def left_out(fit: Fit, tree: xr.DataTree) -> LeftOut:
@@ -125,7 +132,7 @@ def left_out(fit: Fit, tree: xr.DataTree) -> LeftOut:
     stats = group_of(tree, "sample_stats")
     ratio = (stats["lp"] - stats["log_q"]).values[0]
     weights, k = smoothed_weights(torch.as_tensor(ratio[:, None] - density[:, rows]))
-    return LeftOut(rows, weights.numpy(), k.numpy())
+    return LeftOut(num_rows, rows, weights.numpy(), k.numpy())
 
 
 def code_ks(fit: Fit) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import matplotlib as mpl
@@ -20,7 +21,7 @@ from pplgen.latent import LatentStory
 from pplgen.latent_plots import plot_latent_map, plot_reconstructions
 from pplgen.mixtures import GOOD_K
 from pplgen.palette import COLOURS
-from pplgen.plots import PANELS, codes_and_rows, plot_elbo, plot_mixture, plot_smoothed, shows_mixture
+from pplgen.plots import PANELS, decoded_rows, mapped_codes, plot_elbo, plot_mixture, plot_smoothed, shows_mixture
 from pplgen.posterior import group_of
 from pplgen.posterior_plots import (
     Scalar,
@@ -34,7 +35,7 @@ from pplgen.posterior_plots import (
     related,
     scalars,
 )
-from pplgen.replicates import WITHOUT_ROWS, code_ks, left_out, observed_columns
+from pplgen.replicates import WITHOUT_ROWS, Column, LeftOut, code_ks, left_out, observed_columns
 from pplgen.svg import inline_svg
 
 __all__ = ["Picture", "pictures"]
@@ -63,19 +64,35 @@ class Picture:
     svg: str = ""
 
 
+@dataclass(frozen=True)
+class _Material:
+    """A fit and its draws, with what several pictures are made of."""
+
+    fit: Fit
+    tree: xr.DataTree
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        return observed_columns(self.fit, self.tree)
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        return left_out(self.fit, self.tree)
+
+
 Drawn = tuple[Figure, str]
 """A figure and its caption."""
-Named = tuple[str, str, Callable[[Fit, xr.DataTree], Drawn]]
+Named = tuple[str, str, Callable[[_Material], Drawn]]
 """Name and title of a picture, and what draws it or says in an ``InputError`` why there is none."""
 
 
 def pictures(fit: Fit, tree: xr.DataTree) -> tuple[Picture, ...]:
     """Draw every picture that a fit and its draws allow, in the order of a report."""
-    drawn = []
+    drawn, material = [], _Material(fit, tree)
     for name, title, draw in [*_own(fit, tree), *_GENERAL]:
         with mpl.rc_context(STYLE), seeded(fit.seed):
             try:
-                figure, caption = draw(fit, tree)
+                figure, caption = draw(material)
             except InputError as reason:
                 drawn.append(Picture(name, title, str(reason)))
                 continue
@@ -83,10 +100,10 @@ def pictures(fit: Fit, tree: xr.DataTree) -> tuple[Picture, ...]:
     return tuple(drawn)
 
 
-def _components(fit: Fit, tree: xr.DataTree) -> Drawn:
+def _components(of: _Material) -> Drawn:
     figure = _figure(5.5, 4.2)
-    plot_mixture(figure.subplots(), tree)
-    weights = group_of(tree, "posterior")["weights"].mean(("chain", "draw")).values
+    plot_mixture(figure.subplots(), of.tree)
+    weights = group_of(of.tree, "posterior")["weights"].mean(("chain", "draw")).values
     told = ", ".join(f"{weight:.2f}" for weight in weights[:12])
     return figure, (
         f"Rows, and components at their posterior means. The weights of the {len(weights)} components are {told}"
@@ -95,50 +112,50 @@ def _components(fit: Fit, tree: xr.DataTree) -> Drawn:
     )
 
 
-def _smoothed(fit: Fit, tree: xr.DataTree) -> Drawn:
-    if not fit.has_rows:
+def _smoothed(of: _Material) -> Drawn:
+    if not of.fit.has_rows:
         raise InputError(WITHOUT_ROWS)
-    panels = min(PANELS, fit.pair.data[0].shape[-1])
+    panels = min(PANELS, of.fit.pair.data[0].shape[-1])
     figure = _figure(5.5, 2.4 + 1.3 * panels)
-    plot_smoothed(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0], fit)
+    plot_smoothed(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0], of.fit)
     return figure, (
         "The first series with what the whole of it says of each step, within 90 % intervals. Shaded backgrounds, "
         "where there are any, are regimes, their colours mixed by their probabilities."
     )
 
 
-def _codes(fit: Fit, tree: xr.DataTree) -> Drawn:
-    if not fit.has_rows:
+def _codes(of: _Material) -> Drawn:
+    if not of.fit.has_rows:
         raise InputError(WITHOUT_ROWS)
-    codes, labels, _ = codes_and_rows(fit)
+    codes, labels = mapped_codes(of.fit)
     figure = _figure(5.5, 4.2)
     plot_latent_map(figure.subplots(), codes, labels)
-    coloured = " Colours are the rows' classes, which the fit was not told." if labels is not None else ""
+    coloured = " Colours are the classes of rows." if labels is not None else ""
     return figure, f"Mean codes of {codes.sizes['row']:,} rows, in the two entries that differ most.{coloured}"
 
 
-def _reconstructions(fit: Fit, tree: xr.DataTree) -> Drawn:
-    if not fit.has_rows:
+def _reconstructions(of: _Material) -> Drawn:
+    if not of.fit.has_rows:
         raise InputError(WITHOUT_ROWS)
-    shown = codes_and_rows(fit)[2]
+    shown = decoded_rows(of.fit)
     figure = _figure(5.5, 4.2)
-    plot_reconstructions(figure.subplots(), shown, fit.reconstruct(shown))
+    plot_reconstructions(figure.subplots(), shown, of.fit.reconstruct(shown))
     return figure, "Rows in the upper lines; below each what is decoded from its mean code."
 
 
-def _elbo(fit: Fit, tree: xr.DataTree) -> Drawn:
-    if not len(fit.best.history):
+def _elbo(of: _Material) -> Drawn:
+    if not len(of.fit.best.history):
         raise InputError("The run keeps no history of the ELBO.")
     figure = _figure(5.5, 4.2)
-    plot_elbo(figure.subplots(), fit)
+    plot_elbo(figure.subplots(), of.fit)
     return figure, (
-        f"The ELBO over {len(fit.best.history):,} steps, with the noise of its running mean; it ended at "
-        f"{fit.elbo:.2f} ± {fit.best.elbo_error:.2f} nats. A curve that still rises has not converged."
+        f"The ELBO over {len(of.fit.best.history):,} steps, with the noise of its running mean; it ended at "
+        f"{of.fit.elbo:.2f} ± {of.fit.best.elbo_error:.2f} nats. A curve that still rises has not converged."
     )
 
 
-def _predictive(fit: Fit, tree: xr.DataTree) -> Drawn:
-    columns = [column for column in observed_columns(fit, tree) if np.isfinite(column.observed).any()]
+def _predictive(of: _Material) -> Drawn:
+    columns = of.columns
     chosen = sorted(columns, key=lambda column: -column.distance)[:MOST_COLUMNS]
     figure, grid = _grid(len(chosen))
     for axes, column in zip(grid, chosen, strict=True):
@@ -153,9 +170,9 @@ def _predictive(fit: Fit, tree: xr.DataTree) -> Drawn:
     )
 
 
-def _fan(fit: Fit, tree: xr.DataTree) -> Drawn:
-    columns = observed_columns(fit, tree)[:PANELS]
-    (site,) = group_of(tree, "observed_data").values()
+def _fan(of: _Material) -> Drawn:
+    columns = of.columns[:PANELS]
+    (site,) = group_of(of.tree, "observed_data").values()
     length = int(np.flatnonzero(np.isfinite(site.values[0]).any(axis=-1))[-1]) + 1
     figure = _figure(5.5, 2.4 + 1.3 * len(columns))
     for column, axes in zip(columns, figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0], strict=True):
@@ -165,43 +182,45 @@ def _fan(fit: Fit, tree: xr.DataTree) -> Drawn:
     return figure, "The first series before whole series that the fit would have produced in its place."
 
 
-def _prior_posterior(fit: Fit, tree: xr.DataTree) -> Drawn:
-    prior = group_of(tree, "prior")
-    sites = [name for name in fit.readable_sites(tree) if name in prior]
-    found = distinct(tree, scalars(tree, sites)[:MOST_SCALARS])
+def _prior_posterior(of: _Material) -> Drawn:
+    prior = group_of(of.tree, "prior")
+    sites = [name for name in of.fit.readable_sites(of.tree) if name in prior]
+    found = distinct(of.tree, scalars(of.tree, sites)[:MOST_SCALARS])
     if not found:
         raise InputError("No parameter has both a prior and a posterior with any spread.")
     chosen = _spread(found, MOST_PRIORS)
     figure, grid = _grid(len(chosen), height=1.9)
     for axes, scalar in zip(grid, chosen, strict=True):
-        plot_prior_posterior(axes, tree, scalar)
+        plot_prior_posterior(axes, of.tree, scalar)
     grid[0].legend(fontsize="small", frameon=False)
     some = f"{len(chosen)} of {len(found)} parameters" if len(found) > len(chosen) else "Each parameter"
     return figure, f"{some} before the data and after. Where the two agree, the data said nothing."
 
 
-def _pairs(fit: Fit, tree: xr.DataTree) -> Drawn:
-    found = distinct(tree, scalars(tree, fit.readable_sites(tree))[:MOST_SCALARS])
+def _pairs(of: _Material) -> Drawn:
+    found = distinct(of.tree, scalars(of.tree, of.fit.readable_sites(of.tree))[:MOST_SCALARS])
     if len(found) < 2:
         raise InputError("There are no two parameters with a spread of their own.")
-    chosen = related(tree, found, MOST_PAIRS)
+    chosen = related(of.tree, found, MOST_PAIRS)
     figure = _figure(5.5, 5.0)
-    plot_pairs(figure.subplots(len(chosen), len(chosen), squeeze=False), tree, chosen)
+    plot_pairs(figure.subplots(len(chosen), len(chosen), squeeze=False), of.tree, chosen)
     return figure, (
         f"Draws of the {len(chosen)} parameters with the strongest correlations. A guide whose factors are independent "
         "shows none, whatever the posterior is like."
     )
 
 
-def _loo_pit(fit: Fit, tree: xr.DataTree) -> Drawn:
-    if fit.story is not None and fit.story.takes_series:
+def _loo_pit(of: _Material) -> Drawn:
+    if of.fit.story is not None and of.fit.story.takes_series:
         raise InputError("Steps of a series depend on each other; fit.leave_future_out() scores one-step forecasts.")
-    without = left_out(fit, tree)
-    columns = [each for each in observed_columns(fit, tree) if np.isfinite(each.observed).any()][:MOST_PITS]
+    without = of.left_out
+    columns = [column for column in of.columns if without.fits(column)][:MOST_PITS]
+    if not columns:
+        raise InputError("No column has one value to a row.")
     figure = _figure(5.5, 4.2)
     axes, inside = figure.subplots(), []
     for column, colour in zip(columns, COLOURS, strict=False):
-        values = without.transforms(column, np.random.default_rng(fit.seed))
+        values = without.transforms(column, np.random.default_rng(of.fit.seed))
         inside.append(plot_loo_pit(axes, values, column.name, colour=colour))
     return figure, (
         "How many of the others' predictions lie below each row, as an ECDF less the uniform one. "
@@ -210,15 +229,18 @@ def _loo_pit(fit: Fit, tree: xr.DataTree) -> Drawn:
     )
 
 
-def _pareto_k(fit: Fit, tree: xr.DataTree) -> Drawn:
-    if isinstance(fit.story, LatentStory):
-        k, of = code_ks(fit), "of its code's importance weights, which the encoder proposes"
+def _pareto_k(of: _Material) -> Drawn:
+    if isinstance(of.fit.story, LatentStory):
+        k, weighed = code_ks(of.fit), "of the importance weights of its codes, which the encoder proposes"
     else:
-        k, of = left_out(fit, tree).pareto_k, "of the weights that leave it out, corrected for the guide"
+        k, weighed = of.left_out.pareto_k, "of the weights that leave it out, corrected for the guide"
     figure = _figure(5.5, 4.2)
     plot_pareto_k(figure.subplots(), k)
     bad = int((~(k <= GOOD_K)).sum())
-    return figure, f"Pareto k of rows: {of}. {bad:,} of {len(k):,} lie above {GOOD_K}, and are not to be trusted."
+    return (
+        figure,
+        f"Pareto k of each row, {weighed}. {bad:,} of {len(k):,} lie above {GOOD_K}, and are not to be trusted.",
+    )
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -22,6 +22,8 @@ DPI = 130
 """Of what is drawn in pixels."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 """Characters that XML cannot hold."""
+REFERENCE = re.compile(r"(?:^|url\()#(\w+)(?=$|\))")
+"""To an element of the same picture, whose id is the group; colours are set in ``style`` after a colon."""
 DECIMALS = re.compile(r"(\.\d\d)\d+")
 """Digits of a place that nobody sees."""
 
@@ -54,7 +56,14 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
                 parent.remove(part)
     for part in root.iter():
         part.tag = _bare(part.tag)
-        part.attrib = {_bare(key): _own(_bare(key), value, name) for key, value in part.attrib.items()}
+        part.attrib = {_bare(key): value for key, value in part.attrib.items()}
+    referred = {each for part in root.iter() for value in part.attrib.values() for each in REFERENCE.findall(value)}
+    for part in root.iter():
+        if part.get("id") in referred:
+            referred.discard(part.attrib["id"])  # matplotlib writes some twice
+        else:
+            part.attrib.pop("id", None)
+        part.attrib = {key: _own(key, value, name) for key, value in part.attrib.items()}
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
         "role": "img",
@@ -87,6 +96,4 @@ def _own(key: str, value: str, name: str) -> str:
         return f"{name}-{value}"
     if key in ("d", "x", "y"):
         return DECIMALS.sub(r"\1", value)
-    if key == "href" and value.startswith("#"):
-        return f"#{name}-{value[1:]}"
-    return value.replace("url(#", f"url(#{name}-")
+    return REFERENCE.sub(lambda found: found[0].replace("#", f"#{name}-"), value)
