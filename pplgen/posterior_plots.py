@@ -126,9 +126,9 @@ def plot_predictive(axes: Axes, observed: np.ndarray, replicated: np.ndarray, na
     width = np.diff(edges)
     shares = np.stack([np.histogram(row, edges)[0] / (len(row) * width) for row in replicated])
     lower, upper = np.quantile(shares, BAND, axis=0)
-    axes.stairs(np.histogram(seen, edges)[0] / (len(seen) * width), edges, fill=True, color="0.8", label="data")
     axes.stairs(upper, edges, baseline=lower, fill=True, color=(COLOURS[0], 0.35), label="replicates, 90 %")
-    axes.stairs(np.median(shares, axis=0), edges, baseline=None, color=COLOURS[0], lw=1.4)
+    axes.stairs(np.median(shares, axis=0), edges, baseline=None, color=COLOURS[0], lw=1)
+    axes.stairs(np.histogram(seen, edges)[0] / (len(seen) * width), edges, color="0.15", lw=1.4, label="data")
     axes.set(xlabel=name, ylabel="share of rows" if whole else "density")
 
 
@@ -216,6 +216,8 @@ def plot_pairs(grid: np.ndarray, tree: xr.DataTree, chosen: list[Scalar]) -> Non
 def plot_loo_pit(axes: Axes, values: np.ndarray, name: str = "x", *, colour: str = COLOURS[0]) -> bool:
     """Draw the ECDF of probability integral transforms less the uniform one, with its simultaneous 95 % band.
 
+    Crosses mark where it leaves the band.
+
     Parameters
     ----------
     axes
@@ -241,9 +243,11 @@ def plot_loo_pit(axes: Axes, values: np.ndarray, name: str = "x", *, colour: str
         axes.fill_between(points, lower - points, upper - points, step="mid", color="0.85", lw=0, label="95 % band")
         axes.axhline(0, color="0.5", lw=0.8)
     axes.plot(points, ecdf - points, color=colour, lw=1.4, drawstyle="steps-mid", label=name)
+    outside = (ecdf < lower) | (ecdf > upper)
+    axes.plot(points[outside], (ecdf - points)[outside], "x", color=colour, ms=7, mew=1.6)
     axes.set(xlabel="LOO-PIT", ylabel="ECDF less uniform")
     axes.legend(**LEGEND)
-    return bool(((ecdf >= lower) & (ecdf <= upper)).all())
+    return not outside.any()
 
 
 def plot_pareto_k(axes: Axes, k: np.ndarray, *, good: float = GOOD_K) -> None:

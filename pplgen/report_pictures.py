@@ -160,13 +160,13 @@ def _predictive(of: _Material) -> Drawn:
     figure, grid = _grid(len(chosen))
     for axes, column in zip(grid, chosen, strict=True):
         plot_predictive(axes, column.observed, column.replicated, column.name)
-    grid[0].legend(fontsize="small", frameon=False)
+    _legend_above(figure, grid[0])
     some = (
         f"the {len(chosen)} of {len(columns)} columns that differ most" if len(columns) > len(chosen) else "each column"
     )
     return figure, (
-        f"Data and {len(chosen[0].replicated):,} replicates from the posterior predictive distribution, {some}. Where "
-        "grey leaves the blue band, which holds 90 % of the replicates, the model does not produce what was seen."
+        f"Data and {len(chosen[0].replicated):,} replicates from the posterior predictive distribution, {some}. The "
+        "blue band holds 90 % of the replicates; where the dark line leaves it, the model does not produce what was seen."
     )
 
 
@@ -178,7 +178,7 @@ def _fan(of: _Material) -> Drawn:
     for column, axes in zip(columns, figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0], strict=True):
         plot_fan(axes, column.observed[:length], column.replicated[:, :length], column.name)
         axes.label_outer()
-    figure.axes[0].legend(fontsize="small", frameon=False, ncols=3)
+    _legend_above(figure, figure.axes[0])
     return figure, "The first series before whole series that the fit would have produced in its place."
 
 
@@ -192,7 +192,7 @@ def _prior_posterior(of: _Material) -> Drawn:
     figure, grid = _grid(len(chosen), height=1.9)
     for axes, scalar in zip(grid, chosen, strict=True):
         plot_prior_posterior(axes, of.tree, scalar)
-    grid[0].legend(fontsize="small", frameon=False)
+    _legend_above(figure, grid[0])
     some = f"{len(chosen)} of {len(found)} parameters" if len(found) > len(chosen) else "Each parameter"
     return figure, f"{some} before the data and after. Where the two agree, the data said nothing."
 
@@ -223,9 +223,10 @@ def _loo_pit(of: _Material) -> Drawn:
         values = without.transforms(column, np.random.default_rng(of.fit.seed))
         inside.append(plot_loo_pit(axes, values, column.name, colour=colour))
     return figure, (
-        "How many of the others' predictions lie below each row, as an ECDF less the uniform one. "
-        f"{sum(inside)} of {len(inside)} columns stay inside the band, as 95 % of calibrated ones do; a slope upwards "
-        "in the middle means predictions that are too wide, downwards too narrow."
+        "The probability of less than was seen in each row, predicted from the other rows: uniform if the predictions "
+        "are calibrated, and then inside the band throughout with probability 95 %. So are "
+        f"{sum(inside)} of {len(inside)} columns. A slope upwards in the middle means predictions that are too wide, "
+        "downwards too narrow."
     )
 
 
@@ -248,6 +249,11 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _legend_above(figure: Figure, axes: Axes) -> None:
+    """Put the legend of one panel over all of them."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
 
 
 def _grid(num: int, height: float = 2.3) -> tuple[Figure, list[Axes]]:

@@ -82,7 +82,7 @@ def test_a_wide_prior_leaves_the_posterior_legible(tree, axes):
 def test_replicates_of_the_truth_cover_the_data(axes):
     replicated = RNG.normal(size=(400, 300))
     plot_predictive(axes, RNG.normal(size=300), replicated)
-    data, band, _ = axes.patches
+    band, _, data = axes.patches
     shares, edges, lower = *data.get_data()[:2], band.get_data().baseline
     upper = band.get_data().values
     inside = (shares >= lower) & (shares <= upper)
@@ -94,7 +94,7 @@ def test_replicates_of_the_truth_cover_the_data(axes):
 def test_counts_are_drawn_one_by_one(axes):
     counts = np.array([0.0, 1.0, 1.0, 3.0, np.nan])
     plot_predictive(axes, counts, RNG.poisson(1.2, size=(50, 5)))
-    values, edges, _ = axes.patches[0].get_data()
+    values, edges, _ = axes.patches[2].get_data()
     assert edges[0] == -0.5
     np.testing.assert_allclose(values[:4], [0.25, 0.5, 0.0, 0.25])
     with pytest.raises(pplgen.InputError, match="no value"):
@@ -115,6 +115,7 @@ def test_the_band_of_loo_pit_tells_uniform_numbers_from_others(axes):
     assert plot_loo_pit(axes, uniform, "calibrated")
     assert not plot_loo_pit(axes, stats.beta(3, 3).ppf(uniform), "too wide")
     assert len(axes.collections) == 1  # one band for both
+    assert [len(line.get_xdata()) > 0 for line in axes.lines if line.get_marker() == "x"] == [False, True]
 
 
 def test_pareto_k_counts_the_rows_above(axes):
