@@ -43,6 +43,8 @@ SIMULTANEOUS, SIMULATIONS = 0.95, 500
 """Probability that an ECDF of uniform numbers stays inside its band, and ECDFs that are simulated to find the band."""
 IDENTICAL = 0.999
 """Correlation from which on two scalars are one, such as the two weights of a mixture."""
+ROUNDING = 1e-6
+"""Of single precision, relative to a number's size: a smaller spread is none."""
 LETTERS = 16
 """Of a line of the names of scalars that stand in pairs."""
 LEGEND: dict[str, Any] = {"fontsize": "small", "frameon": False}
@@ -77,16 +79,17 @@ def scalars(tree: xr.DataTree, sites: Iterable[str]) -> list[Scalar]:
 
 def distinct(tree: xr.DataTree, chosen: list[Scalar]) -> list[Scalar]:
     """Leave out scalars without spread, and those that one before them tells, as one weight of a mixture the other."""
-    draws = np.stack([scalar.draws(tree) for scalar in chosen]) if chosen else np.empty((0, 2))
+    draws = np.stack([scalar.draws(tree) for scalar in chosen]).astype(float) if chosen else np.empty((0, 2))
     spread = draws.std(axis=1)
-    draws = (draws - draws.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)[:, None]
+    varied = spread > ROUNDING * np.abs(draws).max(axis=1)
+    draws = (draws - draws.mean(axis=1, keepdims=True)) / np.where(varied, spread, 1.0)[:, None]
     alike = np.abs(draws @ draws.T) / draws.shape[1] > IDENTICAL
-    return [scalar for i, scalar in enumerate(chosen) if spread[i] > 0 and not alike[i, :i].any()]
+    return [scalar for i, scalar in enumerate(chosen) if varied[i] and not alike[i, :i].any()]
 
 
 def related(tree: xr.DataTree, chosen: list[Scalar], num: int) -> list[Scalar]:
     """Return ``num`` of several scalars, among which are the most correlated ones, in their order."""
-    correlation = np.abs(np.corrcoef(np.stack([scalar.draws(tree) for scalar in chosen])))
+    correlation = np.abs(np.corrcoef(np.stack([scalar.draws(tree) for scalar in chosen]).astype(float)))
     np.fill_diagonal(correlation, -1.0)
     kept: list[int] = []
     for flat in np.argsort(-correlation, axis=None, kind="stable"):

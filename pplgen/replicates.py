@@ -27,6 +27,8 @@ ROWS, CODES = 1000, 200
 """Rows that are weighed at most, evenly taken, and codes of each."""
 MOST_LEFT_OUT = 2000
 """Rows that are left out in turn at most."""
+FEWEST_DRAWS = 20
+"""Draws that have a tail to fit, at least."""
 WITHOUT_ROWS = "The rows are not at hand: give the data to pplgen.load, or to the command."
 """Why something is not shown."""
 
@@ -129,6 +131,8 @@ def left_out(fit: Fit, tree: xr.DataTree) -> LeftOut:
     if num_rows == 1:
         raise InputError("The only row there is cannot be left out.")
     rows = np.arange(0, num_rows, math.ceil(num_rows / MOST_LEFT_OUT))
+    if len(density) < FEWEST_DRAWS:
+        raise InputError(f"{len(density)} draws are too few to be weighed.")
     stats = group_of(tree, "sample_stats")
     ratio = (stats["lp"] - stats["log_q"]).values[0]
     weights, k = smoothed_weights(torch.as_tensor(ratio[:, None] - density[:, rows]))
@@ -140,7 +144,9 @@ def code_ks(fit: Fit) -> np.ndarray:
     if not fit.has_rows:
         raise InputError(WITHOUT_ROWS)
     assert isinstance(fit.story, LatentStory), "only they have codes"
-    step = max(1, math.ceil(fit.pair.num_rows / ROWS))
+    if not (fit.encode(fit.pair.data[0][:1])["z_sd"].values[:, : fit.story.num_latents] > 0).all():
+        raise InputError("Codes are points, which have no weights.")
+    step = math.ceil(fit.pair.num_rows / ROWS)
     rows = tuple(rows_of(value, slice(None, None, step), fit.pair.num_rows) for value in fit.pair.data)
     with seeded(fit.seed), fit.pair.isolated(), torch.no_grad(), pyro.validation_enabled(False):
         return torch.cat([smoothed_weights(weights)[1] for weights in latent_densities(fit.pair, rows, CODES)]).numpy()

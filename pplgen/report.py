@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,19 +16,22 @@ from markupsafe import Markup, escape
 
 from pplgen import store
 from pplgen.diagnostics import Check, Verdict
-from pplgen.errors import InputError
+from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
+from pplgen.latent import LatentStory
 from pplgen.posterior import summarise
 from pplgen.replicates import WITHOUT_ROWS
 from pplgen.report_pictures import Picture, pictures
 from pplgen.reproduction import python_lines, sources, told_of
 
-__all__ = ["FORMAT", "PAGE", "RECORD", "overall", "report_content", "write_report"]
+__all__ = ["FORMAT", "PAGE", "RECORD", "overall", "report_content", "report_draws", "write_report"]
 
 FORMAT = 1
 """Version of the record's layout."""
 PAGE, RECORD = "report.html", "report.json"
 """Names of the two files."""
+DRAWS = 1000
+"""Posterior draws that a report shows, where none are at hand."""
 SHOWN_PARAMETERS = 200
 """Rows of the page's table at most; the record has them all."""
 ORDER = (Verdict.FAIL, Verdict.WARN, Verdict.PASS, Verdict.NOT_APPLICABLE)
@@ -63,6 +67,18 @@ def write_report(fit: Fit, tree: xr.DataTree, checks: tuple[Check, ...], folder:
     store.write_whole(folder / RECORD, json.dumps(content, indent=2, allow_nan=False) + "\n")
     store.write_whole(folder / PAGE, page)
     return folder / PAGE
+
+
+def report_draws(fit: Fit) -> xr.DataTree:
+    """Draw what a report shows; what is left out for its size, the report says itself."""
+    if not fit.has_rows:
+        return fit.to_datatree(DRAWS, groups=["posterior"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        # pictures of codes draw their own
+        return fit.to_datatree(
+            2 if isinstance(fit.story, LatentStory) and not fit.pair.structure.shared_latent else DRAWS
+        )
 
 
 def overall(checks: tuple[Check, ...]) -> Verdict:

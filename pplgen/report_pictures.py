@@ -166,7 +166,7 @@ def _predictive(of: _Material) -> Drawn:
     )
     return figure, (
         f"Data and {len(chosen[0].replicated):,} replicates from the posterior predictive distribution, {some}. The "
-        "blue band holds 90 % of the replicates; where the dark line leaves it, the model does not produce what was seen."
+        "blue band holds 90 % of the replicates; where the dark line leaves it, the model does not produce the data."
     )
 
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from pplgen.diagnostics import Check, print_checks, run_checks
-from pplgen.errors import DataWarning
-from pplgen.latent import LatentStory
 from pplgen.pair import Pair
 
 __all__ = ["TrustVerbs"]
-
-REPORT_DRAWS = 1000
-"""Posterior draws of which a report shows pictures."""
 
 
 class TrustVerbs:
@@ -64,27 +58,14 @@ class TrustVerbs:
         pathlib.Path
             The page.
         """
-        from pplgen.report import write_report
+        from pplgen.report import report_draws, write_report
 
         fit: Any = self
-        if tree is None:
-            tree = self._report_draws(fit)
-        checks = self._checks(None, seed) if fit.has_rows else ()
-        return write_report(fit, tree, checks, Path(directory))
+        draws = report_draws(fit) if tree is None else tree
+        return write_report(fit, draws, self._checks(None, seed) if fit.has_rows else (), Path(directory))
 
     def _checks(self, x: Any, seed: int | None) -> tuple[Check, ...]:
         """Run checks on rows ``x``."""
         rows = self._rows(x)
         with self._ready(seed):
             return run_checks(self.pair, rows)
-
-    @staticmethod
-    def _report_draws(fit: Any) -> xr.DataTree:
-        """Draw what a report shows; it says itself what is left out for its size."""
-        if not fit.has_rows:
-            return fit.to_datatree(REPORT_DRAWS, groups=["posterior"])
-        if isinstance(fit.story, LatentStory):  # codes and rows are drawn anew
-            return fit.to_datatree(REPORT_DRAWS, groups=["posterior", "observed_data", "prior"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)
-            return fit.to_datatree(REPORT_DRAWS)
