@@ -253,8 +253,8 @@ def plot_loo_pit(axes: Axes, values: np.ndarray, name: str = "x", *, colour: str
     return not outside.any()
 
 
-def plot_pareto_k(axes: Axes, k: np.ndarray, *, good: float = GOOD_K) -> None:
-    """Draw Pareto k of each row, shape ``(num_rows,)``, those above ``good`` in another colour.
+def plot_pareto_k(axes: Axes, k: np.ndarray, rows: np.ndarray | None = None, *, good: float = GOOD_K) -> None:
+    """Draw Pareto k of all rows, or of some, shape ``(num_rows,)`` each; those above ``good`` in another colour.
 
     Rows whose k is not finite are drawn at the edges: all weights alike below, no tail to fit above.
     """
@@ -262,7 +262,7 @@ def plot_pareto_k(axes: Axes, k: np.ndarray, *, good: float = GOOD_K) -> None:
     low, high = (min(finite.min(), 0.0), max(finite.max(), good)) if len(finite) else (0.0, good)
     room = 0.08 * (high - low)
     heights = np.clip(k, low - room, high + room)
-    rows = np.arange(len(k))
+    rows = np.arange(len(k)) if rows is None else rows
     for which, colour, marker, name in (
         (k <= good, COLOURS[0], "o", "to be trusted"),
         (~(k <= good), COLOURS[1], "D", "not"),

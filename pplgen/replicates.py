@@ -129,7 +129,8 @@ def left_out(fit: Fit, tree: xr.DataTree) -> LeftOut:
     density = densities[0].values[0]
     num_rows = density.shape[-1]
     if num_rows == 1:
-        raise InputError("The only row there is cannot be left out.")
+        one = "series" if fit.story is not None and fit.story.takes_series else "row"
+        raise InputError(f"The only {one} there is cannot be left out.")
     rows = np.arange(0, num_rows, math.ceil(num_rows / MOST_LEFT_OUT))
     if len(density) < FEWEST_DRAWS:
         raise InputError(f"{len(density)} draws are too few to be weighed.")
@@ -139,8 +140,14 @@ def left_out(fit: Fit, tree: xr.DataTree) -> LeftOut:
     return LeftOut(num_rows, rows, weights.numpy(), k.numpy())
 
 
-def code_ks(fit: Fit) -> np.ndarray:
-    """Return Pareto k of the importance weights of each row's code, of at most ``ROWS`` rows."""
+def code_ks(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Return some rows, at most ``ROWS``, and Pareto k of the importance weights of their codes.
+
+    Raises
+    ------
+    InputError
+        Where there are no rows, or codes are points.
+    """
     if not fit.has_rows:
         raise InputError(WITHOUT_ROWS)
     assert isinstance(fit.story, LatentStory), "only they have codes"
@@ -149,7 +156,8 @@ def code_ks(fit: Fit) -> np.ndarray:
     step = math.ceil(fit.pair.num_rows / ROWS)
     rows = tuple(rows_of(value, slice(None, None, step), fit.pair.num_rows) for value in fit.pair.data)
     with seeded(fit.seed), fit.pair.isolated(), torch.no_grad(), pyro.validation_enabled(False):
-        return torch.cat([smoothed_weights(weights)[1] for weights in latent_densities(fit.pair, rows, CODES)]).numpy()
+        k = torch.cat([smoothed_weights(weights)[1] for weights in latent_densities(fit.pair, rows, CODES)])
+    return np.arange(0, fit.pair.num_rows, step), k.numpy()
 
 
 def _replicates(fit: Fit, tree: xr.DataTree, site: str, num_rows: int, width: int) -> np.ndarray:

@@ -232,16 +232,15 @@ def _loo_pit(of: _Material) -> Drawn:
 
 def _pareto_k(of: _Material) -> Drawn:
     if isinstance(of.fit.story, LatentStory):
-        k, weighed = code_ks(of.fit), "of the importance weights of its codes, which the encoder proposes"
+        (rows, k), weighed = code_ks(of.fit), "of the importance weights of its codes, which the encoder proposes"
     else:
-        k, weighed = of.left_out.pareto_k, "of the weights that leave it out, corrected for the guide"
+        left = of.left_out
+        rows, k, weighed = left.rows, left.pareto_k, "of the weights that leave it out, corrected for the guide"
     figure = _figure(5.5, 4.2)
-    plot_pareto_k(figure.subplots(), k)
+    plot_pareto_k(figure.subplots(), k, rows)
     bad = int((~(k <= GOOD_K)).sum())
-    return (
-        figure,
-        f"Pareto k of each row, {weighed}. {bad:,} of {len(k):,} lie above {GOOD_K}, and are not to be trusted.",
-    )
+    above = f"{bad:,} of {len(k):,} exceed {GOOD_K}" + (", and are not to be trusted." if bad else ".")
+    return figure, f"Pareto k of each row, {weighed}. {above}"
 
 
 def _figure(width: float, height: float) -> Figure:
