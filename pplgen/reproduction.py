@@ -90,7 +90,8 @@ def python_lines(fit: Fit, facts: Mapping[str, Any]) -> str:
     if rows == "x":
         columns = ", ".join(map(repr, fit.columns[:6])) + (", ..." if len(fit.columns) > 6 else "")
         unit = "series" if story.takes_series else "rows"
-        lines.append(f"x = ...  # {name!r}: {data.get('num_rows')} {unit} of {columns}")
+        known = "".join(f" and their {what}" for what in data.get("known", []))
+        lines.append(f"x = ...  # {name!r}: {data.get('num_rows')} {unit} of {columns}{known}")
     arguments = ", ".join(f"{key}={value!r}" for key, value in _chosen(story).items())
     lines += [f"story = {type(story).__name__}({arguments})", f"fit = pplgen.fit(story, {rows}{told})"]
     return "\n".join(lines)
