@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import Annotated, Any
 import typer
 
 import pplgen
-from pplgen import models
+from pplgen import latent_commands, models, trust_commands
 from pplgen.command_options import DataArgument, OutFileOption, RunArgument, SeedOption, SeriesOption
 from pplgen.errors import InputError, near_names
-from pplgen.latent_commands import add_commands
 from pplgen.signature import Option, constructor_options, parse_options, parse_value
 from pplgen.warning_log import WarningLog
 
@@ -31,7 +31,8 @@ fit_app = typer.Typer(
     help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
 )
 app.add_typer(fit_app, name="fit")
-add_commands(app)
+latent_commands.add_commands(app)
+trust_commands.add_commands(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -165,6 +166,8 @@ def _fail(message: str, code: int = 2) -> None:
 
 
 _WARNINGS = WarningLog()
+ANEW = ("--force", "--resume")
+"""What the command that fits again goes without."""
 
 
 def _fit_command(entry: models.Entry, options: list[Option]) -> Callable[..., None]:
@@ -285,6 +288,7 @@ def _fit(
             (directory / NAME).unlink(missing_ok=True)
     story = getattr(models, entry.class_name)(**config, num_features=len(rows.columns))
     fit = pplgen.fit(story, rows, **options)
+    fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in ANEW)])
     tree = fit.to_datatree(draws)
     with store.staged(directory, force=force) as folder:
         fit.write(folder)

@@ -14,11 +14,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pplgen import diagnostics, posterior, scores, store
+from pplgen import posterior, scores, store
 from pplgen.arguments import bare_arguments, new_rows
 from pplgen.codes import is_plain
 from pplgen.data import Table
-from pplgen.diagnostics import Check
 from pplgen.draws import impute_rows, sample_rows
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
@@ -31,6 +30,7 @@ from pplgen.story import Story, check_count
 from pplgen.streams import RowStream
 from pplgen.terminal import print_table
 from pplgen.training import StopReason, Training
+from pplgen.trust_verbs import TrustVerbs
 
 __all__ = ["COLLECTION", "Fit"]
 
@@ -40,7 +40,7 @@ AGREEMENT = 1.0
 """Nats within which the final ELBOs of two restarts agree."""
 
 
-class Fit(SeriesVerbs, LatentVerbs):
+class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
     """A trained pair, with what can be asked of it.
 
     Attributes
@@ -59,6 +59,8 @@ class Fit(SeriesVerbs, LatentVerbs):
         Restarts that broke down and were dropped.
     path : str
         What ran: the compiled graph, the traced graph, or plain Pyro and why.
+    origin : dict
+        What else a saved run tells: options, versions, when, the command.
     """
 
     def __init__(
@@ -74,8 +76,8 @@ class Fit(SeriesVerbs, LatentVerbs):
     ) -> None:
         self.pair, self.runs, self.table, self.seed, self.num_failed = pair, runs, table, seed, num_failed
         self.path = path
-        self._origin = origin or {}
-        self.columns: tuple[str, ...] = table.columns if table is not None else tuple(self._origin.get("columns", ()))
+        self.origin = origin or {}
+        self.columns: tuple[str, ...] = table.columns if table is not None else tuple(self.origin.get("columns", ()))
 
     def __repr__(self) -> str:
         return f"<Fit of {self.name}: ELBO {self.elbo:.2f} +- {self.best.elbo_error:.2f}; {self.stop.value}>"
@@ -225,14 +227,6 @@ class Fit(SeriesVerbs, LatentVerbs):
                 return impute_series(self.pair, rows, number).cpu()
             return impute_rows(self.story, self.pair, rows, number).cpu()
 
-    def diagnose(self, x: Any = None, *, seed: int | None = None) -> tuple[Check, ...]:
-        """Run checks on rows ``x``, as in ``log_likelihood``; print values, thresholds, verdicts, and return them."""
-        rows = self._rows(x)
-        with self._ready(seed):
-            checks = diagnostics.run_checks(self.pair, rows)
-        diagnostics.print_checks(self.name, checks)
-        return checks
-
     def save(self, directory: str | Path, *, force: bool = False) -> None:
         """Write parameters and header into ``directory``; a run that is there already stays unless ``force``."""
         with store.staged(Path(directory), force=force) as folder:
@@ -247,26 +241,32 @@ class Fit(SeriesVerbs, LatentVerbs):
             tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
         tensors |= {f"buffer/{name}": value for name, value in story.named_buffers()}
         tensors["history"] = torch.from_numpy(self.best.history)
-        header = {
-            **self._origin,
-            "story": f"{type(story).__module__}:{type(story).__name__}",
-            "config": story.config,
+        dtype = str(next(story.parameters()).dtype).removeprefix("torch.")
+        store.write(folder, tensors, {**self.facts, "dtype": dtype})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was fitted to what, how and with what: the header of a saved run."""
+        story = self.story
+        facts = {
+            **self.origin,
+            "story": self.name if story is None else f"{type(story).__module__}:{type(story).__name__}",
+            "config": {} if story is None else story.config,
             "columns": list(self.columns),
-            "dtype": str(next(story.parameters()).dtype).removeprefix("torch."),
             "seed": self.seed,
             "best": self.runs.index(self.best),
             "num_failed": self.num_failed,
             "path": self.path,
             "runs": [run.facts for run in self.runs],
         }
-        if "created" not in self._origin or self.table is not None:
+        if "created" not in self.origin:
             packages = {name: version(name) for name in ("pplgen", "torch", "pyro-ppl", "numpy")}
-            header |= {
+            facts |= {
                 "data": self._data_facts,
                 "versions": {"python": platform.python_version(), **packages},
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-        store.write(folder, tensors, header)
+        return facts
 
     @property
     def has_rows(self) -> bool:
@@ -283,7 +283,7 @@ class Fit(SeriesVerbs, LatentVerbs):
     def _data_facts(self) -> dict[str, Any]:
         """Name, length and fingerprint of the training rows; empty for a bare pair."""
         if self.table is None:
-            return dict(self._origin.get("data", {}))
+            return dict(self.origin.get("data", {}))
         known = [what for what in ("labels", "weights") if getattr(self.table, what) is not None]
         facts = {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
         return {**facts, "known": known}

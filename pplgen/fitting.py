@@ -16,7 +16,7 @@ from pplgen.batched import train_together
 from pplgen.batches import Augment
 from pplgen.bounds import augmentation, bound_of, check_warm_up
 from pplgen.data import Table
-from pplgen.defaults import rows_per_step, steps_judged
+from pplgen.defaults import options_given, rows_per_step, steps_judged
 from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
@@ -138,6 +138,7 @@ def fit(
     InputError
         Where the data, the pair or an option cannot be fitted.
     """
+    given = options_given(fit, locals())
     check_count("seed", seed, minimum=0)
     check_count("steps", steps)
     check_count("restarts", restarts)
@@ -184,7 +185,7 @@ def fit(
         raise failures[0] if failures else InputError(_NOTHING_FINITE)
     best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].elbo)
     num_failed = len(results) - len(done)
-    runs, table, origin = tuple(run for _, run in done), prepared.table, prepared.origin
+    runs, table, origin = tuple(run for _, run in done), prepared.table, {**prepared.origin, "options": given}
     return Fit(best, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
 
 

@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from pplgen import store
 from pplgen.arguments import read_rows
+from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.fitted import COLLECTION, Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair, check_shapes
+from pplgen.posterior import group_of
 from pplgen.story import Story, check_count
 from pplgen.training import StopReason, Training
 
-__all__ = ["load"]
+__all__ = ["load", "load_with_draws"]
 
 
 def load(directory: str | Path, data: Any = None, *, labels: Any = None, weights: Any = None) -> Fit:
@@ -50,6 +53,41 @@ def load(directory: str | Path, data: Any = None, *, labels: Any = None, weights
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         what = f"{store.HEADER} does not describe a run that this version can rebuild"
         raise InputError(f"{str(directory)!r}: {what}: {type(error).__name__}: {error}") from None
+
+
+def load_with_draws(
+    directory: str | Path, data: Any = None, *, labels: Any = None, weights: Any = None
+) -> tuple[Fit, xr.DataTree | None]:
+    """Read a run back with the draws that the command line keeps beside it, ``None`` where there are none.
+
+    As ``load``, but where no ``data`` are given the rows are those among the draws, if they were few enough to be kept
+    there and are the ones that the run's fingerprint tells of.
+    """
+    directory = Path(directory)
+    _, header = store.read(directory)
+    tree = None
+    if (directory / store.DRAWS).exists():
+        try:
+            with xr.open_datatree(directory / store.DRAWS, engine="h5netcdf") as file:
+                tree = file.load()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{str(directory / store.DRAWS)!r} cannot be read: {error}") from None
+    if data is None and tree is not None:
+        kept = _kept_rows(tree, header)
+        if kept is not None and kept.fingerprint == header["data"]["fingerprint"]:
+            data = kept
+    return load(directory, data, labels=labels, weights=weights), tree
+
+
+def _kept_rows(tree: xr.DataTree, header: dict[str, Any]) -> Table | None:
+    """Return the rows of a run that are among its draws, with what was known of them."""
+    observed = list(group_of(tree, "observed_data").values())
+    if len(observed) != 1:
+        return None
+    given = group_of(tree, "constant_data")
+    labels, weights = (torch.as_tensor(given[n].values) if n in given else None for n in ("row_labels", "row_weights"))
+    columns, name = tuple(map(str, header["columns"])), str(header["data"]["name"])
+    return Table(torch.as_tensor(observed[0].values), columns, name, labels, weights)
 
 
 def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any, labels: Any, weights: Any) -> Fit:

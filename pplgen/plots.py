@@ -10,14 +10,26 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from torch import Tensor
 
 from pplgen.fitted import Fit
 from pplgen.latent import LatentStory
 from pplgen.latent_plots import MOST_LABELS, plot_latent_map, plot_reconstructions
 from pplgen.palette import COLOURS
+from pplgen.posterior import group_of
 from pplgen.series_plots import plot_series
+from pplgen.training import WINDOW
 
-__all__ = ["picture", "plot_elbo", "plot_mixture", "save_picture"]
+__all__ = [
+    "decoded_rows",
+    "mapped_codes",
+    "picture",
+    "plot_elbo",
+    "plot_mixture",
+    "plot_smoothed",
+    "save_picture",
+    "shows_mixture",
+]
 
 MASS = (0.5, 0.9)
 """Probability inside each ellipse of a Gaussian component."""
@@ -44,8 +56,7 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
         return _latent_picture(fit)
     if fit.story is not None and fit.story.takes_series and fit.has_rows:
         return _series_picture(fit)
-    names = set(tree["posterior"].data_vars)
-    mixture = {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names) and "observed_data" in tree
+    mixture = shows_mixture(tree)
     figure = Figure(figsize=(10, 4.2) if mixture else (5.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, squeeze=False, width_ratios=(1.25, 1))[0] if mixture else [figure.subplots()]
@@ -55,38 +66,59 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
     return figure
 
 
+def shows_mixture(tree: xr.DataTree) -> bool:
+    """Tell whether draws are of a mixture of Gaussians, with its rows."""
+    names = set(tree["posterior"].data_vars)
+    return {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names) and "x" in group_of(tree, "observed_data")
+
+
 def _series_picture(fit: Fit) -> Figure:
     """Draw the first series, smoothed, beside the ELBO."""
-    y = fit.pair.data[0]
-    found = fit.smooth(draws=SMOOTHING_DRAWS)
-    panels = min(PANELS, y.shape[-1])
+    panels = min(PANELS, fit.pair.data[0].shape[-1])
     figure = Figure(figsize=(12, 3.2 + panels), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=(1.8, 1), squeeze=False)[0]
-    for feature, axes in enumerate(left.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]):
-        plot_series(axes, y, found, feature=feature)
-        axes.label_outer()
-        if feature:
-            axes.get_legend().remove()
-    first = f"Series 1 of {len(y)}" if len(y) > 1 else "The series"
-    left.axes[0].set_title(f"{first}, smoothed ({found.attrs['estimator'].partition(' (')[0]})")
+    plot_smoothed(left.subplots(panels, 1, sharex=True, squeeze=False)[:, 0], fit)
     plot_elbo(right.subplots(), fit)
     return figure
 
 
 def _latent_picture(fit: Fit) -> Figure:
     """Draw the codes of rows, some rows with their reconstructions, and the ELBO."""
-    x = fit.pair.data[0][:MAPPED]
-    known = [] if fit.table is None else [each for each in (fit.table.labels, fit.table.target) if each is not None]
-    labels = known[0][:MAPPED] if known and len(known[0].unique()) <= MOST_LABELS else None
-    shown = x[:: max(1, len(x) // RECONSTRUCTED)][:RECONSTRUCTED]
+    shown = decoded_rows(fit)
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1))
-    plot_latent_map(left, fit.encode(x), labels)
+    plot_latent_map(left, *mapped_codes(fit))
     plot_reconstructions(middle, shown, fit.reconstruct(shown))
     plot_elbo(right, fit)
     return figure
+
+
+def plot_smoothed(panels: np.ndarray, fit: Fit) -> None:
+    """Draw the first series, smoothed, a column of it in each panel."""
+    y = fit.pair.data[0]
+    found = fit.smooth(draws=SMOOTHING_DRAWS)
+    for feature, axes in enumerate(panels):
+        plot_series(axes, y, found, feature=feature)
+        axes.label_outer()
+        if feature and (legend := axes.get_legend()):
+            legend.remove()
+    first = f"Series 1 of {len(y)}" if len(y) > 1 else "The series"
+    panels[0].set_title(f"{first}, smoothed ({found.attrs['estimator'].partition(' (')[0]})")
+
+
+def mapped_codes(fit: Fit) -> tuple[xr.Dataset, Tensor | None]:
+    """Return the codes of the first rows, and their labels or classes where these are known and not too many."""
+    known = [] if fit.table is None else [each for each in (fit.table.labels, fit.table.target) if each is not None]
+    labels = known[0][:MAPPED] if known and len(known[0].unique()) <= MOST_LABELS else None
+    return fit.encode(fit.pair.data[0][:MAPPED]), labels
+
+
+def decoded_rows(fit: Fit) -> Tensor:
+    """Return the rows, evenly taken, whose reconstructions are shown."""
+    x = fit.pair.data[0]
+    return x[:: max(1, len(x) // RECONSTRUCTED)][:RECONSTRUCTED]
 
 
 def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:
@@ -119,13 +151,16 @@ def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:
 
 
 def plot_elbo(axes: Axes, fit: Fit) -> None:
-    """Draw the ELBO of each step, its running mean over a hundred steps, and the final value."""
+    """Draw the ELBO of each step, its mean over a hundred of them with two standard errors, and the final value."""
     history = fit.best.history
     steps = np.arange(1, len(history) + 1)
     axes.plot(steps, history, color="0.75", lw=0.6, label="each step")
-    width = min(100, len(history))
-    smooth = np.convolve(history, np.full(width, 1 / width), "valid")
-    axes.plot(steps[width - 1 :], smooth, color=COLOURS[0], label=f"mean of {width}")
+    width = min(WINDOW, len(history))
+    windows = np.lib.stride_tricks.sliding_window_view(history, width)
+    smooth, noise = windows.mean(axis=1), 2 * windows.std(axis=1) / np.sqrt(width)
+    ends = steps[width - 1 :]
+    axes.fill_between(ends, smooth - noise, smooth + noise, color=COLOURS[0], alpha=0.3, lw=0)
+    axes.plot(ends, smooth, color=COLOURS[0], label=f"mean of {width} ± 2 s.e.")
     axes.axhline(fit.elbo, color=COLOURS[1], lw=1, ls="--", label=f"final {fit.elbo:.2f} ± {fit.best.elbo_error:.2f}")
     # the first steps may lie far below; what matters is where the curve settles
     low, high = np.quantile(history, [0.02, 1.0])

@@ -22,7 +22,7 @@ from pplgen.errors import DataWarning, InputError, near_names
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
 
-__all__ = ["GROUPS", "INTERVAL", "row_latents", "summarise", "to_datatree"]
+__all__ = ["GROUPS", "INTERVAL", "group_of", "row_latents", "summarise", "to_datatree"]
 
 GROUPS = (
     "posterior",
@@ -118,6 +118,11 @@ def to_datatree(
     )
     tree.attrs.update(attributes or {})
     return tree
+
+
+def group_of(tree: xr.DataTree, name: str) -> xr.Dataset:
+    """Return a group of a tree, an empty one where it has none of that name."""
+    return tree[name].to_dataset() if name in tree.children else xr.Dataset()
 
 
 def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:

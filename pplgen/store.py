@@ -18,11 +18,23 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["HEADER", "RUN_FILES", "TENSORS", "check_vacant", "read", "staged", "write", "write_new"]
+__all__ = [
+    "DRAWS",
+    "HEADER",
+    "RUN_FILES",
+    "TENSORS",
+    "check_vacant",
+    "read",
+    "staged",
+    "write",
+    "write_new",
+    "write_whole",
+]
 
 HEADER = "header.json"
 TENSORS = "parameters.safetensors"
-RUN_FILES = (TENSORS, "posterior.nc", "fit.png", "warnings.log", HEADER)
+DRAWS = "posterior.nc"
+RUN_FILES = (TENSORS, DRAWS, "fit.png", "warnings.log", "report.html", "report.json", HEADER)
 """What a run may consist of; the header comes last, for a directory without it holds no run."""
 FORMAT = 1
 """Version of the layout; a newer one is refused."""
@@ -88,6 +100,17 @@ def write_new(path: Path, text: str) -> None:
     """
     if path.exists():
         raise InputError(f"{str(path)!r} exists already; give the name of a new file")
+    write_whole(path, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole, in the place of one that may be there.
+
+    Raises
+    ------
+    InputError
+        Where it cannot be written.
+    """
     unfinished = path.with_name(f".unfinished-{path.name}")
     try:
         unfinished.write_text(text, encoding="utf-8")

@@ -20,6 +20,19 @@ def test_every_package_is_listed():
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == named
 
 
+def test_every_file_that_is_no_module_is_packaged():
+    """A page's template or a table that is not listed would be missing from the wheel."""
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["pplgen"]
+    folder = ROOT / "pplgen"
+    others = {
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
+    }
+    assert others
+    assert {path for path in others if not any(path.match(pattern) for pattern in patterns)} == set()
+
+
 def test_toolkit_and_collection_come_from_one_checkout():
     assert Path(pplgen.__file__).parents[1] == Path(models.__file__).parents[1]
 
