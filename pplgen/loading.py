@@ -56,12 +56,20 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any, labe
     """Build the story, fill in its parameters and say how it was fitted."""
     seed = check_count("seed", header["seed"], minimum=0)
     columns = tuple(str(column) for column in header["columns"])
-    runs = tuple(
-        Training(run["seed"], np.empty(0), float(run["elbo"]), float(run["elbo_error"]), StopReason[run["stop"]])
-        for run in header["runs"]
-    )
-    best = runs[header["best"]]
-    runs = tuple(replace(run, history=tensors["history"].numpy()) if run is best else run for run in runs)
+    nothing = torch.zeros(0, dtype=torch.float64)
+    runs = [
+        Training(
+            run["seed"],
+            np.empty(0),
+            float(run["elbo"]),
+            float(run["elbo_error"]),
+            StopReason[run["stop"]],
+            final=final.numpy(),
+        )
+        for run, final in zip(header["runs"], tensors.get("finals", [nothing] * len(header["runs"])), strict=True)
+    ]
+    best, iterates = header["best"], tensors.get("iterates", nothing)
+    runs[best] = replace(runs[best], history=tensors["history"].numpy(), iterates=iterates.numpy())
     with seeded(seed):
         story = _story(header["story"], header["config"]).to(_dtype(header))
     table = None if data is None else read_rows(story, data, labels, weights, _dtype(header))
@@ -85,7 +93,7 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any, labe
         pair.restore({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
     num_failed, path = int(header["num_failed"]), str(header["path"])
     origin = {**header, "columns": columns}
-    return Fit(pair, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
+    return Fit(pair, tuple(runs), table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
 
 
 def _dtype(header: dict[str, Any]) -> torch.dtype:

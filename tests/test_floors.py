@@ -46,6 +46,7 @@ FLOORS = {
     "defaults": 3,
     "bounds": 2,
     "checkpoint": 1,
+    "iterates": 0,
     "training": 2,
     "engine": 3,
     "batched": 4,
