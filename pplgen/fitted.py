@@ -15,11 +15,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pplgen import diagnostics, posterior, scores, store
+from pplgen import posterior, scores, store
 from pplgen.arguments import bare_arguments, new_rows
 from pplgen.codes import is_plain
 from pplgen.data import Table
-from pplgen.diagnostics import Check
 from pplgen.draws import impute_rows, sample_rows
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
@@ -32,6 +31,7 @@ from pplgen.story import Story, check_count
 from pplgen.streams import RowStream
 from pplgen.terminal import print_table
 from pplgen.training import StopReason, Training
+from pplgen.trust_verbs import TrustVerbs
 
 __all__ = ["COLLECTION", "Fit"]
 
@@ -41,7 +41,7 @@ AGREEMENT = 1.0
 """Nats within which the final ELBOs of two restarts agree."""
 
 
-class Fit(SeriesVerbs, LatentVerbs):
+class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
     """A trained pair, with what can be asked of it.
 
     Attributes
@@ -225,14 +225,6 @@ class Fit(SeriesVerbs, LatentVerbs):
             if self.story.takes_series:
                 return impute_series(self.pair, rows, number).cpu()
             return impute_rows(self.story, self.pair, rows, number).cpu()
-
-    def diagnose(self, x: Any = None, *, seed: int | None = None) -> tuple[Check, ...]:
-        """Run checks on rows ``x``, as in ``log_likelihood``; print values, thresholds, verdicts, and return them."""
-        rows = self._rows(x)
-        with self._ready(seed):
-            checks = diagnostics.run_checks(self.pair, rows)
-        diagnostics.print_checks(self.name, checks)
-        return checks
 
     def save(self, directory: str | Path, *, force: bool = False) -> None:
         """Write parameters and header into ``directory``; a run that is there already stays unless ``force``."""

@@ -1,0 +1,69 @@
+"""What can be asked of any fit about how far it can be trusted."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from arviz_stats.utils import ELPDData
+
+from pplgen import diagnostics
+from pplgen.diagnostics import Check
+from pplgen.errors import InputError
+from pplgen.pair import Pair
+from pplgen.story import check_count
+from pplgen.training import Training
+from pplgen.weighing import leave_one_out, weigh
+
+__all__ = ["TrustVerbs"]
+
+
+class TrustVerbs:
+    """Verbs that say how far a fit can be trusted."""
+
+    pair: Pair
+    runs: tuple[Training, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the story, or of the bare pair's model."""
+        raise NotImplementedError
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the training rows are in memory."""
+        raise NotImplementedError
+
+    def _rows(self, x: Any) -> tuple[Any, ...]:
+        """Return the arguments of model and guide for the rows ``x``."""
+        raise NotImplementedError
+
+    def _ready(self, seed: int | None) -> contextlib.AbstractContextManager[None]:
+        """Seed the generators and give Pyro the pair's parameters."""
+        raise NotImplementedError
+
+    def diagnose(self, x: Any = None, *, seed: int | None = None) -> tuple[Check, ...]:
+        """Check how far the fit can be trusted; print values, thresholds, verdicts, remedies, and return them.
+
+        Rows ``x``, as in ``log_likelihood``, take the place of the training rows where predictions and latents of
+        single rows are checked. A fit without its rows at hand is checked for what needs none.
+        """
+        rows = None if x is None else self._rows(x)
+        runs = tuple(sorted(self.runs, key=lambda run: -run.elbo))
+        with self._ready(seed):
+            checks = diagnostics.run_checks(self.pair, rows, runs, has_rows=self.has_rows)
+        diagnostics.print_checks(self.name, checks)
+        return checks
+
+    def loo(self, *, draws: int = 1000, seed: int | None = None) -> ELPDData:
+        """Leave one row out at a time, without a fit to each; see ``pplgen.weighing.leave_one_out``.
+
+        Draws are weighed towards the posterior first, so that a guide that is too wide or too narrow is corrected for
+        as far as its Pareto k allow.
+        """
+        pair = self.pair
+        if pair.weights is not None:
+            raise InputError("loo: the fit was to weighted rows, which cannot be left out one at a time")
+        self._rows(None)
+        with self._ready(seed):
+            return leave_one_out(weigh(pair, check_count("draws", draws, minimum=2)))
