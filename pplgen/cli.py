@@ -11,10 +11,9 @@ from typing import Annotated, Any
 import typer
 
 import pplgen
-from pplgen import models
+from pplgen import latent_commands, models, trust_commands
 from pplgen.command_options import DataArgument, OutFileOption, RunArgument, SeedOption, SeriesOption
 from pplgen.errors import InputError, near_names
-from pplgen.latent_commands import add_commands
 from pplgen.signature import Option, constructor_options, parse_options, parse_value
 from pplgen.warning_log import WarningLog
 
@@ -31,7 +30,8 @@ fit_app = typer.Typer(
     help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
 )
 app.add_typer(fit_app, name="fit")
-add_commands(app)
+for _commands in (latent_commands, trust_commands):
+    _commands.add_commands(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from pplgen import store
 from pplgen.arguments import read_rows
+from pplgen.data import named_data_sets
 from pplgen.errors import InputError
 from pplgen.fitted import COLLECTION, Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair, check_shapes
+from pplgen.series import load_series
 from pplgen.story import Story, check_count
 from pplgen.training import StopReason, Training
 
-__all__ = ["load"]
+__all__ = ["load", "load_with_rows"]
 
 
 def load(directory: str | Path, data: Any = None, *, labels: Any = None, weights: Any = None) -> Fit:
@@ -113,3 +115,30 @@ def _story(name: str, config: dict[str, Any]) -> Story:
     if not (isinstance(kind, type) and issubclass(kind, Story)):
         raise InputError(f"story {name!r} is not a Story")
     return kind(**config)
+
+
+def load_with_rows(
+    directory: str | Path, data: Any = None, *, labels: Any = None, weights: Any = None, by: str | None = None
+) -> Fit:
+    """Read a run back with its rows, which are looked up where they are a data set with a name.
+
+    Parameters
+    ----------
+    directory, data, labels, weights
+        As for ``load``.
+    by
+        Column that tells the series of a table apart.
+
+    Raises
+    ------
+    InputError
+        Where ``load`` does.
+    """
+    if data is None:
+        name = store.read(Path(directory))[1].get("data", {}).get("name")
+        data = name if name in named_data_sets() else None
+    if by is not None:
+        if data is None:
+            raise InputError(f"--series {by}: expected DATA with such a column")
+        data = load_series(data, by=by)
+    return load(directory, data, labels=labels, weights=weights)

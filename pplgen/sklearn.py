@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pplgen.models import GaussianMixture as Story
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pplgen.comparing import bic
 from pplgen.fitting import fit
-from pplgen.models import GaussianMixture as Story
 
 __all__ = ["GaussianMixture"]
 

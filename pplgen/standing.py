@@ -131,5 +131,5 @@ class Standing:
             lanes.append(Lane(PlateauWatch(**lane["watch"]), history, stop, lane["broken"], iterates))
         moved = {name: value.to(device) for name, value in tensors.items()}
         state = State(*(moved[name] for name in State._fields))
-        iterates = Iterates(list(moved["iterates"]), facts["stride"])
-        return cls(state, moved["rates"], moved["good"], lanes, facts["taken"], iterates)
+        kept = Iterates(list(moved["iterates"]), facts["stride"])
+        return cls(state, moved["rates"], moved["good"], lanes, facts["taken"], kept)

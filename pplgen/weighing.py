@@ -13,15 +13,20 @@ import arviz_base
 import arviz_stats
 import numpy as np
 import torch
+import xarray as xr
 from arviz_stats.utils import ELPDData
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.draws import draw_posterior, over_draws, row_densities, shared_densities
+from pplgen.draws import Draws, draw_posterior, row_densities, shared_densities
 from pplgen.errors import InputError
+from pplgen.latent import LatentStory
+from pplgen.mapped import over_draws
+from pplgen.mixtures import GOOD_K
 from pplgen.pair import Pair, rows_of
+from pplgen.scores import latent_densities
 
-__all__ = ["Weighed", "leave_one_out", "log_prior", "weigh"]
+__all__ = ["INNER", "Weighed", "integrated", "leave_one_out", "log_prior", "weigh"]
 
 INNER = 20
 """Draws of the latents of single rows for each draw of what all share, over which these are integrated out."""
@@ -39,7 +44,7 @@ class Weighed:
     """``log p(x_i | theta)`` in nats of the rows asked for, shape ``(num_draws, num_rows)``."""
 
 
-def weigh(pair: Pair, num_draws: int, rows: slice | None = None) -> Weighed:
+def weigh(pair: Pair, num_draws: int, rows: slice | None = None, drawn: Draws | None = None) -> Weighed:
     """Draw what all rows share from the guide, and weigh it; call it inside ``pair.isolated``.
 
     Parameters
@@ -50,6 +55,8 @@ def weigh(pair: Pair, num_draws: int, rows: slice | None = None) -> Weighed:
         How many.
     rows
         Those whose densities are returned; ``None`` for all.
+    drawn
+        Scored draws that are at hand, at least so many, for a pair without latents of single rows.
 
     Raises
     ------
@@ -59,29 +66,40 @@ def weigh(pair: Pair, num_draws: int, rows: slice | None = None) -> Weighed:
     structure = pair.structure
     if reason := structure.why_no_rows():
         raise InputError(reason)
-    if not structure.row_latent:
-        drawn = draw_posterior(pair, num_draws)
-        sites = drawn.named(structure.shared_latent + structure.deterministic)
-        data = tuple(rows_of(value, rows or slice(None), pair.num_rows) for value in pair.data)
-        shared = drawn.named(structure.shared_latent)
-        return Weighed(sites, drawn.lp - drawn.log_q, row_densities(pair, shared, num_draws, data).log_likelihood)
-    if structure.shared_latent:
-        sites, log_p, log_q = shared_densities(pair, num_draws)
-        log_ratio = log_p - log_q
-    else:
-        sites, log_ratio = {}, torch.zeros(num_draws)
-    total: Tensor | None = None
-    for _ in range(INNER):
-        density = row_densities(pair, sites, num_draws, pair.data).log_likelihood
-        total = density if total is None else torch.logaddexp(total, density)
-    assert total is not None, "there is an inner draw"
-    if total.isnan().all():
-        raise InputError(f"the guide draws {structure.row_latent[0]!r} of all rows at once, so rows have no densities")
-    densities = total - math.log(INNER)
+    if structure.row_latent:
+        sites, log_ratio, densities = integrated(pair, num_draws)
+        return Weighed(sites, log_ratio, densities[:, rows or slice(None)])
+    drawn = drawn or draw_posterior(pair, num_draws, without=structure.per_row)
+    sites = {name: value[:num_draws] for name, value in drawn.sites.items()}
+    data = tuple(rows_of(value, rows or slice(None), pair.num_rows) for value in pair.data)
+    densities = row_densities(pair, {n: sites[n] for n in structure.shared_latent}, num_draws, data).log_likelihood
+    return Weighed(sites, (drawn.lp - drawn.log_q)[:num_draws], densities)
+
+
+def integrated(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Weigh draws of what all rows share with latents of single rows integrated out; inside ``pair.isolated``.
+
+    Returns
+    -------
+    tuple
+        The draws; ``log p(x, theta) - log q(theta)``, zero where nothing is shared, shape ``(num_draws,)``; and
+        ``log p(x_i | theta)`` of each row, shape ``(num_draws, num_rows)``. Densities are importance-weighted over
+        ``INNER`` draws of the guide, which leaves the weights unbiased.
+    """
+    shared = bool(pair.structure.shared_latent)
+    if not shared and isinstance(pair.story, LatentStory):  # every draw says the same: one stands for all
+        blocks = [block.logsumexp(0) - math.log(num_draws) for block in latent_densities(pair, pair.data, num_draws)]
+        return {}, torch.zeros(1), torch.cat(blocks)[None]
+    sites, log_p, log_q = shared_densities(pair, num_draws) if shared else ({}, torch.zeros(()), torch.zeros(()))
+    repeated = {name: value.repeat_interleave(INNER, 0) for name, value in sites.items()}
+    each = row_densities(pair, repeated, INNER * num_draws, pair.data).log_likelihood
+    densities = each.reshape(num_draws, INNER, -1).logsumexp(1) - math.log(INNER)
+    if densities.isnan().all():
+        name = pair.structure.row_latent[0]
+        raise InputError(f"the guide draws {name!r} of all rows at once, so that rows have no densities apart")
     counts = 1.0 if pair.weights is None else pair.weights
-    if structure.shared_latent:
-        log_ratio = log_ratio + (counts * densities).sum(1)
-    return Weighed(sites, log_ratio, densities[:, rows or slice(None)])
+    log_ratio = log_p - log_q + (counts * densities).sum(1) if shared else torch.zeros(num_draws)
+    return sites, log_ratio, densities
 
 
 def log_prior(pair: Pair, sites: Mapping[str, Tensor], num_draws: int) -> Tensor:
@@ -102,6 +120,8 @@ def leave_one_out(weighed: Weighed) -> ELPDData:
     Draws are of the guide, not of the posterior, so that those without row i are weighed by
     ``log p(x, theta) - log q(theta) - log p(x_i | theta)``.
 
+    Where the rows share no latent, but parameters that were fitted to all of them, none is left out.
+
     Returns
     -------
     arviz_stats.utils.ELPDData
@@ -112,6 +132,8 @@ def leave_one_out(weighed: Weighed) -> ELPDData:
     ----------
     Magnusson, Riis Andersen, Jonasson and Vehtari (2019), Bayesian leave-one-out cross-validation for large data.
     """
+    if not weighed.sites:
+        return _nothing_shared(weighed.log_likelihood)
     number = weighed.log_likelihood.shape[1]
     tree = arviz_base.from_dict(
         {"posterior": {"theta": np.zeros((1, len(weighed.log_ratio)))}, "log_likelihood": {"x": _array(weighed)}},
@@ -123,6 +145,16 @@ def leave_one_out(weighed: Weighed) -> ELPDData:
         return arviz_stats.loo_approximate_posterior(
             tree, log_p=ratio - ratio.max(), log_q=np.zeros_like(ratio), pointwise=True
         )
+
+
+def _nothing_shared(densities: Tensor) -> ELPDData:
+    """Average densities, ``(num_draws, num_rows)``, that tell nothing of one another."""
+    draws, number = densities.shape
+    each = (densities.double().logsumexp(0) - math.log(draws)).cpu().numpy()
+    pointwise, shapes = (xr.DataArray(values, dims=["row"]) for values in (each, np.zeros(number)))
+    error = math.sqrt(number * each.var())
+    options: dict[str, Any] = {"approx_posterior": True}
+    return ELPDData("loo", each.sum(), error, 0.0, draws, number, "log", False, GOOD_K, pointwise, shapes, **options)
 
 
 def _array(weighed: Weighed) -> np.ndarray[Any, Any]:

@@ -71,7 +71,7 @@ def row_gap(material: Material) -> Check:
 
 
 def amortisation_gap(material: Material) -> Check:
-    """What a row gains from a normal guide of its own, as a share of its ELBO, over some rows.
+    """Compute what a row gains from a normal guide of its own, as a share of its ELBO, over some rows.
 
     The gap of the bound has two parts: ``log p(x) - ELBO(q*)``, for the family is not that of the posterior, and
     ``ELBO(q*) - ELBO(q)``, for the encoder does not find the best member q* for each row.

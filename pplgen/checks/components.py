@@ -52,7 +52,9 @@ def label_switching(material: Material) -> Check:
     if value <= SWITCHED:
         return Check(name, value, SWITCHED, source, Verdict.PASS)
     remedy = "means of components mix several of them: relabel draws before averaging, or order the components"
-    return Check(name, value, SWITCHED, source, Verdict.WARN, f"{remedy}; where components repeat each other, take fewer")
+    return Check(
+        name, value, SWITCHED, source, Verdict.WARN, f"{remedy}; where components repeat each other, take fewer"
+    )
 
 
 def matched(material: Material, sites: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -98,18 +100,16 @@ def _axes(material: Material, sites: dict[str, Tensor]) -> dict[str, list[int]]:
 
 
 def _values(material: Material, name: str) -> int:
-    """Number of values of a site that is summed out."""
+    """Count the values of a site that is summed out."""
     fn = material.traces[1].nodes[name]["fn"]
     return int(fn.enumerate_support(expand=False).shape[0])
 
 
 def _flattened(sites: dict[str, Tensor], axes: dict[str, list[int]]) -> Tensor:
     """Put the parameters of each component side by side, shape ``(num_draws, K, n)``."""
-    parts = [value.movedim(axes[name][0], 1).flatten(2) for name, value in sites.items() if len(axes[name]) == 1]
-    parts = [part if part.ndim == 3 else part[:, :, None] for part in parts]
-    if not parts:  # transitions alone
-        parts = [value.flatten(2) for value in sites.values()]
-    return torch.cat(parts, dim=2)
+    moved = [value.movedim(axes[name][0], 1) for name, value in sites.items() if len(axes[name]) == 1]
+    moved = moved or list(sites.values())  # transitions alone
+    return torch.cat([value.reshape(*value.shape[:2], -1) for value in moved], dim=2)
 
 
 def _orders(described: Tensor, reference: Tensor) -> np.ndarray:

@@ -22,20 +22,22 @@ from pplgen.pair import Pair, rows_of
 from pplgen.scores import latent_densities
 from pplgen.structure import number_of_rows
 from pplgen.training import Training
-from pplgen.weighing import INNER, Weighed, weigh
+from pplgen.weighing import INNER, Weighed, integrated, weigh
 
 __all__ = ["REPLICATES", "Material"]
 
 REPLICATES = 4
 """Independent sets of draws of which k-hat is computed."""
 DRAWS = 10_000
-"""Draws of each set; a quarter of it where data are larger than ``CHEAP``, fewer where they are larger than ``DEAR``."""
+"""Draws of each set; down to a quarter where data are larger than ``CHEAP``, fewer where larger than ``DEAR``."""
 CHEAP, DEAR, FEWEST = 2**25, 2**27, 250
 """Entries of data, times draws, up to which all of ``DRAWS`` and all of a quarter are drawn; draws at least."""
 WEIGHED = 1000
 """Draws that are weighed row by row."""
 NUMBERS = 2**22
 """Densities of single rows that are kept."""
+DENSITIES = 2**24
+"""Densities of single rows that are computed at once, where these have latents to integrate out."""
 JOINT = 100
 """Numbers of latents of single rows up to which they are weighed together with what all rows share."""
 ROWS, CODES = 100, 1000
@@ -141,29 +143,37 @@ class Material:
     @cached_property
     def num_draws(self) -> int:
         """Draws of each replicate of k-hat."""
-        observed = (self.traces[1].nodes[name]["value"].numel() for name in self.structure.observed)
-        entries = max(1, sum(observed))
-        cheap = CHEAP // (REPLICATES * entries)
-        return min(DRAWS, max(cheap, min(DRAWS // REPLICATES, max(FEWEST, DEAR // (REPLICATES * entries)))))
+        _, model = self.traces
+        entries = sum(model.nodes[name]["value"].numel() for name in self.structure.observed)
+        shared = sum(model.nodes[name]["value"].numel() for name in self._shared)
+        size = REPLICATES * max(1, entries, shared)
+        return min(DRAWS, max(CHEAP // size, min(DRAWS // REPLICATES, max(FEWEST, DEAR // size))))
+
+    @property
+    def _shared(self) -> list[str]:
+        names = self.structure.shared_latent + self.structure.deterministic
+        return [name for name in names if name not in self.structure.per_row]
+
+    @cached_property
+    def drawn(self) -> Draws:
+        """Draws of the guide, all replicates after one another, with what all rows share."""
+        return draw_posterior(self.pair, REPLICATES * self.num_draws, without=self.structure.per_row)
 
     @cached_property
     def log_ratios(self) -> Tensor:
         """``log p(x, theta) - log q(theta)`` of all latents, shape ``(REPLICATES, num_draws)``."""
-        names = set(self.structure.latent + self.structure.deterministic)
-        drawn: Draws = draw_posterior(self.pair, REPLICATES * self.num_draws, without=names)
-        return (drawn.lp.double() - drawn.log_q.double()).reshape(REPLICATES, -1)
+        return (self.drawn.lp.double() - self.drawn.log_q.double()).reshape(REPLICATES, -1)
 
     @cached_property
     def shared_ratios(self) -> Tensor:
-        """The same of what all rows share, latents of single rows integrated out, shape ``(REPLICATES, num_draws)``."""
-        pair, number = self.pair, REPLICATES * max(FEWEST, self.num_draws // INNER)
-        sites, log_p, log_q = shared_densities(pair, number)
-        likelihoods = []
-        for _ in range(INNER):
-            likelihoods.append(row_densities(pair, sites, number, pair.data).log_likelihood)
-        densities = torch.stack(likelihoods).logsumexp(0) - math.log(INNER)
-        counts = 1.0 if pair.weights is None else pair.weights
-        return (log_p.double() - log_q.double() + (counts * densities).sum(1)).reshape(REPLICATES, -1)
+        """The same of what all rows share, latents of single rows integrated out, shape ``(REPLICATES, draws)``."""
+        number = max(FEWEST, min(self.num_draws, DRAWS // REPLICATES, self._inner_draws // REPLICATES))
+        return integrated(self.pair, REPLICATES * number)[1].double().reshape(REPLICATES, -1)
+
+    @property
+    def _inner_draws(self) -> int:
+        """Draws whose densities, for each row and inner draw, fit."""
+        return DENSITIES // (INNER * max(1, self.pair.num_rows))
 
     @cached_property
     def chosen(self) -> slice:
@@ -173,9 +183,9 @@ class Material:
     @cached_property
     def weighed(self) -> Weighed:
         """Draws of what all rows share, weighed, with the densities of the ``chosen`` training rows."""
-        rows = self.pair.num_rows
-        number = WEIGHED if not self.structure.row_latent else max(FEWEST, min(WEIGHED, NUMBERS // max(1, rows)))
-        return weigh(self.pair, number, self.chosen)
+        if self.structure.row_latent:
+            return weigh(self.pair, max(FEWEST, min(WEIGHED, self._inner_draws)), self.chosen)
+        return weigh(self.pair, min(WEIGHED, len(self.drawn.lp)), self.chosen, self.drawn)
 
     @cached_property
     def scalars(self) -> dict[str, Tensor]:
@@ -187,19 +197,21 @@ class Material:
 
     def _scalars(self) -> Iterator[tuple[str, Tensor]]:
         auxiliary = self.story.auxiliary if self.story else frozenset()
-        for name in self.structure.shared_latent + self.structure.deterministic:
-            if name in auxiliary or name in self.structure.per_row or name not in self.weighed.sites:
+        for name in self._shared:
+            if name in auxiliary or name not in self.weighed.sites:
                 continue
             values = self.weighed.sites[name].double()
             for index, column in enumerate(values.reshape(len(values), -1).T):
-                if column.std() > 1e-6 * (1e-30 + column.abs().mean()):  # some are constants, such as zeros of a triangle
+                if column.std() > 1e-6 * (
+                    1e-30 + column.abs().mean()
+                ):  # some are constants, such as zeros of a triangle
                     place = torch.unravel_index(torch.tensor(index), values.shape[1:])
                     label = ", ".join(str(int(part)) for part in place)
                     yield (f"{name}[{label}]" if values.ndim > 1 else name), column
 
     @cached_property
     def row_ratios(self) -> Tensor:
-        """``log p(x_i, z_i | theta) - log q(z_i | x_i, theta)`` of some rows at one theta, shape ``(CODES, <=ROWS)``."""
+        """``log p(x_i, z_i | theta) - log q(z_i | x_i, theta)`` at one theta, shape ``(CODES, num_rows)``."""
         rows = self.some_rows(ROWS)
         if isinstance(self.story, LatentStory) and not self.structure.shared_latent:
             return torch.cat(list(latent_densities(self.pair, rows, CODES)), dim=1)
@@ -223,4 +235,6 @@ class Material:
         sites = {} if self.why_no_shared else self.weighed.sites
         shared = {name: sites[name] for name in self.structure.shared_latent} if sites else {}
         with pyro.validation_enabled(False):
-            return replicate(self.pair, self.rows, shared, len(self.weighed.log_ratio) if sites else WEIGHED, self.chosen)
+            return replicate(
+                self.pair, self.rows, shared, len(self.weighed.log_ratio) if sites else WEIGHED, self.chosen
+            )

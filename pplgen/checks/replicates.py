@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.draws import over_draws
 from pplgen.errors import InputError
+from pplgen.mapped import over_draws
 from pplgen.pair import Pair
 
 __all__ = ["Replicates", "replicate", "tail_probability"]
@@ -90,16 +90,18 @@ def replicate(
         found, values = [], []
         for name, table in tables.items():
             new = torch.where(table.isnan(), torch.nan, _columns(trace.nodes[name]["value"]))
-            found.append(torch.stack([value for _, value in _summaries(name, new, data[name], series)]))
+            found.append(_summaries(new, data[name], series))
             values.append(new[kept])
         return torch.cat(found), torch.cat(values, dim=1) if aligned else new[:0]
 
     replicated, drawn = over_draws(draw, num_draws, shared)
-    own = [pair for name, table in tables.items() for pair in _summaries(name, table, data[name], series)]
-    columns = [label for name, table in tables.items() for label in _labels(name, table.shape[1], data[name])]
+    labels = {name: _labels(name, table.shape[1], data[name]) for name, table in tables.items()}
+    whats = {name: _kinds(data[name], series) for name in tables}
+    names = [f"{what} of {label}" for name in tables for what in whats[name] for label in labels[name]]
+    columns = [label for name in tables for label in labels[name]]
     values = torch.cat([table[kept] for table in tables.values()], dim=1) if aligned else torch.zeros(0, width)
-    observed = torch.stack([value for _, value in own])
-    return Replicates([name for name, _ in own], observed, replicated, columns, values, drawn, kept)
+    observed = torch.cat([_summaries(table, data[name], series) for name, table in tables.items()])
+    return Replicates(names, observed, replicated, columns, values, drawn, kept)
 
 
 def tail_probability(replicated: Tensor, observed: Tensor) -> Tensor:
@@ -150,28 +152,30 @@ def _labels(name: str, width: int, value: Tensor) -> list[str]:
     return [f"{name}[{step * column}]" for column in range(width)]
 
 
-def _summaries(name: str, table: Tensor, like: Tensor, series: bool) -> Iterator[tuple[str, Tensor]]:
-    """Summarise each column of a table in which NaN is missing; of zeros and ones, the mean alone."""
-    labels = _labels(name, table.shape[1], like)
-    own = _columns(like)
-    binary = bool(((own == 0) | (own == 1) | own.isnan()).all())
+def _kinds(like: Tensor, series: bool) -> tuple[str, ...]:
+    """Which summaries a site has: of zeros and ones the mean says all."""
+    binary = bool(((like == 0) | (like == 1) | like.isnan()).all())
+    return ("mean",) if binary else (*MOMENTS, "autocorrelation") if series and like.ndim == 3 else MOMENTS
+
+
+def _summaries(table: Tensor, like: Tensor, series: bool) -> Tensor:
+    """Summarise each column of a table in which NaN is missing, those of one kind side by side."""
+    kinds = _kinds(like, series)
     mean = table.nanmean(0)
-    yield from ((f"mean of {label}", value) for label, value in zip(labels, mean, strict=True))
-    if binary:
-        return
+    if len(kinds) == 1:
+        return mean
     around = table - mean
     variance = around.square().nanmean(0)
     standard = around / variance.clamp_min(1e-30).sqrt()
     found = [
+        mean,
         variance.sqrt(),
         torch.where(table.isnan(), torch.inf, table).amin(0),
         torch.where(table.isnan(), -torch.inf, table).amax(0),
         standard.pow(3).nanmean(0),
         standard.pow(4).nanmean(0),
     ]
-    for what, values in zip(MOMENTS[1:], found, strict=True):
-        yield from ((f"{what} of {label}", value) for label, value in zip(labels, values, strict=True))
-    if series and like.ndim == 3:
+    if "autocorrelation" in kinds:
         steps = standard.reshape(*like.shape[:2], -1)
-        lagged = (steps[:, 1:] * steps[:, :-1]).flatten(0, 1).nanmean(0)
-        yield from ((f"autocorrelation of {label}", value) for label, value in zip(labels, lagged, strict=True))
+        found.append((steps[:, 1:] * steps[:, :-1]).flatten(0, 1).nanmean(0))
+    return torch.cat(found)

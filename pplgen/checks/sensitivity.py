@@ -42,7 +42,7 @@ def prior_sensitivity(material: Material) -> Check:
     which = list(scalars)[worst]
     also = f"{which} and {int((by_prior > SENSITIVE).sum()) - 1} more of {len(by_prior)}"
     if by_likelihood > SENSITIVE:
-        remedy = f"{also}: prior and data both pull at it, and may disagree: compare prior and posterior, and justify it"
+        remedy = f"{also}: prior and data both pull at it, and may disagree: compare prior and posterior"
     else:
         remedy = f"{also}: the data say little of it, so that the prior decides: justify the prior, or fix the value"
     return Check(name, value, SENSITIVE, source, Verdict.WARN, remedy)

@@ -26,7 +26,7 @@ def non_finite(material: Material) -> Check:
     value = 1 - float(ratios.isfinite().double().mean())
     if value == 0:
         return Check(name, value, 0.0, OURS, Verdict.PASS)
-    remedy = "the guide reaches where the model has no density: check supports and scales, or compute in double precision"
+    remedy = "the guide reaches where the model has no density: check supports and scales, or take double precision"
     return Check(name, value, 0.0, OURS, Verdict.FAIL, remedy)
 
 
@@ -50,7 +50,7 @@ def counted_rows(material: Material) -> Check:
     value = max(known, key=lambda count: abs(count / num_rows - 1)) / num_rows
     if abs(value - 1) < 1e-4:
         return Check(name, value, 1.0, OURS, Verdict.PASS)
-    remedy = "the scale or size of the row plate is wrong: give pyro.plate the number of all rows as its size, and leave "
+    remedy = "the scale or size of the row plate is wrong: give pyro.plate the number of all rows, and leave "
     remedy += "scaling of minibatches to it or to fit(batch_size=)"
     return Check(name, value, 1.0, OURS, Verdict.FAIL, remedy)
 

@@ -31,7 +31,7 @@ WIDER = (
 
 
 def khat(material: Material) -> Check:
-    """Pareto shape of the tail of the weights of all latents together, the mean of replicates.
+    """Judge the Pareto shape of the tail of the weights of all latents together, the mean of replicates.
 
     Below .7 importance weighting can mend what the guide gets wrong; above, the guide is too far from the posterior.
     It sees neither a mode that the guide misses nor a wrong model.
@@ -43,7 +43,7 @@ def khat(material: Material) -> Check:
 
 
 def khat_of_shared(material: Material) -> Check:
-    """The same of what all rows share, the latents of single rows being integrated out by importance sampling."""
+    """Judge likewise the weights of what all rows share, latents of single rows being integrated out."""
     name = "k-hat of shared latents"
     if not material.structure.row_latent:
         return beside(name, PSIS, "no row has latents of its own, so that this is k-hat of all latents")
