@@ -15,9 +15,11 @@ def check(
     run: RunArgument,
     data: Annotated[
         str | None,
-        typer.Argument(metavar="[DATA]", help=f"The rows that the run was fitted to, if not at its place: {DATA_HELP}"),
+        typer.Argument(metavar="[DATA]", help=f"The rows that the run was fitted to. {DATA_HELP}"),
     ] = None,
-    labels: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of known components, as for fit.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of known components, as for fit.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of weights, as for fit.")] = None,
     series: SeriesOption = None,
     seed: SeedOption = 0,

@@ -13,9 +13,9 @@ from pplgen.models._missing import WhereSeen
 
 import pplgen
 from pplgen import codes, draws, scores
-from pplgen.cli import main
 from pplgen.checks.codes import active_units
 from pplgen.checks.material import Material
+from pplgen.cli import main
 from pplgen.diagnostics import Verdict
 from pplgen.draws import impute_rows, row_densities
 from pplgen.errors import InputError

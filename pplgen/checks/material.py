@@ -32,6 +32,8 @@ DRAWS = 10_000
 """Draws of each set; down to a quarter where data are larger than ``CHEAP``, fewer where larger than ``DEAR``."""
 CHEAP, DEAR, FEWEST = 2**25, 2**27, 250
 """Entries of data, times draws, up to which all of ``DRAWS`` and all of a quarter are drawn; draws at least."""
+SCAN = 16
+"""Entries of rows that a step of a series costs as much as."""
 WEIGHED = 1000
 """Draws that are weighed row by row."""
 NUMBERS = 2**22
@@ -42,6 +44,8 @@ JOINT = 100
 """Numbers of latents of single rows up to which they are weighed together with what all rows share."""
 ROWS, CODES = 100, 1000
 """Rows whose latents are weighed on their own, and draws of each."""
+REPLICATED = 2**25
+"""Entries of rows that are replicated."""
 SCALARS = 200
 """Scalars of the parameters that are looked at, at most."""
 
@@ -146,7 +150,7 @@ class Material:
         _, model = self.traces
         entries = sum(model.nodes[name]["value"].numel() for name in self.structure.observed)
         shared = sum(model.nodes[name]["value"].numel() for name in self._shared)
-        size = REPLICATES * max(1, entries, shared)
+        size = REPLICATES * max(1, entries, shared) * (SCAN if self.story and self.story.takes_series else 1)
         return min(DRAWS, max(CHEAP // size, min(DRAWS // REPLICATES, max(FEWEST, DEAR // size))))
 
     @property
@@ -230,11 +234,24 @@ class Material:
         return tuple(rows_of(value, chosen, self.num_rows) for value in self.rows)
 
     @cached_property
+    def predicted(self) -> tuple[Any, ...]:
+        """Rows of which replicates are made: of a story's many rows, every ``predicted_step``-th."""
+        return tuple(rows_of(value, slice(0, None, self.predicted_step), self.num_rows) for value in self.rows)
+
+    @cached_property
+    def predicted_step(self) -> int:
+        """Distance between rows of which replicates are made, a multiple of that between ``chosen`` ones."""
+        if self.story is None or self.story.takes_series:
+            return 1
+        every = self.chosen.step if self.structure.shared_latent and self.is_training else 1
+        numbers = WEIGHED * self.rows[0].numel()
+        return every * max(1, math.ceil(numbers / (every * REPLICATED)))
+
+    @cached_property
     def replicates(self) -> Replicates:
         """Data that were replicated at the weighed draws, or at none where the rows share no latent."""
         sites = {} if self.why_no_shared else self.weighed.sites
         shared = {name: sites[name] for name in self.structure.shared_latent} if sites else {}
         with pyro.validation_enabled(False):
-            return replicate(
-                self.pair, self.rows, shared, len(self.weighed.log_ratio) if sites else WEIGHED, self.chosen
-            )
+            number = len(self.weighed.log_ratio) if sites else WEIGHED
+            return replicate(self.pair, self.predicted, shared, number)

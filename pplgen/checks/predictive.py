@@ -24,15 +24,17 @@ SHARE = 0.05
 
 GELMAN = "Gelman et al. 2020, Bayesian workflow"
 MISFIT = "the model does not generate such data: change the likelihood"
-LIKELIHOODS = {
-    "sd": "(overdispersed counts: NegativeBinomial for Poisson)",
-    "kurtosis": "(heavy tails: StudentT for Normal)",
-    "max": "(outliers or heavy tails: StudentT for Normal; bounds that the data have)",
-    "min": "(outliers or heavy tails: StudentT for Normal; bounds that the data have)",
-    "skewness": "(a skewed distribution, or the logarithm of the column)",
-    "autocorrelation": "(more lags or states)",
-    "mean": "(a term of the mean is missing or wrong)",
+TAILS, BOUNDS = "outliers or heavy tails: StudentT for Normal", "the data have bounds, or steps, that it does not know"
+REMEDIES = {
+    "mean": ("a term of the mean is missing or wrong",) * 2,
+    "sd": ("each column wants a scale of its own", "more spread: NegativeBinomial for Poisson, StudentT for Normal"),
+    "min": (TAILS, BOUNDS),
+    "max": (BOUNDS, TAILS),
+    "skewness": ("a skewed distribution, or the logarithm of the column",) * 2,
+    "kurtosis": ("lighter tails: bounds, or several components", TAILS),
+    "autocorrelation": ("fewer lags or states", "more lags or states"),
 }
+"""What may be wrong where a statistic of the data is below, or above, those of replicates."""
 
 
 def holm(p_values: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ def prior_predictive(material: Material) -> Check:
     name = "columns beyond the prior predictive (share)"
     if not material.structure.shared_latent:
         return beside(name, GELMAN, "the rows share no latent, so that there is no prior to predict from")
-    made = replicate(material.pair, material.rows, {}, PRIOR_DRAWS, slice(0, 0))
+    made = replicate(material.pair, material.predicted, {}, PRIOR_DRAWS)
     beyond = (made.observed < made.replicated.amin(0)) | (made.observed > made.replicated.amax(0))
     judged = {n: bool(b) for n, b in zip(made.names, beyond, strict=True) if n.startswith(("mean of", "sd of"))}
     missed = sorted({n.split(" of ")[1] for n, far in judged.items() if far})
@@ -78,7 +80,8 @@ def posterior_predictive(material: Material) -> Check:
     low, high = torch.quantile(made.replicated[:, worst].double(), torch.tensor([0.05, 0.95]).double()).tolist()
     found = f"{far[0]} is {made.observed[worst]:.4g}, replicates {low:.4g} to {high:.4g}"
     others = f" (also {', '.join(far[1:4])}{' ...' if len(far) > 4 else ''})" if far[1:] else ""
-    remedy = f"{found}{others}; {MISFIT} {LIKELIHOODS[far[0].split(' of ')[0]]}"
+    above = bool(made.observed[worst] > made.replicated[:, worst].median())
+    remedy = f"{found}{others}; {MISFIT} ({REMEDIES[far[0].split(' of ')[0]][above]})"
     return Check(name, value, LEVEL, source, Verdict.FAIL, remedy)
 
 
@@ -94,7 +97,7 @@ def loo(material: Material) -> Check:
     of = "" if len(shapes) == material.pair.num_rows else f" of {len(shapes):,} rows, evenly chosen"
     if not high.any():
         return Check(name, value, SHARE, source, Verdict.PASS, f"{total}{of}")
-    which = ", ".join(str(1 + row * (material.chosen.step or 1)) for row in np.argsort(-shapes)[:3])
+    which = ", ".join(str(1 + row * material.chosen.step) for row in np.argsort(-shapes)[:3])
     remedy = f"{int(high.sum())} of {len(shapes):,} rows, worst {shapes.max():.2f} (rows {which}): "
     if _khat(found, material) > found.good_k:
         remedy += "the weights of the guide itself are heavy-tailed; see k-hat"
@@ -123,7 +126,8 @@ def loo_pit(material: Material) -> Check:
     if not made.values.numel():
         return beside(name, source, "steps of series, or sites of different lengths, are no rows to leave out")
     if material.structure.shared_latent:
-        densities = material.weighed.log_likelihood[:, :: max(1, (made.place.step or 1) // (material.chosen.step or 1))]
+        every = made.step * material.predicted_step // material.chosen.step
+        densities = material.weighed.log_likelihood[:, ::every]
         if densities.shape[1] != len(made.values):
             return beside(name, source, "what is observed is not one entry to a row")
         weights = smoothed_weights(material.weighed.log_ratio[:, None] - densities)[0][:, :, None]

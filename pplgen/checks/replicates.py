@@ -41,8 +41,8 @@ class Replicates:
     """Some rows of the data, NaN where missing, shape ``(num_kept, num_columns)``."""
     drawn: Tensor
     """The same rows of each replicate, shape ``(num_draws, num_kept, num_columns)``."""
-    place: slice
-    """Which rows were kept."""
+    step: int
+    """Distance between the rows that were kept."""
 
     def p_values(self) -> Tensor:
         """Two-sided predictive p-value of each summary, extrapolated beyond the replicates."""
@@ -51,9 +51,7 @@ class Replicates:
         return (2 * torch.minimum(above, below)).clamp_max(1.0)
 
 
-def replicate(
-    pair: Pair, rows: tuple[Any, ...], shared: Mapping[str, Tensor], num_draws: int, chosen: slice
-) -> Replicates:
+def replicate(pair: Pair, rows: tuple[Any, ...], shared: Mapping[str, Tensor], num_draws: int) -> Replicates:
     """Generate data in place of ``rows`` at draws of what all rows share; call it inside ``pair.isolated``.
 
     Latents of single rows, and whatever is left out of ``shared``, are drawn from the model: a replicate holds new rows
@@ -67,8 +65,6 @@ def replicate(
         Draws, shape ``(num_draws, ...)`` each.
     num_draws
         How many.
-    chosen
-        Rows of which the values are kept, at most; fewer where they are many.
     """
     series = pair.story is not None and pair.story.takes_series
     with torch.no_grad():
@@ -81,8 +77,7 @@ def replicate(
     width = sum(table.shape[1] for table in tables.values())
     shortest = min(len(table) for table in tables.values())
     aligned = len({len(table) for table in tables.values()}) == 1 and not series
-    every = chosen.step or 1
-    step = every * -(-num_draws * shortest * width // (VALUES * every)) if aligned else 1
+    step = max(1, -(-num_draws * shortest * width // VALUES))
     kept = slice(0, None if aligned else 0, step)
 
     def draw(latent: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -101,7 +96,7 @@ def replicate(
     columns = [label for name in tables for label in labels[name]]
     values = torch.cat([table[kept] for table in tables.values()], dim=1) if aligned else torch.zeros(0, width)
     observed = torch.cat([_summaries(table, data[name], series) for name, table in tables.items()])
-    return Replicates(names, observed, replicated, columns, values, drawn, kept)
+    return Replicates(names, observed, replicated, columns, values, drawn, step)
 
 
 def tail_probability(replicated: Tensor, observed: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def prior_sensitivity(material: Material) -> Check:
     value = float(by_prior[worst])
     if value <= SENSITIVE:
         return Check(name, value, SENSITIVE, source, Verdict.PASS)
-    likelihood = (material.weighed.log_likelihood.double()).sum(1) * max(1, material.chosen.step or 1)
+    likelihood = material.weighed.log_likelihood.double().sum(1) * material.chosen.step
     by_likelihood = float(_sensitivities(values[worst : worst + 1], likelihood)[0])
     which = list(scalars)[worst]
     also = f"{which} and {int((by_prior > SENSITIVE).sum()) - 1} more of {len(by_prior)}"

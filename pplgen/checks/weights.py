@@ -24,6 +24,7 @@ SHARE = 0.05
 """Share of the rows whose weights may be heavy-tailed."""
 
 PSIS = "Yao et al. 2018; Vehtari et al. 2024"
+SECOND = "lay it beside NUTS, fit(..., method='nuts'), and until then read means rather than tails"
 WIDER = (
     "give a guide that can follow correlations (AutoMultivariateNormal, AutoNormalizingFlow), transform the latents so "
     "that they are less correlated (centred against non-centred), or sample by NUTS"
@@ -39,7 +40,7 @@ def khat(material: Material) -> Check:
     name = "k-hat of all latents"
     if material.why_not_joint:
         return beside(name, PSIS, material.why_not_joint)
-    return _khat(name, material.log_ratios, WIDER)
+    return _khat(name, material.log_ratios, _wider(material))
 
 
 def khat_of_shared(material: Material) -> Check:
@@ -49,7 +50,7 @@ def khat_of_shared(material: Material) -> Check:
         return beside(name, PSIS, "no row has latents of its own, so that this is k-hat of all latents")
     if material.why_no_shared:
         return beside(name, PSIS, material.why_no_shared)
-    return _khat(name, material.shared_ratios, f"where k-hat of rows is high too, mend that first; {WIDER}")
+    return _khat(name, material.shared_ratios, f"where k-hat of rows is high too, mend that first; {_wider(material)}")
 
 
 def _khat(name: str, log_ratios: Tensor, remedy: str) -> Check:
@@ -101,7 +102,9 @@ def bound_gap(material: Material) -> Check:
     value = float(ratios.logsumexp(0) - math.log(len(ratios)) - ratios.mean())
     if value <= GAP:
         return Check(name, value, GAP, source, Verdict.PASS)
-    remedy = f"the ELBO is at least so much below the log evidence, so it must not choose between models; {WIDER}"
+    remedy = (
+        f"the ELBO is at least so much below the log evidence, so it must not choose between models; {_wider(material)}"
+    )
     return Check(name, value, GAP, source, Verdict.WARN, remedy)
 
 
@@ -121,8 +124,13 @@ def resampled_means(material: Material) -> Check:
     # several errors, for it is the largest of many moves
     if value <= max(SHIFT, 4 * error):
         return Check(name, value, SHIFT, source, Verdict.PASS)
-    remedy = f"{names[worst]}: the guide is biased; weigh its draws by sample_stats lp - log_q, or {WIDER}"
+    remedy = f"{names[worst]}: the guide is biased; weigh its draws by sample_stats lp - log_q, or {_wider(material)}"
     return Check(name, value, SHIFT, source, Verdict.WARN, remedy)
+
+
+def _wider(material: Material) -> str:
+    """Say what comes closer to the posterior: a story has the guide that it has."""
+    return SECOND if material.story is not None else WIDER
 
 
 def _why_no_rows(material: Material) -> str | None:
