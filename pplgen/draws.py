@@ -59,8 +59,7 @@ class RowDensities:
     """What draws of the latents say of each row."""
 
     log_likelihood: Tensor
-    """log p(x_i | theta) in nats, discrete latents summed out, shape ``(num_draws, num_rows)``; NaN where the guide
-    draws latents of all rows at once."""
+    """log p(x_i | theta) in nats, ``(num_draws, num_rows)``; NaN where the guide draws latents of all rows at once."""
     probabilities: dict[str, Tensor]
     """p(z_i = k | x_i, theta) of enumerated sites with one value to a row (the guide's own, where it enumerates them);
     their values are the last axis."""
