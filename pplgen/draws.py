@@ -118,11 +118,10 @@ def shared_densities(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Ten
     def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
         model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-        shared = set(structure.shared_latent)
         own = [n for n in guide_trace.stochastic_nodes if _row_frame(guide_trace.nodes[n], structure.row_plate) is None]
         log_p, log_q = (
             trace.log_prob_sum(lambda name, _, names=names: name in names)
-            for trace, names in ((model_trace, shared), (guide_trace, set(own)))
+            for trace, names in ((model_trace, structure.shared_latent), (guide_trace, own))
         )
         return _values(guide_trace, structure.shared_latent), torch.as_tensor(log_p), torch.as_tensor(log_q)
 
@@ -278,11 +277,11 @@ def _draw_rows(
 
     What it enumerates is drawn as well; the probabilities of all its values are returned, shape ``(num_rows, values)``.
     """
-    log_q = torch.zeros(())
-    probabilities: dict[str, Tensor] = {}
+    log_q, probabilities = torch.zeros(()), dict[str, Tensor]()
     if not names:
         return {}, log_q, probabilities
-    trace = poutine.trace(poutine.condition(pair.guide, latent)).get_trace(*data)
+    whole = poutine.trace(poutine.condition(pair.guide, latent)).get_trace(*data)
+    trace = poutine.util.prune_subsample_sites(whole)
     trace.compute_log_prob()
     rows = {name: _row_frame(trace.nodes[name], pair.structure.row_plate) for name in trace.stochastic_nodes}
     # what an automatic guide transforms is drawn at sites of its own

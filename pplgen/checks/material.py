@@ -87,7 +87,8 @@ class Material:
     def traces(self) -> tuple[poutine.Trace, poutine.Trace]:
         """One run of the guide, and of the model at its draws."""
         guide = poutine.trace(self.pair.guide).get_trace(*self.pair.data)
-        return guide, poutine.trace(poutine.replay(self.pair.model, guide)).get_trace(*self.pair.data)
+        model = poutine.trace(poutine.replay(self.pair.model, guide)).get_trace(*self.pair.data)
+        return poutine.util.prune_subsample_sites(guide), model
 
     @cached_property
     def point(self) -> str | None:
