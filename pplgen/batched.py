@@ -123,7 +123,7 @@ def train_together(
     try:
         while now.taken < steps and now.running:
             judge = now.taken >= warm_up
-            now.advance(*engine.run(now.state, now.rates, min(WINDOW, steps - now.taken)), judge=judge)
+            now.advance(*engine.run(now.state, now.rates, min(WINDOW, steps - now.taken), now.notice), judge=judge)
             elapsed, done = time.perf_counter() - started, now.taken - began
             if report:
                 report(now.taken, now.best_mean, done / elapsed, path)
@@ -168,7 +168,7 @@ def _ended(
             continue
         with pair.isolated():
             pair.restore(graph.unpack(now.good[index]))
-        results.append(Training.ended(seed, lane.history, values, lane.stop))
+        results.append(Training.ended(seed, lane.history, values, lane.stop, lane.iterates, now.good[index]))
     return results
 
 

@@ -31,8 +31,8 @@ fit_app = typer.Typer(
     help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
 )
 app.add_typer(fit_app, name="fit")
-latent_commands.add_commands(app)
-trust_commands.add_commands(app)
+for _commands in (latent_commands, trust_commands):
+    _commands.add_commands(app)
 
 
 @app.callback(invoke_without_command=True)

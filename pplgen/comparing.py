@@ -51,7 +51,8 @@ def compare(
     Returns
     -------
     pandas.DataFrame
-        ``elpd``: expected log predictive density of new rows in nats, by Pareto-smoothed importance sampling (LOO);
+        ``elpd``: expected log predictive density of new rows in nats, by Pareto-smoothed importance sampling (LOO) of
+        draws of the guide, weighed towards the posterior;
         ``elpd_diff``: the best's minus this one's, with its standard error ``dse``; ``se`` that of ``elpd``; ``p``: the
         effective number of parameters; ``weight``: of a stacked prediction; ``warning``: whether some row has a Pareto
         k above ``min(1 - 1 / log10(draws), .7)``, so that its term is not to be trusted.
@@ -87,11 +88,9 @@ def compare(
     for name, fitted in fits.items():
         if fitted.pair.weights is not None:
             raise InputError(f"candidate {name!r} was fitted to weighted rows, which cannot be left out one at a time")
-        tree = fitted.to_datatree(draws, groups=["posterior", "log_likelihood"])
-        if "log_likelihood" not in tree:
+        if fitted.pair.structure.why_no_rows():
             raise InputError(f"candidate {name!r} has no likelihood of single rows to compare")
-        with _arvizs_own_warnings():
-            scores[name] = arviz_stats.loo(tree, pointwise=True)
+        scores[name] = fitted.loo(draws=draws)
     with _arvizs_own_warnings():
         ranked = pd.DataFrame(arviz_stats.compare(scores))
     if with_bic:

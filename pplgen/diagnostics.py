@@ -1,130 +1,57 @@
-"""Checks of a fit: each a number beside its threshold and its source, a verdict, and what to do about it."""
+"""The table of checks of a fit, run one after the other on the same material, and printed."""
 
 from __future__ import annotations
 
-import enum
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import pyro
 import torch
-from torch import Tensor
 
-from pplgen.codes import encode_rows, moments
-from pplgen.latent import LatentStory
-from pplgen.pair import Pair, rows_of
-from pplgen.scores import latent_densities
+from pplgen.checks import codes, components, predictive, sensitivity, training, values, weights
+from pplgen.checks.check import Check, Verdict, beside
+from pplgen.checks.material import Material
+from pplgen.errors import first_line
+from pplgen.pair import Pair
 from pplgen.terminal import print_table
+from pplgen.training import Training
 
-__all__ = ["CHECKS", "Check", "Verdict", "active_units", "bound_gap", "print_checks", "run_checks"]
+__all__ = ["CHECKS", "Check", "Verdict", "print_checks", "run_checks"]
 
-
-class Verdict(enum.StrEnum):
-    """What a check says."""
-
-    PASS = "pass"
-    WARN = "warn"
-    FAIL = "fail"
-    NOT_APPLICABLE = "not applicable"
-
-
-@dataclass(frozen=True)
-class Check:
-    """A named number and what it means.
-
-    Attributes
-    ----------
-    name : str
-        What was computed, with its unit.
-    value : float
-        The number; NaN where the check does not apply.
-    threshold : float
-        What it is held against.
-    source : str
-        Where definition and threshold come from.
-    verdict : Verdict
-        ``pass``, ``warn``, ``fail`` or ``not applicable``.
-    remedy : str
-        What was found and what to do about it, or why the check does not apply; empty where it passed.
-    """
-
-    name: str
-    value: float
-    threshold: float
-    source: str
-    verdict: Verdict
-    remedy: str = ""
-
-    @property
-    def applies(self) -> bool:
-        """Whether there is a verdict."""
-        return self.verdict is not Verdict.NOT_APPLICABLE
+CHECKS: tuple[Callable[[Material], Check], ...] = (
+    values.non_finite,
+    values.counted_rows,
+    training.iterate_rhat,
+    training.elbo_change,
+    training.restarts_agree,
+    training.other_modes,
+    weights.khat,
+    weights.khat_of_shared,
+    weights.khat_of_rows,
+    weights.bound_gap,
+    weights.resampled_means,
+    predictive.prior_predictive,
+    predictive.posterior_predictive,
+    predictive.loo,
+    predictive.loo_pit,
+    sensitivity.prior_sensitivity,
+    components.duplicate_components,
+    components.label_switching,
+    codes.active_units,
+    codes.row_gap,
+    codes.amortisation_gap,
+)
+"""Every check, in the order of the table: a function of the same material."""
 
 
-ACTIVE = 0.01
-"""Variance over rows of a code entry's mean, relative to the prior's, above which the entry is active."""
-GAP = 1.0
-"""Nats per row by which the bound may fall short of the importance-weighted one."""
-GAP_ROWS, GAP_DRAWS = 1000, 200
-"""Rows of which the gap is a mean, and codes of each."""
-
-
-def active_units(pair: Pair, data: tuple[Any, ...]) -> Check:
-    """Count the entries of a code whose posterior mean depends on the row; the others have collapsed to the prior.
-
-    Entry d is active where ``Var_x E_q[z_d | x]`` exceeds .01 times its variance under the prior, which for a standard
-    normal prior is the definition of Burda, Grosse and Salakhutdinov (2016), section 5.2.
-    """
-    name, source = "active units", "Burda et al. 2016"
-    story = pair.story
-    if not isinstance(story, LatentStory) or len(data[0]) < 2:
-        return _beside(name, source, "it takes a latent-variable story and two rows")
-    least = ACTIVE * moments(story.prior())[1].square()[: story.num_latents]
-    means = encode_rows(story, data[0])[0][:, : story.num_latents]
-    active = means.var(0) > torch.where(least.isfinite(), least, ACTIVE)
-    count, total = int(active.sum()), story.num_latents
-    verdict = Verdict.PASS if count == total else Verdict.WARN if count else Verdict.FAIL
-    which = ", ".join(str(d) for d in (~active).nonzero().flatten().tolist())
-    remedies = {
-        Verdict.PASS: "",
-        Verdict.WARN: f"code entries {which} say nothing of the rows: take num_latents={count}, or warm the KL up",
-        Verdict.FAIL: "the codes say nothing of the rows: warm the KL up, give free bits, or take a weaker decoder",
-    }
-    return Check(name, count, total, source, verdict, remedies[verdict])
-
-
-def bound_gap(pair: Pair, data: tuple[Any, ...]) -> Check:
-    """Importance-weighted bound of ``GAP_DRAWS`` codes minus the ELBO, nats per row: what the guide's shape costs.
-
-    It approaches ``KL(q(z | x), p(z | x))`` from below (Cremer, Li and Duvenaud 2018). That one nat is much is a
-    convention of this package: at that distance a density of the guide is off by a factor of e on average.
-    """
-    name, source = "bound gap (nats per row)", "Cremer et al. 2018"
-    if not isinstance(pair.story, LatentStory):
-        return _beside(name, source, "it takes a latent-variable story")
-    if not bool((encode_rows(pair.story, data[0][:1])[1][:, : pair.story.num_latents] > 0).all()):
-        return _beside(name, source, "the guide is a point, which bounds no density")
-    step = max(1, len(data[0]) // GAP_ROWS)
-    rows = tuple(rows_of(value, slice(0, step * GAP_ROWS, step), len(data[0])) for value in data)
-    gaps = torch.cat([_gap(weights) for weights in latent_densities(pair, rows, GAP_DRAWS)])
-    value = gaps.mean().item()
-    if value <= GAP:
-        return Check(name, value, GAP, source, Verdict.PASS)
-    remedy = "the guide is far from the posterior of the codes: score by log_likelihood, not by the ELBO; guide='full' "
-    return Check(name, value, GAP, source, Verdict.WARN, remedy + "or 'flow', where the story has them, comes closer")
-
-
-CHECKS: tuple[Callable[[Pair, tuple[Any, ...]], Check], ...] = (active_units, bound_gap)
-"""Every check, in the order of the table: a function of a trained pair and of arguments of its model."""
-
-
-def run_checks(pair: Pair, data: tuple[Any, ...]) -> tuple[Check, ...]:
-    """Run all checks on some rows; call it inside ``pair.isolated``."""
+def run_checks(
+    pair: Pair, rows: tuple[Any, ...] | None = None, runs: tuple[Training, ...] = (), *, has_rows: bool = True
+) -> tuple[Check, ...]:
+    """Run all checks; call it inside ``pair.isolated``. Arguments are those of ``Material``."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        return tuple(check(pair, data) for check in CHECKS)
+        material = Material(pair, rows, runs, has_rows=has_rows)
+        return tuple(_run(check, material) for check in CHECKS)
 
 
 def print_checks(name: str, checks: tuple[Check, ...]) -> None:
@@ -145,11 +72,10 @@ def print_checks(name: str, checks: tuple[Check, ...]) -> None:
     print_table(f"Checks of {name}", table, *lines, *beside, label="check")
 
 
-def _gap(weights: Tensor) -> Tensor:
-    """Return the importance-weighted bound minus the plain one of each row, from weights ``(draws, rows)``."""
-    return weights.logsumexp(0) - math.log(len(weights)) - weights.mean(0)
-
-
-def _beside(name: str, source: str, reason: str) -> Check:
-    """Return a check that does not apply."""
-    return Check(name, math.nan, math.nan, source, Verdict.NOT_APPLICABLE, reason)
+def _run(check: Callable[[Material], Check], material: Material) -> Check:
+    """Run one check; what a pair's own code raises on new data or draws leaves the others standing."""
+    try:
+        return check(material)
+    except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError) as error:
+        name = check.__name__.replace("_", " ")
+        return beside(name, "", f"it stopped with {type(error).__name__}: {first_line(error)}")

@@ -34,7 +34,6 @@ __all__ = [
     "shared_densities",
 ]
 
-
 IMPUTED = 2**22
 """Entries of a block of rows whose missing ones are drawn at once."""
 
@@ -60,10 +59,10 @@ class RowDensities:
     """What draws of the latents say of each row."""
 
     log_likelihood: Tensor
-    """log p(x_i | theta) in nats, discrete latents summed out, shape ``(num_draws, num_rows)``."""
+    """log p(x_i | theta) in nats, ``(num_draws, num_rows)``; NaN where the guide draws latents of all rows at once."""
     probabilities: dict[str, Tensor]
-    """p(z_i = k | x_i, theta) of enumerated sites with one value to a row, the guide's own of those that the guide
-    enumerates; their values are the last axis."""
+    """p(z_i = k | x_i, theta) of enumerated sites with one value to a row (the guide's own, where it enumerates them);
+    their values are the last axis."""
     drawn: dict[str, Tensor]
     """Per-row latents drawn here from the guide, shape ``(num_draws, num_rows, ...)`` each."""
 
@@ -119,11 +118,10 @@ def shared_densities(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Ten
     def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
         model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-        shared = set(structure.shared_latent)
-        own = [name for name in guide_trace.stochastic_nodes if name not in structure.per_row]
+        own = [n for n in guide_trace.stochastic_nodes if _row_frame(guide_trace.nodes[n], structure.row_plate) is None]
         log_p, log_q = (
             trace.log_prob_sum(lambda name, _, names=names: name in names)
-            for trace, names in ((model_trace, shared), (guide_trace, set(own)))
+            for trace, names in ((model_trace, structure.shared_latent), (guide_trace, own))
         )
         return _values(guide_trace, structure.shared_latent), torch.as_tensor(log_p), torch.as_tensor(log_q)
 
@@ -279,15 +277,19 @@ def _draw_rows(
 
     What it enumerates is drawn as well; the probabilities of all its values are returned, shape ``(num_rows, values)``.
     """
-    log_q = torch.zeros(())
-    probabilities: dict[str, Tensor] = {}
+    log_q, probabilities = torch.zeros(()), dict[str, Tensor]()
     if not names:
         return {}, log_q, probabilities
-    trace = poutine.trace(poutine.condition(pair.guide, latent)).get_trace(*data)
+    whole = poutine.trace(poutine.condition(pair.guide, latent)).get_trace(*data)
+    trace = poutine.util.prune_subsample_sites(whole)
     trace.compute_log_prob()
-    for name in names:
-        frames = trace.nodes[name]["cond_indep_stack"]
-        dim = next(frame.dim for frame in frames if frame.name == pair.structure.row_plate)
+    rows = {name: _row_frame(trace.nodes[name], pair.structure.row_plate) for name in trace.stochastic_nodes}
+    # what an automatic guide transforms is drawn at sites of its own
+    auxiliary = [name for name, frame in rows.items() if frame and name not in names]
+    if not auxiliary and set(rows) - set(pair.structure.latent):  # outside of the plate: drawn for all rows at once
+        log_q = log_q + torch.nan
+    for name in [*names, *auxiliary]:
+        dim = rows[name].dim
         # masked, but not scaled, as the model's terms are
         log_prob = scale_and_mask(trace.nodes[name]["unscaled_log_prob"], mask=trace.nodes[name]["mask"])
         others = [d for d in range(-log_prob.ndim, 0) if d != dim]
@@ -296,6 +298,11 @@ def _draw_rows(
             fn = trace.nodes[name]["fn"]
             probabilities[name] = fn.log_prob(fn.enumerate_support()).exp().T
     return {name: trace.nodes[name]["value"] for name in names}, log_q, probabilities
+
+
+def _row_frame(node: Any, row_plate: str | None) -> Any:
+    """Return the frame of the row plate around a site, ``None`` outside of it."""
+    return next((frame for frame in node["cond_indep_stack"] if frame.name == row_plate), None)
 
 
 def _values(trace: poutine.Trace, names: tuple[str, ...]) -> dict[str, Tensor]:

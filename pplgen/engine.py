@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -102,7 +102,9 @@ class Engine:
         """Steps of one compiled call; one before ``compile``."""
         return self._block.num_steps
 
-    def run(self, state: State, rates: Tensor, num_steps: int) -> tuple[State, Tensor]:
+    def run(
+        self, state: State, rates: Tensor, num_steps: int, notice: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[State, Tensor]:
         """Take ``num_steps`` steps.
 
         Parameters
@@ -113,6 +115,8 @@ class Engine:
             Learning rate of each vector, shape ``(R, 1)``.
         num_steps
             How many.
+        notice
+            Called after each call of the program with the steps taken here and the vectors, which stay on the device.
 
         Returns
         -------
@@ -129,6 +133,8 @@ class Engine:
                 state = State(*moved)
                 losses.append(loss)
                 taken += program.num_steps
+                if notice:
+                    notice(taken, state.vectors)
         return state, torch.cat(losses)
 
     def evaluate(self, vectors: Tensor, num_times: int) -> Tensor:

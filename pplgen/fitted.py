@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -240,7 +241,9 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
         with self.pair.isolated():
             tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
         tensors |= {f"buffer/{name}": value for name, value in story.named_buffers()}
-        tensors["history"] = torch.from_numpy(self.best.history)
+        tensors |= self.best.tensors
+        if all(len(run.final) for run in self.runs):
+            tensors["finals"] = torch.from_numpy(np.stack([run.final for run in self.runs]))
         dtype = str(next(story.parameters()).dtype).removeprefix("torch.")
         store.write(folder, tensors, {**self.facts, "dtype": dtype})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from pplgen import store
 from pplgen.arguments import read_rows
-from pplgen.data import Table
+from pplgen.data import Table, named_data_sets
 from pplgen.errors import InputError
 from pplgen.fitted import COLLECTION, Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair, check_shapes
 from pplgen.posterior import group_of
+from pplgen.series import load_series
 from pplgen.story import Story, check_count
 from pplgen.training import StopReason, Training
 
@@ -56,15 +58,15 @@ def load(directory: str | Path, data: Any = None, *, labels: Any = None, weights
 
 
 def load_with_draws(
-    directory: str | Path, data: Any = None, *, labels: Any = None, weights: Any = None
+    directory: str | Path, data: Any = None, *, labels: Any = None, weights: Any = None, by: str | None = None
 ) -> tuple[Fit, xr.DataTree | None]:
-    """Read a run back with the draws that the command line keeps beside it, ``None`` where there are none.
+    """Read a run back with its rows and the draws that the command line keeps beside it, ``None`` where there are none.
 
-    As ``load``, but where no ``data`` are given the rows are those among the draws, if they were few enough to be kept
-    there and are the ones that the run's fingerprint tells of.
+    As ``load``, but where no ``data`` are given the rows are those of the named data set that was fitted, or those
+    among the draws, if they were few enough to be kept there. ``by`` is the column that tells series apart.
     """
     directory = Path(directory)
-    _, header = store.read(directory)
+    header = store.read(directory)[1]
     tree = None
     if (directory / store.DRAWS).exists():
         try:
@@ -72,10 +74,15 @@ def load_with_draws(
                 tree = file.load()
         except (OSError, ValueError) as error:
             raise InputError(f"{str(directory / store.DRAWS)!r} cannot be read: {error}") from None
-    if data is None and tree is not None:
-        kept = _kept_rows(tree, header)
-        if kept is not None and kept.fingerprint == header["data"]["fingerprint"]:
-            data = kept
+    if data is not None and by is not None:
+        data = load_series(data, by=by)
+    if data is None:
+        name = header.get("data", {}).get("name")
+        known = [name] if name in named_data_sets() else []
+        for rows in (*known, None if tree is None else _kept_rows(tree, header)):
+            with contextlib.suppress(InputError):
+                if rows is not None:
+                    return load(directory, rows, labels=labels, weights=weights), tree
     return load(directory, data, labels=labels, weights=weights), tree
 
 
@@ -94,12 +101,20 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any, labe
     """Build the story, fill in its parameters and say how it was fitted."""
     seed = check_count("seed", header["seed"], minimum=0)
     columns = tuple(str(column) for column in header["columns"])
-    runs = tuple(
-        Training(run["seed"], np.empty(0), float(run["elbo"]), float(run["elbo_error"]), StopReason[run["stop"]])
-        for run in header["runs"]
-    )
-    best = runs[header["best"]]
-    runs = tuple(replace(run, history=tensors["history"].numpy()) if run is best else run for run in runs)
+    nothing = torch.zeros(0, dtype=torch.float64)
+    runs = [
+        Training(
+            run["seed"],
+            np.empty(0),
+            float(run["elbo"]),
+            float(run["elbo_error"]),
+            StopReason[run["stop"]],
+            final=final.numpy(),
+        )
+        for run, final in zip(header["runs"], tensors.get("finals", [nothing] * len(header["runs"])), strict=True)
+    ]
+    best, iterates = header["best"], tensors.get("iterates", nothing)
+    runs[best] = replace(runs[best], history=tensors["history"].numpy(), iterates=iterates.numpy())
     with seeded(seed):
         story = _story(header["story"], header["config"]).to(_dtype(header))
     table = None if data is None else read_rows(story, data, labels, weights, _dtype(header))
@@ -123,7 +138,7 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any, labe
         pair.restore({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
     num_failed, path = int(header["num_failed"]), str(header["path"])
     origin = {**header, "columns": columns}
-    return Fit(pair, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
+    return Fit(pair, tuple(runs), table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
 
 
 def _dtype(header: dict[str, Any]) -> torch.dtype:

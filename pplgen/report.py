@@ -48,7 +48,7 @@ def write_report(fit: Fit, tree: xr.DataTree, checks: tuple[Check, ...], folder:
     tree
         Its draws; groups that are missing leave out what they would show, and the report says so.
     checks
-        What ``diagnose`` found; empty where the rows are not at hand.
+        What ``diagnose`` found.
     folder
         New or old; a report that is there is replaced.
 
@@ -96,8 +96,8 @@ def report_content(
     facts, best = fit.facts, fit.best
     data = dict(facts.get("data", {}))
     missing = [f"{picture.title}: {picture.caption}" for picture in drawn if not picture.svg]
-    if not checks:
-        missing.insert(0, f"Checks: {WITHOUT_ROWS}")
+    if not fit.has_rows:
+        missing.insert(0, f"Checks of rows: {WITHOUT_ROWS}")
     table = summarise(tree, fit.readable_sites(tree)).set_axis(["mean", "sd", "lower", "upper"], axis=1)
     return {
         "format": FORMAT,

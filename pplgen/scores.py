@@ -128,6 +128,11 @@ def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator:
             blocks = latent_densities(pair, data, draws, latents)
             return LogLikelihood.joined([LogLikelihood.of_draws(block, ESTIMATORS[chosen]) for block in blocks])
         densities = row_densities(pair, latents, draws, data).log_likelihood
+        if pair.structure.row_latent and bool(densities.isnan().all()):
+            raise InputError(
+                f"the guide draws {pair.structure.row_latent[0]!r} of all rows at once, so that rows have no densities "
+                "apart; give a guide that draws it within the row plate, such as AutoNormal"
+            )
     return LogLikelihood.of_draws(densities, ESTIMATORS[chosen])
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pplgen.engine import State
+from pplgen.iterates import Iterates
 from pplgen.training import DECAY, PLATEAUS, WINDOW, Adam, PlateauWatch, StopReason
 
 __all__ = ["Lane", "Standing"]
@@ -24,6 +25,8 @@ class Lane:
     history: list[float] = field(default_factory=list)
     stop: StopReason | None = None
     broken: bool = False
+    iterates: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """Where it had been when it stopped, shape ``(num_kept, num_followed)``."""
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Standing:
     lanes: list[Lane]
     taken: int = 0
     """Steps taken."""
+    iterates: Iterates = field(default_factory=Iterates)
+    """Where all of them have been."""
 
     @classmethod
     def start(cls, vectors: Tensor, optimiser: Adam) -> Standing:
@@ -57,10 +62,22 @@ class Standing:
         means = [float(np.mean(lane.history[-WINDOW:])) for lane in self.lanes if lane.history]
         return max(means, default=math.nan)
 
+    def notice(self, steps: int, vectors: Tensor) -> None:
+        """Keep what is due of the parameters, so many steps into a window."""
+        self.iterates.notice(self.taken + steps, vectors)
+
     def stop(self, reason: StopReason) -> None:
         """Stop what has not stopped."""
-        for lane in self.lanes:
-            lane.stop = lane.stop or reason
+        for index, lane in enumerate(self.lanes):
+            if lane.stop is None:
+                self._halt(index, reason)
+
+    def _halt(self, index: int, reason: StopReason) -> None:
+        """Stop one restart, whose iterates end here."""
+        lane = self.lanes[index]
+        lane.stop, self.rates[index] = reason, 0.0
+        kept = self.iterates.stacked()
+        lane.iterates = kept[:, index].clone() if len(kept) else kept
 
     def advance(self, state: State, losses: Tensor, *, judge: bool = True) -> None:
         """Take a window's losses, ``(num_steps, R)``: keep good states, cut rates at plateaus, stop what is done.
@@ -76,16 +93,15 @@ class Standing:
                 continue
             window = elbos[:, index]
             if not (finite[index] and np.isfinite(window).all()):
-                lane.stop, lane.broken = StopReason.NOT_FINITE, not lane.history
-                self.rates[index] = 0.0
+                lane.broken = not lane.history
+                self._halt(index, StopReason.NOT_FINITE)
                 continue
             lane.history.extend(window.tolist())
             self.good[index] = state.vectors[index]
             if judge and len(window) == WINDOW and lane.watch.plateau(window.tolist()):
                 self.rates[index] *= DECAY
                 if lane.watch.plateaus == PLATEAUS:
-                    lane.stop = StopReason.CONVERGED
-                    self.rates[index] = 0.0
+                    self._halt(index, StopReason.CONVERGED)
 
     def frozen(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Lay everything out as tensors and JSON-able facts."""
@@ -93,6 +109,8 @@ class Standing:
         tensors |= {
             f"history{index}": torch.tensor(lane.history, dtype=torch.float64) for index, lane in enumerate(self.lanes)
         }
+        tensors |= {f"iterates{index}": lane.iterates for index, lane in enumerate(self.lanes)}
+        tensors["iterates"] = self.iterates.stacked()
         facts = [
             {
                 "watch": vars(lane.watch),
@@ -101,7 +119,7 @@ class Standing:
             }
             for lane in self.lanes
         ]
-        return tensors, {"taken": self.taken, "lanes": facts}
+        return tensors, {"taken": self.taken, "stride": self.iterates.stride, "lanes": facts}
 
     @classmethod
     def thawed(cls, tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device) -> Standing:
@@ -109,7 +127,9 @@ class Standing:
         lanes = []
         for index, lane in enumerate(facts["lanes"]):
             stop = None if lane["stop"] is None else StopReason[lane["stop"]]
-            lanes.append(Lane(PlateauWatch(**lane["watch"]), tensors[f"history{index}"].tolist(), stop, lane["broken"]))
+            history, iterates = tensors[f"history{index}"].tolist(), tensors[f"iterates{index}"]
+            lanes.append(Lane(PlateauWatch(**lane["watch"]), history, stop, lane["broken"], iterates))
         moved = {name: value.to(device) for name, value in tensors.items()}
         state = State(*(moved[name] for name in State._fields))
-        return cls(state, moved["rates"], moved["good"], lanes, facts["taken"])
+        kept = Iterates(list(moved["iterates"]), facts["stride"])
+        return cls(state, moved["rates"], moved["good"], lanes, facts["taken"], kept)

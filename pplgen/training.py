@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pplgen.batches import Augment, batching
 from pplgen.errors import InputError
+from pplgen.iterates import RETURNABLE, Iterates, flat
 from pplgen.pair import Pair
 
 __all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "train"]
@@ -73,12 +74,25 @@ class Training:
     elbo_error: float
     """Monte Carlo standard error of ``elbo``."""
     stop: StopReason
+    iterates: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    """Followed parameters along the run, evenly spaced, shape ``(num_kept, num_followed)``; empty where unknown."""
+    final: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    """Flat parameters that the run ended at, shape ``(P,)``; empty where there are too many to keep."""
 
     @classmethod
-    def ended(cls, seed: int, history: list[float], final_values: Any, stop: StopReason) -> Training:
+    def ended(
+        cls, seed: int, history: list[float], final_values: Any, stop: StopReason, iterates: Tensor, final: Tensor
+    ) -> Training:
         """Summarise a run by evaluations of the bound at its final parameters."""
         error = float(np.std(final_values, ddof=1)) / math.sqrt(len(final_values))
-        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop)
+        kept = final if len(final) <= RETURNABLE else final[:0]
+        ends = (iterates.cpu().float().numpy(), kept.detach().cpu().double().numpy())
+        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop, *ends)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a saved run keeps of its best restart beside the parameters."""
+        return {name: torch.from_numpy(getattr(self, name)) for name in ("history", "iterates")}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -159,6 +173,7 @@ def train(
     batches, scale = batching(pair, batch_size, seed=seed, augment=augment)
     history: list[float] = []
     watch = PlateauWatch(optimiser.patience)
+    iterates = Iterates()
     good: dict[str, Tensor] | None = None
     stop = StopReason.STEPS
     started = time.perf_counter()
@@ -172,6 +187,8 @@ def train(
                     stop = StopReason.NOT_FINITE
                     break
                 history.append(value)
+                if iterates.due(step):
+                    iterates.notice(step, flat(pair.snapshot()))
                 if report and (step % 20 == 0 or step in (1, steps)):
                     report(step, float(np.mean(history[-WINDOW:])), step / (time.perf_counter() - started))
                 if step % WINDOW == 0:
@@ -202,7 +219,7 @@ def train(
         values = _final_values(svi, batches)
     if not np.isfinite(values).all():
         raise InputError("the ELBO at the final parameters is not finite; check the priors, or lower learning_rate")
-    return Training.ended(seed, history, values, stop)
+    return Training.ended(seed, history, values, stop, iterates.stacked(), flat(pair.snapshot()))
 
 
 class PlateauWatch:

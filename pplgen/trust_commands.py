@@ -19,6 +19,26 @@ WeightsOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="Colum
 CheckSeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of the checks.  [default: the fit's]")]
 
 
+def check(
+    run: RunArgument,
+    data: GivenDataArgument = None,
+    labels: LabelsOption = None,
+    weights: WeightsOption = None,
+    series: SeriesOption = None,
+    seed: CheckSeedOption = None,
+) -> None:
+    """Check how far a run can be trusted: values, thresholds, verdicts and remedies. Writes nothing.
+
+    Ends with exit code 1 where a check has failed, and 0 otherwise.
+    """
+    from pplgen.diagnostics import Verdict
+    from pplgen.loading import load_with_draws
+
+    fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series)
+    if any(each.verdict is Verdict.FAIL for each in fit.diagnose(seed=seed)):
+        raise typer.Exit(1)
+
+
 def report(
     run: RunArgument,
     data: GivenDataArgument = None,
@@ -29,14 +49,13 @@ def report(
 ) -> None:
     """Write a run's report.html, one page to read anywhere, and report.json: checks, pictures, what was fitted."""
     from pplgen.loading import load_with_draws
-    from pplgen.series import load_series
 
-    rows = data if data is None or series is None else load_series(data, by=series)
-    fit, tree = load_with_draws(run, rows, labels=labels, weights=weights)
+    fit, tree = load_with_draws(run, data, labels=labels, weights=weights, by=series)
     page = fit.report(run, tree=tree, seed=seed)
     typer.echo(f"Written to {run}: {page.name}, {page.with_suffix('.json').name}")
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    app.command()(report)
+    for command in (check, report):
+        app.command()(command)

@@ -1,4 +1,4 @@
-"""What can be asked of a fit about how far it can be trusted."""
+"""What can be asked of any fit about how far it can be trusted."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from arviz_stats.utils import ELPDData
 
 from pplgen.diagnostics import Check, print_checks, run_checks
+from pplgen.errors import InputError
 from pplgen.pair import Pair
+from pplgen.story import check_count
+from pplgen.training import Training
+from pplgen.weighing import leave_one_out, weigh
 
 __all__ = ["TrustVerbs"]
 
@@ -18,14 +23,20 @@ class TrustVerbs:
     """Checks of any fit, and the report of them."""
 
     pair: Pair
-
-    def _rows(self, x: Any) -> tuple[Any, ...]:
-        """Return the arguments of model and guide for the rows ``x``."""
-        raise NotImplementedError
+    runs: tuple[Training, ...]
 
     @property
     def name(self) -> str:
         """Name of the story, or of the bare pair's model."""
+        raise NotImplementedError
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the training rows are in memory."""
+        raise NotImplementedError
+
+    def _rows(self, x: Any) -> tuple[Any, ...]:
+        """Return the arguments of model and guide for the rows ``x``."""
         raise NotImplementedError
 
     def _ready(self, seed: int | None) -> contextlib.AbstractContextManager[None]:
@@ -33,7 +44,11 @@ class TrustVerbs:
         raise NotImplementedError
 
     def diagnose(self, x: Any = None, *, seed: int | None = None) -> tuple[Check, ...]:
-        """Run checks on rows ``x``, as in ``log_likelihood``; print values, thresholds, verdicts, and return them."""
+        """Check how far the fit can be trusted; print values, thresholds, verdicts, remedies, and return them.
+
+        Rows ``x``, as in ``log_likelihood``, take the place of the training rows where predictions and latents of
+        single rows are checked. A fit without its rows at hand is checked for what needs none.
+        """
         checks = self._checks(x, seed)
         print_checks(self.name, checks)
         return checks
@@ -62,10 +77,23 @@ class TrustVerbs:
 
         fit: Any = self
         draws = report_draws(fit) if tree is None else tree
-        return write_report(fit, draws, self._checks(None, seed) if fit.has_rows else (), Path(directory))
+        return write_report(fit, draws, self._checks(None, seed), Path(directory))
+
+    def loo(self, *, draws: int = 1000, seed: int | None = None) -> ELPDData:
+        """Leave one row out at a time, without a fit to each; see ``pplgen.weighing.leave_one_out``.
+
+        Draws are weighed towards the posterior first, so that a guide that is too wide or too narrow is corrected for
+        as far as its Pareto k allow.
+        """
+        if self.pair.weights is not None:
+            raise InputError("loo: the fit was to weighted rows, which cannot be left out one at a time")
+        self._rows(None)
+        with self._ready(seed):
+            return leave_one_out(weigh(self.pair, check_count("draws", draws, minimum=2)))
 
     def _checks(self, x: Any, seed: int | None) -> tuple[Check, ...]:
         """Run checks on rows ``x``."""
-        rows = self._rows(x)
+        rows = None if x is None else self._rows(x)
+        runs = tuple(sorted(self.runs, key=lambda run: -run.elbo))
         with self._ready(seed):
-            return run_checks(self.pair, rows)
+            return run_checks(self.pair, rows, runs, has_rows=self.has_rows)

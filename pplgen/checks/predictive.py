@@ -1,0 +1,173 @@
+"""Checks of what the model predicts: from the prior, from the posterior, and of each row from the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from arviz_stats.utils import ELPDData
+from scipy import stats
+from torch import Tensor
+
+from pplgen.checks.check import Check, Verdict, beside
+from pplgen.checks.material import Material
+from pplgen.checks.replicates import replicate
+from pplgen.mixtures import smoothed_weights
+from pplgen.weighing import leave_one_out
+
+__all__ = ["holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
+
+LEVEL = 0.01
+"""Level of the tests, over all of a check's tests together."""
+PRIOR_DRAWS = 1000
+SHARE = 0.05
+"""Share of rows whose leave-one-out weights may be heavy-tailed before their sum is given up."""
+
+GELMAN = "Gelman et al. 2020, Bayesian workflow"
+MISFIT = "the model does not generate such data: change the likelihood"
+TAILS, BOUNDS = "outliers or heavy tails: StudentT for Normal", "the data have bounds, or steps, that it does not know"
+REMEDIES = {
+    "mean": ("a term of the mean is missing or wrong",) * 2,
+    "sd": ("each column wants a scale of its own", "more spread: NegativeBinomial for Poisson, StudentT for Normal"),
+    "min": (TAILS, BOUNDS),
+    "max": (BOUNDS, TAILS),
+    "skewness": ("a skewed distribution, or the logarithm of the column",) * 2,
+    "kurtosis": ("lighter tails: bounds, or several components", TAILS),
+    "autocorrelation": ("fewer lags or states", "more lags or states"),
+}
+"""What may be wrong where a statistic of the data is below, or above, those of replicates."""
+
+
+def holm(p_values: Tensor) -> Tensor:
+    """Adjust p-values for their number, shape ``(n,)`` (Holm 1979)."""
+    order = p_values.argsort()
+    factors = torch.arange(len(p_values), 0, -1).to(p_values)
+    adjusted = (p_values[order] * factors).cummax(0).values.clamp_max(1.0)
+    return adjusted[order.argsort()]
+
+
+def prior_predictive(material: Material) -> Check:
+    """Share of columns whose mean or standard deviation no draw of the prior predictive distribution reaches."""
+    name = "columns beyond the prior predictive (share)"
+    if not material.structure.shared_latent:
+        return beside(name, GELMAN, "the rows share no latent, so that there is no prior to predict from")
+    made = replicate(material.pair, material.predicted, {}, PRIOR_DRAWS)
+    beyond = (made.observed < made.replicated.amin(0)) | (made.observed > made.replicated.amax(0))
+    judged = {n: bool(b) for n, b in zip(made.names, beyond, strict=True) if n.startswith(("mean of", "sd of"))}
+    missed = sorted({n.split(" of ")[1] for n, far in judged.items() if far})
+    value = len(missed) / len(made.columns)
+    if not missed:
+        return Check(name, value, 0.0, GELMAN, Verdict.PASS)
+    remedy = f"{', '.join(missed[:5])}: no prior draw predicts such data; widen or move the priors, or rescale the data"
+    return Check(name, value, 0.0, GELMAN, Verdict.WARN, remedy)
+
+
+def posterior_predictive(material: Material) -> Check:
+    """Smallest two-sided p-value of test statistics of the columns under replicated data, after Holm.
+
+    Statistics are mean, standard deviation, extremes, skewness and kurtosis, and lag-one autocorrelation of series.
+    Replicates are of new rows. As the fit has seen the data, p-values are too large rather than too small.
+    """
+    name, source = "posterior predictive p (smallest, Holm)", "Gelman, Meng and Stern 1996; Holm 1979"
+    if reason := _why_not_replicated(material):
+        return beside(name, source, reason)
+    made = material.replicates
+    adjusted = holm(made.p_values())
+    worst = int(adjusted.argmin())
+    value = float(adjusted[worst])
+    if value > LEVEL:
+        return Check(name, value, LEVEL, source, Verdict.PASS)
+    far = [made.names[index] for index in adjusted.argsort().tolist() if adjusted[index] <= LEVEL]
+    low, high = torch.quantile(made.replicated[:, worst].double(), torch.tensor([0.05, 0.95]).double()).tolist()
+    found = f"{far[0]} is {made.observed[worst]:.4g}, replicates {low:.4g} to {high:.4g}"
+    others = f" (also {', '.join(far[1:4])}{' ...' if len(far) > 4 else ''})" if far[1:] else ""
+    above = bool(made.observed[worst] > made.replicated[:, worst].median())
+    remedy = f"{found}{others}; {MISFIT} ({REMEDIES[far[0].split(' of ')[0]][above]})"
+    return Check(name, value, LEVEL, source, Verdict.FAIL, remedy)
+
+
+def loo(material: Material) -> Check:
+    """Share of rows whose leave-one-out weights have a Pareto shape above ``min(1 - 1 / log10(draws), .7)``."""
+    name, source = "rows with LOO Pareto k above its limit (share)", "Magnusson et al. 2019; Vehtari et al. 2024"
+    if reason := _why_no_loo(material):
+        return beside(name, source, reason)
+    found = leave_one_out(material.weighed)
+    shapes = np.asarray(found.pareto_k)
+    high = shapes > found.good_k
+    value, total = float(high.mean()), f"elpd {found.elpd:.2f} +- {found.se:.2f} nats, p {found.p:.1f}"
+    of = "" if len(shapes) == material.pair.num_rows else f" of {len(shapes):,} rows, evenly chosen"
+    if not high.any():
+        return Check(name, value, SHARE, source, Verdict.PASS, f"{total}{of}")
+    which = ", ".join(str(1 + row * material.chosen.step) for row in np.argsort(-shapes)[:3])
+    remedy = f"{int(high.sum())} of {len(shapes):,} rows, worst {shapes.max():.2f} (rows {which}): "
+    if _khat(found, material) > found.good_k:
+        remedy += "the weights of the guide itself are heavy-tailed; see k-hat"
+    else:
+        remedy += "these rows alone move the posterior: look at them, or take a likelihood with heavier tails"
+    return Check(name, value, SHARE, source, Verdict.WARN if value <= SHARE else Verdict.FAIL, f"{remedy}; {total}{of}")
+
+
+def _khat(found: ELPDData, material: Material) -> float:
+    return float(smoothed_weights(material.weighed.log_ratio)[1])
+
+
+def loo_pit(material: Material) -> Check:
+    """Smallest p-value of a Kolmogorov test that leave-one-out predictive probabilities are uniform, after Holm.
+
+    Of each column, ``P(new x_ij <= x_ij | the other rows)``, at random within the step of a discrete column. Where the
+    rows share no latent, nothing is left out.
+    """
+    name, source = "LOO-PIT uniform, p (smallest, Holm)", "Gabry et al. 2019; Holm 1979"
+    if reason := _why_not_replicated(material):
+        return beside(name, source, reason)
+    reason = material.why_no_shared
+    if material.structure.shared_latent and (reason or not material.is_training):
+        return beside(name, source, reason or "the rows are not those of the fit, so none can be left out")
+    made = material.replicates
+    if not made.values.numel():
+        return beside(name, source, "steps of series, or sites of different lengths, are no rows to leave out")
+    if material.structure.shared_latent:
+        every = made.step * material.predicted_step // material.chosen.step
+        densities = material.weighed.log_likelihood[:, ::every]
+        if densities.shape[1] != len(made.values):
+            return beside(name, source, "what is observed is not one entry to a row")
+        weights = smoothed_weights(material.weighed.log_ratio[:, None] - densities)[0][:, :, None]
+    else:
+        weights = torch.full((len(made.drawn), 1, 1), 1 / len(made.drawn), dtype=torch.float64)
+    below = (weights * (made.drawn < made.values)).sum(0)
+    equal = (weights * (made.drawn == made.values)).sum(0)
+    pit = (below + torch.rand_like(below) * equal).where(~made.values.isnan(), torch.nan).cpu().numpy()
+    columns = [column[~np.isnan(column)] for column in pit.T]
+    p_values = [stats.kstest(column, "uniform").pvalue if len(column) else 1.0 for column in columns]
+    adjusted = holm(torch.tensor(p_values, dtype=torch.float64))
+    worst = int(adjusted.argmin())
+    value = float(adjusted[worst])
+    if value > LEVEL:
+        return Check(name, value, LEVEL, source, Verdict.PASS)
+    spread, centre = float(np.std(columns[worst])), float(np.mean(columns[worst]))
+    wide = "too wide" if spread < 12**-0.5 else "too narrow"
+    shape = f"mean {centre:.2f} for .5, sd {spread:.2f} for .29: predictions are biased or {wide}"
+    return Check(name, value, LEVEL, source, Verdict.FAIL, f"{made.columns[worst]}, {shape}; {MISFIT}")
+
+
+def _why_not_replicated(material: Material) -> str | None:
+    """Say why data cannot be replicated; ``None`` where they can."""
+    if not material.structure.observed:
+        return "the model observes nothing that could be replicated"
+    if material.pair.weights is not None and material.is_training:
+        return "rows that count differently have no replicates"
+    if not material.num_rows or (material.rows is material.pair.data and not material.has_rows):
+        return material.why_no_training_rows or "there are no rows"
+    return None
+
+
+def _why_no_loo(material: Material) -> str | None:
+    """Say why no row can be left out; ``None`` where one can."""
+    if material.why_no_shared:
+        return material.why_no_shared
+    if not material.is_training:
+        return "the rows are not those of the fit, so none can be left out"
+    if material.pair.weights is not None:
+        return "rows that count differently cannot be left out one at a time"
+    if material.num_rows < 2:
+        return "one series cannot be left out of the only one there is; fit.leave_future_out() scores its steps"
+    return None

@@ -1,0 +1,146 @@
+"""Checks of the weights ``log p(x, theta) - log q(theta)`` of draws from the guide, discrete latents summed out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pplgen.checks.check import Check, Verdict, beside
+from pplgen.checks.material import ROWS, Material
+from pplgen.mixtures import GOOD_K, smoothed_weights
+
+__all__ = ["bound_gap", "khat", "khat_of_rows", "khat_of_shared", "resampled_means"]
+
+CONSTANT = 1e-3
+"""Nats within which log weights of an exact guide lie, rounding being all that moves them."""
+GAP = 1.0
+"""Nats by which the bound may fall short of the importance-weighted one: the density is then off by a factor of e."""
+SHIFT = 0.25
+"""Posterior standard deviations by which weighing may move a mean."""
+SHARE = 0.05
+"""Share of the rows whose weights may be heavy-tailed."""
+
+PSIS = "Yao et al. 2018; Vehtari et al. 2024"
+SECOND = "lay it beside NUTS, fit(..., method='nuts'), and until then read means rather than tails"
+WIDER = (
+    "give a guide that can follow correlations (AutoMultivariateNormal, AutoNormalizingFlow), transform the latents so "
+    "that they are less correlated (centred against non-centred), or sample by NUTS"
+)
+
+
+def khat(material: Material) -> Check:
+    """Judge the Pareto shape of the tail of the weights of all latents together, the mean of replicates.
+
+    Below .7 importance weighting can mend what the guide gets wrong; above, the guide is too far from the posterior.
+    It sees neither a mode that the guide misses nor a wrong model.
+    """
+    name = "k-hat of all latents"
+    if material.why_not_joint:
+        return beside(name, PSIS, material.why_not_joint)
+    return _khat(name, material.log_ratios, _wider(material))
+
+
+def khat_of_shared(material: Material) -> Check:
+    """Judge likewise the weights of what all rows share, latents of single rows being integrated out."""
+    name = "k-hat of shared latents"
+    if not material.structure.row_latent:
+        return beside(name, PSIS, "no row has latents of its own, so that this is k-hat of all latents")
+    if material.why_no_shared:
+        return beside(name, PSIS, material.why_no_shared)
+    return _khat(name, material.shared_ratios, f"where k-hat of rows is high too, mend that first; {_wider(material)}")
+
+
+def _khat(name: str, log_ratios: Tensor, remedy: str) -> Check:
+    """Judge replicates of weights, shape ``(replicates, draws)``."""
+    if bool((log_ratios.amax() - log_ratios.amin()) < CONSTANT):
+        return Check(name, -math.inf, GOOD_K, PSIS, Verdict.PASS, "the weights are constant: the guide is exact")
+    if not log_ratios.isfinite().all():
+        return Check(name, math.inf, GOOD_K, PSIS, Verdict.FAIL, "some weights are not finite; see non-finite values")
+    shapes = smoothed_weights(log_ratios.T)[1]
+    value, low, high = shapes.mean().item(), shapes.min().item(), shapes.max().item()
+    found = f"{low:.2f} to {high:.2f} in {len(shapes)} replicates of {log_ratios.shape[1]:,} draws"
+    if high <= GOOD_K:
+        return Check(name, value, GOOD_K, PSIS, Verdict.PASS)
+    if low <= GOOD_K:
+        return Check(name, value, GOOD_K, PSIS, Verdict.WARN, f"borderline, {found}; {remedy}")
+    return Check(name, value, GOOD_K, PSIS, Verdict.FAIL, f"the guide is far from the posterior, {found}; {remedy}")
+
+
+def khat_of_rows(material: Material) -> Check:
+    """Share of rows whose latents have weights with a Pareto shape above .7, at one draw of what all rows share."""
+    name, source = "rows with k-hat above 0.7 (share)", f"{PSIS}; share ours"
+    if reason := _why_no_rows(material):
+        return beside(name, source, reason)
+    ratios = material.row_ratios
+    if not ratios.isfinite().all():
+        return beside(name, source, "the guide gives latents of single rows no density, or an infinite one")
+    shapes = smoothed_weights(ratios)[1]
+    value = float((shapes > GOOD_K).double().mean())
+    if value <= SHARE:
+        return Check(name, value, SHARE, source, Verdict.PASS)
+    worst = f"of {len(shapes)} rows, the worst {shapes.max():.2f}"
+    remedy = f"{worst}: the guide misses the posterior of these rows' latents; a richer guide (guide='full' or 'flow', "
+    remedy += "where the story has them) or longer training comes closer"
+    return Check(name, value, SHARE, source, Verdict.WARN if value <= 0.5 else Verdict.FAIL, remedy)
+
+
+def bound_gap(material: Material) -> Check:
+    """Importance-weighted bound of all draws of what is shared minus the ELBO: a lower bound of KL(q, p) in nats."""
+    name, source = "bound gap (nats)", "Burda et al. 2016; threshold ours"
+    if material.structure.row_latent and not material.why_no_shared:
+        ratios = material.shared_ratios
+    elif material.why_not_joint:
+        return beside(name, source, material.why_not_joint)
+    else:
+        ratios = material.log_ratios
+    ratios = ratios.flatten()
+    if not ratios.isfinite().all():
+        return Check(name, math.inf, GAP, source, Verdict.FAIL, "some weights are not finite; see non-finite values")
+    value = float(ratios.logsumexp(0) - math.log(len(ratios)) - ratios.mean())
+    if value <= GAP:
+        return Check(name, value, GAP, source, Verdict.PASS)
+    remedy = (
+        f"the ELBO is at least so much below the log evidence, so it must not choose between models; {_wider(material)}"
+    )
+    return Check(name, value, GAP, source, Verdict.WARN, remedy)
+
+
+def resampled_means(material: Material) -> Check:
+    """Largest move of a posterior mean, in standard deviations, when draws are weighed towards the posterior."""
+    name, source = "mean moved by importance weights (sd)", "Yao et al. 2018; threshold ours"
+    if material.why_no_shared:
+        return beside(name, source, material.why_no_shared)
+    weights, shape = smoothed_weights(material.weighed.log_ratio)
+    if shape > GOOD_K:
+        return beside(name, source, f"the weights are no better than the guide: Pareto k {shape:.2f}")
+    names, values = list(material.scalars), torch.stack(list(material.scalars.values()), dim=1)
+    moved = (weights[:, None] * values).sum(0) - values.mean(0)
+    moves = (moved / values.std(0)).abs().cpu().numpy()
+    worst, error = int(np.argmax(moves)), float(weights.square().sum().sqrt())
+    value = float(moves[worst])
+    # several errors, for it is the largest of many moves
+    if value <= max(SHIFT, 4 * error):
+        return Check(name, value, SHIFT, source, Verdict.PASS)
+    remedy = f"{names[worst]}: the guide is biased; weigh its draws by sample_stats lp - log_q, or {_wider(material)}"
+    return Check(name, value, SHIFT, source, Verdict.WARN, remedy)
+
+
+def _wider(material: Material) -> str:
+    """Say what comes closer to the posterior: a story has the guide that it has."""
+    return SECOND if material.story is not None else WIDER
+
+
+def _why_no_rows(material: Material) -> str | None:
+    """Say why latents of single rows cannot be weighed apart; ``None`` where they can."""
+    if not material.structure.row_latent:
+        return "no row has latents of its own"
+    if material.point:
+        return f"the guide puts {material.point!r} at a point, which has no density to weigh"
+    if material.num_rows < 2:
+        return f"it takes several rows to have a share of {ROWS}, and there is one"
+    if not material.is_training and not material.has_rows and material.structure.shared_latent:
+        return material.why_no_training_rows
+    return material.structure.why_no_rows()

@@ -1,0 +1,298 @@
+"""Checks against closed forms, other libraries and published numbers."""
+
+import json
+import math
+
+import arviz_base
+import arviz_stats
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pplgen.models import GaussianMixture
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+import pplgen
+from pplgen import cli
+from pplgen.checks import codes, components, predictive, sensitivity, weights
+from pplgen.checks.material import Material
+from pplgen.checks.replicates import tail_probability
+from pplgen.diagnostics import Verdict
+from pplgen.isolation import seeded
+from pplgen.iterates import KEPT, Iterates, followed
+from pplgen.latent import LatentStory
+from pplgen.pair import Pair
+from pplgen.weighing import leave_one_out, log_prior, weigh
+
+ROWS = 20
+
+
+def known_mean(width=1.0, shift=0.0):
+    """A mean with a wide prior, and a guide so many times as wide as the posterior, so many deviations beside it."""
+    torch.manual_seed(0)
+    x = torch.randn(ROWS, dtype=torch.float64)
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=x.dtype), 10.0))
+        with pyro.plate("data", ROWS):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        precision = 0.01 + ROWS
+        sd = precision**-0.5
+        pyro.sample("mu", dist.Normal(x.sum() / precision + shift * sd, width * sd))
+
+    return Pair(model, guide, (x,)), x
+
+
+def judge(check, pair, seed=0, **options):
+    with seeded(seed), pair.isolated(), torch.no_grad():
+        return check(Material(pair, **options))
+
+
+@pytest.mark.parametrize("width", [0.6, 1.5])
+def test_leaving_out_with_weights_of_a_guide_of_the_wrong_width(width):
+    pair, x = known_mean(width)
+    precision = 0.01 + ROWS - 1
+    mean = (x.sum() - x) / precision
+    exact = stats.norm(mean, math.sqrt(1 + 1 / precision)).logpdf(x).sum()
+    with seeded(0), pair.isolated():
+        weighed = weigh(pair, 4000)
+    found = leave_one_out(weighed)
+    plain = arviz_stats.loo(
+        arviz_base.from_dict(
+            {
+                "posterior": {"mu": weighed.sites["mu"].numpy()[None]},
+                "log_likelihood": {"x": weighed.log_likelihood[None]},
+            }
+        )
+    )
+    if width > 1:
+        # sums of 20 terms, whose draws are off by about .003 nats each with one sign
+        assert found.elpd == pytest.approx(exact, abs=0.1)
+        assert abs(plain.elpd - exact) > 1
+    else:  # importance weights of a narrow guide have no variance, so they mend less than all of it
+        assert abs(found.elpd - exact) < 0.5 * abs(plain.elpd - exact)
+
+
+def test_rows_with_latents_of_their_own_are_left_out_whole():
+    """Marginally y_i ~ N(mu, 2): the leave-one-out density of ``known_mean``'s kind, with another variance."""
+    torch.manual_seed(0)
+    y = 1.4 * torch.randn(12, dtype=torch.float64)
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=y.dtype), 10.0))
+        with pyro.plate("data", 12):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    fit = pplgen.fit(model, y, steps=1500, compile="graph", progress=False)
+    precision = 0.01 + 11 / 2
+    mean = (y.sum() - y) / 2 / precision
+    exact = stats.norm(mean, math.sqrt(2 + 1 / precision)).logpdf(y).sum()
+    # 4,000 draws of 20 inner ones: an effective 300 or so, whose error of a row's term is below .05
+    assert fit.loo(draws=4000).elpd == pytest.approx(exact, abs=0.3)
+
+
+def test_eight_schools_centred_and_not(reference_data):
+    """k-hat about .85 and .55 (Yao et al. 2018, figure 2); of 10,000 draws its deviation is about .1."""
+    data = json.loads((reference_data / "posteriordb" / "eight_schools.json").read_text())
+    y, sigma = (torch.tensor(data[name], dtype=torch.float32) for name in ("y", "sigma"))
+
+    def schools(centred):
+        def model(y, sigma):
+            mu, tau = pyro.sample("mu", dist.Normal(0, 5)), pyro.sample("tau", dist.HalfCauchy(5.0))
+            with pyro.plate("data", 8):
+                z = pyro.sample("z", dist.Normal(mu, tau) if centred else dist.Normal(0.0, 1.0))
+                pyro.sample("y", dist.Normal(z if centred else mu + tau * z, sigma), obs=y)
+
+        fit = pplgen.fit(model, (y, sigma), compile="graph", progress=False)
+        return judge(weights.khat, fit.pair)
+
+    centred, apart = schools(True), schools(False)
+    assert centred.value == pytest.approx(0.85, abs=0.25)
+    assert apart.value == pytest.approx(0.55, abs=0.15)
+    assert centred.verdict in (Verdict.FAIL, Verdict.WARN)
+    assert apart.verdict is Verdict.PASS or "borderline" in apart.remedy
+    assert "centred against non-centred" in centred.remedy
+
+
+def test_an_exact_guide_is_no_error():
+    pair, _ = known_mean()
+    found = judge(weights.khat, pair)
+    assert (found.value, found.verdict) == (-math.inf, Verdict.PASS)
+    assert "exact" in found.remedy
+    # constant weights: the bound is tight, up to rounding
+    assert judge(weights.bound_gap, pair).value == pytest.approx(0, abs=1e-9)
+
+
+def test_the_bound_gap_is_the_divergence_of_the_guide():
+    """KL(N(0, 1.5), N(0, 1)) = (1.5^2 - 1) / 2 - log 1.5 = .2195 nats; 40,000 draws of sd .88 are off by .0044."""
+    assert judge(weights.bound_gap, known_mean(1.5)[0]).value == pytest.approx(0.2195, abs=4 * 0.0044)
+
+
+def test_weights_move_a_biased_mean_back():
+    found = judge(weights.resampled_means, known_mean(1.3, shift=0.8)[0])
+    # .8 posterior deviations are .615 of the guide's, with an error of 1,000 draws of .04
+    assert found.value == pytest.approx(0.8 / 1.3, abs=4 * 0.04)
+    assert found.verdict is Verdict.WARN
+    assert found.remedy.startswith("mu")
+    assert judge(weights.resampled_means, known_mean(1.3)[0]).verdict is Verdict.PASS
+
+
+def test_predictions_of_a_guide_beside_the_posterior_are_mended_before_they_are_judged():
+    assert judge(predictive.loo_pit, known_mean(1.3, shift=0.8)[0]).verdict is Verdict.PASS
+
+
+def test_data_beyond_the_prior():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 50):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(x.mean(), 0.14))
+
+    x = torch.randn(50)
+    assert judge(predictive.prior_predictive, Pair(model, guide, (x,))).verdict is Verdict.PASS
+    far = judge(predictive.prior_predictive, Pair(model, guide, (x + 100,)))
+    assert (far.value, far.verdict) == (1, Verdict.WARN)
+
+
+def test_prior_sensitivity_is_arvizs():
+    pair, _ = known_mean()
+    with seeded(0), pair.isolated():
+        weighed = weigh(pair, 1000)
+        prior = log_prior(pair, weighed.sites, 1000)
+    expected = stats.norm(0, 10).logpdf(weighed.sites["mu"])
+    np.testing.assert_allclose(prior, expected, rtol=1e-6)
+    tree = arviz_base.from_dict(
+        {"posterior": {"mu": weighed.sites["mu"].numpy()[None]}, "log_prior": {"mu": prior.numpy()[None]}}
+    )
+    theirs = float(arviz_stats.psense(tree, group="prior")["mu"])
+    assert sensitivity._sensitivities(weighed.sites["mu"][None], prior)[0] == pytest.approx(theirs, rel=1e-6)
+
+
+def mixture(places, flips=0.0):
+    """Components of a bare mixture at given places; a share of draws has them the other way round."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(len(places)), 10.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(len(places))), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    def guide(x):
+        centre = torch.where(torch.rand(()) < flips, torch.tensor(places).flip(0), torch.tensor(places))
+        pyro.sample("mu", dist.Normal(centre, 0.2).to_event(1))
+
+    return Pair(model, guide, (torch.tensor(places).repeat(10),))
+
+
+def test_components():
+    apart, twins, switched = mixture([-5.0, 0.0, 5.0]), mixture([-5.0, 5.0, 5.0]), mixture([-5.0, 5.0], flips=0.25)
+    assert judge(components.duplicate_components, apart).value == 0
+    found = judge(components.duplicate_components, twins)
+    assert (found.value, found.verdict) == (1, Verdict.WARN)
+    assert "1 and 2" in found.remedy
+    assert judge(components.label_switching, apart).value == 0
+    # a binomial share of 1,000 draws has an error of .014
+    assert judge(components.label_switching, switched).value == pytest.approx(0.25, abs=4 * 0.014)
+
+
+class Shifted(LatentStory):
+    """Rows around a line, whose encoder is one posterior deviation off."""
+
+    def __init__(self, num_features=2, num_latents=1):
+        super().__init__(num_features, num_latents)
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def prior(self):
+        return dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)
+
+    def decode(self, z):
+        return dist.Normal(z * torch.tensor([1.0, 2.0]), 1.0).to_event(1)
+
+    def encode(self, x):
+        mean = (x * torch.tensor([1.0, 2.0])).sum(-1, keepdim=True) / 6
+        return dist.Normal(mean + 6**-0.5, 6**-0.5).to_event(1)
+
+
+def test_what_an_encoder_misses():
+    """The best normal is the posterior, and the divergence of a shift by one deviation is half a nat."""
+    story = Shifted()
+    torch.manual_seed(0)
+    pair = Pair.of_story(story, story.simulate(32))
+    with seeded(0), pair.isolated(), torch.no_grad():
+        own, best, _ = codes._refit(pair.story, pair.data[0])
+    # the gain of 200 draws has sd 1 / sqrt(200) a row, over 32 rows .0125; the optimiser's own wander costs as much
+    assert (best - own).mean().item() == pytest.approx(0.5, abs=4 * 0.0125 + 0.02)
+
+
+def test_p_values_adjusted_by_holm():
+    p = torch.rand(20, generator=torch.Generator().manual_seed(0)) ** 3
+    np.testing.assert_allclose(predictive.holm(p), multipletests(p.numpy(), method="holm")[1], rtol=1e-6)
+
+
+def test_tails_beyond_all_replicates():
+    draws = torch.randn(2000, 1, generator=torch.Generator().manual_seed(0))
+    for place in (0.0, 1.0, 2.5):
+        # inside, a count: of 2,000 draws within four of its errors
+        exact = stats.norm.sf(place)
+        error = 4 * math.sqrt(exact * (1 - exact) / 2000) + 1 / 2000
+        assert tail_probability(draws, torch.tensor([place])).item() == pytest.approx(exact, abs=error)
+    # beyond, no less than the truth, and far below the 1 / 2,001 of a count
+    found = tail_probability(draws, torch.tensor([6.0])).item()
+    assert stats.norm.sf(6.0) < found < 1e-4
+
+
+def test_iterates_are_even_and_bounded():
+    kept = Iterates()
+    for step in range(1, 10_001):
+        kept.notice(step, torch.full((3, 1000), float(step)))
+    steps = kept.stacked()[:, 0, 0]
+    assert KEPT <= len(steps) < 2 * KEPT
+    assert len(steps.diff().unique()) == 1
+    assert kept.stacked().shape[2] == len(followed(1000)) == 128
+
+
+def test_latents_of_rows_under_an_automatic_guide():
+    """What AutoNormal transforms counts in the density of a row: y ~ N(0, 1 + s^2)."""
+    y = torch.tensor([-1.0, 0.5, 2.0])
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1e-3))
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 2.0), obs=y)
+
+    fit = pplgen.fit(model, y, steps=500, learning_rate=0.05, compile="graph", progress=False)
+    found = fit.log_likelihood(draws=4000)
+    # four of its own errors
+    np.testing.assert_allclose(found, stats.norm(0, 5**0.5).logpdf(y), atol=4 * found.standard_error.max().item())
+
+
+def test_a_fit_without_its_rows_is_checked_for_what_needs_none(faithful_fit, tmp_path, capsys):
+    faithful_fit.save(tmp_path / "run")
+    checks = {check.name: check for check in pplgen.load(tmp_path / "run").diagnose()}
+    assert "not at hand" in checks["k-hat of all latents"].remedy
+    assert checks["R-hat of parameters, last half of the run"].applies
+    assert checks["relative change of the ELBO"].verdict is Verdict.PASS
+    capsys.readouterr()
+
+
+def test_the_command_ends_with_one_where_a_check_fails(faithful_fit, tmp_path, monkeypatch, capsys):
+    faithful_fit.save(tmp_path / "good")
+    story = GaussianMixture(num_components=2, num_features=2)
+    torn = pplgen.fit(story, "faithful", steps=100, learning_rate=2.0, compile="off", progress=False)
+    torn.save(tmp_path / "torn")
+    for name, expected in (("good", 0), ("torn", 1)):
+        monkeypatch.setattr("sys.argv", ["pplgen", "check", str(tmp_path / name)])
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == expected
+        assert "k-hat of all latents" in capsys.readouterr().out
+        assert sorted(tmp_path.rglob("*")) == before
