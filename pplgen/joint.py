@@ -36,11 +36,13 @@ class LatentSite:
         """Return the axis of a plate, counted from the end of a value; ``None`` where the site is not in it."""
         return next((frame.dim - self.event_dim for frame in self._frames if frame.name == plate), None)
 
-    def sample(self, name: str, value: Tensor) -> None:
-        """Have a guide's site at a value, inside the model's plates."""
-        with contextlib.ExitStack() as plates:
+    def sample(self, name: str, value: Tensor, plates: dict[str, Any]) -> None:
+        """Have a guide's site at a value, inside the model's plates; those that are there already are used again."""
+        with contextlib.ExitStack() as around:
             for frame in self._frames:
-                plates.enter_context(pyro.plate(frame.name, frame.size, dim=frame.dim))
+                if frame.name not in plates:
+                    plates[frame.name] = pyro.plate(frame.name, frame.size, dim=frame.dim)
+                around.enter_context(plates[frame.name])
             pyro.sample(name, dist.Delta(value, event_dim=self.event_dim))
 
 
@@ -56,8 +58,9 @@ def given_latents(sites: Mapping[str, LatentSite], values: Mapping[str, Tensor])
     """Return a guide that has every latent at a value, with log density zero."""
 
     def guide(*data: Any) -> None:
+        plates: dict[str, Any] = {}
         for name, site in sites.items():
-            site.sample(name, values[name])
+            site.sample(name, values[name], plates)
 
     return guide
 
@@ -65,5 +68,6 @@ def given_latents(sites: Mapping[str, LatentSite], values: Mapping[str, Tensor])
 def joint_at(pair: Pair, guide: Callable[..., None], data: tuple[Any, ...]) -> Tensor:
     """Return log p(x, theta) in nats at the values of ``given_latents``, as the pair's own bound sums it."""
     bound: Any = pair.elbo()
-    value: Tensor = -bound.differentiable_loss(pair.model, guide, *data)
-    return value
+    # Pyro's differentiable one insists on gradients
+    loss = bound.differentiable_loss if torch.is_grad_enabled() else bound.loss
+    return -torch.as_tensor(loss(pair.model, guide, *data))
