@@ -211,6 +211,7 @@ def calibrate(
     simulator: Story | Callable[..., Any] | None = None,
     exchangeable: Mapping[str, int] | None = None,
     seed: int = 0,
+    restarts: int = 1,
     steps: int = 2000,
     learning_rate: float = 0.02,
     draws: int = 199,
@@ -218,7 +219,7 @@ def calibrate(
 ) -> Calibration:
     """Check inference by simulation: data sets from the prior, a fit to each, all of them as one batched program.
 
-    Components that the likelihood does not tell apart are matched to the mean of the fit's draws, the truth's as the
+    Components that the likelihood does not tell apart are matched to the fit's draws, the truth's as the
     draws'. Of latents of single rows those of the first eight rows are ranked.
 
     Parameters
@@ -244,6 +245,8 @@ def calibrate(
         from 0.
     seed
         Of simulations, starts, optimisation and draws.
+    restarts
+        Starts of each fit, the one with the best ELBO being kept: mixtures get stuck from some.
     steps, learning_rate
         Of each fit at most, and as for ``fit``.
     draws
@@ -290,6 +293,7 @@ def calibrate(
             num_datasets=num_datasets,
             num_rows=num_rows,
             num_draws=draws,
+            restarts=check_count("restarts", restarts),
             steps=steps,
             learning_rate=learning_rate,
             seed=seed,

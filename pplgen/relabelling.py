@@ -18,6 +18,9 @@ LABELS = ("component", "regime")
 FEW = 6
 """Components up to which all orders are tried; of more, the nearest ones are paired off first."""
 
+TINY = 1e-12
+"""Deviation of what does not vary."""
+
 Axes = Mapping[str, tuple[int, ...]]
 """For each site the axes, counted from the end, along which components lie."""
 
@@ -39,26 +42,27 @@ def component_axes(pair: Pair) -> dict[str, tuple[int, ...]]:
 
 
 def matched(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor], axes: Axes) -> dict[str, Tensor]:
-    """Order the components of every draw as those of a reference: as near as can be, in units of the draws' spread.
+    """Order the components of every draw so that they are likeliest under the reference's, as Gaussians.
 
-    What is done to a draw depends on that draw and the reference alone, and on no order that it came in.
+    What is done to a draw depends on that draw and the reference alone, and on no order that it came in. Each component
+    of the reference has deviations of its own, so that one of many rows is matched closely and one of none anyhow
+    (Stephens 2000, Dealing with label switching in mixture models, https://doi.org/10.1111/1467-9868.00265).
 
     Parameters
     ----------
     draws
         Sites of shape ``(num_draws, ...)``.
     reference
-        The same sites without draws.
+        Draws of the same sites in which components keep their names, such as those of a guide with one mode.
     axes
         Of those sites that have components; the others stay as they are.
     """
     single = [name for name in axes if len(axes[name]) == 1] or list(axes)
     if not single:
         return dict(draws)
-    own = torch.cat([_by_component(draws[name], axes[name]) for name in single], dim=-1)
-    theirs = torch.cat([_by_component(reference[name][None], axes[name]) for name in single], dim=-1)[0]
-    scale = theirs.std(0).square() + (own.median(0).values - own).abs().median(0).values.mean(0).square()
-    distance = ((own[:, :, None] - theirs) / scale.sqrt().clamp_min(1e-12)).square().sum(-1)
+    own, theirs = (torch.cat([_by_component(each[n], axes[n]) for n in single], dim=-1) for each in (draws, reference))
+    mean, deviation = theirs.mean(0), theirs.std(0).clamp_min(TINY)
+    distance = ((own[:, :, None] - mean) / deviation).square().sum(-1)
     order = _orders(distance)
     found = dict(draws)
     for name, along in axes.items():

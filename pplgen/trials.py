@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from pplgen.relabelling import component_axes, matched
 from pplgen.state_space import StateSpaceStory
 from pplgen.story import Story
 from pplgen.tracing import NotTraceable
-from pplgen.training import Adam, StopReason
+from pplgen.training import Adam, StopReason, Training
 
 __all__ = ["LOG_LIKELIHOOD", "Trials", "run_trials"]
 
@@ -67,6 +67,7 @@ def run_trials(
     num_datasets: int,
     num_rows: int,
     num_draws: int,
+    restarts: int,
     steps: int,
     learning_rate: float,
     seed: int,
@@ -75,7 +76,7 @@ def run_trials(
     report: Callable[[int, float, float, str], None] | None,
 ) -> Trials:
     """Simulate, fit and draw; arguments as of ``pplgen.calibrate``."""
-    draws_seed, simulation_seed, *seeds = np.random.SeedSequence(seed).generate_state(num_datasets + 2).tolist()
+    draws_seed, simulation_seed, *seeds = np.random.SeedSequence(seed).generate_state(num_datasets * restarts + 2).tolist()
     with seeded(simulation_seed):
         if isinstance(model, Story):
             model = settled(model, data)
@@ -86,22 +87,24 @@ def run_trials(
         latents, sets = _simulate(template, model if simulator is None else simulator, num_datasets, num_rows)
     axes = _axes(template, latents, exchangeable)
     pairs = []
-    for own_seed, own in zip(seeds, sets, strict=True):
+    for index, own_seed in enumerate(seeds):
+        own = sets[index // restarts]
         with seeded(own_seed):
             pairs.append(Pair.of_story(model, own[0]) if isinstance(model, Story) else Pair(model, guide, own))
     if isinstance(model, Story):
-        _require_same_prior(template, pairs[:COMPARED], latents)
+        _require_same_prior(template, pairs[::restarts][:COMPARED], latents)
     try:
-        results, path = _train(pairs, seeds, steps, learning_rate, report)
-        kept = [index for index, stop in enumerate(results) if stop is not None]
+        runs, path = _train(pairs, seeds, steps, learning_rate, report)
+        best = [_best(range(first, first + restarts), runs) for first in range(0, len(pairs), restarts)]
+        kept = [index for index, chosen in enumerate(best) if chosen is not None]
         if len(kept) < 2:
             raise InputError(f"{num_datasets - len(kept)} of {num_datasets} fits broke down, so there are none to rank")
         drawn_from = {name: value[kept] for name, value in latents.items()}
-        truths, draws = _measured([pairs[index] for index in kept], drawn_from, num_draws, draws_seed)
+        truths, draws = _measured([pairs[i] for i in best if i is not None], drawn_from, num_draws, draws_seed)
     except NotTraceable as reason:
         raise InputError(f"calibration runs all fits as one program, and the pair has no graph: {reason}") from None
     truths, draws = _relabelled(truths, draws, axes)
-    stops = tuple(stop for stop in results if stop is not None)
+    stops = tuple(runs[index].stop for index in best if index is not None)
     dims = dict(template.story.dims) if template.story else {}
     for name in template.story.auxiliary if template.story else ():
         truths.pop(name, None)
@@ -224,18 +227,22 @@ def _axes(template: Pair, latents: Mapping[str, Tensor], given: Mapping[str, int
 
 def _train(
     pairs: list[Pair], seeds: list[int], steps: int, learning_rate: float, report: Report | None
-) -> tuple[list[StopReason | None], str]:
-    """Fit all pairs; return why each stopped, ``None`` for those that broke down, and what ran."""
+) -> tuple[dict[int, Training], str]:
+    """Fit all pairs; return the runs that ended with a finite ELBO, by number, and what ran."""
     with pairs[0].isolated():
         learns = bool(pairs[0].snapshot())
     if not learns:
-        return [StopReason.CONVERGED] * len(pairs), "a guide without parameters"
+        nothing = Training(0, np.empty(0), 0.0, 0.0, StopReason.CONVERGED)
+        return dict.fromkeys(range(len(pairs)), nothing), "a guide without parameters"
     options: dict[str, Any] = {"steps": steps, "optimiser": Adam(learning_rate), "batch_size": None, "elbo": None}
     with seeded(seeds[0]):
-        results, path = train_together(
-            pairs, seeds=seeds, compiler="auto", report=report, own_data=True, **options
-        )
-    return [None if run is None else run.stop for run in results], path
+        runs, path = train_together(pairs, seeds=seeds, compiler="auto", report=report, own_data=True, **options)
+    return {index: run for index, run in enumerate(runs) if run is not None}, path
+
+
+def _best(indices: Iterable[int], runs: Mapping[int, Training]) -> int | None:
+    """Return which of some runs ended with the best ELBO, ``None`` where all broke down."""
+    return max((index for index in indices if index in runs), key=lambda index: runs[index].elbo, default=None)
 
 
 def _measured(
@@ -272,15 +279,14 @@ def _measured(
 def _relabelled(
     truths: dict[str, Tensor], draws: dict[str, Tensor], axes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Match the components of each truth, and of each draw alike, to the mean of the draws."""
+    """Match the components of each truth, and of each draw alike, to the draws of its fit."""
     if not axes:
         return truths, draws
     own, theirs = [], []
     for index in range(len(truths[LOG_LIKELIHOOD])):
         drawn = {name: value[index] for name, value in draws.items()}
-        reference = {name: drawn[name].mean(0) for name in axes}
-        own.append(matched({name: value[index, None] for name, value in truths.items()}, reference, axes))
-        theirs.append(matched(drawn, reference, axes))
+        own.append(matched({name: value[index, None] for name, value in truths.items()}, drawn, axes))
+        theirs.append(matched(drawn, drawn, axes))
     return (
         {name: torch.cat([each[name] for each in own]) for name in truths},
         {name: torch.stack([each[name] for each in theirs]) for name in draws},
