@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from pplgen.latent import PROPOSALS, LatentStory
 from pplgen.mapped import over_draws
 from pplgen.marginal import sum_out
 from pplgen.pair import Pair, rows_of
+from pplgen.stored import StoredDraws
 from pplgen.story import Story
 
 __all__ = [
@@ -71,7 +73,7 @@ class RowDensities:
 def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, without: Collection[str] = frozenset()) -> Draws:
     """Draw the latents from the guide on the pair's data; call it inside ``pair.isolated``.
 
-    Sites ``without`` which one can do are not kept. Unless draws are to be ``scored``, densities are left at zero,
+    Stored draws are taken evenly. Sites ``without`` which one can do are not kept. Unless draws are to be ``scored``, densities are left at zero,
     which saves most of the time.
     """
     bound = pair.elbo()
@@ -79,22 +81,25 @@ def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, without: 
     if not (names or scored):
         return Draws({}, torch.zeros(num_draws), torch.zeros(num_draws))
 
-    def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
-        if not scored:
-            model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-            return _values(model_trace, names), torch.zeros(()), torch.zeros(())
-        for name in pair.structure.guide_enumerated:  # drawn here, and so not to be weighed by its probability
-            guide_trace.nodes[name]["infer"] = {**guide_trace.nodes[name]["infer"], "enumerate": None}
-        total = torch.as_tensor(guide_trace.log_prob_sum())
-        # without the terms of learning alone that pyro.factor adds
-        log_q = torch.as_tensor(guide_trace.log_prob_sum(lambda _, site: not site["is_observed"]))
-        # one particle of the bound at these very draws is log p - log q, summed as Pyro sums it
-        ratio = -torch.as_tensor(bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data))
-        model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-        return _values(model_trace, names), total + ratio, log_q
+    stored = pair.guide if isinstance(pair.guide, StoredDraws) else None
 
-    sites, lp, log_q = over_draws(draw, num_draws)
+    def draw(chosen: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        with stored.at(chosen["draw"]) if stored else contextlib.nullcontext():
+            guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
+            if not scored:
+                model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
+                return _values(model_trace, names), torch.zeros(()), torch.zeros(())
+            for name in pair.structure.guide_enumerated:  # drawn here, and so not to be weighed by its probability
+                guide_trace.nodes[name]["infer"] = {**guide_trace.nodes[name]["infer"], "enumerate": None}
+            total = torch.as_tensor(guide_trace.log_prob_sum())
+            # without the terms of learning alone that pyro.factor adds
+            log_q = torch.as_tensor(guide_trace.log_prob_sum(lambda _, site: not site["is_observed"]))
+            # one particle of the bound at these very draws is log p - log q, summed as Pyro sums it
+            ratio = -torch.as_tensor(bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data))
+            model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
+            return _values(model_trace, names), total + ratio, log_q
+
+    sites, lp, log_q = over_draws(draw, num_draws, {"draw": stored.evenly(num_draws)} if stored else None)
     return Draws(sites, lp.cpu(), log_q.cpu())
 
 

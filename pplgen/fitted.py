@@ -240,13 +240,16 @@ class Fit(SeriesVerbs, LatentVerbs):
 
     def write(self, folder: Path) -> None:
         """Write parameters and header into a folder of ``store.staged``, beside whatever else goes there."""
+        with self.pair.isolated():
+            tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
+        facts = {"best": self.runs.index(self.best), "num_failed": self.num_failed, "runs": [r.facts for r in self.runs]}
+        self._write(folder, tensors | {"history": torch.from_numpy(self.best.history)}, facts)
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write what was fitted, with what every run tells of itself."""
         story = self.story
         if story is None or not type(story).__module__.startswith(COLLECTION):
             raise InputError(f"{self.name}: only fits of the collection's stories can be saved so far")
-        with self.pair.isolated():
-            tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
-        tensors |= {f"buffer/{name}": value for name, value in story.named_buffers()}
-        tensors["history"] = torch.from_numpy(self.best.history)
         header = {
             **self._origin,
             "story": f"{type(story).__module__}:{type(story).__name__}",
@@ -254,10 +257,8 @@ class Fit(SeriesVerbs, LatentVerbs):
             "columns": list(self.columns),
             "dtype": str(next(story.parameters()).dtype).removeprefix("torch."),
             "seed": self.seed,
-            "best": self.runs.index(self.best),
-            "num_failed": self.num_failed,
             "path": self.path,
-            "runs": [run.facts for run in self.runs],
+            **facts,
         }
         if "created" not in self._origin or self.table is not None:
             packages = {name: version(name) for name in ("pplgen", "torch", "pyro-ppl", "numpy")}
@@ -266,7 +267,7 @@ class Fit(SeriesVerbs, LatentVerbs):
                 "versions": {"python": platform.python_version(), **packages},
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-        store.write(folder, tensors, header)
+        store.write(folder, tensors | {f"buffer/{name}": value for name, value in story.named_buffers()}, header)
 
     @property
     def has_rows(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -229,11 +228,7 @@ def run_nuts(
 
 def replay(pair: Pair, draws: dict[str, Tensor]) -> None:
     """Let draws, shape ``(num_chains, num_draws, ...)`` each, be a pair's guide; call it inside ``pair.isolated``."""
-    pair.guide = StoredDraws(sites_of(pair, draws), draws)
-    summed = (*pair.structure.enumerated, *pair.structure.guide_enumerated)
-    pair.structure = dataclasses.replace(
-        pair.structure, latent=tuple(draws), enumerated=summed, guide_enumerated=()
-    )
+    pair.guide = StoredDraws(sites_of(pair, pair.structure.latent), draws)
 
 
 def _require_samplable(pair: Pair) -> None:
