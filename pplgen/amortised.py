@@ -40,7 +40,9 @@ def row_trials(pair: Pair, num_rows: int, num_draws: int) -> Trials:
     """
     structure, story = pair.structure, pair.story
     if story is None or structure.shared_latent or not structure.row_latent or structure.row_plate is None:
-        raise InputError("a fit is calibrated without refitting where it is a story's whose latents are all of single rows")
+        raise InputError(
+            "a fit is calibrated without refitting where it is a story's whose latents are all of single rows"
+        )
     names = [name for name in structure.row_latent if name not in structure.guide_enumerated]
     with pyro.validation_enabled(False):
         simulated = poutine.trace(story.model).get_trace(None, num_rows=num_rows)

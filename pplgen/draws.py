@@ -73,8 +73,8 @@ class RowDensities:
 def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, without: Collection[str] = frozenset()) -> Draws:
     """Draw the latents from the guide on the pair's data; call it inside ``pair.isolated``.
 
-    Stored draws are taken evenly. Sites ``without`` which one can do are not kept. Unless draws are to be ``scored``, densities are left at zero,
-    which saves most of the time.
+    Stored draws are taken evenly. Sites ``without`` which one can do are not kept. Unless draws are to be ``scored``,
+    densities are left at zero, which saves most of the time.
     """
     bound = pair.elbo()
     names = tuple(name for name in pair.structure.latent + pair.structure.deterministic if name not in without)

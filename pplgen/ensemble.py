@@ -84,8 +84,10 @@ class Ensemble:
             at_once = max(1, ENTRIES // largest_result(graph))
             # without inputs there is nothing else to map draws over
             along = (0, *[None] * len(self._held), *[0] * len(names), *[None] * len(self.data))
-            chunk = {"randomness": "different", "chunk_size": math.ceil(num_draws / math.ceil(num_draws / at_once))}
-            draws = torch.func.vmap(lambda _, *values: graph(*values), in_dims=along, **chunk)
+            chunk = math.ceil(num_draws / math.ceil(num_draws / at_once))
+            draws = torch.func.vmap(
+                lambda _, *values: graph(*values), in_dims=along, randomness="different", chunk_size=chunk
+            )
             sets = max(1, at_once // num_draws)
             several = torch.func.vmap(
                 lambda *values: draws(torch.zeros(num_draws), *values), randomness="different", chunk_size=sets

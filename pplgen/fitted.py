@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +239,8 @@ class Fit(SeriesVerbs, LatentVerbs):
         """Write parameters and header into a folder of ``store.staged``, beside whatever else goes there."""
         with self.pair.isolated():
             tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
-        facts = {"best": self.runs.index(self.best), "num_failed": self.num_failed, "runs": [r.facts for r in self.runs]}
+        facts: dict[str, Any] = {"num_failed": self.num_failed, "runs": [run.facts for run in self.runs]}
+        facts["best"] = self.runs.index(self.best)
         self._write(folder, tensors | {"history": torch.from_numpy(self.best.history)}, facts)
 
     def _write(self, folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -261,12 +259,7 @@ class Fit(SeriesVerbs, LatentVerbs):
             **facts,
         }
         if "created" not in self._origin or self.table is not None:
-            packages = {name: version(name) for name in ("pplgen", "torch", "pyro-ppl", "numpy")}
-            header |= {
-                "data": self._data_facts,
-                "versions": {"python": platform.python_version(), **packages},
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
+            header |= {"data": self._data_facts, **store.provenance()}
         store.write(folder, tensors | {f"buffer/{name}": value for name, value in story.named_buffers()}, header)
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import arviz_stats
 import xarray as xr
 
-from pplgen import posterior, store
+from pplgen import posterior
 from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
@@ -58,7 +58,7 @@ class SampledFit(Fit):
     @property
     def num_agreeing(self) -> NoReturn:
         """Of a sampler there are none."""
-        return self.best
+        raise InputError("a fit by method='nuts' has no restarts to agree")
 
     @property
     def draws(self) -> StoredDraws:

@@ -86,7 +86,9 @@ class Potential:
             graph = traced_function(lambda u: self.evaluate(u), [u])  # make_fx counts the self of a method
             for _ in range(2):
                 elsewhere = u + 0.1 * torch.randn_like(u)
-                for what, ours, theirs in zip(("potential", "gradient"), graph(elsewhere), self.evaluate(elsewhere), strict=True):
+                for what, ours, theirs in zip(
+                    ("potential", "gradient"), graph(elsewhere), self.evaluate(elsewhere), strict=True
+                ):
                     require_equal(what, ours, theirs)
         except NotTraceable as reason:
             self.path = f"plain Pyro, for {reason}"
@@ -102,7 +104,9 @@ class Potential:
         try:
             compiled = compile_graph(self.call, (u,))
             elsewhere = u + 0.1 * torch.randn_like(u)
-            for what, ours, theirs in zip(("potential", "gradient"), compiled(elsewhere), self.call(elsewhere), strict=True):
+            for what, ours, theirs in zip(
+                ("potential", "gradient"), compiled(elsewhere), self.call(elsewhere), strict=True
+            ):
                 require_equal(f"compiled {what}", ours, theirs, "the graph's")
         except Exception as error:
             self.path = f"the traced graph, for the compiler stopped: {type(error).__name__}: {first_line(error)}"
@@ -238,13 +242,15 @@ def _require_samplable(pair: Pair) -> None:
         trace = poutine.trace(pair.model).get_trace(*pair.data)
     if learned := sorted(name for name, node in trace.nodes.items() if node["type"] == "param"):
         raise InputError(
-            f"method='nuts' samples latents, and the model has parameters to be learned beside them, such as {learned[0]!r}"
+            f"method='nuts' samples latents, and the model has parameters to be learned, such as {learned[0]!r}"
         )
     if structure.guide_enumerated:
         raise InputError(f"method='nuts': the guide sums out {structure.guide_enumerated[0]!r}, which the model should")
     for name in structure.latent:
         if trace.nodes[name]["fn"].support.is_discrete:
-            raise InputError(f"method='nuts': latent site {name!r} is discrete, and the guide draws it; leave it to be summed out")
+            raise InputError(
+                f"method='nuts': latent site {name!r} is discrete, and the guide draws it; leave it to be summed out"
+            )
     for name, node in trace.nodes.items():
         if node["type"] == "sample" and poutine.util.site_is_subsample(node):
             frame = node["fn"]

@@ -66,7 +66,9 @@ class StoredDraws(nn.Module):
     def forward(self, *data: Any) -> None:
         """Have every latent at its value in one of the draws."""
         like = next(self.buffers())
-        chosen = torch.randint(self.total, (1,), device=like.device) if self._chosen is None else self._chosen.reshape(1)
+        chosen = (
+            torch.randint(self.total, (1,), device=like.device) if self._chosen is None else self._chosen.reshape(1)
+        )
         plates: dict[str, Any] = {}
         for name, draws in self.draws.items():
             self.sites[name].sample(name, draws.index_select(0, chosen).squeeze(0), plates)

@@ -76,7 +76,9 @@ def run_trials(
     report: Callable[[int, float, float, str], None] | None,
 ) -> Trials:
     """Simulate, fit and draw; arguments as of ``pplgen.calibrate``."""
-    draws_seed, simulation_seed, *seeds = np.random.SeedSequence(seed).generate_state(num_datasets * restarts + 2).tolist()
+    draws_seed, simulation_seed, *seeds = (
+        np.random.SeedSequence(seed).generate_state(num_datasets * restarts + 2).tolist()
+    )
     with seeded(simulation_seed):
         if isinstance(model, Story):
             model = settled(model, data)
@@ -199,14 +201,18 @@ def _require_same_prior(template: Pair, pairs: list[Pair], latents: Mapping[str,
     """Refuse a story that takes its prior from the rows, for then nothing is drawn from the prior that is fitted."""
     for index, pair in enumerate(pairs):
         values = {name: value[index] for name, value in latents.items()}
-        densities = []
-        for each in (template, pair):
-            with each.isolated(), pyro.validation_enabled(False):
-                sites = sites_of(each, each.structure.latent)
-                densities.append(joint_at(each, given_latents(sites, values), pair.data))
-        if not torch.allclose(*densities, rtol=1e-4, atol=1e-2):
+        before, after = (_joint(each, values, pair.data) for each in (template, pair))
+        if not torch.allclose(before, after, rtol=1e-4, atol=1e-2):
             name = type(template.story).__name__
-            raise InputError(f"{name} takes a prior from its rows, which no option settles, so it has none to draw from")
+            raise InputError(
+                f"{name} takes a prior from its rows, which no option settles, so it has none to draw from"
+            )
+
+
+def _joint(pair: Pair, values: dict[str, Tensor], data: tuple[Any, ...]) -> Tensor:
+    """Return log p(x, theta) under a pair's model."""
+    with pair.isolated(), pyro.validation_enabled(False):
+        return joint_at(pair, given_latents(sites_of(pair, pair.structure.latent), values), data)
 
 
 def _axes(template: Pair, latents: Mapping[str, Tensor], given: Mapping[str, int] | None) -> dict[str, tuple[int, ...]]:
