@@ -68,7 +68,7 @@ def calibrate(
     restarts
         Starts of each fit, the one with the best ELBO being kept: mixtures get stuck from some.
     steps, learning_rate
-        Of each fit at most, and as for ``fit``.
+        Of each fit at most, and Adam's first one, which falls to a twentieth over the steps.
     draws
         Draws of each guide, among which the truth is ranked; independent, so that none need be left out.
     progress

@@ -15,9 +15,10 @@ from pplgen.fitted import Fit
 from pplgen.latent import LatentStory
 from pplgen.latent_plots import MOST_LABELS, plot_latent_map, plot_reconstructions
 from pplgen.palette import COLOURS
+from pplgen.sampled import SampledFit
 from pplgen.series_plots import plot_series
 
-__all__ = ["picture", "plot_elbo", "plot_mixture", "save_picture"]
+__all__ = ["picture", "plot_chains", "plot_elbo", "plot_mixture", "save_picture"]
 
 MASS = (0.5, 0.9)
 """Probability inside each ellipse of a Gaussian component."""
@@ -41,9 +42,9 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
         map of their codes with reconstructions.
     """
     if isinstance(fit.story, LatentStory) and fit.has_rows:
-        return _latent_picture(fit)
+        return _latent_picture(fit, tree)
     if fit.story is not None and fit.story.takes_series and fit.has_rows:
-        return _series_picture(fit)
+        return _series_picture(fit, tree)
     names = set(tree["posterior"].data_vars)
     mixture = {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names) and "observed_data" in tree
     figure = Figure(figsize=(10, 4.2) if mixture else (5.5, 4.2), layout="constrained")
@@ -51,11 +52,11 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
     axes = figure.subplots(1, 2, squeeze=False, width_ratios=(1.25, 1))[0] if mixture else [figure.subplots()]
     if mixture:
         plot_mixture(axes[0], tree)
-    plot_elbo(axes[-1], fit)
+    _plot_run(axes[-1], fit, tree)
     return figure
 
 
-def _series_picture(fit: Fit) -> Figure:
+def _series_picture(fit: Fit, tree: xr.DataTree) -> Figure:
     """Draw the first series, smoothed, beside the ELBO."""
     y = fit.pair.data[0]
     found = fit.smooth(draws=SMOOTHING_DRAWS)
@@ -70,11 +71,11 @@ def _series_picture(fit: Fit) -> Figure:
             axes.get_legend().remove()
     first = f"Series 1 of {len(y)}" if len(y) > 1 else "The series"
     left.axes[0].set_title(f"{first}, smoothed ({found.attrs['estimator'].partition(' (')[0]})")
-    plot_elbo(right.subplots(), fit)
+    _plot_run(right.subplots(), fit, tree)
     return figure
 
 
-def _latent_picture(fit: Fit) -> Figure:
+def _latent_picture(fit: Fit, tree: xr.DataTree) -> Figure:
     """Draw the codes of rows, some rows with their reconstructions, and the ELBO."""
     x = fit.pair.data[0][:MAPPED]
     known = [] if fit.table is None else [each for each in (fit.table.labels, fit.table.target) if each is not None]
@@ -85,7 +86,7 @@ def _latent_picture(fit: Fit) -> Figure:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1))
     plot_latent_map(left, fit.encode(x), labels)
     plot_reconstructions(middle, shown, fit.reconstruct(shown))
-    plot_elbo(right, fit)
+    _plot_run(right, fit, tree)
     return figure
 
 
@@ -116,6 +117,20 @@ def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:
         axes.set(xlabel=names[i], ylabel=names[j])
     axes.set_title("Posterior mean components" + (", 50 % and 90 % of each" if len(names) > 1 else ""))
     axes.legend(frameon=False, fontsize="small")
+
+
+def plot_chains(axes: Axes, tree: xr.DataTree) -> None:
+    """Draw log p(x, theta) of each draw, a line for each chain of a sampler."""
+    lp = tree["sample_stats"]["lp"]
+    for chain in range(lp.sizes["chain"]):
+        axes.plot(lp[chain], lw=0.6, color=COLOURS[chain % len(COLOURS)], label=f"chain {chain + 1}")
+    axes.set(xlabel="draw", ylabel="log p(x, θ) (nats)", title="Chains of NUTS")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+
+
+def _plot_run(axes: Axes, fit: Fit, tree: xr.DataTree) -> None:
+    """Draw how the fit went."""
+    plot_chains(axes, tree) if isinstance(fit, SampledFit) else plot_elbo(axes, fit)
 
 
 def plot_elbo(axes: Axes, fit: Fit) -> None:

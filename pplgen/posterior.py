@@ -82,8 +82,8 @@ def to_datatree(
     Returns
     -------
     xarray.DataTree
-        Draws carry the dimensions ``(chain, draw, ...)`` with one chain, or a sampler's. ``sample_stats`` holds ``lp`` =
-        log p(x, theta) with discrete latents summed out, and ``log_q`` = log q(theta), both in nats.
+        Draws carry the dimensions ``(chain, draw, ...)`` with one chain, or a sampler's. ``sample_stats`` holds ``lp``
+        = log p(x, theta) with discrete latents summed out, and ``log_q`` = log q(theta), both in nats.
         ``log_likelihood`` has one value per row: log p(x_i | theta), discrete latents summed out.
     """
     wanted = set(GROUPS if groups is None else groups)

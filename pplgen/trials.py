@@ -32,6 +32,8 @@ LOG_LIKELIHOOD = "log_likelihood"
 """Name of log p(x | theta) among the quantities."""
 ROWS = 8
 """Rows of which latents of single rows are ranked."""
+SLOWED = 0.05
+"""Factor by which learning rates have fallen at the last step, so that fits are done by then, at a plateau or not."""
 COMPARED = 5
 """Data sets of which priors are compared before and after a story has seen them."""
 
@@ -240,7 +242,8 @@ def _train(
     if not learns:
         nothing = Training(0, np.empty(0), 0.0, 0.0, StopReason.CONVERGED)
         return dict.fromkeys(range(len(pairs)), nothing), "a guide without parameters"
-    options: dict[str, Any] = {"steps": steps, "optimiser": Adam(learning_rate), "batch_size": None, "elbo": None}
+    optimiser = Adam(learning_rate, decay=SLOWED ** (1 / steps))
+    options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": None, "elbo": None}
     with seeded(seeds[0]):
         runs, path = train_together(pairs, seeds=seeds, compiler="auto", report=report, own_data=True, **options)
     return {index: run for index, run in enumerate(runs) if run is not None}, path
