@@ -20,7 +20,7 @@ from pplgen.engine import compile_graph, why_not_compiled
 from pplgen.errors import InputError, first_line
 from pplgen.isolation import seeded
 from pplgen.joint import given_latents, joint_at, sites_of
-from pplgen.mapped import traced_function
+from pplgen.mapped import over_draws, traced_function
 from pplgen.pair import Pair
 from pplgen.stored import StoredDraws
 from pplgen.tracing import NotTraceable, require_equal
@@ -29,6 +29,8 @@ __all__ = ["Chains", "Potential", "run_nuts"]
 
 TRIES = 100
 """Starts that are tried until one has a finite density."""
+SCALING = 200
+"""Draws of the guide that say how wide the posterior is, roughly."""
 EVALUATIONS = 15
 """Gradients that a draw is expected to take."""
 REPAYS = 30.0
@@ -68,6 +70,8 @@ class Potential:
         with torch.no_grad():
             inverse = {name: self._transforms[name].inv(site.value) for name, site in self.sites.items()}
         self._shapes = {name: value.shape for name, value in inverse.items()}
+        self.scale = torch.ones(())
+        """Unit of the entries of u, shape ``(P,)`` or none."""
         self.call: Callable[[Tensor], tuple[Tensor, Tensor]] = self.evaluate
         self.path = "plain Pyro"
 
@@ -124,12 +128,22 @@ class Potential:
 
     def unconstrained(self, values: dict[str, Tensor]) -> Tensor:
         """Lay latents out as one vector, shape ``(P,)``."""
-        return torch.cat([self._transforms[name].inv(values[name]).reshape(-1) for name in self.sites])
+        return torch.cat([self._transforms[name].inv(values[name]).reshape(-1) for name in self.sites]) / self.scale
+
+    def learn_scale(self) -> None:
+        """Take the deviations of the guide's draws as units: a story's starts near the posterior."""
+
+        def draw(_: dict[str, Tensor]) -> Tensor:
+            trace = poutine.trace(self.pair.guide).get_trace(*self.pair.data)
+            return self.unconstrained({name: trace.nodes[name]["value"] for name in self.sites})
+
+        deviations = over_draws(draw, SCALING).std(0)
+        self.scale = torch.where(deviations > 0, deviations, 1.0)
 
     def _constrained(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return latents and the logarithm of the transforms' slope."""
+        """Return latents and the logarithm of the transforms' slope, up to the units, which are constants."""
         values, log_slope = {}, u.new_zeros(())
-        parts = u.split([shape.numel() for shape in self._shapes.values()], dim=-1)
+        parts = (self.scale * u).split([shape.numel() for shape in self._shapes.values()], dim=-1)
         for (name, shape), part in zip(self._shapes.items(), parts, strict=True):
             own, transform = part.reshape((*u.shape[:-1], *shape)), self._transforms[name]
             values[name] = transform(own)
@@ -193,6 +207,8 @@ def run_nuts(
     _require_samplable(first)
     with first.isolated(), pyro.validation_enabled(False), seeded(seeds[0]):
         potential = Potential(first)
+        if first.story is not None:
+            potential.learn_scale()
     starts = []
     for pair, seed in zip(pairs, seeds, strict=True):
         with pair.isolated(), pyro.validation_enabled(False), seeded(seed):
