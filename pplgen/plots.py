@@ -121,7 +121,7 @@ def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:
 
 def plot_chains(axes: Axes, tree: xr.DataTree) -> None:
     """Draw log p(x, theta) of each draw, a line for each chain of a sampler."""
-    lp = tree["sample_stats"]["lp"]
+    lp = tree["sample_stats"].to_dataset()["lp"]
     for chain in range(lp.sizes["chain"]):
         axes.plot(lp[chain], lw=0.6, color=COLOURS[chain % len(COLOURS)], label=f"chain {chain + 1}")
     axes.set(xlabel="draw", ylabel="log p(x, θ) (nats)", title="Chains of NUTS")

@@ -125,7 +125,9 @@ def test_a_sampled_fit_has_chains_and_no_elbo(sampled, capsys):
     mu = torch.as_tensor(tree["posterior"]["mu"].values)
     expected = dist.Normal(0.0, 10.0).log_prob(mu) + dist.Normal(mu[..., None], 1.0).log_prob(Y).sum(-1)
     np.testing.assert_allclose(tree["sample_stats"]["lp"], expected, rtol=1e-5)
-    np.testing.assert_allclose(tree["log_likelihood"]["y"].sum("row"), expected - dist.Normal(0.0, 10.0).log_prob(mu), rtol=1e-4)
+    np.testing.assert_allclose(
+        tree["log_likelihood"]["y"].sum("row"), expected - dist.Normal(0.0, 10.0).log_prob(mu), rtol=1e-4
+    )
     assert dict(sampled.to_datatree(100, groups=["posterior"])["posterior"].sizes) == {"chain": 2, "draw": 50}
     sampled.summary()
     printed = capsys.readouterr().out

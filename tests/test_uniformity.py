@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from pplgen.uniformity import ecdf_band, holm, p_value, points_of
 
 
