@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import arviz_stats
+import numpy as np
 import xarray as xr
 
 from pplgen import posterior
@@ -97,7 +98,8 @@ class SampledFit(Fit):
         table = posterior.summarise(tree, names).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
         lines = [f"{self._how}; NUTS on {self.path}"]
         if len(table):
-            mixing = arviz_stats.summary(tree, var_names=names, kind="diagnostics", round_to="none").astype(float)
+            with np.errstate(invalid="ignore"):  # of what is constant
+                mixing = arviz_stats.summary(tree, var_names=names, kind="diagnostics", round_to="none").astype(float)
             table = table.assign(ess=mixing["ess_bulk"], **{"R-hat": mixing["r_hat"]})
             if (worst := mixing["r_hat"].max()) > RHAT:
                 lines.append(f"R-hat {worst:.3f}: the chains have not mixed, or components have swapped names in some")

@@ -60,10 +60,8 @@ def side_by_side(fit: Fit, reference: Fit, *, draws: int = 4000) -> pd.DataFrame
     names = [str(name) for name in own.data_vars if name in theirs]
     if not names:
         raise InputError("the two fits have no quantity in common")
-    tables = [
-        pd.DataFrame(arviz_stats.summary(each[names], kind="all", round_to="none")).astype(float)
-        for each in (own, theirs)
-    ]
+    with np.errstate(invalid="ignore", divide="ignore"):  # of what is constant
+        tables = [arviz_stats.summary(each[names], kind="all", round_to="none").astype(float) for each in (own, theirs)]
     here, there = tables
     error = np.hypot(here["mcse_mean"], there["mcse_mean"])
     difference = here["mean"] - there["mean"]
