@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pplgen.calibrating import calibrate
+    from pplgen.calibration import Calibration
     from pplgen.comparing import compare
     from pplgen.data import Table, load_data
     from pplgen.errors import InputError
@@ -21,11 +23,13 @@ __version__ = "0.1.0"
 
 # torch, Pyro and ArviZ take seconds to import, so each public name is fetched when it is first used
 _HOMES = {
+    "Calibration": "pplgen.calibration",
     "Fit": "pplgen.fitted",
     "InputError": "pplgen.errors",
     "Story": "pplgen.story",
     "Table": "pplgen.data",
     "binarise": "pplgen.transforms",
+    "calibrate": "pplgen.calibrating",
     "compare": "pplgen.comparing",
     "fit": "pplgen.fitting",
     "keep_every": "pplgen.transforms",
@@ -40,11 +44,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Calibration",
     "Fit",
     "InputError",
     "Story",
     "Table",
     "binarise",
+    "calibrate",
     "compare",
     "fit",
     "keep_every",

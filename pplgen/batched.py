@@ -25,7 +25,7 @@ from pplgen.standing import Standing
 from pplgen.tracing import NotTraceable
 from pplgen.training import FINAL_EVALUATIONS, WINDOW, Adam, StopReason, Training
 
-__all__ = ["train_together"]
+__all__ = ["Report", "stacked_data", "train_together"]
 
 REPAYS = 30.0
 """Seconds that the uncompiled graph must be expected to run before compiling it repays, at least."""
@@ -50,6 +50,7 @@ def train_together(
     warm_up: int = 0,
     augment: Augment | None = None,
     checkpoint: Path | None = None,
+    own_data: bool = False,
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
 
@@ -67,6 +68,8 @@ def train_together(
         Called after each window with step, best smoothed ELBO, steps per second, and what is going on.
     checkpoint
         Directory in which to keep where the fit stands; the same fit continues from there.
+    own_data
+        Whether the pairs also differ in their data, which have the same shapes; then without minibatches.
 
     Returns
     -------
@@ -88,10 +91,12 @@ def train_together(
     vectors, buffers = _stacked(pairs, graph)
     now = Standing.start(vectors, optimiser)
     same = scale is None and augment is None
-    data = tensors_of(first.data) if same else map(tensors_of, batches)
+    data: Any = tensors_of(first.data) if same else map(tensors_of, batches)
+    if own_data:
+        data = stacked_data(pairs)
     rising = (next(i for i, own in enumerate(graph.buffers) if own is first.kl_weight), warm_up) if warm_up else None
     adam: dict[str, Any] = {"clip": optimiser.clip, "decay": optimiser.decay}
-    engine = Engine(graph, now.state, data, **adam, buffers=buffers, warm_up=rising)
+    engine = Engine(graph, now.state, data, **adam, buffers=buffers, own_data=own_data, warm_up=rising)
 
     def compiled() -> str:
         with seeded(seed):  # leaves the generator where it was
@@ -181,6 +186,11 @@ def _stacked(pairs: list[Pair], graph: Graph) -> tuple[Tensor, tuple[Tensor, ...
         buffers.append(buffers_of(pair))
     shared = all(torch.equal(own, first) for one in buffers for own, first in zip(one, graph.buffers, strict=True))
     return torch.stack(vectors), None if shared else tuple(torch.stack(each) for each in zip(*buffers, strict=True))
+
+
+def stacked_data(pairs: list[Pair]) -> tuple[Tensor, ...]:
+    """Lay out the tensors among the pairs' arguments, shape ``(R, ...)`` each."""
+    return tuple(torch.stack(each) for each in zip(*(tensors_of(pair.data) for pair in pairs), strict=True))
 
 
 def _compile(engine: Engine, rates: Tensor) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +12,11 @@ import typer
 
 import pplgen
 from pplgen import latent_commands, models, trust_commands
+from pplgen.calibrate_command import calibrate_app, calibration_options, report_calibration
 from pplgen.command_options import DataArgument, OutFileOption, RunArgument, SeedOption, SeriesOption
 from pplgen.errors import InputError, near_names
-from pplgen.signature import Option, constructor_options, parse_options, parse_value
+from pplgen.signature import constructor_options, parse_options
+from pplgen.story_commands import story_command
 from pplgen.warning_log import WarningLog
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ fit_app = typer.Typer(
 app.add_typer(fit_app, name="fit")
 for _commands in (latent_commands, trust_commands):
     _commands.add_commands(app)
+app.add_typer(calibrate_app, name="calibrate")
 
 
 @app.callback(invoke_without_command=True)
@@ -170,31 +172,6 @@ ANEW = ("--force", "--resume")
 """What the command that fits again goes without."""
 
 
-def _fit_command(entry: models.Entry, options: list[Option]) -> Callable[..., None]:
-    """Build one story's command, whose signature is the shared options and the story's own."""
-
-    def command(**given: Any) -> None:
-        config = {option.name: parse_value(option, given.pop(option.name)) for option in options}
-        _fit(entry, config, **given)
-
-    own = [
-        inspect.Parameter(
-            option.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=option.typed_default,
-            annotation=Annotated[
-                option.kind | None if option.default is None else option.kind,
-                typer.Option(*option.flags, help=option.help, metavar=option.metavar),
-            ],
-        )
-        for option in options
-    ]
-    shared = list(inspect.signature(_shared, eval_str=True).parameters.values())
-    command.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
-    return command
-
-
 def _shared(
     *,
     data: DataArgument,
@@ -212,11 +189,16 @@ def _shared(
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of how much each row counts.")] = None,
     series: SeriesOption = None,
     seed: SeedOption = 0,
-    steps: Annotated[int, typer.Option(help="Steps at most; fewer once the ELBO has stopped improving.")] = 10_000,
+    method: Annotated[str, typer.Option(help="svi, or nuts: draws of Pyro's NUTS, exact but for their noise.")] = "svi",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps at most; of NUTS, draws of a chain.  [default: 10,000; 1,000]")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(help="Adam's, before the first plateau.")] = 0.02,
     clip: Annotated[float | None, typer.Option(help="Largest entry of the gradient.  [default: any]")] = None,
     decay: Annotated[float, typer.Option(help="Factor of the learning rate at each step.")] = 1.0,
-    restarts: Annotated[int, typer.Option(help="Independent starts; the one with the best ELBO is kept.")] = 1,
+    restarts: Annotated[
+        int | None, typer.Option(help="Independent starts, the best is kept; of NUTS, chains.  [default: 1; 4]")
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Steps over which the ELBO is averaged before its trend is judged.")
     ] = None,
@@ -282,7 +264,7 @@ def _fit(
         raise InputError(
             f"{str(directory)!r} holds a killed run; continue it with --resume, or start over with --force"
         )
-    if options["compile"] != "off":
+    if options["compile"] != "off" and options["method"] == "svi":
         options["checkpoint"] = directory
         if not resume:
             (directory / NAME).unlink(missing_ok=True)
@@ -301,6 +283,13 @@ def _fit(
     typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
 
 
+def _calibrate(entry: models.Entry, config: dict[str, Any], **options: Any) -> None:
+    """Build the story and calibrate it."""
+    num_features = options.pop("num_features")
+    report_calibration(getattr(models, entry.class_name)(**config, num_features=num_features), **options)
+
+
 for _entry in models.collection():
     _options = [option for option in constructor_options(_entry.definition) if option.name != "num_features"]
-    fit_app.command(_entry.name, help=_entry.summary)(_fit_command(_entry, _options))
+    for _app, _common, _run in ((fit_app, _shared, _fit), (calibrate_app, calibration_options, _calibrate)):
+        _app.command(_entry.name, help=_entry.summary)(story_command(partial(_run, _entry), _options, _common))

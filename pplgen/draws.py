@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pplgen.codes import complete_rows, row_blocks
 from pplgen.errors import InputError
-from pplgen.latent import PROPOSALS, LatentStory
 from pplgen.mapped import over_draws
 from pplgen.marginal import sum_out
-from pplgen.pair import Pair, rows_of
+from pplgen.pair import Pair
+from pplgen.stored import StoredDraws
 from pplgen.story import Story
 
 __all__ = [
@@ -28,14 +27,9 @@ __all__ = [
     "draw_predictive",
     "draw_prior",
     "draw_shared",
-    "impute_rows",
     "row_densities",
-    "sample_rows",
     "shared_densities",
 ]
-
-IMPUTED = 2**22
-"""Entries of a block of rows whose missing ones are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -70,30 +64,33 @@ class RowDensities:
 def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, without: Collection[str] = frozenset()) -> Draws:
     """Draw the latents from the guide on the pair's data; call it inside ``pair.isolated``.
 
-    Sites ``without`` which one can do are not kept. Unless draws are to be ``scored``, densities are left at zero,
-    which saves most of the time.
+    Stored draws are taken evenly. Sites ``without`` which one can do are not kept. Unless draws are to be ``scored``,
+    densities are left at zero, which saves most of the time.
     """
     bound = pair.elbo()
     names = tuple(name for name in pair.structure.latent + pair.structure.deterministic if name not in without)
     if not (names or scored):
         return Draws({}, torch.zeros(num_draws), torch.zeros(num_draws))
 
-    def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
-        if not scored:
-            model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-            return _values(model_trace, names), torch.zeros(()), torch.zeros(())
-        for name in pair.structure.guide_enumerated:  # drawn here, and so not to be weighed by its probability
-            guide_trace.nodes[name]["infer"] = {**guide_trace.nodes[name]["infer"], "enumerate": None}
-        total = torch.as_tensor(guide_trace.log_prob_sum())
-        # without the terms of learning alone that pyro.factor adds
-        log_q = torch.as_tensor(guide_trace.log_prob_sum(lambda _, site: not site["is_observed"]))
-        # one particle of the bound at these very draws is log p - log q, summed as Pyro sums it
-        ratio = -torch.as_tensor(bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data))
-        model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-        return _values(model_trace, names), total + ratio, log_q
+    stored = pair.guide if isinstance(pair.guide, StoredDraws) else None
 
-    sites, lp, log_q = over_draws(draw, num_draws)
+    def draw(chosen: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        with stored.at(chosen["draw"]) if stored else contextlib.nullcontext():
+            guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
+            if not scored:
+                model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
+                return _values(model_trace, names), torch.zeros(()), torch.zeros(())
+            for name in pair.structure.guide_enumerated:  # drawn here, and so not to be weighed by its probability
+                guide_trace.nodes[name]["infer"] = {**guide_trace.nodes[name]["infer"], "enumerate": None}
+            total = torch.as_tensor(guide_trace.log_prob_sum())
+            # without the terms of learning alone that pyro.factor adds
+            log_q = torch.as_tensor(guide_trace.log_prob_sum(lambda _, site: not site["is_observed"]))
+            # one particle of the bound at these very draws is log p - log q, summed as Pyro sums it
+            ratio = -torch.as_tensor(bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data))
+            model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
+            return _values(model_trace, names), total + ratio, log_q
+
+    sites, lp, log_q = over_draws(draw, num_draws, {"draw": stored.evenly(num_draws)} if stored else None)
     return Draws(sites, lp.cpu(), log_q.cpu())
 
 
@@ -126,45 +123,6 @@ def shared_densities(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Ten
         return _values(guide_trace, structure.shared_latent), torch.as_tensor(log_p), torch.as_tensor(log_q)
 
     return over_draws(draw, num_draws)
-
-
-def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) -> Tensor:
-    """Draw new rows from a story's posterior predictive distribution; call it inside ``pair.isolated``.
-
-    Rows share at most ``max_draws`` draws of the latents, evenly and in random order; shape ``(num_rows, ...)``.
-    """
-    num_draws = min(num_rows, max_draws)
-    each = -(-num_rows // num_draws)
-    shared = draw_shared(pair, num_draws)
-    rows = over_draws(lambda latent: poutine.condition(story.model, latent)(None, num_rows=each), num_draws, shared)
-    return rows.transpose(0, 1).flatten(0, 1)[:num_rows][torch.randperm(num_rows)]
-
-
-def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
-    """Draw missing entries of rows given the others, at draws of the latents; call it inside ``pair.isolated``.
-
-    Returns shape ``(num_draws, num_rows, ...)``; entries that are not missing are repeated. Rows go in blocks, so that
-    memory does not grow with them beyond what is returned.
-    """
-    x = data[0]
-    # the contract's own way, in which the draws of a row can share their proposals
-    pooled = type(story).complete is LatentStory.complete
-    if isinstance(story, LatentStory) and pooled and not pair.structure.shared_latent:
-        with torch.no_grad(), pyro.validation_enabled(False):
-            return complete_rows(story, x, num_draws)
-    shared = draw_shared(pair, num_draws)
-    complete = pair.heeding(story.complete)
-    each = PROPOSALS if isinstance(story, LatentStory) else 1
-    drawn = []
-    for block in row_blocks(len(x), IMPUTED // (each * x[0].numel())):
-        rows = tuple(rows_of(value, block, len(x)) for value in data)
-
-        def completed(latent: Mapping[str, Tensor], rows: tuple[Any, ...] = rows) -> Tensor:
-            whole: Tensor = poutine.condition(complete, latent)(*rows)
-            return whole
-
-        drawn.append(over_draws(completed, num_draws, shared))
-    return torch.cat(drawn, dim=1)
 
 
 def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:

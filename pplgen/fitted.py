@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,8 @@ from pplgen import posterior, scores, store
 from pplgen.arguments import bare_arguments, new_rows
 from pplgen.codes import is_plain
 from pplgen.data import Table
-from pplgen.draws import impute_rows, sample_rows
 from pplgen.errors import InputError
+from pplgen.generating import impute_rows, sample_rows
 from pplgen.isolation import seeded
 from pplgen.latent_verbs import LatentVerbs
 from pplgen.pair import Pair
@@ -76,8 +73,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
         origin: dict[str, Any] | None = None,
     ) -> None:
         self.pair, self.runs, self.table, self.seed, self.num_failed = pair, runs, table, seed, num_failed
-        self.path = path
-        self.origin = origin or {}
+        self.path, self.origin = path, origin or {}
         self.columns: tuple[str, ...] = table.columns if table is not None else tuple(self.origin.get("columns", ()))
 
     def __repr__(self) -> str:
@@ -238,14 +234,9 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
         story = self.story
         if story is None or not type(story).__module__.startswith(COLLECTION):
             raise InputError(f"{self.name}: only fits of the collection's stories can be saved so far")
-        with self.pair.isolated():
-            tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
-        tensors |= {f"buffer/{name}": value for name, value in story.named_buffers()}
-        tensors |= self.best.tensors
-        if all(len(run.final) for run in self.runs):
-            tensors["finals"] = torch.from_numpy(np.stack([run.final for run in self.runs]))
         dtype = str(next(story.parameters()).dtype).removeprefix("torch.")
-        store.write(folder, tensors, {**self.facts, "dtype": dtype})
+        buffers = {f"buffer/{name}": value for name, value in story.named_buffers()}
+        store.write(folder, self._tensors | buffers, {**self.facts, "dtype": dtype})
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -257,19 +248,26 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
             "config": {} if story is None else story.config,
             "columns": list(self.columns),
             "seed": self.seed,
-            "best": self.runs.index(self.best),
-            "num_failed": self.num_failed,
             "path": self.path,
-            "runs": [run.facts for run in self.runs],
+            **self._how_it_went,
         }
         if "created" not in self.origin:
-            packages = {name: version(name) for name in ("pplgen", "torch", "pyro-ppl", "numpy")}
-            facts |= {
-                "data": self._data_facts,
-                "versions": {"python": platform.python_version(), **packages},
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
+            facts |= {"data": self._data_facts, **store.provenance()}
         return facts
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        """What training ended with, and how it went."""
+        with self.pair.isolated():
+            tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
+        if all(len(run.final) for run in self.runs):
+            tensors["finals"] = torch.from_numpy(np.stack([run.final for run in self.runs]))
+        return tensors | self.best.tensors
+
+    @property
+    def _how_it_went(self) -> dict[str, Any]:
+        """What a header tells of the training."""
+        return {"best": self.runs.index(self.best), "num_failed": self.num_failed, "runs": [r.facts for r in self.runs]}
 
     @property
     def has_rows(self) -> bool:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pyro.infer import ELBO
 
-from pplgen.arguments import Facts, bare_arguments, bare_facts, check_device, surveyed, training_rows
+from pplgen.arguments import check_device
 from pplgen.batched import train_together
 from pplgen.batches import Augment
 from pplgen.bounds import augmentation, bound_of, check_warm_up
-from pplgen.data import Table
 from pplgen.defaults import options_given, rows_per_step, steps_judged
 from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
-from pplgen.story import Story, check_count, check_positive
+from pplgen.preparing import Prepared, prepare
+from pplgen.sampled import SampledFit
+from pplgen.sampling import run_nuts
+from pplgen.story import Story, check_choice, check_count, check_positive
 from pplgen.streams import RowStream
 from pplgen.terminal import ProgressCallback, reporting
 from pplgen.tracing import NotTraceable
@@ -29,6 +32,8 @@ from pplgen.training import WINDOW, Adam, Progress, StopReason, Training, train
 
 __all__ = ["fit"]
 
+_DEFAULTS = {"svi": (10_000, 1), "nuts": (1000, 4)}
+"""Steps and restarts of each method, where none are given."""
 _COMPILERS = ("auto", "inductor", "graph", "off")
 REPAYS_TRACING = 100
 """Steps, of all restarts, from which on tracing costs less than it saves."""
@@ -45,13 +50,14 @@ def fit(
     *,
     labels: Any = None,
     weights: Any = None,
+    method: Literal["svi", "nuts"] = "svi",
     seed: int = 0,
-    steps: int = 10_000,
+    steps: int | None = None,
     learning_rate: float = 0.02,
     clip: float | None = None,
     decay: float = 1.0,
     patience: int | None = None,
-    restarts: int = 1,
+    restarts: int | None = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     elbo: str | ELBO | None = None,
@@ -85,10 +91,15 @@ def fit(
     weights
         How much each row counts, one number of at least 0 for each, or the name of a column: the density of a row is
         raised to its weight, as if the row were there so many times.
+    method
+        ``"svi"``; or ``"nuts"`` to sample from the posterior by Pyro's NUTS, discrete latents summed out: slower, and
+        exact but for the Monte Carlo error that ``summary`` tells. Of the options below it takes ``seed``, ``steps``,
+        ``restarts``, ``warm_up``, ``device``, ``compile`` and ``progress``; the guide is where chains start.
     seed
         Of initialisation and optimisation.
     steps
-        At most so many for each restart; it stops earlier once the smoothed ELBO has stopped improving.
+        At most so many for each restart, 10,000 by default; it stops earlier once the smoothed ELBO has stopped
+        improving. Of NUTS, draws of each chain: 1,000.
     learning_rate
         Adam's first one; it is cut at each plateau.
     clip
@@ -99,7 +110,7 @@ def fit(
         Steps over which the ELBO is averaged before its trend is judged, in hundreds. ``None``: 100; for minibatches
         of a ``LatentStory`` a pass over the rows, for its networks go on learning where single steps no longer tell.
     restarts
-        Independent runs, of which the one with the best final ELBO is kept.
+        Independent runs, one by default, of which that with the best final ELBO is kept. Of NUTS, chains: four.
     batch_size
         Rows per step, the row plate being scaled to all of them. ``None``: all; 10,000 of a stream; 500 of a
         ``LatentStory``, where its rows are a stream or more than 10,000.
@@ -117,7 +128,7 @@ def fit(
         step; with ``elbo="analytic"``. The ELBO is then that with this allowance, which is lower.
     warm_up
         Steps over which the weight of a ``LatentStory``'s codes rises from 0 to 1, linearly. No plateau is looked for
-        before, and the final ELBO has the whole weight.
+        before, and the final ELBO has the whole weight. Of NUTS, steps of adaptation: 1,000.
     augment
         Function applied to the rows of every step, at random by torch's generators; or ``"bernoulli"``, which draws
         pixels anew from grey values. The final ELBO is that of such rows; what comes after sees the rows as given.
@@ -139,9 +150,16 @@ def fit(
         Where the data, the pair or an option cannot be fitted.
     """
     given = options_given(fit, locals())
+    check_choice("method", method, _DEFAULTS)
+    steps, restarts = (own or usual for own, usual in zip((steps, restarts), _DEFAULTS[method], strict=True))
     check_count("seed", seed, minimum=0)
     check_count("steps", steps)
     check_count("restarts", restarts)
+    if method == "nuts":
+        unfit = {"clip": clip, "patience": patience, "batch_size": batch_size, "elbo": elbo, "free_bits": free_bits}
+        unfit |= {"augment": augment, "checkpoint": checkpoint, "stream": data if isinstance(data, RowStream) else None}
+        if refused := [name for name, value in unfit.items() if value is not None]:
+            raise InputError(f"{refused[0]}: method='nuts' takes no such option")
     check_positive("learning_rate", learning_rate)
     if clip is not None:
         check_positive("clip", clip)
@@ -159,7 +177,9 @@ def fit(
             f"guide: {type(model).__name__} brings its own guide; fit(story.model, data, guide) takes yours"
         )
     restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()
-    prepared = _prepared(model, guide, data, labels, weights, seed, target)
+    prepared = prepare(model, guide, data, labels, weights, seed, target, options=given)
+    if method == "nuts":
+        return _sample(prepared, restart_seeds, steps, warm_up or steps, compile, progress, seed)
     num_rows = len(prepared.table or data) if isinstance(model, Story) else 0
     if batch_size is None:
         batch_size = rows_per_step(model, num_rows, streamed=isinstance(data, RowStream))
@@ -185,7 +205,7 @@ def fit(
         raise failures[0] if failures else InputError(_NOTHING_FINITE)
     best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].elbo)
     num_failed = len(results) - len(done)
-    runs, table, origin = tuple(run for _, run in done), prepared.table, {**prepared.origin, "options": given}
+    runs, table, origin = tuple(run for _, run in done), prepared.table, prepared.origin
     return Fit(best, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
 
 
@@ -240,62 +260,28 @@ def _train(
     return results, f"plain Pyro, for {reason}"
 
 
-class _Prepared(NamedTuple):
-    """Checked data, and how a restart starts from them."""
-
-    start: Callable[[], Pair]
-    table: Table | None
-    origin: dict[str, Any]
-
-
-def _prepared(
-    model: Story | Callable[..., Any],
-    guide: Callable[..., Any] | None,
-    data: Any,
-    labels: Any,
-    weights: Any,
+def _sample(
+    prepared: Prepared,
+    seeds: list[int],
+    steps: int,
+    warm_up: int,
+    compiler: str,
+    progress: bool | ProgressCallback,
     seed: int,
-    device: torch.device | None,
-) -> _Prepared:
-    """Read and check the data: a story starts near its rows, a bare pair as its parameters' own starts say."""
-    if isinstance(data, RowStream):
-        if not isinstance(model, Story):
-            raise InputError("a stream of rows needs a Story; a bare pair takes tensors")
-        if labels is not None or weights is not None:
-            raise InputError("labels and weights need rows in memory; load_data(path) reads them all")
-        survey = surveyed(model, data, seed)
-        facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
-        origin = {"columns": data.columns, "data": facts}
-        return _Prepared(_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
-    if isinstance(model, Story):
-        table = training_rows(model, data, labels, weights)
-        x, known = table.values.to(device), _moved((table.labels, table.weights), device)
-        return _Prepared(_numerically(lambda: Pair.of_story(model, x, *known)), table, {})
-    arguments = bare_arguments(data, device)
-    where = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
-    known = _moved(bare_facts(arguments, labels, weights), device or where)
+) -> SampledFit:
+    """Run a chain of NUTS from each start."""
+    pairs = []
+    for chain_seed in seeds:
+        with seeded(chain_seed):
+            pairs.append(prepared.start())
+    with reporting(progress) as callback:
 
-    def start() -> Pair:
-        pair = Pair(model, guide, arguments, device)
-        pair.learn_facts(*known)
-        return pair
+        def report(chain: int, step: int, rate: float, doing: str) -> None:
+            if callback:
+                total = steps + warm_up
+                callback(Progress(chain + 1, len(seeds), step, total, math.nan, rate, 0.0, f"NUTS on {doing}"))
 
-    return _Prepared(start, None, {})
-
-
-def _moved(facts: Facts, device: torch.device | None) -> Facts:
-    """Take labels and weights to a device."""
-    labels, weights = (None if each is None else each.to(device) for each in facts)
-    return labels, weights
-
-
-def _numerically(start: Callable[[], Pair]) -> Callable[[], Pair]:
-    """Say in a sentence where a story cannot start near its rows."""
-
-    def checked() -> Pair:
-        try:
-            return start()
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise InputError(f"data and priors do not fit together numerically; check their scale: {error}") from error
-
-    return checked
+        pair, chains, path = run_nuts(
+            pairs, seeds=seeds, num_draws=steps, warm_up=warm_up, compiler=compiler, report=report
+        )
+    return SampledFit(pair, chains, table=prepared.table, seed=seed, path=path, origin=prepared.origin)

@@ -21,6 +21,8 @@ from pplgen.fitted import COLLECTION, Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair, check_shapes
 from pplgen.posterior import group_of
+from pplgen.sampled import SampledFit
+from pplgen.sampling import Chains, replay
 from pplgen.series import load_series
 from pplgen.story import Story, check_count
 from pplgen.training import StopReason, Training
@@ -98,9 +100,40 @@ def _kept_rows(tree: xr.DataTree, header: dict[str, Any]) -> Table | None:
 
 
 def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any, labels: Any, weights: Any) -> Fit:
-    """Build the story, fill in its parameters and say how it was fitted."""
+    """Build the story, fill in its parameters or draws, and say how it was fitted."""
     seed = check_count("seed", header["seed"], minimum=0)
     columns = tuple(str(column) for column in header["columns"])
+    with seeded(seed):
+        story = _story(header["story"], header["config"]).to(_dtype(header))
+    table = None if data is None else read_rows(story, data, labels, weights, _dtype(header))
+    if table is not None:
+        expected = header["data"]
+        if table.fingerprint != expected["fingerprint"]:
+            for what in expected.get("known", []):
+                if getattr(table, what) is None:
+                    raise InputError(f"this run knew {what} of its rows: give {what} as for the fit")
+            fitted_to = f"{expected['name']!r} with {expected['num_rows']} rows"
+            raise InputError(f"{table.name} is not the data of this run, which was fitted to {fitted_to}")
+    with seeded(seed):
+        buffers = _named("buffer/", tensors)
+        check_shapes("buffer", buffers, dict(story.named_buffers()))
+        story.load_state_dict(buffers, strict=False)
+        # without its data the pair is shaped on rows of its own making
+        rows = (story.simulate(2),) if table is None else (table.values, table.labels, table.weights)
+        pair = Pair.of_story(story, *rows, initialise=False)
+    facts: dict[str, Any] = {"table": table, "seed": seed, "path": str(header["path"])}
+    facts["origin"] = {**header, "columns": columns}
+    if header.get("method") == "nuts":
+        with pair.isolated():
+            replay(pair, _named("draws/", tensors))
+        return SampledFit(pair, Chains(**header["chains"]), **facts)
+    with pair.isolated():
+        pair.restore(_named("parameter/", tensors))
+    return Fit(pair, _runs(tensors, header), num_failed=int(header["num_failed"]), **facts)
+
+
+def _runs(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Training, ...]:
+    """Say how restarts went."""
     nothing = torch.zeros(0, dtype=torch.float64)
     runs = [
         Training(
@@ -115,30 +148,12 @@ def _rebuild(tensors: dict[str, Tensor], header: dict[str, Any], data: Any, labe
     ]
     best, iterates = header["best"], tensors.get("iterates", nothing)
     runs[best] = replace(runs[best], history=tensors["history"].numpy(), iterates=iterates.numpy())
-    with seeded(seed):
-        story = _story(header["story"], header["config"]).to(_dtype(header))
-    table = None if data is None else read_rows(story, data, labels, weights, _dtype(header))
-    if table is not None:
-        expected = header["data"]
-        if table.fingerprint != expected["fingerprint"]:
-            for what in expected.get("known", []):
-                if getattr(table, what) is None:
-                    raise InputError(f"this run knew {what} of its rows: give {what} as for the fit")
-            fitted_to = f"{expected['name']!r} with {expected['num_rows']} rows"
-            raise InputError(f"{table.name} is not the data of this run, which was fitted to {fitted_to}")
-    with seeded(seed):
-        buffers = {name.removeprefix("buffer/"): t for name, t in tensors.items() if name.startswith("buffer/")}
-        check_shapes("buffer", buffers, dict(story.named_buffers()))
-        story.load_state_dict(buffers, strict=False)
-        # without its data the pair is shaped on rows of its own making
-        rows = (story.simulate(2),) if table is None else (table.values, table.labels, table.weights)
-        pair = Pair.of_story(story, *rows, initialise=False)
-    with pair.isolated():
-        prefix = "parameter/"
-        pair.restore({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
-    num_failed, path = int(header["num_failed"]), str(header["path"])
-    origin = {**header, "columns": columns}
-    return Fit(pair, tuple(runs), table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
+    return tuple(runs)
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the tensors whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _dtype(header: dict[str, Any]) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pplgen.isolation import seeded
-from pplgen.rewrite import clean
+from pplgen.rewrite import clean, lift
 from pplgen.tracing import operations_of, require_equal, traceable
 
-__all__ = ["over_draws"]
+__all__ = ["ENTRIES", "largest_result", "over_draws", "traced_function"]
 
 REPAYS = 150
 """Draws from which on tracing costs less than it saves."""
@@ -54,31 +54,57 @@ def over_draws(
     return tree_map(lambda *values: torch.stack(values), results[0], *results[1:])
 
 
+def traced_function(function: Callable[..., Any], inputs: Sequence[Tensor], held: Sequence[Tensor] = ()) -> Any:
+    """Trace a random function of tensors, and compare the graph with it at a shared seed.
+
+    Parameters
+    ----------
+    function
+        Of as many tensors as there are inputs; returns tensors, however nested.
+    inputs
+        Where it is traced.
+    held
+        Tensors that it knows by itself, such as parameters: the first arguments of the graph.
+
+    Raises
+    ------
+    NotTraceable
+        Where the graph computes something else. Whatever else stops tracing is raised as it is.
+    """
+    seed = int(torch.randint(2**31, ()))
+    with traceable(), seeded(seed):
+        operations = operations_of(function, *inputs)
+    lift(operations, list(held))
+    arguments = [*(value.detach() for value in held), *inputs]
+    graph = clean(operations, arguments)
+    with seeded(seed):
+        expected = tree_flatten(function(*inputs))[0]
+    with seeded(seed):
+        given = tree_flatten(graph(*arguments))[0]
+    for ours, theirs in zip(given, expected, strict=True):
+        require_equal("mapped draw", ours, theirs)
+    return graph
+
+
+def largest_result(graph: Any) -> int:
+    """Return the entries of the largest intermediate result of a graph."""
+    return max([1, *(n.meta["val"].numel() for n in graph.graph.nodes if isinstance(n.meta.get("val"), Tensor))])
+
+
 def _mapped(function: Callable[[dict[str, Tensor]], Any], num_draws: int, inputs: dict[str, Tensor]) -> Any:
-    """Trace the function at the first draw, compare the graph with it there, and map it over all."""
+    """Trace the function at the first draw, and map it over all."""
     names = list(inputs)
 
     def flat(*values: Tensor) -> Any:
         return function(dict(zip(names, values, strict=True)))
 
-    first = [value[0] for value in inputs.values()]
-    seed = int(torch.randint(2**31, ()))
-    with traceable(), seeded(seed):
-        operations = operations_of(flat, *first)
-    graph = clean(operations, first)
-    with seeded(seed):
-        expected = tree_flatten(flat(*first))[0]
-    with seeded(seed):
-        given = tree_flatten(graph(*first))[0]
-    for ours, theirs in zip(given, expected, strict=True):
-        require_equal("mapped draw", ours, theirs)
+    graph = traced_function(flat, [value[0] for value in inputs.values()])
 
     # without inputs there is nothing else to map over
     def one(_: Tensor, *values: Tensor) -> Any:
         return graph(*values)
 
-    sizes = [node.meta["val"].numel() for node in graph.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
-    at_once = max(1, min(num_draws, ENTRIES // max([1, *sizes])))
+    at_once = max(1, min(num_draws, ENTRIES // largest_result(graph)))
     batches = math.ceil(num_draws / at_once)
     mapped = torch.func.vmap(one, randomness="different", chunk_size=math.ceil(num_draws / batches))
     return mapped(torch.zeros(num_draws), *inputs.values())

@@ -17,6 +17,7 @@ from pplgen.latent import LatentStory
 from pplgen.latent_plots import MOST_LABELS, plot_latent_map, plot_reconstructions
 from pplgen.palette import COLOURS
 from pplgen.posterior import group_of
+from pplgen.sampled import SampledFit
 from pplgen.series_plots import plot_series
 from pplgen.training import WINDOW
 
@@ -24,8 +25,10 @@ __all__ = [
     "decoded_rows",
     "mapped_codes",
     "picture",
+    "plot_chains",
     "plot_elbo",
     "plot_mixture",
+    "plot_run",
     "plot_smoothed",
     "save_picture",
     "shows_mixture",
@@ -53,16 +56,16 @@ def picture(fit: Fit, tree: xr.DataTree) -> Figure:
         map of their codes with reconstructions.
     """
     if isinstance(fit.story, LatentStory) and fit.has_rows:
-        return _latent_picture(fit)
+        return _latent_picture(fit, tree)
     if fit.story is not None and fit.story.takes_series and fit.has_rows:
-        return _series_picture(fit)
+        return _series_picture(fit, tree)
     mixture = shows_mixture(tree)
     figure = Figure(figsize=(10, 4.2) if mixture else (5.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, squeeze=False, width_ratios=(1.25, 1))[0] if mixture else [figure.subplots()]
     if mixture:
         plot_mixture(axes[0], tree)
-    plot_elbo(axes[-1], fit)
+    plot_run(axes[-1], fit, tree)
     return figure
 
 
@@ -72,18 +75,18 @@ def shows_mixture(tree: xr.DataTree) -> bool:
     return {"weights", "mu"} <= names and bool({"Sigma", "sigma"} & names) and "x" in group_of(tree, "observed_data")
 
 
-def _series_picture(fit: Fit) -> Figure:
+def _series_picture(fit: Fit, tree: xr.DataTree) -> Figure:
     """Draw the first series, smoothed, beside the ELBO."""
     panels = min(PANELS, fit.pair.data[0].shape[-1])
     figure = Figure(figsize=(12, 3.2 + panels), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=(1.8, 1), squeeze=False)[0]
     plot_smoothed(left.subplots(panels, 1, sharex=True, squeeze=False)[:, 0], fit)
-    plot_elbo(right.subplots(), fit)
+    plot_run(right.subplots(), fit, tree)
     return figure
 
 
-def _latent_picture(fit: Fit) -> Figure:
+def _latent_picture(fit: Fit, tree: xr.DataTree) -> Figure:
     """Draw the codes of rows, some rows with their reconstructions, and the ELBO."""
     shown = decoded_rows(fit)
     figure = Figure(figsize=(15, 4.2), layout="constrained")
@@ -91,7 +94,7 @@ def _latent_picture(fit: Fit) -> Figure:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1))
     plot_latent_map(left, *mapped_codes(fit))
     plot_reconstructions(middle, shown, fit.reconstruct(shown))
-    plot_elbo(right, fit)
+    plot_run(right, fit, tree)
     return figure
 
 
@@ -148,6 +151,20 @@ def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:
         axes.set(xlabel=names[i], ylabel=names[j])
     axes.set_title("Posterior mean components" + (", 50 % and 90 % of each" if len(names) > 1 else ""))
     axes.legend(frameon=False, fontsize="small")
+
+
+def plot_chains(axes: Axes, tree: xr.DataTree) -> None:
+    """Draw log p(x, theta) of each draw, a line for each chain of a sampler."""
+    lp = tree["sample_stats"].to_dataset()["lp"]
+    for chain in range(lp.sizes["chain"]):
+        axes.plot(lp[chain], lw=0.6, color=COLOURS[chain % len(COLOURS)], label=f"chain {chain + 1}")
+    axes.set(xlabel="draw", ylabel="log p(x, θ) (nats)", title="Chains of NUTS")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+
+
+def plot_run(axes: Axes, fit: Fit, tree: xr.DataTree) -> None:
+    """Draw how the fit went."""
+    plot_chains(axes, tree) if isinstance(fit, SampledFit) else plot_elbo(axes, fit)
 
 
 def plot_elbo(axes: Axes, fit: Fit) -> None:

@@ -21,6 +21,7 @@ from pplgen.draws import draw_generated, draw_posterior, draw_predictive, draw_p
 from pplgen.errors import DataWarning, InputError, near_names
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
+from pplgen.stored import StoredDraws
 
 __all__ = ["GROUPS", "INTERVAL", "group_of", "row_latents", "summarise", "to_datatree"]
 
@@ -81,8 +82,8 @@ def to_datatree(
     Returns
     -------
     xarray.DataTree
-        Draws carry the dimensions ``(chain, draw, ...)`` with one chain. ``sample_stats`` holds ``lp`` =
-        log p(x, theta) with discrete latents summed out, and ``log_q`` = log q(theta), both in nats.
+        Draws carry the dimensions ``(chain, draw, ...)`` with one chain, or a sampler's. ``sample_stats`` holds ``lp``
+        = log p(x, theta) with discrete latents summed out, and ``log_q`` = log q(theta), both in nats.
         ``log_likelihood`` has one value per row: log p(x_i | theta), discrete latents summed out.
     """
     wanted = set(GROUPS if groups is None else groups)
@@ -90,6 +91,7 @@ def to_datatree(
         raise InputError(f"group {name!r}: expected some of {', '.join(GROUPS)}{near_names(name, GROUPS)}")
     if groups is None:
         wanted, without = _affordable(pair, draws)
+    chains = pair.guide.num_chains if isinstance(pair.guide, StoredDraws) else 1
     scored = bool(wanted - {"posterior", "observed_data", "constant_data"})
     sampled = draw_posterior(pair, draws, scored=scored, without=without)
     content: dict[str, dict[str, Tensor]] = {}
@@ -98,7 +100,9 @@ def to_datatree(
         per_row = frozenset() if has_rows else pair.structure.per_row
         content["posterior"] = generated | {n: values for n, values in sampled.sites.items() if n not in per_row}
     if "sample_stats" in wanted:
-        content["sample_stats"] = {"lp": sampled.lp, "log_q": sampled.log_q}
+        content["sample_stats"] = {"lp": sampled.lp}
+        if not isinstance(pair.guide, StoredDraws):
+            content["sample_stats"]["log_q"] = sampled.log_q
     if "log_likelihood" in wanted and pair.structure.why_no_rows() is None:
         rows = row_densities(pair, sampled.named(pair.structure.latent), draws, pair.data).log_likelihood
         content["log_likelihood"] = {"_".join(pair.structure.observed): rows}
@@ -112,7 +116,7 @@ def to_datatree(
     fixed = {"observed_data", "constant_data"} & wanted
     content |= {name: sites for name, sites in _given(pair).items() if name in fixed and sites}
     tree = arviz_base.from_dict(
-        {group: {name: _as_array(value, group) for name, value in content[group].items()} for group in content},
+        {group: {name: _as_array(value, group, chains) for name, value in content[group].items()} for group in content},
         dims=_dims(pair, content),
         coords=_coords(pair, columns),
     )
@@ -214,10 +218,12 @@ def _argument_names(model: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _as_array(value: Tensor, group: str) -> np.ndarray:
-    """Return a NumPy array, with a chain axis in front where the group holds draws."""
+def _as_array(value: Tensor, group: str, chains: int) -> np.ndarray:
+    """Return a NumPy array, with a chain axis in front where the group holds draws; those of the prior are of none."""
     array = value.detach().cpu().numpy()
-    return array if group in ("observed_data", "constant_data") else array[None]
+    if group in ("observed_data", "constant_data"):
+        return array
+    return array.reshape(1 if group.startswith("prior") else chains, -1, *array.shape[1:])
 
 
 def _dims(pair: Pair, content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:

@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ __all__ = [
     "RUN_FILES",
     "TENSORS",
     "check_vacant",
+    "provenance",
     "read",
     "staged",
     "write",
@@ -120,6 +124,13 @@ def write_whole(path: Path, text: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def provenance() -> dict[str, Any]:
+    """Return what wrote a run, and when."""
+    packages = {name: version(name) for name in ("pplgen", "torch", "pyro-ppl", "numpy")}
+    versions = {"python": platform.python_version(), **packages}
+    return {"versions": versions, "created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,16 +27,27 @@ def check(
     weights: WeightsOption = None,
     series: SeriesOption = None,
     seed: CheckSeedOption = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="nuts|RUN", help="Compare means and deviations with those of NUTS, or of another run."),
+    ] = None,
 ) -> None:
     """Check how far a run can be trusted: values, thresholds, verdicts and remedies. Writes nothing.
 
     Ends with exit code 1 where a check has failed, and 0 otherwise.
     """
-    from pplgen.diagnostics import Verdict
+    from pplgen import second_opinion
+    from pplgen.diagnostics import Verdict, print_checks
     from pplgen.loading import load_with_draws
 
     fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series)
-    if any(each.verdict is Verdict.FAIL for each in fit.diagnose(seed=seed)):
+    checks = fit.diagnose(seed=seed)
+    if against is not None:
+        other = second_opinion.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against))[0]
+        compared = second_opinion.against(fit, other)
+        print_checks(f"{fit.name} against {against}", compared)
+        checks += compared
+    if any(each.verdict is Verdict.FAIL for each in checks):
         raise typer.Exit(1)
 
 

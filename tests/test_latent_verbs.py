@@ -12,13 +12,14 @@ from pplgen.models import VAE, GaussianMixture, SemiSupervisedVAE
 from pplgen.models._missing import WhereSeen
 
 import pplgen
-from pplgen import codes, draws, scores
+from pplgen import codes, generating, scores
 from pplgen.checks.codes import active_units
 from pplgen.checks.material import Material
 from pplgen.cli import main
 from pplgen.diagnostics import Verdict
-from pplgen.draws import impute_rows, row_densities
+from pplgen.draws import row_densities
 from pplgen.errors import InputError
+from pplgen.generating import impute_rows
 from pplgen.latent import LatentStory
 
 pytestmark = pytest.mark.filterwarnings("ignore:column .* is constant")
@@ -203,7 +204,7 @@ def test_completions_have_the_conditional_distribution(lines, monkeypatch, poole
     """x_0 given the others is normal, by the rules of the multivariate normal; both ways of drawing it."""
     if not pooled:
         monkeypatch.setattr(Lines, "complete", lambda self, x: LatentStory.complete(self, x))
-        monkeypatch.setattr(draws, "IMPUTED", 200 * 3 * 33)
+        monkeypatch.setattr(generating, "IMPUTED", 200 * 3 * 33)
     fit, x = lines
     drawn = fit.impute(x[:110], draws=400)
     assert drawn.shape == (400, 110, 3)
@@ -224,7 +225,7 @@ def test_rows_are_imputed_in_blocks_whatever_the_story(monkeypatch):
     x[::3, 0] = torch.nan
     mixture = pplgen.fit(GaussianMixture(2, 2), x, steps=200, progress=False)
     whole = mixture.impute(x, draws=30)
-    monkeypatch.setattr(draws, "IMPUTED", 200)
+    monkeypatch.setattr(generating, "IMPUTED", 200)
     with mixture.pair.isolated():
         pieces = impute_rows(mixture.story, mixture.pair, (x,), 30)
     assert pieces.shape == whole.shape

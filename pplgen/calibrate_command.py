@@ -1,0 +1,58 @@
+"""The command that calibrates a story; torch is imported once it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pplgen.command_options import DATA_HELP, SeedOption
+
+__all__ = ["calibrate_app", "calibration_options", "report_calibration"]
+
+calibrate_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Check a story's inference on data sets simulated from its prior: pplgen calibrate STORY. Exits 1 if not.",
+)
+
+
+def calibration_options(
+    *,
+    num_datasets: Annotated[
+        int, typer.Option("-n", "--num-datasets", min=10, help="Data sets that are simulated.")
+    ] = 200,
+    num_rows: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 100,
+    num_features: Annotated[int, typer.Option("--features", min=1, help="Columns of each.")] = 2,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help=f"Take priors that are left to the data from these. {DATA_HELP}")
+    ] = None,
+    seed: SeedOption = 0,
+    restarts: Annotated[int, typer.Option(min=1, help="Starts of each fit; the one with the best ELBO is kept.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each fit at most.")] = 2000,
+    learning_rate: Annotated[float, typer.Option(help="Adam's, before the first plateau.")] = 0.05,
+    draws: Annotated[int, typer.Option(min=9, help="Draws among which what was true is ranked.")] = 199,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="New picture to write, .png, .svg or .pdf.  [default: none]")
+    ] = None,
+) -> None:
+    """Hold the options that every story's ``calibrate`` shares; never called."""
+
+
+def report_calibration(story: Any, *, out: Path | None, **options: Any) -> None:
+    """Calibrate a story, print the table, write the picture, and exit with 1 where ranks are not uniform."""
+    from pplgen.calibrating import calibrate
+    from pplgen.errors import InputError
+
+    if out is not None and out.exists():
+        raise InputError(f"{str(out)!r} exists already; give the name of a new file")
+    if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--out {out}: expected a name that ends in .png, .svg or .pdf")
+    found = calibrate(story, **options)
+    found.summary()
+    if out is not None:
+        found.plot().savefig(out, dpi=150)
+        typer.echo(f"Written to {out}")
+    if not found.passed:
+        raise typer.Exit(1)

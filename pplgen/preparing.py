@@ -1,0 +1,80 @@
+"""From what is given to ``fit`` to pairs that stand where a restart starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from pplgen.arguments import Facts, bare_arguments, bare_facts, surveyed, training_rows
+from pplgen.data import Table
+from pplgen.errors import InputError
+from pplgen.pair import Pair
+from pplgen.story import Story
+from pplgen.streams import RowStream
+
+__all__ = ["Prepared", "prepare"]
+
+
+class Prepared(NamedTuple):
+    """Checked data, and how a restart starts from them."""
+
+    start: Callable[[], Pair]
+    table: Table | None
+    origin: dict[str, Any]
+
+
+def prepare(
+    model: Story | Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    data: Any,
+    labels: Any,
+    weights: Any,
+    seed: int,
+    device: torch.device | None,
+    *,
+    options: dict[str, Any],
+) -> Prepared:
+    """Read and check the data: a story starts near its rows, a bare pair as its parameters' own starts say."""
+    if isinstance(data, RowStream):
+        if not isinstance(model, Story):
+            raise InputError("a stream of rows needs a Story; a bare pair takes tensors")
+        if labels is not None or weights is not None:
+            raise InputError("labels and weights need rows in memory; load_data(path) reads them all")
+        survey = surveyed(model, data, seed)
+        facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
+        origin = {"columns": data.columns, "data": facts, "options": options}
+        return Prepared(_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
+    if isinstance(model, Story):
+        table = training_rows(model, data, labels, weights)
+        x, known = table.values.to(device), _moved((table.labels, table.weights), device)
+        return Prepared(_numerically(lambda: Pair.of_story(model, x, *known)), table, {"options": options})
+    arguments = bare_arguments(data, device)
+    where = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
+    known = _moved(bare_facts(arguments, labels, weights), device or where)
+
+    def start() -> Pair:
+        pair = Pair(model, guide, arguments, device)
+        pair.learn_facts(*known)
+        return pair
+
+    return Prepared(start, None, {"options": options})
+
+
+def _moved(facts: Facts, device: torch.device | None) -> Facts:
+    """Take labels and weights to a device."""
+    labels, weights = (None if each is None else each.to(device) for each in facts)
+    return labels, weights
+
+
+def _numerically(start: Callable[[], Pair]) -> Callable[[], Pair]:
+    """Say in a sentence where a story cannot start near its rows."""
+
+    def checked() -> Pair:
+        try:
+            return start()
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise InputError(f"data and priors do not fit together numerically; check their scale: {error}") from error
+
+    return checked

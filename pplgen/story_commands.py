@@ -1,0 +1,49 @@
+"""A command for each story, whose options are those that all of them share and the story's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from pplgen.signature import Option, parse_value
+
+__all__ = ["story_command"]
+
+
+def story_command(
+    run: Callable[..., None], options: Sequence[Option], shared: Callable[..., None]
+) -> Callable[..., None]:
+    """Build one story's command.
+
+    Parameters
+    ----------
+    run
+        Called with the story's own options as one mapping, and the shared ones by name.
+    options
+        The story's own.
+    shared
+        Its signature holds the shared ones; it is never called.
+    """
+
+    def command(**given: Any) -> None:
+        run({option.name: parse_value(option, given.pop(option.name)) for option in options}, **given)
+
+    own = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.typed_default,
+            annotation=Annotated[
+                option.kind | None if option.default is None else option.kind,
+                typer.Option(*option.flags, help=option.help, metavar=option.metavar),
+            ],
+        )
+        for option in options
+    ]
+    common = list(inspect.signature(shared, eval_str=True).parameters.values())
+    command.__signature__ = inspect.Signature([common[0], *own, *common[1:]])  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *common]}
+    return command
