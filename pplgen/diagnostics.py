@@ -59,9 +59,9 @@ def print_checks(name: str, checks: tuple[Check, ...]) -> None:
     applied = [check for check in checks if check.applies]
     table = pd.DataFrame(
         {
+            "verdict": [str(check.verdict) for check in applied],
             "value": [check.value for check in applied],
             "threshold": [check.threshold for check in applied],
-            "verdict": [str(check.verdict) for check in applied],
             "source": [check.source for check in applied],
         },
         index=[check.name for check in applied],

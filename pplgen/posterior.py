@@ -223,7 +223,8 @@ def _as_array(value: Tensor, group: str, chains: int) -> np.ndarray:
     array = value.detach().cpu().numpy()
     if group in ("observed_data", "constant_data"):
         return array
-    return array.reshape(1 if group.startswith("prior") else chains, -1, *array.shape[1:])
+    chains = 1 if group.startswith("prior") else chains
+    return array.reshape(chains, len(array) // chains, *array.shape[1:])
 
 
 def _dims(pair: Pair, content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:

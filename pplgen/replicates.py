@@ -126,7 +126,7 @@ def left_out(fit: Fit, tree: xr.DataTree) -> LeftOut:
         raise InputError("Rows have latents of their own, which would have to be integrated out first.")
     if "row_weights" in group_of(tree, "constant_data"):
         raise InputError("The rows are weighted, and cannot be left out one at a time.")
-    density = densities[0].values[0]
+    density = densities[0].values.reshape(-1, *densities[0].shape[2:])
     num_rows = density.shape[-1]
     if num_rows == 1:
         one = "series" if fit.story is not None and fit.story.takes_series else "row"
@@ -135,7 +135,8 @@ def left_out(fit: Fit, tree: xr.DataTree) -> LeftOut:
     if len(density) < FEWEST_DRAWS:
         raise InputError(f"{len(density)} draws are too few to be weighed.")
     stats = group_of(tree, "sample_stats")
-    ratio = (stats["lp"] - stats["log_q"]).values[0]
+    # a sampler's draws, which have no log_q, are of the posterior already
+    ratio = (stats["lp"] - stats["log_q"]).values.reshape(-1) if "log_q" in stats else np.zeros(len(density))
     weights, k = smoothed_weights(torch.as_tensor(ratio[:, None] - density[:, rows]))
     return LeftOut(num_rows, rows, weights.numpy(), k.numpy())
 

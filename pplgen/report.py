@@ -23,6 +23,7 @@ from pplgen.posterior import summarise
 from pplgen.replicates import WITHOUT_ROWS
 from pplgen.report_pictures import Picture, pictures
 from pplgen.reproduction import python_lines, sources, told_of
+from pplgen.sampled import SampledFit
 
 __all__ = ["FORMAT", "PAGE", "RECORD", "overall", "report_content", "report_draws", "write_report"]
 
@@ -93,7 +94,7 @@ def report_content(
 
     Numbers that are not finite are ``None``. The layout is versioned by ``format``.
     """
-    facts, best = fit.facts, fit.best
+    facts = fit.facts
     data = dict(facts.get("data", {}))
     missing = [f"{picture.title}: {picture.caption}" for picture in drawn if not picture.svg]
     if not fit.has_rows:
@@ -121,15 +122,8 @@ def report_content(
             "unit": "series" if fit.story is not None and fit.story.takes_series else "rows",
             "config": facts["config"],
             "data": {**data, "columns": list(fit.columns)},
-            "elbo": _number(best.elbo),
-            "elbo_error": _number(best.elbo_error),
-            "stop": best.stop.value,
-            "steps": len(best.history),
+            **_how_it_went(fit),
             "path": fit.path,
-            "restarts": len(fit.runs) + fit.num_failed,
-            "restarts_failed": fit.num_failed,
-            "restarts_agreeing": fit.num_agreeing,
-            "restarts_spread": _number(fit.spread),
             "seed": fit.seed,
             "options": facts.get("options", {}),
             "created": facts.get("created"),
@@ -148,6 +142,24 @@ def report_content(
         ],
         "missing": missing,
         "reproduce": {"command": facts.get("command"), "python": python_lines(fit, facts)},
+    }
+
+
+def _how_it_went(fit: Fit) -> dict[str, Any]:
+    """Return how the optimisation went, or the sampler, which has no ELBO."""
+    if isinstance(fit, SampledFit):
+        return {"method": "nuts", "how": fit.how, **vars(fit.chains)}
+    best = fit.best
+    return {
+        "method": "svi",
+        "how": best.stop.value,
+        "elbo": _number(best.elbo),
+        "elbo_error": _number(best.elbo_error),
+        "steps": len(best.history),
+        "restarts": len(fit.runs) + fit.num_failed,
+        "restarts_failed": fit.num_failed,
+        "restarts_agreeing": fit.num_agreeing,
+        "restarts_spread": _number(fit.spread),
     }
 
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pplgen import plots
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
@@ -21,7 +22,6 @@ from pplgen.latent import LatentStory
 from pplgen.latent_plots import plot_latent_map, plot_reconstructions
 from pplgen.mixtures import GOOD_K
 from pplgen.palette import COLOURS
-from pplgen.plots import PANELS, decoded_rows, mapped_codes, plot_elbo, plot_mixture, plot_smoothed, shows_mixture
 from pplgen.posterior import group_of
 from pplgen.posterior_plots import (
     Scalar,
@@ -36,6 +36,7 @@ from pplgen.posterior_plots import (
     scalars,
 )
 from pplgen.replicates import WITHOUT_ROWS, Column, LeftOut, code_ks, left_out, observed_columns
+from pplgen.sampled import SampledFit
 from pplgen.svg import inline_svg
 
 __all__ = ["Picture", "pictures"]
@@ -44,12 +45,8 @@ MOST_COLUMNS, MOST_PRIORS, MOST_PAIRS, MOST_PITS = 6, 8, 4, 4
 """Panels, or lines, of a picture at most."""
 MOST_SCALARS = 300
 """Scalars among which correlated ones are looked for."""
-STYLE: dict[Any, Any] = {
-    "text.parse_math": False,
-    "font.size": 11.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+STYLE: dict[Any, Any] = {"text.parse_math": False, "font.size": 11.0}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
 """Names of columns are nobody's mathematics; pictures are looked at on telephones too."""
 
 
@@ -102,7 +99,7 @@ def pictures(fit: Fit, tree: xr.DataTree) -> tuple[Picture, ...]:
 
 def _components(of: _Material) -> Drawn:
     figure = _figure(5.5, 4.2)
-    plot_mixture(figure.subplots(), of.tree)
+    plots.plot_mixture(figure.subplots(), of.tree)
     weights = group_of(of.tree, "posterior")["weights"].mean(("chain", "draw")).values
     told = ", ".join(f"{weight:.2f}" for weight in weights[:12])
     return figure, (
@@ -115,9 +112,9 @@ def _components(of: _Material) -> Drawn:
 def _smoothed(of: _Material) -> Drawn:
     if not of.fit.has_rows:
         raise InputError(WITHOUT_ROWS)
-    panels = min(PANELS, of.fit.pair.data[0].shape[-1])
+    panels = min(plots.PANELS, of.fit.pair.data[0].shape[-1])
     figure = _figure(5.5, 2.4 + 1.3 * panels)
-    plot_smoothed(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0], of.fit)
+    plots.plot_smoothed(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0], of.fit)
     return figure, (
         "The first series with what the whole of it says of each step, within 90 % intervals. Shaded backgrounds, "
         "where there are any, are regimes, their colours mixed by their probabilities."
@@ -127,7 +124,7 @@ def _smoothed(of: _Material) -> Drawn:
 def _codes(of: _Material) -> Drawn:
     if not of.fit.has_rows:
         raise InputError(WITHOUT_ROWS)
-    codes, labels = mapped_codes(of.fit)
+    codes, labels = plots.mapped_codes(of.fit)
     figure = _figure(5.5, 4.2)
     plot_latent_map(figure.subplots(), codes, labels)
     coloured = " Colours are the classes of rows." if labels is not None else ""
@@ -137,17 +134,23 @@ def _codes(of: _Material) -> Drawn:
 def _reconstructions(of: _Material) -> Drawn:
     if not of.fit.has_rows:
         raise InputError(WITHOUT_ROWS)
-    shown = decoded_rows(of.fit)
+    shown = plots.decoded_rows(of.fit)
     figure = _figure(5.5, 4.2)
     plot_reconstructions(figure.subplots(), shown, of.fit.reconstruct(shown))
     return figure, "Rows in the upper lines; below each what is decoded from its mean code."
 
 
-def _elbo(of: _Material) -> Drawn:
+def _run(of: _Material) -> Drawn:
+    if isinstance(of.fit, SampledFit):
+        if "lp" not in group_of(of.tree, "sample_stats"):
+            raise InputError(WITHOUT_ROWS)
+        figure = _figure(5.5, 4.2)
+        plots.plot_chains(figure.subplots(), of.tree)
+        return figure, "Each chain's log density over its draws. Chains that have mixed look like the same noise."
     if not len(of.fit.best.history):
         raise InputError("The run keeps no history of the ELBO.")
     figure = _figure(5.5, 4.2)
-    plot_elbo(figure.subplots(), of.fit)
+    plots.plot_elbo(figure.subplots(), of.fit)
     return figure, (
         f"The ELBO over {len(of.fit.best.history):,} steps, with the noise of its running mean; it ended at "
         f"{of.fit.elbo:.2f} ± {of.fit.best.elbo_error:.2f} nats. A curve that still rises has not converged."
@@ -171,7 +174,7 @@ def _predictive(of: _Material) -> Drawn:
 
 
 def _fan(of: _Material) -> Drawn:
-    columns = of.columns[:PANELS]
+    columns = of.columns[: plots.PANELS]
     (site,) = group_of(of.tree, "observed_data").values()
     length = int(np.flatnonzero(np.isfinite(site.values[0]).any(axis=-1))[-1]) + 1
     figure = _figure(5.5, 2.4 + 1.3 * len(columns))
@@ -282,7 +285,7 @@ def _own(fit: Fit, tree: xr.DataTree) -> tuple[Named, ...]:
         return _CODED
     if fit.story is not None and fit.story.takes_series:
         return _SERIES
-    return _MIXTURE if shows_mixture(tree) else ()
+    return _MIXTURE if plots.shows_mixture(tree) else ()
 
 
 _MIXTURE: tuple[Named, ...] = (("components", "Components", _components),)
@@ -300,5 +303,5 @@ _GENERAL: tuple[Named, ...] = (
     ("pairs", "Parameters that move together", _pairs),
     ("loo-pit", "Calibration of leave-one-out predictions (LOO-PIT)", _loo_pit),
     ("pareto-k", "Rows whose importance weights can be trusted (Pareto k)", _pareto_k),
-    ("elbo", "Bound over the steps of the fit", _elbo),
+    ("run", "How the fit went", _run),
 )

@@ -77,7 +77,7 @@ def _source(name: str, what: Callable[..., Any]) -> dict[str, str]:
 def python_lines(fit: Fit, facts: Mapping[str, Any]) -> str:
     """Return the lines that fit again, with ``...`` for what has no short form."""
     options = {"seed": fit.seed, **facts.get("options", {})}
-    if len(fit.runs) + fit.num_failed > 1:
+    if len(fit.runs) + fit.num_failed > 1:  # of a sampler there are none
         options["restarts"] = len(fit.runs) + fit.num_failed
     told = "".join(f", {name}={'...' if value is None else repr(value)}" for name, value in options.items())
     story = fit.story

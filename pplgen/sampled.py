@@ -7,10 +7,13 @@ from typing import Any, NoReturn
 
 import arviz_stats
 import numpy as np
+import pandas as pd
 import xarray as xr
 from torch import Tensor
 
 from pplgen import posterior
+from pplgen.checks import sampler
+from pplgen.checks.check import Check
 from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
@@ -49,7 +52,7 @@ class SampledFit(Fit):
         self.chains = chains
 
     def __repr__(self) -> str:
-        return f"<SampledFit of {self.name}: {self._how}>"
+        return f"<SampledFit of {self.name}: {self.how}>"
 
     @property
     def best(self) -> NoReturn:
@@ -79,9 +82,7 @@ class SampledFit(Fit):
         groups, seed
             As for ``Fit.to_datatree``.
         """
-        chains, total = self.draws.num_chains, self.draws.total
-        number = total if draws is None else check_count("draws", draws, minimum=2)
-        number = chains * max(1, min(number, total) // chains)
+        number = self.draws.at_most(self.draws.total if draws is None else check_count("draws", draws, minimum=2))
         facts = {"story": self.name, "seed": self.seed, "sampler": "NUTS", "divergences": self.chains.divergences}
         with self._ready(seed):
             return posterior.to_datatree(
@@ -96,10 +97,9 @@ class SampledFit(Fit):
         tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
         names = self.readable_sites(tree)
         table = posterior.summarise(tree, names).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
-        lines = [f"{self._how}; NUTS on {self.path}"]
+        lines = [f"{self.how}; NUTS on {self.path}"]
         if len(table):
-            with np.errstate(invalid="ignore"):  # of what is constant
-                mixing = arviz_stats.summary(tree, var_names=names, kind="diagnostics", round_to="none").astype(float)
+            mixing = _mixing(tree, names)
             table = table.assign(ess=mixing["ess_bulk"], **{"R-hat": mixing["r_hat"]})
             if (worst := mixing["r_hat"].max()) > RHAT:
                 lines.append(f"R-hat {worst:.3f}: the chains have not mixed, or components have swapped names in some")
@@ -116,9 +116,28 @@ class SampledFit(Fit):
         """What a header tells of the sampler."""
         return {"method": "nuts", "chains": vars(self.chains)}
 
+    def _checks(self, x: Any, seed: int | None) -> tuple[Check, ...]:
+        """Run the sampler's own checks, and those that any posterior allows."""
+        tree = self.to_datatree(groups=["posterior"])
+        mixing = _mixing(tree, self.readable_sites(tree))
+        own = (
+            sampler.split_rhat(mixing),
+            sampler.effective_size(mixing, self.chains.num_chains),
+            sampler.divergences(self.chains.divergences, self.draws.total),
+        )
+        return own + super()._checks(x, seed)
+
     @property
-    def _how(self) -> str:
-        """Say in words how the sampler went."""
+    def how(self) -> str:
+        """How the sampler went, in words."""
         of = self.chains
         diverged = f", {of.divergences} of them divergent" if of.divergences else ""
         return f"{of.num_chains} chains of {of.num_draws:,} draws after {of.warm_up:,} of warm-up{diverged}"
+
+
+def _mixing(tree: xr.DataTree, names: list[str]) -> pd.DataFrame:
+    """Return R-hat and effective sample sizes of all scalars."""
+    if not names:
+        return pd.DataFrame(columns=["r_hat", "ess_bulk", "ess_tail"], dtype=float)
+    with np.errstate(invalid="ignore"):  # of what is constant
+        return arviz_stats.summary(tree, var_names=names, kind="diagnostics", round_to="none").astype(float)

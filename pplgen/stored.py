@@ -45,6 +45,10 @@ class StoredDraws(nn.Module):
         """The draws by name, shape ``(total, ...)``, one chain after the other."""
         return {name: getattr(self, f"draws_{index}") for index, name in enumerate(self.sites)}
 
+    def at_most(self, number: int) -> int:
+        """Return how many draws to take for about so many: a multiple of the number of chains, and no more than all."""
+        return int(self.num_chains * max(1, min(number, self.total) // self.num_chains))
+
     def evenly(self, number: int) -> Tensor:
         """Return which draws to take for so many, the same from each chain; shape ``(number,)``.
 

@@ -63,9 +63,12 @@ def print_table(title: str, table: pd.DataFrame, *lines: str, label: str = "para
     """
     console = Console()
     rows = Table(title=title, title_justify="left")
-    rows.add_column(label, overflow="fold")
-    for column in table.columns:
-        rows.add_column(str(column), justify="right", no_wrap=True)
+    rows.add_column(label, overflow="fold", ratio=2)
+    for column, values in table.items():
+        if all(isinstance(value, str) for value in values):  # words make room for numbers
+            rows.add_column(str(column), overflow="fold", min_width=8)
+        else:
+            rows.add_column(str(column), justify="right", no_wrap=True)
     for name, values in table.head(TABLE_ROWS).iterrows():
         rows.add_row(escape(str(name)), *(v if isinstance(v, str) else f"{v:.{digits}g}" for v in values))
     console.print(rows if len(table) else title)

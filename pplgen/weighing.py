@@ -25,6 +25,7 @@ from pplgen.mapped import over_draws
 from pplgen.mixtures import GOOD_K
 from pplgen.pair import Pair, rows_of
 from pplgen.scores import latent_densities
+from pplgen.stored import StoredDraws
 
 __all__ = ["INNER", "Weighed", "integrated", "leave_one_out", "log_prior", "weigh"]
 
@@ -47,6 +48,8 @@ class Weighed:
 def weigh(pair: Pair, num_draws: int, rows: slice | None = None, drawn: Draws | None = None) -> Weighed:
     """Draw what all rows share from the guide, and weigh it; call it inside ``pair.isolated``.
 
+    Draws of a sampler are of the posterior, and weigh alike; densities of rows are those given their own latents.
+
     Parameters
     ----------
     pair
@@ -66,12 +69,17 @@ def weigh(pair: Pair, num_draws: int, rows: slice | None = None, drawn: Draws | 
     structure = pair.structure
     if reason := structure.why_no_rows():
         raise InputError(reason)
+    data = tuple(rows_of(value, rows or slice(None), pair.num_rows) for value in pair.data)
+    if isinstance(pair.guide, StoredDraws):
+        number = pair.guide.at_most(num_draws)
+        sites = draw_posterior(pair, number, scored=False).sites
+        held = {name: sites[name] for name in structure.latent}
+        return Weighed(sites, torch.zeros(number), row_densities(pair, held, number, data).log_likelihood)
     if structure.row_latent:
         sites, log_ratio, densities = integrated(pair, num_draws)
         return Weighed(sites, log_ratio, densities[:, rows or slice(None)])
     drawn = drawn or draw_posterior(pair, num_draws, without=structure.per_row)
     sites = {name: value[:num_draws] for name, value in drawn.sites.items()}
-    data = tuple(rows_of(value, rows or slice(None), pair.num_rows) for value in pair.data)
     densities = row_densities(pair, {n: sites[n] for n in structure.shared_latent}, num_draws, data).log_likelihood
     return Weighed(sites, (drawn.lp - drawn.log_q)[:num_draws], densities)
 

@@ -144,7 +144,7 @@ def test_every_family_has_a_report(family, tmp_path, capsys):
     assert capsys.readouterr().out == ""
     page, record = read(path.parent)
     drawn = {each["name"] for each in record["pictures"]}
-    assert {"predictive", "elbo"} <= drawn
+    assert {"predictive", "run"} <= drawn
     own = {"gaussian-mixture": {"components"}, "vae": {"codes", "reconstructions"}, "mixed-mixture": set()}
     assert own.get(family, {"smoothed", "fan"} if story.takes_series else set()) <= drawn
     assert type(story).__name__ in page.text
@@ -242,7 +242,7 @@ def test_without_its_data_a_report_says_what_it_cannot_show(hostile, tmp_path):
     assert "No check was made" in page.text
     assert record["missing"][0].startswith("Checks of rows: The rows are not at hand")
     assert any("Data against the posterior predictive" in sentence for sentence in record["missing"])
-    assert {each["name"] for each in record["pictures"]} == {"pairs", "elbo"}
+    assert {each["name"] for each in record["pictures"]} == {"pairs", "run"}
 
 
 def test_rows_among_the_draws_must_be_those_of_the_run(hostile, tmp_path):

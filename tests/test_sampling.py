@@ -4,6 +4,7 @@ import json
 
 import arviz_stats
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,6 +15,7 @@ from pyro.infer.mcmc.util import initialize_model
 
 import pplgen
 from pplgen import plots
+from pplgen.checks import sampler
 from pplgen.errors import InputError
 from pplgen.pair import Pair
 from pplgen.sampling import Potential
@@ -141,6 +143,36 @@ def test_a_sampled_fit_has_chains_and_no_elbo(sampled, capsys):
         sampled.save("anywhere")
 
 
+def test_draws_of_a_sampler_are_checked_as_the_posteriors_own(sampled):
+    """Leave-one-out densities of the normal model are in closed form; nothing is asked of a guide's density."""
+    checks = {check.name: check for check in sampled.diagnose()}
+    for name in ("R-hat of the chains", "divergent draws (share)", "posterior predictive p (smallest, Holm)"):
+        assert checks[name].verdict == "pass", checks[name]
+    for name in ("k-hat of all latents", "bound gap (nats)", "restarts that reach the best ELBO"):
+        assert checks[name].verdict == "not applicable"
+        assert "sampler" in checks[name].remedy
+    precision = len(Y) - 1 + 0.01
+    others = (Y.sum() - Y) / precision
+    exact = dist.Normal(others, (1 + 1 / precision) ** 0.5).log_prob(Y).sum().item()
+    # 800 draws of which some 250 are independent: a row's density is off by less than .01 nats, 25 rows add up at most
+    assert float(sampled.loo().elpd) == pytest.approx(exact, abs=0.25)
+
+
+def test_checks_of_chains_see_what_is_wrong():
+    mixing = pd.DataFrame({"r_hat": [1.0, 1.3], "ess_bulk": [900.0, 12.0], "ess_tail": [800.0, 30.0]}, index=["a", "b"])
+    found = sampler.split_rhat(mixing), sampler.effective_size(mixing, 2), sampler.divergences(30, 1000)
+    assert [str(check.verdict) for check in found] == ["fail", "fail", "fail"]
+    assert [check.value for check in found] == [1.3, 12.0, 0.03]
+    assert "b most" in found[0].remedy
+    well = mixing.head(1)
+    found = sampler.split_rhat(well), sampler.effective_size(well, 2), sampler.divergences(0, 1000)
+    assert [str(check.verdict) for check in found] == ["pass"] * 3
+    constant = mixing.assign(r_hat=np.nan, ess_bulk=np.nan, ess_tail=np.nan)
+    assert not sampler.split_rhat(constant).applies
+    assert not sampler.effective_size(constant, 2).applies
+    assert sampler.divergences(1, 1000).verdict == "warn"
+
+
 def test_the_same_seed_gives_the_same_draws():
     first, again = (pplgen.fit(conjugate, Y, method="nuts", steps=20, restarts=1, progress=False) for _ in range(2))
     torch.testing.assert_close(first.draws.draws["mu"], again.draws.draws["mu"], rtol=0, atol=0)
@@ -158,6 +190,10 @@ def test_a_story_is_sampled_saved_and_drawn(faithful_fit, tmp_path):
     assert torch.equal(fit.sample(5), again.sample(5))
     assert fit.latents()["z"].shape == (272, 1)
     assert isinstance(plots.picture(fit, own), Figure)
+    page = again.report(tmp_path / "run", tree=theirs).read_text(encoding="utf-8")
+    assert "by NUTS: 2 chains of 60 draws" in page
+    assert "Each chain&#39;s log density" in page
+    assert "<dt>ELBO</dt>" not in page
     with pytest.raises(InputError, match="different data"):
         side_by_side(fit, pplgen.fit(story, faithful_fit.table.values[:200], steps=20, progress=False))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from pplgen import relabelling
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.material import Material
 
@@ -25,9 +24,10 @@ SWITCHED = 0.01
 def duplicate_components(material: Material) -> Check:
     """Components that are the same as another: all their means lie within ``ALIKE`` standard errors of each other."""
     name, source = "components that repeat another", "Fruehwirth-Schnatter 2006"
-    described = _described(material)
-    if isinstance(described, str):
-        return beside(name, source, described)
+    sites = _sites(material)
+    if isinstance(sites, str):
+        return beside(name, source, sites)
+    described = _flattened(sites, _axes(material, sites)).double()
     mean, variance = described.mean(0), described.var(0)
     distance = (mean[:, None] - mean[None]).abs() / (variance[:, None] + variance[None]).clamp_min(1e-24).sqrt()
     same = (distance.amax(-1) < ALIKE).triu(1)
@@ -43,12 +43,12 @@ def duplicate_components(material: Material) -> Check:
 def label_switching(material: Material) -> Check:
     """Share of draws whose components are nearest to the mean ones in another order."""
     name, source = "draws with switched labels (share)", "Stephens 2000"
-    described = _described(material)
-    if isinstance(described, str):
-        return beside(name, source, described)
-    scale = described.var(0).mean(0).clamp_min(1e-24).sqrt()
-    orders = _orders(described / scale, described.mean(0) / scale)
-    value = float((orders != np.arange(described.shape[1])).any(1).mean())
+    sites = _sites(material)
+    if isinstance(sites, str):
+        return beside(name, source, sites)
+    ordered = matched(material, sites, sites)
+    moved = [(ordered[n] != sites[n]).reshape(len(sites[n]), -1).any(1) for n in _axes(material, sites)]
+    value = float(torch.stack(moved).any(0).double().mean())
     if value <= SWITCHED:
         return Check(name, value, SWITCHED, source, Verdict.PASS)
     remedy = "means of components mix several of them: relabel draws before averaging, or order the components"
@@ -58,31 +58,19 @@ def label_switching(material: Material) -> Check:
 
 
 def matched(material: Material, sites: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Order the components of draws as those of a reference, both of shape ``(num_draws, ...)``; others stay."""
+    """Order the components of each draw as those of a reference, both of shape ``(num_draws, ...)``; others stay."""
     axes = _axes(material, sites)
-    if not axes:
-        return sites
-    own, other = (_flattened({name: drawn[name] for name in axes}, axes) for drawn in (sites, reference))
-    scale = other.std(0).mean(0).clamp_min(1e-12)
-    order = torch.from_numpy(_orders(own.mean(0, keepdim=True) / scale, other.mean(0) / scale)[0])
-    arranged = dict(sites)
-    for name, positions in axes.items():
-        for axis in positions:
-            arranged[name] = arranged[name].index_select(axis, order)
-    return arranged
+    return relabelling.matched(sites, reference, {n: tuple(a - sites[n].ndim for a in axes[n]) for n in axes})
 
 
-def _described(material: Material) -> Tensor | str:
-    """Lay out what draws say of each component, shape ``(num_draws, K, n)``; or say why there is nothing."""
+def _sites(material: Material) -> dict[str, Tensor] | str:
+    """Return the draws of sites that say what components are; or why there are none."""
     if material.why_no_shared:
         return material.why_no_shared
     if "sticks" in material.structure.latent:
         return "surplus components are part of the story, and repeat the prior"
     sites = {n: v for n, v in material.weighed.sites.items() if n not in WEIGHTS}
-    axes = _axes(material, sites)
-    if not axes:
-        return "nothing that the rows share has an axis of components"
-    return _flattened({name: sites[name] for name in axes}, axes).double()
+    return sites if _axes(material, sites) else "nothing that the rows share has an axis of components"
 
 
 def _axes(material: Material, sites: dict[str, Tensor]) -> dict[str, list[int]]:
@@ -107,12 +95,7 @@ def _values(material: Material, name: str) -> int:
 
 def _flattened(sites: dict[str, Tensor], axes: dict[str, list[int]]) -> Tensor:
     """Put the parameters of each component side by side, shape ``(num_draws, K, n)``."""
-    moved = [value.movedim(axes[name][0], 1) for name, value in sites.items() if len(axes[name]) == 1]
-    moved = moved or list(sites.values())  # transitions alone
+    own = {name: value for name, value in sites.items() if name in axes}
+    moved = [value.movedim(axes[name][0], 1) for name, value in own.items() if len(axes[name]) == 1]
+    moved = moved or list(own.values())  # transitions alone
     return torch.cat([value.reshape(*value.shape[:2], -1) for value in moved], dim=2)
-
-
-def _orders(described: Tensor, reference: Tensor) -> np.ndarray:
-    """Match components of each draw, ``(num_draws, K, n)``, to those of a reference, ``(K, n)``."""
-    costs = torch.cdist(described.double(), reference.double().expand(len(described), -1, -1)).square()
-    return np.stack([linear_sum_assignment(cost.T)[1] for cost in costs.cpu().numpy()])

@@ -20,11 +20,12 @@ from pplgen.estimators import entries_of
 from pplgen.latent import LatentStory
 from pplgen.pair import Pair, rows_of
 from pplgen.scores import latent_densities
+from pplgen.stored import StoredDraws
 from pplgen.structure import number_of_rows
 from pplgen.training import Training
 from pplgen.weighing import INNER, Weighed, integrated, weigh
 
-__all__ = ["REPLICATES", "Material"]
+__all__ = ["REPLICATES", "SAMPLED", "Material"]
 
 REPLICATES = 4
 """Independent sets of draws of which k-hat is computed."""
@@ -46,6 +47,8 @@ ROWS, CODES = 100, 1000
 """Rows whose latents are weighed on their own, and draws of each."""
 REPLICATED = 2**25
 """Entries of rows that are replicated."""
+SAMPLED = "the draws are a sampler's, of the posterior itself; R-hat and effective sample size judge them"
+"""Why draws are not weighed, and no optimisation is judged."""
 SCALARS = 200
 """Scalars of the parameters that are looked at, at most."""
 
@@ -90,9 +93,16 @@ class Material:
         model = poutine.trace(poutine.replay(self.pair.model, guide)).get_trace(*self.pair.data)
         return poutine.util.prune_subsample_sites(guide), model
 
+    @property
+    def sampled(self) -> bool:
+        """Whether the draws are a sampler's: of the posterior itself, with no density of a guide."""
+        return isinstance(self.pair.guide, StoredDraws)
+
     @cached_property
     def point(self) -> str | None:
         """Name of a latent that the guide puts at a point, where it has no density; ``None`` without one."""
+        if self.sampled:
+            return None
         guide, _ = self.traces
         if set(guide.stochastic_nodes) - set(self.structure.latent):
             return None  # an automatic guide transforms draws of sites of its own
@@ -125,6 +135,8 @@ class Material:
     @cached_property
     def why_not_joint(self) -> str | None:
         """Say why all latents cannot be weighed together; ``None`` where they can."""
+        if self.sampled:
+            return SAMPLED
         if self.why_not_weighed:
             return self.why_not_weighed
         if self.num_row_numbers > JOINT:
@@ -188,6 +200,8 @@ class Material:
     @cached_property
     def weighed(self) -> Weighed:
         """Draws of what all rows share, weighed, with the densities of the ``chosen`` training rows."""
+        if self.sampled:
+            return weigh(self.pair, WEIGHED, self.chosen)
         if self.structure.row_latent:
             return weigh(self.pair, max(FEWEST, min(WEIGHED, self._inner_draws)), self.chosen)
         return weigh(self.pair, min(WEIGHED, len(self.drawn.lp)), self.chosen, self.drawn)

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from arviz_stats.utils import ELPDData
 from scipy import stats
-from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.material import Material
 from pplgen.checks.replicates import replicate
 from pplgen.mixtures import smoothed_weights
+from pplgen.uniformity import holm
 from pplgen.weighing import leave_one_out
 
 __all__ = ["holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
@@ -35,14 +35,6 @@ REMEDIES = {
     "autocorrelation": ("fewer lags or states", "more lags or states"),
 }
 """What may be wrong where a statistic of the data is below, or above, those of replicates."""
-
-
-def holm(p_values: Tensor) -> Tensor:
-    """Adjust p-values for their number, shape ``(n,)`` (Holm 1979)."""
-    order = p_values.argsort()
-    factors = torch.arange(len(p_values), 0, -1).to(p_values)
-    adjusted = (p_values[order] * factors).cummax(0).values.clamp_max(1.0)
-    return adjusted[order.argsort()]
 
 
 def prior_predictive(material: Material) -> Check:
@@ -71,7 +63,7 @@ def posterior_predictive(material: Material) -> Check:
     if reason := _why_not_replicated(material):
         return beside(name, source, reason)
     made = material.replicates
-    adjusted = holm(made.p_values())
+    adjusted = holm(made.p_values().tolist())
     worst = int(adjusted.argmin())
     value = float(adjusted[worst])
     if value > LEVEL:
@@ -138,7 +130,7 @@ def loo_pit(material: Material) -> Check:
     pit = (below + torch.rand_like(below) * equal).where(~made.values.isnan(), torch.nan).cpu().numpy()
     columns = [column[~np.isnan(column)] for column in pit.T]
     p_values = [stats.kstest(column, "uniform").pvalue if len(column) else 1.0 for column in columns]
-    adjusted = holm(torch.tensor(p_values, dtype=torch.float64))
+    adjusted = holm(p_values)
     worst = int(adjusted.argmin())
     value = float(adjusted[worst])
     if value > LEVEL:

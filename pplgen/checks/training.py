@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.components import matched
-from pplgen.checks.material import Material
+from pplgen.checks.material import SAMPLED, Material
 from pplgen.draws import draw_shared
 from pplgen.iterates import flat, followed, unflat
 from pplgen.latent import LatentStory
@@ -45,6 +45,8 @@ def iterate_rhat(material: Material) -> Check:
     any more; so it counts only where the ELBO has moved too.
     """
     name, source = "R-hat of parameters, last half of the run", f"{DHAKA}; with the ELBO, ours"
+    if material.sampled:
+        return beside(name, source, SAMPLED)
     kept = material.runs[0].iterates if material.runs else np.empty(0)
     half = kept[len(kept) // 2 :]
     if isinstance(material.story, LatentStory):
@@ -66,7 +68,7 @@ def iterate_rhat(material: Material) -> Check:
     history = material.runs[0].history
     change, error = _change(history[len(history) // 2 :])
     if abs(change) <= max(AGREEMENT, 2 * error):
-        note = f"{share}, which is worth {change:.2g} +- {error:.1g} nats"
+        note = f"{share}, but that is worth {change:.2g} +- {error:.1g} nats: nothing more is to be gained"
         return Check(name, value, RHAT, source, Verdict.PASS, note)
     remedy = f"{share}, and the ELBO by {change:.3g} +- {error:.1g} nats: give more steps, or a higher learning_rate"
     return Check(name, value, RHAT, source, Verdict.FAIL, remedy)
@@ -75,6 +77,8 @@ def iterate_rhat(material: Material) -> Check:
 def elbo_change(material: Material) -> Check:
     """Relative change of the mean ELBO between the two halves of the last fifth of the run, or its error if larger."""
     name = "relative change of the ELBO"
+    if material.sampled:
+        return beside(name, DHAKA, SAMPLED)
     history = material.runs[0].history if material.runs else np.empty(0)
     last = history[-(len(history) // 5) :] if len(history) >= 5 * FEWEST else np.empty(0)
     if not len(last):
@@ -95,6 +99,8 @@ def restarts_agree(material: Material) -> Check:
     """Restarts, the best among them, whose final ELBO is within ``AGREEMENT`` nats, or its error, of the best."""
     name, source = "restarts that reach the best ELBO", "this package"
     runs = material.runs
+    if material.sampled:
+        return beside(name, source, SAMPLED)
     if len(runs) < 2:
         return beside(
             name, source, "one restart has nothing to agree with; fit(restarts=8) says how often it gets here"
@@ -115,6 +121,8 @@ def other_modes(material: Material) -> Check:
     """
     name, source = "posterior at modes that are missed (share)", "Yao et al. 2022, stacking; threshold ours"
     runs = material.runs
+    if material.sampled:
+        return beside(name, source, SAMPLED)
     if len(runs) < 2 or not all(len(run.final) for run in runs):
         return beside(name, source, "it takes several restarts with few enough parameters to be kept")
     if not material.structure.shared_latent or material.point:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, beside
-from pplgen.checks.material import ROWS, Material
+from pplgen.checks.material import ROWS, SAMPLED, Material
 from pplgen.mixtures import GOOD_K, smoothed_weights
 
 __all__ = ["bound_gap", "khat", "khat_of_rows", "khat_of_shared", "resampled_means"]
@@ -46,6 +46,8 @@ def khat(material: Material) -> Check:
 def khat_of_shared(material: Material) -> Check:
     """Judge likewise the weights of what all rows share, latents of single rows being integrated out."""
     name = "k-hat of shared latents"
+    if material.sampled:
+        return beside(name, PSIS, SAMPLED)
     if not material.structure.row_latent:
         return beside(name, PSIS, "no row has latents of its own, so that this is k-hat of all latents")
     if material.why_no_shared:
@@ -72,7 +74,7 @@ def _khat(name: str, log_ratios: Tensor, remedy: str) -> Check:
 def khat_of_rows(material: Material) -> Check:
     """Share of rows whose latents have weights with a Pareto shape above .7, at one draw of what all rows share."""
     name, source = "rows with k-hat above 0.7 (share)", f"{PSIS}; share ours"
-    if reason := _why_no_rows(material):
+    if reason := SAMPLED if material.sampled else _why_no_rows(material):
         return beside(name, source, reason)
     ratios = material.row_ratios
     if not ratios.isfinite().all():
@@ -90,7 +92,7 @@ def khat_of_rows(material: Material) -> Check:
 def bound_gap(material: Material) -> Check:
     """Importance-weighted bound of all draws of what is shared minus the ELBO: a lower bound of KL(q, p) in nats."""
     name, source = "bound gap (nats)", "Burda et al. 2016; threshold ours"
-    if material.structure.row_latent and not material.why_no_shared:
+    if material.structure.row_latent and not material.sampled and not material.why_no_shared:
         ratios = material.shared_ratios
     elif material.why_not_joint:
         return beside(name, source, material.why_not_joint)
@@ -111,8 +113,8 @@ def bound_gap(material: Material) -> Check:
 def resampled_means(material: Material) -> Check:
     """Largest move of a posterior mean, in standard deviations, when draws are weighed towards the posterior."""
     name, source = "mean moved by importance weights (sd)", "Yao et al. 2018; threshold ours"
-    if material.why_no_shared:
-        return beside(name, source, material.why_no_shared)
+    if reason := SAMPLED if material.sampled else material.why_no_shared:
+        return beside(name, source, reason)
     weights, shape = smoothed_weights(material.weighed.log_ratio)
     if shape > GOOD_K:
         return beside(name, source, f"the weights are no better than the guide: Pareto k {shape:.2f}")
