@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -46,11 +46,16 @@ CHECKS: tuple[Callable[[Material], Check], ...] = (
 
 
 def run_checks(
-    pair: Pair, rows: tuple[Any, ...] | None = None, runs: tuple[Training, ...] = (), *, has_rows: bool = True
+    pair: Pair,
+    rows: tuple[Any, ...] | None = None,
+    runs: tuple[Training, ...] = (),
+    *,
+    has_rows: bool = True,
+    columns: Sequence[str] = (),
 ) -> tuple[Check, ...]:
     """Run all checks; call it inside ``pair.isolated``. Arguments are those of ``Material``."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        material = Material(pair, rows, runs, has_rows=has_rows)
+        material = Material(pair, rows, runs, has_rows=has_rows, columns=columns)
         return tuple(_run(check, material) for check in CHECKS)
 
 

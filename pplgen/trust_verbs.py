@@ -24,6 +24,7 @@ class TrustVerbs:
 
     pair: Pair
     runs: tuple[Training, ...]
+    columns: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -96,4 +97,4 @@ class TrustVerbs:
         rows = None if x is None else self._rows(x)
         runs = tuple(sorted(self.runs, key=lambda run: -run.elbo))
         with self._ready(seed):
-            return run_checks(self.pair, rows, runs, has_rows=self.has_rows)
+            return run_checks(self.pair, rows, runs, has_rows=self.has_rows, columns=self.columns)

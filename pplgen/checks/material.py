@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +66,8 @@ class Material:
         Its restarts, the best first.
     has_rows
         Whether the pair's data are the rows of the fit, all of them.
+    columns
+        Names of the data's columns, where there are any.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class Material:
         runs: tuple[Training, ...] = (),
         *,
         has_rows: bool = True,
+        columns: Sequence[str] = (),
     ) -> None:
+        self.columns = columns
         self.pair, self.structure, self.story = pair, pair.structure, pair.story
         self.runs, self.has_rows = runs, has_rows and pair.source is None
         self.rows = pair.data if rows is None else rows
@@ -269,4 +273,4 @@ class Material:
         shared = {name: sites[name] for name in self.structure.shared_latent} if sites else {}
         with pyro.validation_enabled(False):
             number = len(self.weighed.log_ratio) if sites else WEIGHED
-            return replicate(self.pair, self.predicted, shared, number)
+            return replicate(self.pair, self.predicted, shared, number, self.columns)

@@ -42,10 +42,10 @@ def prior_predictive(material: Material) -> Check:
     name = "columns beyond the prior predictive (share)"
     if not material.structure.shared_latent:
         return beside(name, GELMAN, "the rows share no latent, so that there is no prior to predict from")
-    made = replicate(material.pair, material.predicted, {}, PRIOR_DRAWS)
+    made = replicate(material.pair, material.predicted, {}, PRIOR_DRAWS, material.columns)
     beyond = (made.observed < made.replicated.amin(0)) | (made.observed > made.replicated.amax(0))
     judged = {n: bool(b) for n, b in zip(made.names, beyond, strict=True) if n.startswith(("mean of", "sd of"))}
-    missed = sorted({n.split(" of ")[1] for n, far in judged.items() if far})
+    missed = sorted({n.split(" of ", 1)[1] for n, far in judged.items() if far})
     value = len(missed) / len(made.columns)
     if not missed:
         return Check(name, value, 0.0, GELMAN, Verdict.PASS)

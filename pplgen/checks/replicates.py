@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,13 @@ class Replicates:
     """Summaries of the data and of their replicates, and some rows of both."""
 
     names: list[str]
-    """What was summarised, such as ``sd of x[0]``."""
+    """What was summarised, such as ``sd of waiting``, or ``sd of x[1]`` where columns have no names."""
     observed: Tensor
     """Summaries of the data, shape ``(num_summaries,)``."""
     replicated: Tensor
     """Summaries of each replicate, shape ``(num_draws, num_summaries)``."""
     columns: list[str]
-    """The columns, such as ``x[0]``."""
+    """The columns, such as ``waiting`` or ``x[1]``."""
     values: Tensor
     """Some rows of the data, NaN where missing, shape ``(num_kept, num_columns)``."""
     drawn: Tensor
@@ -51,7 +51,9 @@ class Replicates:
         return (2 * torch.minimum(above, below)).clamp_max(1.0)
 
 
-def replicate(pair: Pair, rows: tuple[Any, ...], shared: Mapping[str, Tensor], num_draws: int) -> Replicates:
+def replicate(
+    pair: Pair, rows: tuple[Any, ...], shared: Mapping[str, Tensor], num_draws: int, columns: Sequence[str] = ()
+) -> Replicates:
     """Generate data in place of ``rows`` at draws of what all rows share; call it inside ``pair.isolated``.
 
     Latents of single rows, and whatever is left out of ``shared``, are drawn from the model: a replicate holds new rows
@@ -65,6 +67,8 @@ def replicate(pair: Pair, rows: tuple[Any, ...], shared: Mapping[str, Tensor], n
         Draws, shape ``(num_draws, ...)`` each.
     num_draws
         How many.
+    columns
+        Names of the data's columns, where there are any.
     """
     series = pair.story is not None and pair.story.takes_series
     with torch.no_grad():
@@ -90,13 +94,13 @@ def replicate(pair: Pair, rows: tuple[Any, ...], shared: Mapping[str, Tensor], n
         return torch.cat(found), torch.cat(values, dim=1) if aligned else new[:0]
 
     replicated, drawn = over_draws(draw, num_draws, shared)
-    labels = {name: _labels(name, table.shape[1], data[name]) for name, table in tables.items()}
+    labels = {name: _labels(name, table.shape[1], data[name], columns) for name, table in tables.items()}
     whats = {name: _kinds(data[name], series) for name in tables}
     names = [f"{what} of {label}" for name in tables for what in whats[name] for label in labels[name]]
-    columns = [label for name in tables for label in labels[name]]
+    shown = [label for name in tables for label in labels[name]]
     values = torch.cat([table[kept] for table in tables.values()], dim=1) if aligned else torch.zeros(0, width)
     observed = torch.cat([_summaries(table, data[name], series) for name, table in tables.items()])
-    return Replicates(names, observed, replicated, columns, values, drawn, step)
+    return Replicates(names, observed, replicated, shown, values, drawn, step)
 
 
 def tail_probability(replicated: Tensor, observed: Tensor) -> Tensor:
@@ -139,11 +143,13 @@ def _columns(value: Tensor) -> Tensor:
     return table[:, :: -(-table.shape[1] // COLUMNS)]
 
 
-def _labels(name: str, width: int, value: Tensor) -> list[str]:
+def _labels(name: str, width: int, value: Tensor, columns: Sequence[str]) -> list[str]:
     """Name the columns of a site."""
     if value.ndim == 1:
         return [name]
     step = -(-value.shape[-1] // COLUMNS)
+    if len(columns) == value.shape[-1]:
+        return list(columns[::step])
     return [f"{name}[{step * column}]" for column in range(width)]
 
 
