@@ -78,6 +78,7 @@ class MixedMixture(ComponentRows, Story):
             for name in (*part.sites, *part.auxiliary):
                 more = (f"{part.kind}_category",) if part.kind.startswith("categorical") else ()
                 self.dims[f"{part.kind}_{name}"] = (*axes, *more)
+        self.register_buffer("alpha", torch.full((K,), self.config["concentration"]))
         self.q_weights = PyroParam(torch.ones(K), constraints.positive)
 
     @pyro_method
@@ -90,8 +91,7 @@ class MixedMixture(ComponentRows, Story):
 
     def _draw(self) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """Draw what all rows share."""
-        alpha = self.q_weights.detach().new_full((self.K,), self.config["concentration"])
-        weights = pyro.sample("weights", dist.Dirichlet(alpha))
+        weights = pyro.sample("weights", dist.Dirichlet(self.alpha))
         with pyro.plate("components", self.K):
             return weights, [part.draw() for part in self.parts]
 

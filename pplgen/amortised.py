@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from torch import Tensor
 
 from pplgen.errors import InputError
+from pplgen.estimators import entries_of
 from pplgen.mapped import over_draws
 from pplgen.pair import Pair
 from pplgen.training import StopReason
@@ -44,6 +46,9 @@ def row_trials(pair: Pair, num_rows: int, num_draws: int) -> Trials:
             "a fit is calibrated without refitting where it is a story's whose latents are all of single rows"
         )
     names = [name for name in structure.row_latent if name not in structure.guide_enumerated]
+    guide = poutine.trace(pair.guide).get_trace(*pair.data)
+    if points := [name for name in names if isinstance(entries_of(guide.nodes[name]["fn"]), Delta)]:
+        raise InputError(f"the guide puts {points[0]!r} at a point, among which nothing can be ranked")
     with pyro.validation_enabled(False):
         simulated = poutine.trace(story.model).get_trace(None, num_rows=num_rows)
         data = (simulated.nodes["_RETURN"]["value"],)

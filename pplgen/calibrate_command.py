@@ -31,7 +31,7 @@ def calibration_options(
     seed: SeedOption = 0,
     restarts: Annotated[int, typer.Option(min=1, help="Starts of each fit; the one with the best ELBO is kept.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each fit at most.")] = 2000,
-    learning_rate: Annotated[float, typer.Option(help="Adam's, before the first plateau.")] = 0.05,
+    learning_rate: Annotated[float, typer.Option(help="Adam's at first; it falls to a twentieth.")] = 0.05,
     draws: Annotated[int, typer.Option(min=9, help="Draws among which what was true is ranked.")] = 199,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="New picture to write, .png, .svg or .pdf.  [default: none]")

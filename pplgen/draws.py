@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pplgen.errors import InputError
+from pplgen.estimators import entries_of
 from pplgen.mapped import over_draws
 from pplgen.marginal import sum_out
 from pplgen.pair import Pair
@@ -194,11 +196,30 @@ def row_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int, dat
     Raises
     ------
     InputError
-        Where the model has no row plate, or sums out a latent that all rows share.
+        Where the model has no row plate, or sums out a latent that all rows share; or where the guide draws latents
+        that are left out of all rows at once.
     """
     if reason := pair.structure.why_no_rows():
         raise InputError(reason)
+    if set(pair.structure.row_latent) - set(latents):
+        _require_rows_apart(pair)
     return RowDensities(*over_draws(lambda latent: _score_rows(pair, latent, data), num_draws, latents))
+
+
+@torch.no_grad()
+def _require_rows_apart(pair: Pair) -> None:
+    """Refuse a guide that draws latents of single rows outside of the row plate, as automatic guides of all may."""
+    trace = poutine.util.prune_subsample_sites(poutine.trace(pair.guide).get_trace(*pair.data))
+    own = {n: _row_frame(trace.nodes[n], pair.structure.row_plate) for n in trace.stochastic_nodes}
+    auxiliary = set(own) - set(pair.structure.latent)
+    computed = [
+        n for n in pair.structure.row_latent if n in own and isinstance(entries_of(trace.nodes[n]["fn"]), Delta)
+    ]
+    if computed and auxiliary and not any(own[name] for name in auxiliary):
+        raise InputError(
+            f"the guide draws {computed[0]!r} of all rows at once, so that rows have no densities "
+            "apart; give a guide that draws it within the row plate, such as AutoNormal"
+        )
 
 
 def _score_rows(
@@ -244,8 +265,6 @@ def _draw_rows(
     rows = {name: _row_frame(trace.nodes[name], pair.structure.row_plate) for name in trace.stochastic_nodes}
     # what an automatic guide transforms is drawn at sites of its own
     auxiliary = [name for name, frame in rows.items() if frame and name not in names]
-    if not auxiliary and set(rows) - set(pair.structure.latent):  # outside of the plate: drawn for all rows at once
-        log_q = log_q + torch.nan
     for name in [*names, *auxiliary]:
         dim = rows[name].dim
         # masked, but not scaled, as the model's terms are

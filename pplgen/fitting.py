@@ -151,7 +151,8 @@ def fit(
     """
     given = options_given(fit, locals())
     check_choice("method", method, _DEFAULTS)
-    steps, restarts = (own or usual for own, usual in zip((steps, restarts), _DEFAULTS[method], strict=True))
+    usual = zip((steps, restarts), _DEFAULTS[method], strict=True)
+    steps, restarts = (default if own is None else own for own, default in usual)
     check_count("seed", seed, minimum=0)
     check_count("steps", steps)
     check_count("restarts", restarts)

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["GOOD_K", "GaussianMixtures", "smoothed_weights", "weighted_moments", "weighted_quantile"]
+__all__ = ["CONSTANT", "GOOD_K", "GaussianMixtures", "smoothed_weights", "weighted_moments", "weighted_quantile"]
 
 GOOD_K = 0.7
 """Pareto k above which an importance-weighted mean is not to be trusted (Vehtari et al. 2024, Pareto smoothed
 importance sampling, https://jmlr.org/papers/v25/19-556.html)."""
+CONSTANT = 1e-3
+"""Nats within which log ratios lie that differ by their rounding alone."""
 FEW = 3
 """Effective draws below which Pareto k counts as infinite."""
 BISECTIONS = 16
@@ -77,21 +79,25 @@ def smoothed_weights(log_ratios: Tensor) -> tuple[Tensor, Tensor]:
     weights : Tensor
         Summing to one over the draws, shape ``(num_draws, ...)``.
     pareto_k : Tensor
-        Shape of the tail of the ratios, ``(...)``: minus infinity where all are the same, infinity where too few draws
-        carry all the weight for a tail to be fitted.
+        Shape of the tail of the ratios, ``(...)``: minus infinity where all are the same but for rounding, infinity
+        where too few draws carry all the weight for a tail to be fitted.
     """
     log_ratios = log_ratios.double()
     flat = log_ratios.reshape(len(log_ratios), -1)
     flat = (flat - flat.amax(dim=0)).cpu()
     weights, ks = [], []
     for ratios in flat.T:
+        if ratios.min() > -CONSTANT:
+            weights.append(ratios.softmax(dim=0))
+            ks.append(-np.inf)
+            continue
         try:
             with np.errstate(all="ignore"):
                 # arviz_stats takes minus the log ratio
                 log_weights, k = arviz_stats.base.array_stats.psislw(-ratios.numpy())
             smoothed = torch.as_tensor(np.exp(log_weights), dtype=torch.float64)
         except ValueError:  # the largest ratios are all alike
-            smoothed, k = ratios.softmax(dim=0), -np.inf if ratios.min() > -1e-9 else np.inf
+            smoothed, k = ratios.softmax(dim=0), np.inf
         # the fitted tail says nothing where hardly any draw weighs anything
         lost = not smoothed.isfinite().all() or 1 / ratios.softmax(dim=0).square().sum() < FEW or np.isnan(k)
         weights.append(ratios.softmax(dim=0) if lost else smoothed)

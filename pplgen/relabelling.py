@@ -7,11 +7,12 @@ from itertools import permutations
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from pplgen.pair import Pair
 
-__all__ = ["component_axes", "matched"]
+__all__ = ["component_axes", "matched", "relabelled"]
 
 LABELS = ("component", "regime")
 """Names of axes whose entries have names that the likelihood does not tell apart."""
@@ -71,6 +72,15 @@ def matched(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor], axes: 
             index = order.reshape(len(order), *(order.shape[1] if d == axis else 1 for d in range(1 - value.ndim, 0)))
             found[name] = value.gather(value.ndim + axis, index.expand(value.shape))
     return found
+
+
+def relabelled(posterior: xr.Dataset, reference: Mapping[str, Tensor], axes: Axes) -> xr.Dataset:
+    """Do the same to a dataset with dimensions ``(chain, draw, ...)``; axes of sites that it lacks do not matter."""
+    own = {name: along for name, along in axes.items() if name in posterior and name in reference}
+    flat = {name: torch.as_tensor(posterior[name].values).flatten(0, 1) for name in own}
+    ordered = matched(flat, {name: reference[name] for name in own}, own)
+    shaped = {n: (posterior[n].dims, value.reshape(posterior[n].shape).numpy()) for n, value in ordered.items()}
+    return posterior.assign(shaped)
 
 
 def _by_component(value: Tensor, axes: tuple[int, ...]) -> Tensor:

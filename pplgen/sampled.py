@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import arviz_stats
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
 from pplgen.pair import Pair
+from pplgen.relabelling import component_axes, relabelled
 from pplgen.sampling import Chains
 from pplgen.stored import StoredDraws
 from pplgen.story import check_count
@@ -82,6 +84,8 @@ class SampledFit(Fit):
         groups, seed
             As for ``Fit.to_datatree``.
         """
+        if not self.has_rows and (groups is None or set(groups) != {"posterior"}):
+            raise InputError(f"{self._without_rows}, or ask for groups=['posterior'] alone")
         number = self.draws.at_most(self.draws.total if draws is None else check_count("draws", draws, minimum=2))
         facts = {"story": self.name, "seed": self.seed, "sampler": "NUTS", "divergences": self.chains.divergences}
         with self._ready(seed):
@@ -99,7 +103,7 @@ class SampledFit(Fit):
         table = posterior.summarise(tree, names).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
         lines = [f"{self.how}; NUTS on {self.path}"]
         if len(table):
-            mixing = _mixing(tree, names)
+            mixing = self._mixing(tree, names)
             table = table.assign(ess=mixing["ess_bulk"], **{"R-hat": mixing["r_hat"]})
             if (worst := mixing["r_hat"].max()) > RHAT:
                 lines.append(f"R-hat {worst:.3f}: the chains have not mixed, or components have swapped names in some")
@@ -116,16 +120,29 @@ class SampledFit(Fit):
         """What a header tells of the sampler."""
         return {"method": "nuts", "chains": vars(self.chains)}
 
-    def _checks(self, x: Any, seed: int | None) -> tuple[Check, ...]:
-        """Run the sampler's own checks, and those that any posterior allows."""
+    def mixing_checks(self) -> tuple[Check, ...]:
+        """Judge the chains: R-hat, effective sample size, divergent draws."""
         tree = self.to_datatree(groups=["posterior"])
-        mixing = _mixing(tree, self.readable_sites(tree))
-        own = (
+        mixing = self._mixing(tree, self.readable_sites(tree))
+        return (
             sampler.split_rhat(mixing),
             sampler.effective_size(mixing, self.chains.num_chains),
             sampler.divergences(self.chains.divergences, self.draws.total),
         )
-        return own + super()._checks(x, seed)
+
+    def _checks(self, x: Any, seed: int | None) -> tuple[Check, ...]:
+        """Judge the chains, and run the checks that any posterior allows."""
+        return self.mixing_checks() + super()._checks(x, seed)
+
+    def _mixing(self, tree: xr.DataTree, names: list[str]) -> pd.DataFrame:
+        """Return R-hat and effective sample sizes of all scalars, components in the order of the first chain."""
+        if not names:
+            return pd.DataFrame(columns=["r_hat", "ess_bulk", "ess_tail"], dtype=float)
+        posterior = tree["posterior"].to_dataset()[names]
+        first = {str(name): torch.as_tensor(values.values[0]) for name, values in posterior.items()}
+        ordered = relabelled(posterior, first, component_axes(self.pair))
+        with np.errstate(invalid="ignore"):  # of what is constant
+            return arviz_stats.summary(ordered, kind="diagnostics", round_to="none").astype(float)
 
     @property
     def how(self) -> str:
@@ -133,11 +150,3 @@ class SampledFit(Fit):
         of = self.chains
         diverged = f", {of.divergences} of them divergent" if of.divergences else ""
         return f"{of.num_chains} chains of {of.num_draws:,} draws after {of.warm_up:,} of warm-up{diverged}"
-
-
-def _mixing(tree: xr.DataTree, names: list[str]) -> pd.DataFrame:
-    """Return R-hat and effective sample sizes of all scalars."""
-    if not names:
-        return pd.DataFrame(columns=["r_hat", "ess_bulk", "ess_tail"], dtype=float)
-    with np.errstate(invalid="ignore"):  # of what is constant
-        return arviz_stats.summary(tree, var_names=names, kind="diagnostics", round_to="none").astype(float)

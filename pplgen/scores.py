@@ -23,6 +23,7 @@ from pplgen.mixtures import GOOD_K, smoothed_weights
 from pplgen.pair import Pair, rows_of
 from pplgen.state_space import StateSpaceStory, lengths
 from pplgen.states import filter_densities
+from pplgen.stored import StoredDraws
 from pplgen.story import check_count
 
 __all__ = ["LeaveFutureOut", "LogLikelihood", "latent_densities", "leave_future_out", "row_log_likelihood"]
@@ -128,11 +129,6 @@ def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator:
             blocks = latent_densities(pair, data, draws, latents)
             return LogLikelihood.joined([LogLikelihood.of_draws(block, ESTIMATORS[chosen]) for block in blocks])
         densities = row_densities(pair, latents, draws, data).log_likelihood
-        if pair.structure.row_latent and bool(densities.isnan().all()):
-            raise InputError(
-                f"the guide draws {pair.structure.row_latent[0]!r} of all rows at once, so that rows have no densities "
-                "apart; give a guide that draws it within the row plate, such as AutoNormal"
-            )
     return LogLikelihood.of_draws(densities, ESTIMATORS[chosen])
 
 
@@ -232,7 +228,9 @@ def leave_future_out(pair: Pair, data: tuple[Any, ...], start: int | None, num_d
     latents, log_p, log_q = shared_densities(pair, num_draws)
     densities, estimator = filter_densities(pair, y, latents, num_draws)
     past = densities.sum(dim=1).cumsum(dim=-1)[:, start - 1 : longest - 1]
-    ratios = past + (log_p.double() - log_q.double())[:, None].to(past)
+    # a sampler's draws know the whole already, which its likelihood takes back
+    known = -densities.sum(dim=(1, 2)) if isinstance(pair.guide, StoredDraws) else log_p.double() - log_q.double()
+    ratios = past + known[:, None].to(past)
     weights, pareto_k = smoothed_weights(ratios)
     terms = (weights.log()[:, None] + densities[:, :, start:longest]).logsumexp(dim=0)
     pointwise = torch.where(y.isnan().all(dim=-1)[:, start:longest], torch.nan, terms).cpu().numpy()

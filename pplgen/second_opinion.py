@@ -14,7 +14,7 @@ from pplgen.diagnostics import Check, Verdict
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
 from pplgen.fitting import fit as fit_again
-from pplgen.relabelling import component_axes, matched
+from pplgen.relabelling import component_axes, relabelled
 from pplgen.sampled import SampledFit
 
 __all__ = ["against", "by_nuts", "side_by_side"]
@@ -61,6 +61,12 @@ def side_by_side(fit: Fit, reference: Fit, *, draws: int = 4000) -> pd.DataFrame
     names = [str(name) for name in own.data_vars if name in theirs]
     if not names:
         raise InputError("the two fits have no quantity in common")
+    for name in names:
+        shapes = [each[name].shape[2:] for each in (own, theirs)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{name!r} has shape {shapes[0]} in one fit and {shapes[1]} in the other; expected the same"
+            )
     with np.errstate(invalid="ignore", divide="ignore"):  # of what is constant
         tables = [arviz_stats.summary(each[names], kind="all", round_to="none").astype(float) for each in (own, theirs)]
     here, there = tables
@@ -86,11 +92,12 @@ def side_by_side(fit: Fit, reference: Fit, *, draws: int = 4000) -> pd.DataFrame
 def against(fit: Fit, reference: Fit, *, draws: int = 4000) -> tuple[Check, ...]:
     """Check a fit's means and standard deviations against those of another; arguments as of ``side_by_side``.
 
-    A difference fails where it is larger than the threshold by more than its Monte Carlo error, and is doubtful where
-    it is larger only within that error.
+    The chains of a sampler are judged first, for a reference that has not mixed tells nothing. A difference fails where
+    it is larger than the threshold by more than its Monte Carlo error, and is doubtful where it is larger only within
+    that error.
     """
     table = side_by_side(fit, reference, draws=draws)
-    checks = []
+    checks = list(reference.mixing_checks()) if isinstance(reference, SampledFit) else []
     for name, row in table.iterrows():
         shift, ratio = float(row["shift"]), float(row["sd_ratio"])
         slack = ERRORS * abs(shift / row["mcse_shift"]) if shift else 0.0
@@ -135,10 +142,5 @@ def _posteriors(fit: Fit, reference: Fit, draws: int) -> tuple[xr.Dataset, xr.Da
         tree = each.to_datatree(number, groups=["posterior"])
         trees.append((each, tree))
     own, theirs = (tree["posterior"].to_dataset()[each.readable_sites(tree)] for each, tree in trees)
-    axes = {name: along for name, along in component_axes(fit.pair).items() if name in own and name in theirs}
-    if not axes:
-        return own, theirs
-    flat = [{name: torch.as_tensor(data[name].values).flatten(0, 1) for name in axes} for data in (own, theirs)]
-    ordered = matched(flat[1], flat[0], axes)
-    changed = {name: (theirs[name].dims, value.reshape(theirs[name].shape).numpy()) for name, value in ordered.items()}
-    return own, theirs.assign(changed)
+    axes = component_axes(fit.pair)
+    return own, relabelled(theirs, {n: torch.as_tensor(own[n].values).flatten(0, 1) for n in axes if n in own}, axes)

@@ -69,17 +69,18 @@ def weigh(pair: Pair, num_draws: int, rows: slice | None = None, drawn: Draws | 
     structure = pair.structure
     if reason := structure.why_no_rows():
         raise InputError(reason)
-    data = tuple(rows_of(value, rows or slice(None), pair.num_rows) for value in pair.data)
     if isinstance(pair.guide, StoredDraws):
         number = pair.guide.at_most(num_draws)
         sites = draw_posterior(pair, number, scored=False).sites
         held = {name: sites[name] for name in structure.latent}
-        return Weighed(sites, torch.zeros(number), row_densities(pair, held, number, data).log_likelihood)
+        densities = row_densities(pair, held, number, pair.data).log_likelihood
+        return Weighed(sites, torch.zeros(number), densities[:, rows or slice(None)])
     if structure.row_latent:
         sites, log_ratio, densities = integrated(pair, num_draws)
         return Weighed(sites, log_ratio, densities[:, rows or slice(None)])
     drawn = drawn or draw_posterior(pair, num_draws, without=structure.per_row)
     sites = {name: value[:num_draws] for name, value in drawn.sites.items()}
+    data = tuple(rows_of(value, rows or slice(None), pair.num_rows) for value in pair.data)
     densities = row_densities(pair, {n: sites[n] for n in structure.shared_latent}, num_draws, data).log_likelihood
     return Weighed(sites, (drawn.lp - drawn.log_q)[:num_draws], densities)
 
@@ -102,9 +103,6 @@ def integrated(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Tensor, T
     repeated = {name: value.repeat_interleave(INNER, 0) for name, value in sites.items()}
     each = row_densities(pair, repeated, INNER * num_draws, pair.data).log_likelihood
     densities = each.reshape(num_draws, INNER, -1).logsumexp(1) - math.log(INNER)
-    if densities.isnan().all():
-        name = pair.structure.row_latent[0]
-        raise InputError(f"the guide draws {name!r} of all rows at once, so that rows have no densities apart")
     counts = 1.0 if pair.weights is None else pair.weights
     log_ratio = log_p - log_q + (counts * densities).sum(1) if shared else torch.zeros(num_draws)
     return sites, log_ratio, densities

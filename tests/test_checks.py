@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pplgen.models import GaussianMixture
+from pplgen.models import PPCA, VAE, GaussianMixture
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -233,7 +233,7 @@ def test_what_an_encoder_misses():
 
 def test_p_values_adjusted_by_holm():
     p = torch.rand(20, generator=torch.Generator().manual_seed(0)) ** 3
-    np.testing.assert_allclose(predictive.holm(p), multipletests(p.numpy(), method="holm")[1], rtol=1e-6)
+    np.testing.assert_allclose(predictive.holm(p.tolist()), multipletests(p.numpy(), method="holm")[1], rtol=1e-6)
 
 
 def test_tails_beyond_all_replicates():
@@ -296,3 +296,36 @@ def test_the_command_ends_with_one_where_a_check_fails(faithful_fit, tmp_path, m
         assert ended.value.code == expected
         assert "k-hat of all latents" in capsys.readouterr().out
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_data_without_a_plate_are_replicated_from_the_guide_not_from_the_prior():
+    x = torch.linspace(-1, 1, ROWS)
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 100.0))
+        pyro.sample("x", dist.Normal(mu, 1.0).expand([ROWS]).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(5.0, 0.1))
+
+    pair = Pair(model, guide, (x,))
+    with seeded(0), pair.isolated(), torch.no_grad():
+        made = Material(pair).replicates
+    # the mean of a replicate: 5 with a deviation of sqrt(.01 + 1 / 20) = .245; 1,000 of them, four errors
+    assert made.replicated[:, 0].mean().item() == pytest.approx(5, abs=4 * 0.245 / math.sqrt(1000))
+    assert judge(predictive.posterior_predictive, pair).verdict is Verdict.FAIL
+
+
+def test_an_exact_guide_in_single_precision_is_no_error_either():
+    torch.manual_seed(0)
+    x = torch.randn(60, 2) @ torch.randn(2, 5) + 0.3 * torch.randn(60, 5)
+    fit = pplgen.fit(PPCA(5, 2), x, steps=50, progress=False)
+    assert judge(weights.khat_of_rows, fit.pair).value == 0
+
+
+def test_rows_that_loading_makes_up_are_not_judged(tmp_path):
+    x = torch.rand(40, 6).round()
+    pplgen.fit(VAE(6, 2, hidden=(4,)), x, steps=30, progress=False).save(tmp_path / "run")
+    checks = {check.name: check for check in pplgen.load(tmp_path / "run").diagnose()}
+    for name in ("rows with k-hat above 0.7 (share)", "bound gap (nats per row)", "active units"):
+        assert not checks[name].applies

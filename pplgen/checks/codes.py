@@ -10,7 +10,7 @@ from torch.distributions import biject_to
 
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.material import Material
-from pplgen.codes import encode_rows, moments
+from pplgen.codes import code_width, encode_rows, moments
 from pplgen.latent import LatentStory
 from pplgen.scores import latent_densities
 
@@ -38,7 +38,7 @@ def active_units(material: Material) -> Check:
     name, source = "active units", "Burda et al. 2016"
     story = material.story
     if not isinstance(story, LatentStory) or material.num_rows < 2:
-        return beside(name, source, "it takes a latent-variable story and two rows")
+        return beside(name, source, "it takes a latent-variable story and two rows at hand")
     least = ACTIVE * moments(story.prior())[1].square()[: story.num_latents]
     means = encode_rows(story, material.rows[0])[0][:, : story.num_latents]
     active = means.var(0) > torch.where(least.isfinite(), least, ACTIVE)
@@ -81,6 +81,8 @@ def amortisation_gap(material: Material) -> Check:
     if reason := _why_not(material):
         return beside(name, CREMER, reason)
     assert isinstance(story, LatentStory), "others have a reason"
+    if code_width(story) != story.num_latents:
+        return beside(name, CREMER, "the codes have a class beside them, of which no normal is a guide")
     own, refitted, weighted = _refit(story, material.some_rows(REFITTED)[0])
     gain = (refitted - own).clamp_min(0).mean().item()
     approximation = (weighted - torch.maximum(refitted, own)).mean().item()
@@ -95,7 +97,7 @@ def amortisation_gap(material: Material) -> Check:
 def _refit(story: LatentStory, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the ELBO of the encoder, that of the best normal, and the importance-weighted bound of each row."""
     prior, q = story.prior(), story.encode(x)
-    transform = biject_to(prior.support)
+    transform = biject_to(getattr(prior.support, "base_constraint", prior.support))  # as of mixtures
 
     def ratio(z: Tensor, log_q: Tensor) -> Tensor:
         seen = story.decode(z)
@@ -135,6 +137,8 @@ def _why_not(material: Material) -> str | None:
     story = material.story
     if not isinstance(story, LatentStory):
         return "it takes a latent-variable story"
+    if not material.num_rows:
+        return material.why_no_training_rows
     if not bool((encode_rows(story, material.rows[0][:1])[1][:, : story.num_latents] > 0).all()):
         return "the guide is a point, which bounds no density"
     return None

@@ -16,13 +16,13 @@ AXES = ("component", "regime")
 WEIGHTS = {"weights", "pi", "P", "sticks", "alpha"}
 """Sites that say how frequent components are, not what they are."""
 ALIKE = 2.0
-"""Standard errors within which all parameters of two components lie where these are the same."""
+"""Posterior deviations of a difference within which all of two components' parameters lie where these are the same."""
 SWITCHED = 0.01
 """Share of draws that may be labelled otherwise."""
 
 
 def duplicate_components(material: Material) -> Check:
-    """Components that are the same as another: all their means lie within ``ALIKE`` standard errors of each other."""
+    """Components that are the same as another: all their means lie within ``ALIKE`` deviations of their difference."""
     name, source = "components that repeat another", "Fruehwirth-Schnatter 2006"
     sites = _sites(material)
     if isinstance(sites, str):

@@ -14,7 +14,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from pplgen.checks.replicates import Replicates, replicate
-from pplgen.draws import Draws, draw_posterior, row_densities, shared_densities
+from pplgen.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
 from pplgen.errors import InputError
 from pplgen.estimators import entries_of
 from pplgen.latent import LatentStory
@@ -87,8 +87,9 @@ class Material:
 
     @property
     def num_rows(self) -> int:
-        """How many rows the fit is held against; zero where there are none."""
-        return number_of_rows(self.rows) or 0
+        """How many rows the fit is held against; zero where there are none at hand."""
+        made_up = self.rows is self.pair.data and not self.has_rows and self.pair.source is None
+        return 0 if made_up else number_of_rows(self.rows) or 0
 
     @cached_property
     def traces(self) -> tuple[poutine.Trace, poutine.Trace]:
@@ -123,7 +124,9 @@ class Material:
         """Say why the rows of the fit cannot be scored; ``None`` where they can."""
         if self.pair.source is not None:
             return "the fit has only streamed its rows"
-        return None if self.has_rows else "the rows of the fit are not at hand; give them"
+        if self.has_rows:
+            return None
+        return "the rows of the fit are not at hand; give them: pplgen.load(directory, data), or pplgen check RUN DATA"
 
     @cached_property
     def why_not_weighed(self) -> str | None:
@@ -268,9 +271,9 @@ class Material:
 
     @cached_property
     def replicates(self) -> Replicates:
-        """Data that were replicated at the weighed draws, or at none where the rows share no latent."""
-        sites = {} if self.why_no_shared else self.weighed.sites
-        shared = {name: sites[name] for name in self.structure.shared_latent} if sites else {}
+        """Data that were replicated at draws of what all rows share: the weighed ones, where draws can be weighed."""
+        sites = draw_shared(self.pair, WEIGHED) if self.why_no_shared else self.weighed.sites
+        shared = {name: sites[name] for name in self.structure.shared_latent}
+        number = len(next(iter(shared.values()))) if shared else WEIGHED
         with pyro.validation_enabled(False):
-            number = len(self.weighed.log_ratio) if sites else WEIGHED
             return replicate(self.pair, self.predicted, shared, number, self.columns)

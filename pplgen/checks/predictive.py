@@ -42,6 +42,8 @@ def prior_predictive(material: Material) -> Check:
     name = "columns beyond the prior predictive (share)"
     if not material.structure.shared_latent:
         return beside(name, GELMAN, "the rows share no latent, so that there is no prior to predict from")
+    if not material.num_rows:
+        return beside(name, GELMAN, material.why_no_training_rows or "there are no rows")
     made = replicate(material.pair, material.predicted, {}, PRIOR_DRAWS, material.columns)
     beyond = (made.observed < made.replicated.amin(0)) | (made.observed > made.replicated.amax(0))
     judged = {n: bool(b) for n, b in zip(made.names, beyond, strict=True) if n.startswith(("mean of", "sd of"))}

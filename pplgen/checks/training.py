@@ -75,7 +75,7 @@ def iterate_rhat(material: Material) -> Check:
 
 
 def elbo_change(material: Material) -> Check:
-    """Relative change of the mean ELBO between the two halves of the last fifth of the run, or its error if larger."""
+    """Relative change of the mean ELBO between the halves of the last fifth of the run, heeding its error."""
     name = "relative change of the ELBO"
     if material.sampled:
         return beside(name, DHAKA, SAMPLED)

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.material import ROWS, SAMPLED, Material
-from pplgen.mixtures import GOOD_K, smoothed_weights
+from pplgen.errors import InputError
+from pplgen.mixtures import CONSTANT, GOOD_K, smoothed_weights
 
 __all__ = ["bound_gap", "khat", "khat_of_rows", "khat_of_shared", "resampled_means"]
 
-CONSTANT = 1e-3
-"""Nats within which log weights of an exact guide lie, rounding being all that moves them."""
 GAP = 1.0
 """Nats by which the bound may fall short of the importance-weighted one: the density is then off by a factor of e."""
 SHIFT = 0.25
@@ -76,7 +75,10 @@ def khat_of_rows(material: Material) -> Check:
     name, source = "rows with k-hat above 0.7 (share)", f"{PSIS}; share ours"
     if reason := SAMPLED if material.sampled else _why_no_rows(material):
         return beside(name, source, reason)
-    ratios = material.row_ratios
+    try:
+        ratios = material.row_ratios
+    except InputError as reason:
+        return beside(name, source, str(reason))
     if not ratios.isfinite().all():
         return beside(name, source, "the guide gives latents of single rows no density, or an infinite one")
     shapes = smoothed_weights(ratios)[1]
@@ -141,6 +143,8 @@ def _why_no_rows(material: Material) -> str | None:
         return "no row has latents of its own"
     if material.point:
         return f"the guide puts {material.point!r} at a point, which has no density to weigh"
+    if not material.num_rows:
+        return material.why_no_training_rows
     if material.num_rows < 2:
         return f"it takes several rows to have a share of {ROWS}, and there is one"
     if not material.is_training and not material.has_rows and material.structure.shared_latent:
