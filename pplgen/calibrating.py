@@ -82,8 +82,9 @@ def calibrate(
     Raises
     ------
     InputError
-        Where model or options cannot be calibrated: parameters without a prior, a prior that is taken from each data
-        set, a pair that has no faithful graph.
+        Where model or options cannot be calibrated: parameters without a prior; a prior that is taken from each data
+        set and that no option settles, as of ``LinearGaussianSSM``, ``SwitchingLDS`` and ``DirichletProcessMixture``;
+        a pair that has no faithful graph.
     """
     check_count("num_datasets", num_datasets, minimum=10)
     check_count("num_rows", num_rows)
