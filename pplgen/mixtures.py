@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import arviz_stats.base
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CONSTANT", "GOOD_K", "GaussianMixtures", "smoothed_weights", "weighted_moments", "weighted_quantile"]
+__all__ = [
+    "CONSTANT",
+    "GOOD_K",
+    "GaussianMixtures",
+    "k_limit",
+    "smoothed_weights",
+    "weighted_moments",
+    "weighted_quantile",
+]
 
 GOOD_K = 0.7
 """Pareto k above which an importance-weighted mean is not to be trusted (Vehtari et al. 2024, Pareto smoothed
@@ -18,6 +28,11 @@ FEW = 3
 """Effective draws below which Pareto k counts as infinite."""
 BISECTIONS = 16
 """Halvings of the bracket of a quantile, whose width is the spread of the components' own quantiles."""
+
+
+def k_limit(num_draws: int) -> float:
+    """Return the Pareto k above which so many draws are too few: ``min(1 - 1 / log10(num_draws), GOOD_K)``, ibid."""
+    return min(GOOD_K, 1 - 1 / math.log10(max(num_draws, 11)))
 
 
 class GaussianMixtures:

@@ -61,12 +61,6 @@ def side_by_side(fit: Fit, reference: Fit, *, draws: int = 4000) -> pd.DataFrame
     names = [str(name) for name in own.data_vars if name in theirs]
     if not names:
         raise InputError("the two fits have no quantity in common")
-    for name in names:
-        shapes = [each[name].shape[2:] for each in (own, theirs)]
-        if shapes[0] != shapes[1]:
-            raise InputError(
-                f"{name!r} has shape {shapes[0]} in one fit and {shapes[1]} in the other; expected the same"
-            )
     with np.errstate(invalid="ignore", divide="ignore"):  # of what is constant
         tables = [arviz_stats.summary(each[names], kind="all", round_to="none").astype(float) for each in (own, theirs)]
     here, there = tables
@@ -142,5 +136,10 @@ def _posteriors(fit: Fit, reference: Fit, draws: int) -> tuple[xr.Dataset, xr.Da
         tree = each.to_datatree(number, groups=["posterior"])
         trees.append((each, tree))
     own, theirs = (tree["posterior"].to_dataset()[each.readable_sites(tree)] for each, tree in trees)
+    for name in own.data_vars:
+        shapes = [each[name].shape[2:] for each in (own, theirs) if name in each]
+        if shapes[0] != shapes[-1]:
+            given = f"{name!r} has shape {shapes[0]} in one fit and {shapes[-1]} in the other"
+            raise InputError(f"{given}; expected the same model")
     axes = component_axes(fit.pair)
     return own, relabelled(theirs, {n: torch.as_tensor(own[n].values).flatten(0, 1) for n in axes if n in own}, axes)

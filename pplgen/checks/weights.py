@@ -11,7 +11,7 @@ from torch import Tensor
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.material import ROWS, SAMPLED, Material
 from pplgen.errors import InputError
-from pplgen.mixtures import CONSTANT, GOOD_K, smoothed_weights
+from pplgen.mixtures import CONSTANT, GOOD_K, k_limit, smoothed_weights
 
 __all__ = ["bound_gap", "khat", "khat_of_rows", "khat_of_shared", "resampled_means"]
 
@@ -33,7 +33,8 @@ WIDER = (
 def khat(material: Material) -> Check:
     """Judge the Pareto shape of the tail of the weights of all latents together, the mean of replicates.
 
-    Below .7 importance weighting can mend what the guide gets wrong; above, the guide is too far from the posterior.
+    Below .7, or less with few draws, importance weighting can mend what the guide gets wrong; above, the guide is too
+    far from the posterior.
     It sees neither a mode that the guide misses nor a wrong model.
     """
     name = "k-hat of all latents"
@@ -56,18 +57,19 @@ def khat_of_shared(material: Material) -> Check:
 
 def _khat(name: str, log_ratios: Tensor, remedy: str) -> Check:
     """Judge replicates of weights, shape ``(replicates, draws)``."""
+    limit = k_limit(log_ratios.shape[1])
     if bool((log_ratios.amax() - log_ratios.amin()) < CONSTANT):
-        return Check(name, -math.inf, GOOD_K, PSIS, Verdict.PASS, "the weights are constant: the guide is exact")
+        return Check(name, -math.inf, limit, PSIS, Verdict.PASS, "the weights are constant: the guide is exact")
     if not log_ratios.isfinite().all():
-        return Check(name, math.inf, GOOD_K, PSIS, Verdict.FAIL, "some weights are not finite; see non-finite values")
+        return Check(name, math.inf, limit, PSIS, Verdict.FAIL, "some weights are not finite; see non-finite values")
     shapes = smoothed_weights(log_ratios.T)[1]
     value, low, high = shapes.mean().item(), shapes.min().item(), shapes.max().item()
     found = f"{low:.2f} to {high:.2f} in {len(shapes)} replicates of {log_ratios.shape[1]:,} draws"
-    if high <= GOOD_K:
-        return Check(name, value, GOOD_K, PSIS, Verdict.PASS)
-    if low <= GOOD_K:
-        return Check(name, value, GOOD_K, PSIS, Verdict.WARN, f"borderline, {found}; {remedy}")
-    return Check(name, value, GOOD_K, PSIS, Verdict.FAIL, f"the guide is far from the posterior, {found}; {remedy}")
+    if high <= limit:
+        return Check(name, value, limit, PSIS, Verdict.PASS)
+    if low <= limit:
+        return Check(name, value, limit, PSIS, Verdict.WARN, f"borderline, {found}; {remedy}")
+    return Check(name, value, limit, PSIS, Verdict.FAIL, f"the guide is far from the posterior, {found}; {remedy}")
 
 
 def khat_of_rows(material: Material) -> Check:
@@ -118,7 +120,7 @@ def resampled_means(material: Material) -> Check:
     if reason := SAMPLED if material.sampled else material.why_no_shared:
         return beside(name, source, reason)
     weights, shape = smoothed_weights(material.weighed.log_ratio)
-    if shape > GOOD_K:
+    if shape > k_limit(len(weights)):
         return beside(name, source, f"the weights are no better than the guide: Pareto k {shape:.2f}")
     names, values = list(material.scalars), torch.stack(list(material.scalars.values()), dim=1)
     moved = (weights[:, None] * values).sum(0) - values.mean(0)
