@@ -438,7 +438,7 @@ class Beside(dist.TorchDistribution):
 def test_codes_with_a_class_beside_them():
     torch.manual_seed(0)
     story = Sided()
-    x = torch.randn(20, 3)
+    x = torch.randn(40, 3)
     fit = pplgen.fit(story, x, steps=1, compile="off", progress=False)
     found = fit.encode(x)
     assert {name: values.dims for name, values in found.items()} == {
@@ -446,9 +446,9 @@ def test_codes_with_a_class_beside_them():
         "z_sd": ("row", "latent"),
         "y": ("row", "class"),
     }
-    np.testing.assert_allclose(found["z"], np.zeros((20, 1)))
-    np.testing.assert_allclose(found["y"], np.full((20, 2), 0.5))
-    assert fit.decode(found).shape == (20, 3)
+    np.testing.assert_allclose(found["z"], np.zeros((40, 1)))
+    np.testing.assert_allclose(found["y"], np.full((40, 2), 0.5))
+    assert fit.decode(found).shape == (40, 3)
     assert fit.traverse(num=3).sizes["latent"] == 1
     assert named(fit.diagnose(), "active units").verdict is Verdict.FAIL
     assert fit.log_likelihood(x, draws=50).isfinite().all()

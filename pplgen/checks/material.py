@@ -166,7 +166,9 @@ class Material:
 
     @cached_property
     def num_draws(self) -> int:
-        """Draws of each replicate of k-hat."""
+        """Draws of each replicate of k-hat; few where it is not computed."""
+        if self.num_row_numbers > JOINT:
+            return FEWEST
         _, model = self.traces
         entries = sum(model.nodes[name]["value"].numel() for name in self.structure.observed)
         shared = sum(model.nodes[name]["value"].numel() for name in self._shared)
