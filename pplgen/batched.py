@@ -23,7 +23,7 @@ from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.standing import Standing
 from pplgen.tracing import NotTraceable
-from pplgen.training import FINAL_EVALUATIONS, WINDOW, Adam, StopReason, Training
+from pplgen.training import WINDOW, Adam, StopReason, Training, num_evaluations
 
 __all__ = ["Report", "stacked_data", "train_together"]
 
@@ -164,7 +164,7 @@ def _warmed_by_half(pair: Pair) -> Iterator[None]:
 def _ended(
     pairs: list[Pair], seeds: list[int], graph: Graph, now: Standing, finals: np.ndarray
 ) -> list[Training | None]:
-    """Leave every pair at its good state, and summarise it by bounds of shape ``(FINAL_EVALUATIONS, R)``."""
+    """Leave every pair at its good state, and summarise it by bounds of shape ``(num_evaluations, R)``."""
     results: list[Training | None] = []
     for index, (pair, seed, lane) in enumerate(zip(pairs, seeds, now.lanes, strict=True)):
         values = finals[:, index]
@@ -203,6 +203,6 @@ def _compile(engine: Engine, rates: Tensor) -> str:
 
 
 def _final_values(engine: Engine, now: Standing) -> np.ndarray:
-    """Evaluate the bound at the good states, shape ``(FINAL_EVALUATIONS, R)``."""
-    values: Any = (-engine.evaluate(now.good, FINAL_EVALUATIONS)).cpu().numpy()
+    """Evaluate the bound at the good states, shape ``(num_evaluations, R)``."""
+    values: Any = (-engine.evaluate(now.good, num_evaluations(now.taken))).cpu().numpy()
     return np.asarray(values, dtype="float64")

@@ -22,7 +22,7 @@ from pplgen.errors import InputError
 from pplgen.iterates import RETURNABLE, Iterates, flat
 from pplgen.pair import Pair
 
-__all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "train"]
+__all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "num_evaluations", "train"]
 
 WINDOW = 100
 """Steps over which the ELBO is averaged before it is judged."""
@@ -32,8 +32,8 @@ DECAY = 0.3
 """Factor on the learning rate at each plateau."""
 PLATEAUS = 3
 """Plateaus, the last at DECAY^2 of the first learning rate, after which the fit has converged."""
-FINAL_EVALUATIONS = 100
-"""Evaluations of the bound that estimate the final ELBO."""
+FINAL_EVALUATIONS = (20, 100)
+"""Evaluations of the bound that estimate the final ELBO: half as many as there were steps, but within these limits."""
 
 
 class StopReason(Enum):
@@ -70,7 +70,7 @@ class Training:
     history: np.ndarray = field(repr=False)
     """Noisy ELBO of each step, shape ``(num_steps,)``."""
     elbo: float
-    """Mean of a hundred evaluations at the final parameters, on random minibatches where the fit used them."""
+    """Mean of up to a hundred evaluations at the final parameters, on random minibatches where the fit used them."""
     elbo_error: float
     """Monte Carlo standard error of ``elbo``."""
     stop: StopReason
@@ -216,7 +216,7 @@ def train(
                     "check the scale of the data and the priors, or lower learning_rate"
                 )
             pair.restore(good)
-        values = _final_values(svi, batches)
+        values = _final_values(svi, batches, num_evaluations(len(history)))
     if not np.isfinite(values).all():
         raise InputError("the ELBO at the final parameters is not finite; check the priors, or lower learning_rate")
     return Training.ended(seed, history, values, stop, iterates.stacked(), flat(pair.snapshot()))
@@ -266,10 +266,16 @@ def _is_finite(values: dict[str, Tensor]) -> bool:
     return all(bool(value.isfinite().all()) for value in values.values())
 
 
-def _final_values(svi: SVI, batches: Iterator[tuple[Any, ...]]) -> list[float]:
-    """Evaluate the bound many times; an interrupt makes it fewer, two at least."""
+def num_evaluations(steps: int) -> int:
+    """Return how many evaluations of the bound follow so many steps."""
+    least, most = FINAL_EVALUATIONS
+    return min(most, max(least, steps // 2))
+
+
+def _final_values(svi: SVI, batches: Iterator[tuple[Any, ...]], number: int) -> list[float]:
+    """Evaluate the bound so many times; an interrupt makes it fewer, two at least."""
     values: list[float] = []
-    while len(values) < FINAL_EVALUATIONS:
+    while len(values) < number:
         try:
             values.append(-_quietly(svi.evaluate_loss, next(batches)))
         except KeyboardInterrupt:
