@@ -38,7 +38,8 @@ def _shapes_alone() -> Iterator[None]:
 
     It makes them itself through the dispatcher, under a mode of its own for every node, which takes half of its time.
     """
-    mode, original = FakeTensorMode(), proxy_tensor.extract_val
+    mode, torchs = FakeTensorMode(), vars(proxy_tensor)
+    original = torchs["extract_val"]
 
     def extract_val(value: Any, include_real: bool = False) -> Any:
         if type(value) is not Tensor or value.layout is not torch.strided:
@@ -46,12 +47,12 @@ def _shapes_alone() -> Iterator[None]:
         like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
         return FakeTensor(mode, like, value.device)
 
-    proxy_tensor.extract_val = extract_val
+    torchs["extract_val"] = extract_val
     try:
         with tracing(TracingContext(mode)):
             yield
     finally:
-        proxy_tensor.extract_val = original
+        torchs["extract_val"] = original
 
 
 _FILLS: dict[Any, Callable[..., Tensor]] = {
