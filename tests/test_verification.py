@@ -152,14 +152,10 @@ def test_the_documentation_lists_the_claims_of_the_code():
 
 
 def test_the_record_that_is_shipped_is_of_these_claims():
-    entries = record.recorded()
+    entries = json.loads((Path(record.__file__).parent / "recorded.json").read_text(encoding="utf-8"))
     assert [entry["claim"] for entry in entries] == [claim.name for claim in EVERY]
     assert [entry["claimed"] for entry in entries] == [claim.claimed for claim in EVERY]
     assert {entry["verdict"] for entry in entries} <= {"holds", "not run"}
-    assert [entry["claim"] for entry in record.recorded("factor-analysis")] == [
-        "gaps-factor-analysis",
-        "wine-factor-analysis-fit",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.exact.conjugate import (
-    dirichlet_evidence,
-    gamma_poisson_evidence,
-    shared_variance_evidence,
-    wishart_evidence,
-)
 from pplgen.exact.em import GaussianMixtureParameters, climb_from, e_step, em, m_step
 from pplgen.exact.em_missing import e_step_missing, em_missing
 from pplgen.fitted import Fit
 from pplgen.fitting import fit
 from pplgen.models import DirichletProcessMixture, GaussianMixture, MixedMixture
-from pplgen.pair import Pair
 from pplgen.posterior import group_of
-from pplgen.story import Story
 from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.sources import Sources, needs
 
@@ -34,8 +26,6 @@ TIED = {2: -1140.18676, 3: -1126.31593}
 FIVE_DECIMALS = "the maximum has five decimals; EM's last steps gain less than 1e-9 nats a row"
 MAXIMUM = "maximum likelihood, as mclust (Scrucca et al. 2016) and scikit-learn find it"
 ROUNDING = "rounding of sums in double precision"
-KAPPA = 0.01
-"""Rows that the stories' prior on a location is worth."""
 
 
 def _maximum(num_components: int, sources: Sources) -> float:
@@ -79,55 +69,6 @@ def _at_the_posterior_mean(num_components: int, covariance: str, restarts: int, 
     options = {"learning_rate": 0.05, "steps": 3000} if restarts > 4 else {"steps": 3000}
     found = fit(story, "faithful", restarts=restarts, compile="graph", progress=False, **options)
     return float(e_step(sources.faithful(), _posterior_mean(found))[1])
-
-
-def _apart_from_evidence(story: Story, x: Tensor, evidence: float) -> float:
-    """Largest difference of single draws of the bound from the evidence: the guide starts at the posterior."""
-    story = story.double()
-    story.initialise(x)
-    pair = Pair(story.model, story.guide, (x,))
-    with pair.isolated():
-        bounds = [-float(pair.elbo().loss(pair.model, pair.guide, x)) for _ in range(5)]
-    return max(abs(bound - evidence) for bound in bounds)
-
-
-def _gaussian_evidence(covariance: str, sources: Sources) -> float:
-    x = sources.faithful()
-    m, variance = x.mean(0), (0.15 * x.std(0, correction=0)).square()
-    if covariance in ("full", "tied"):
-        evidence = wishart_evidence(x, m=m, kappa=KAPPA, nu=4, Psi=variance.diag())
-    elif covariance == "spherical":
-        evidence = shared_variance_evidence(x, m=m, kappa=KAPPA, nu=4, psi=variance.mean())
-    else:
-        columns = zip(x.split(1, 1), m.split(1), variance, strict=True)
-        each = [shared_variance_evidence(x, m=m, kappa=KAPPA, nu=3, psi=psi) for x, m, psi in columns]
-        evidence = torch.stack(each).sum()
-    return _apart_from_evidence(GaussianMixture(1, 2, covariance=covariance), x, float(evidence))
-
-
-def _column_evidence(kind: str, column: Tensor) -> Tensor:
-    """Log evidence of the seen entries of a column, at the priors that the story takes from them."""
-    seen = column[~column.isnan()]
-    if kind == "normal":
-        scale = seen.var(correction=0)
-        return shared_variance_evidence(seen[:, None], m=seen.mean()[None], kappa=KAPPA, nu=3, psi=scale)
-    if kind == "poisson":
-        return gamma_poisson_evidence(seen, shape=1.0, rate=1 / seen.mean())
-    categories = torch.arange(2 if kind == "binary" else 3)
-    return dirichlet_evidence((seen[:, None] == categories).double().sum(0))
-
-
-def _mixed_evidence(kind: str, sources: Sources) -> float:
-    shape = (120, 2)
-    x = {
-        "normal": 3 * torch.randn(shape).double() + 5,
-        "poisson": torch.poisson(torch.full(shape, 4.0)).double(),
-        "binary": torch.bernoulli(torch.full(shape, 0.3)).double(),
-        "categorical3": torch.randint(3, shape).double(),
-    }[kind]
-    x[torch.rand(shape) < 0.2] = torch.nan
-    evidence = sum(float(_column_evidence(kind, column)) for column in x.T)
-    return _apart_from_evidence(MixedMixture(1, 2, columns=kind), x, evidence)
 
 
 def _latent_classes(sources: Sources) -> float:
@@ -278,19 +219,6 @@ CLAIMS = (
         for covariance, values in (("full", FULL), ("tied", TIED))
         for K, value in values.items()
     ),
-    *(
-        Claim(
-            f"evidence-{covariance}",
-            "gaussian-mixture",
-            f"bound less evidence, one component, {covariance}, largest of five draws (nats)",
-            0.0,
-            1e-6,
-            ROUNDING,
-            "closed form (Murphy 2007)",
-            partial(_gaussian_evidence, covariance),
-        )
-        for covariance in ("full", "tied", "diag", "spherical")
-    ),
     Claim(
         "missing-closed-form",
         "exact.em_missing",
@@ -332,19 +260,6 @@ CLAIMS = (
         "the groups that were simulated",
         _occupied,
         slow=True,
-    ),
-    *(
-        Claim(
-            f"evidence-{kind}",
-            "mixed-mixture",
-            f"bound less evidence, one component, two columns of kind {kind} with gaps, largest of five draws (nats)",
-            0.0,
-            1e-6,
-            ROUNDING,
-            "closed form (Murphy 2007; Gelman et al. 2013)",
-            partial(_mixed_evidence, kind),
-        )
-        for kind in ("normal", "poisson", "binary", "categorical3")
     ),
     Claim(
         "latent-classes",

@@ -4,7 +4,7 @@ Keys are ``claim``, its name; ``story``, as ``pplgen list`` names it, or what el
 ``claimed``; ``measured``, null where nothing was; ``tolerance``, how far these may be apart, null likewise; ``basis``,
 where the tolerance comes from; ``verdict``, one of ``holds``, ``fails`` and ``not run``; ``note``, why it was not run
 or what was raised; ``source``, where the claimed number comes from; and ``versions`` of Python and packages. The
-package carries the file of a run of all claims, which ``recorded`` reads.
+package carries the file of a run, ``recorded.json`` beside this module.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
-from typing import Any
 
 from pplgen.store import provenance
 from pplgen.verification.claim import Claim, Result
 
-__all__ = ["as_json", "as_markdown", "counted", "fixed_cells", "numbers", "recorded"]
+__all__ = ["as_json", "as_markdown", "counted", "fixed_cells", "numbers"]
 
-RECORDED = "recorded.json"
 HEADINGS = ("what", "about", "claimed", "measured", "within", "verdict", "tolerance from", "source")
 INTRODUCTION = """\
 # The verified table
@@ -64,13 +61,6 @@ def as_json(results: Iterable[Result]) -> str:
         for result in results
     ]
     return json.dumps(entries, indent=1, allow_nan=False) + "\n"
-
-
-def recorded(story: str | None = None) -> list[dict[str, Any]]:
-    """Return the results that the package carries, about one story or all, in the format of this module."""
-    path = files("pplgen.verification") / RECORDED
-    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return [entry for entry in entries if story in (None, entry["story"])]
 
 
 def as_markdown(results: Mapping[str, Sequence[Result]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pplgen.errors import InputError, near_names
-from pplgen.verification import codes, engine, mixtures, regimes, series, trust
+from pplgen.verification import codes, engine, evidences, mixtures, networks, regimes, series, switching, trust
 from pplgen.verification.claim import Claim, Outcome, Result, measure
 from pplgen.verification.sources import Sources
 
@@ -13,9 +13,12 @@ __all__ = ["FAMILIES", "chosen", "verify"]
 
 FAMILIES: dict[str, tuple[Claim, ...]] = {
     "mixtures": mixtures.CLAIMS,
+    "evidences": evidences.CLAIMS,
     "series": series.CLAIMS,
     "regimes": regimes.CLAIMS,
+    "switching": switching.CLAIMS,
     "codes": codes.CLAIMS,
+    "networks": networks.CLAIMS,
     "engine": engine.CLAIMS,
     "trust": trust.CLAIMS,
 }
