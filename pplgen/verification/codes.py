@@ -119,7 +119,7 @@ CLAIMS = (
         PPCA_WINE,
         1e-4,
         "given with five decimals",
-        "Tipping and Bishop (1999), in another implementation",
+        "a reference value, by the closed form of Tipping and Bishop (1999)",
         _closed_form,
     ),
     Claim(
@@ -129,7 +129,7 @@ CLAIMS = (
         FACTORS_WINE,
         1e-4,
         "given with five decimals; a hundred steps of 1e-9 nats a row are left",
-        "Rubin and Thayer (1982), in another implementation",
+        "a reference value, by maximum likelihood (Rubin and Thayer 1982)",
         _by_em,
     ),
     Claim(
@@ -220,7 +220,7 @@ CLAIMS = (
         -205.793,
         1e-2,
         "given with three decimals; shares of pixels that are never on are kept from zero by 1e-6",
-        "maximum likelihood, in another implementation",
+        "a reference value, by maximum likelihood",
         _pixels,
     ),
 )

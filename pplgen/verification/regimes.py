@@ -202,7 +202,7 @@ CLAIMS = (
         "maximum of the log-likelihood of US growth, two regimes and four lags (nats)",
         -181.26339,
         1e-4,
-        "published with five decimals; the climb gains less than 1e-9 at its end",
+        "given with five decimals; the climb gains less than 1e-9 at its end",
         "Hamilton (1989); statsmodels",
         _hamilton_maximum,
     ),

@@ -155,8 +155,8 @@ CLAIMS = (
         "log-likelihood of the Nile's level with an exact diffuse start (nats)",
         -633.46456,
         1e-4,
-        "published with five decimals",
-        "Durbin and Koopman (2012), section 2.10; statsmodels",
+        "given with five decimals",
+        "a reference value, at the variances of Durbin and Koopman (2012), section 2.10",
         _diffuse,
     ),
     Claim(
@@ -165,8 +165,8 @@ CLAIMS = (
         "log-likelihood of the Nile's level, started from N(1000, 10^6) (nats)",
         -640.38054,
         1e-4,
-        "published with five decimals",
-        "Durbin and Koopman (2012), section 2.10; statsmodels",
+        "given with five decimals",
+        "a reference value, at the variances of Durbin and Koopman (2012), section 2.10",
         _wide_start,
     ),
     Claim(

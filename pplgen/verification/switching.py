@@ -91,7 +91,7 @@ CLAIMS = (
         -19.794290757,
         1e-7,
         "given with nine decimals",
-        "enumeration in another implementation",
+        "a reference value, by enumeration",
         _enumerated,
     ),
     Claim(
@@ -101,7 +101,7 @@ CLAIMS = (
         -209.13861,
         1e-4,
         "given with five decimals",
-        "Kim (1994), in another implementation",
+        "a reference value, by the filter of Kim (1994)",
         _kim,
     ),
     Claim(
@@ -111,7 +111,7 @@ CLAIMS = (
         -209.141,
         0.02,
         "four standard errors, .005, of the number that is held against",
-        "a particle filter in another implementation",
+        "a reference value, by a particle filter",
         _particles,
     ),
     Claim(
