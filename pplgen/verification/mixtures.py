@@ -208,7 +208,8 @@ CLAIMS = (
         Claim(
             f"faithful-posterior-{covariance}-{K}",
             "gaussian-mixture",
-            f"log-likelihood of Old Faithful at the posterior mean, {K} component{'s' if K > 1 else ''}, {covariance} (nats)",
+            f"log-likelihood of Old Faithful at the posterior mean, {K} component{'s' if K > 1 else ''}, "
+            f"{covariance} (nats)",
             value,
             1.0 if K < 3 else 1.5,
             SHRUNK,
