@@ -164,7 +164,7 @@ CLAIMS = (
     ),
     *(
         Claim(
-            f"hmm-example-{name}",
+            f"hmm-example-{name.lower()}",
             "gaussian-hmm",
             f"posterior mean of {name} in posteriordb's hmm_example",
             mean,
