@@ -28,12 +28,14 @@ def integral(log_density, *axes):
 def test_a_shared_variance_by_quadrature():
     x, m = X[:, :1], M[:1]
     found = shared_variance_evidence(x, m=m, kappa=0.5, nu=3, psi=torch.tensor(2.0).double())
-    mu, log_precision = torch.linspace(-60, 60, 3001).double(), torch.linspace(-14, 6, 801).double()
+    # the location in its own prior deviations, which are as wide as the variance has them
+    u, log_precision = torch.linspace(-9, 9, 721, dtype=torch.float64), torch.linspace(-14, 6, 801, dtype=torch.float64)
     precision = log_precision.exp()
+    mu = m + u[:, None] * (0.5 * precision) ** -0.5
     prior = Gamma(1.5, torch.tensor(1.0).double()).log_prob(precision) + log_precision
-    located = Normal(m, (0.5 * precision) ** -0.5).log_prob(mu[:, None])
-    rows = sum(Normal(mu[:, None], precision**-0.5).log_prob(each) for each in x)
-    torch.testing.assert_close(found, integral(prior + located + rows, mu, log_precision), **CLOSE)
+    located = Normal(0.0, 1.0).log_prob(u)[:, None]
+    rows = sum(Normal(mu, precision**-0.5).log_prob(each) for each in x)
+    torch.testing.assert_close(found, integral(prior + located + rows, u, log_precision), **CLOSE)
 
 
 def test_a_full_covariance_by_one_row_after_the_other():
@@ -60,7 +62,7 @@ def test_in_one_dimension_they_agree():
 
 def test_counts_by_quadrature():
     x, rate = torch.tensor([2.0, 0.0, 5.0]).double(), torch.tensor(0.5).double()
-    grid = torch.linspace(1e-9, 40, 40_001).double()
+    grid = torch.linspace(1e-9, 40, 40_001, dtype=torch.float64)
     log_density = Gamma(torch.tensor(1.5).double(), rate).log_prob(grid) + Poisson(grid[:, None]).log_prob(x).sum(1)
     # the root at zero is what the rule is worst at
     found = gamma_poisson_evidence(x, shape=1.5, rate=rate)
@@ -69,7 +71,7 @@ def test_counts_by_quadrature():
 
 @pytest.mark.parametrize("concentration", [1.0, 2.0])
 def test_categories_by_quadrature(concentration):
-    hits, p = torch.tensor([3.0, 2.0]).double(), torch.linspace(0, 1, 20_001)[1:-1].double()
+    hits, p = torch.tensor([3.0, 2.0]).double(), torch.linspace(0, 1, 20_001, dtype=torch.float64)[1:-1]
     prior = Beta(*(torch.tensor(concentration).double(),) * 2).log_prob(p)
     log_density = prior + 3 * p.log() + 2 * (1 - p).log()
     torch.testing.assert_close(dirichlet_evidence(hits, concentration=concentration), integral(log_density, p), **CLOSE)
