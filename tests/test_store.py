@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 
 import pytest
 import torch
@@ -72,3 +73,14 @@ def test_damaged_runs(tmp_path):
         (tmp_path / store.HEADER).write_text(text)
         with pytest.raises(InputError, match=r"cannot be read as a header|where this version reads format"):
             store.read(tmp_path)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """A pipe stands for all devices, which a moved file would destroy."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(InputError, match="is no file that could be replaced"):
+            store.write_whole(tmp_path / name, "text")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
