@@ -21,6 +21,7 @@ from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
+from pplgen.plateaus import WINDOW
 from pplgen.preparing import Prepared, prepare
 from pplgen.sampled import SampledFit
 from pplgen.sampling import run_nuts
@@ -28,7 +29,7 @@ from pplgen.story import Story, check_choice, check_count, check_positive
 from pplgen.streams import RowStream
 from pplgen.terminal import ProgressCallback, reporting
 from pplgen.tracing import NotTraceable
-from pplgen.training import WINDOW, Adam, Progress, StopReason, Training, train
+from pplgen.training import Adam, Progress, StopReason, Training, train
 
 __all__ = ["fit"]
 
@@ -37,10 +38,6 @@ _DEFAULTS = {"svi": (10_000, 1), "nuts": (1000, 4)}
 _COMPILERS = ("auto", "inductor", "graph", "off")
 REPAYS_TRACING = 100
 """Steps, of all restarts, from which on tracing costs less than it saves."""
-_NOTHING_FINITE = (
-    "the ELBO or its gradient is not finite before any good state; check the scale of the data and the priors, "
-    "or lower learning_rate"
-)
 
 
 def fit(
@@ -203,8 +200,9 @@ def fit(
             raise InputError("interrupted before the first steps; there is no fit to keep") from None
     done = [(pair, run) for pair, run in zip(pairs, results, strict=False) if run is not None]
     if not done:
-        raise failures[0] if failures else InputError(_NOTHING_FINITE)
-    best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].elbo)
+        raise failures[0]
+    done = [(pair, run) for pair, run in done if not run.broke_down] or done
+    best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].rank)
     num_failed = len(results) - len(done)
     runs, table, origin = tuple(run for _, run in done), prepared.table, prepared.origin
     return Fit(best, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)

@@ -15,7 +15,15 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-__all__ = ["OwnInitialValues", "copy_together", "modules_of", "overwrite", "seeded"]
+__all__ = [
+    "OwnInitialValues",
+    "continue_from",
+    "copy_together",
+    "generator_states",
+    "modules_of",
+    "overwrite",
+    "seeded",
+]
 
 
 @contextlib.contextmanager
@@ -29,6 +37,19 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def generator_states() -> list[Tensor]:
+    """Return where torch's generators are: the CPU's, and those of all devices in use."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *devices]
+
+
+def continue_from(states: list[Tensor]) -> None:
+    """Put torch's generators where they were."""
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 class OwnInitialValues(Messenger):

@@ -11,7 +11,8 @@ import torch
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
-from pplgen.training import PATIENCE, PLATEAUS, WINDOW, Adam, PlateauWatch, StopReason, train
+from pplgen.plateaus import PATIENCE, WINDOW, PlateauWatch
+from pplgen.training import PLATEAUS, Adam, StopReason, train
 
 Y = torch.linspace(-1.0, 2.0, 40)
 

@@ -17,7 +17,7 @@ from pplgen.iterates import flat, followed, unflat
 from pplgen.latent import LatentStory
 from pplgen.training import StopReason, Training
 
-__all__ = ["elbo_change", "iterate_rhat", "other_modes", "restarts_agree"]
+__all__ = ["elbo_change", "faults", "iterate_rhat", "other_modes", "restarts_agree"]
 
 RHAT = 1.1
 """Split R-hat above which parameters have not settled."""
@@ -93,6 +93,21 @@ def elbo_change(material: Material) -> Check:
         return Check(name, value, CHANGE, DHAKA, Verdict.PASS)
     remedy = f"the ELBO still moves, by {change:+.2g} +- {error:.1g} of itself: give more steps"
     return Check(name, value, CHANGE, DHAKA, Verdict.FAIL, remedy)
+
+
+def faults(material: Material) -> Check:
+    """Count how often the run went back to its last good state, the ELBO or its gradient being infinite or NaN."""
+    name, source = "times the run was infinite or NaN", "this package"
+    if material.sampled:
+        return beside(name, source, SAMPLED)
+    if not material.runs:
+        return beside(name, source, "how it was trained is not known")
+    best = material.runs[0]
+    if not best.faults:
+        return Check(name, 0, 0, source, Verdict.PASS)
+    verdict = Verdict.FAIL if best.broke_down else Verdict.WARN
+    remedy = "; look at the model there, or start at a lower learning_rate"
+    return Check(name, len(best.faults), 0, source, verdict, "; ".join(best.faults) + remedy)
 
 
 def restarts_agree(material: Material) -> Check:
