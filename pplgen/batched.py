@@ -144,7 +144,6 @@ def train_together(
                 met = again.met(now, len(losses), generators, struck[:LOOKED_AT])
             now.advance(state, losses, judge=judge, met=met)
             if struck:
-                continue_batches()
                 again.warn(now, struck)
             elapsed, done = time.perf_counter() - started, now.taken - began
             if report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "modules_of",
     "overwrite",
     "seeded",
+    "unwarned",
 ]
 
 
@@ -37,6 +39,14 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Leave out what Pyro warns of a loss that is not finite, where the caller heeds it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)", UserWarning)
+        yield
 
 
 def generator_states() -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ class Again:
     pairs
         One for each restart; their parameters are changed.
     engine
-        Takes the steps; it is left without batches of its own, where there are any.
+        Takes the steps.
     bound
         What is maximised; each pair's own where ``None``.
     batches_from
@@ -59,7 +60,7 @@ class Again:
         ``generators`` are where they were then; afterwards they are where they are.
         """
         found: dict[int, Met] = {}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self._own_batches():
             continue_from(generators)
             state, num_before = now.good, now.taken
             batches = self._batches_from(num_before) if self._batches_from else None
@@ -77,6 +78,15 @@ class Again:
                 if len(found) == len(which):
                     break
         return found
+
+    @contextlib.contextmanager
+    def _own_batches(self) -> Iterator[None]:
+        """Give the engine the batches back that it has."""
+        held = self.engine.data
+        try:
+            yield
+        finally:
+            self.engine.data = held
 
     def verdict(self, now: Standing) -> str:
         """Say what the first restart met, where none has come to anything."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from pplgen.batches import Augment, batching
 from pplgen.errors import DataWarning, InputError
 from pplgen.faults import LOWERED, STRIKES, explain, strike
+from pplgen.isolation import unwarned
 from pplgen.iterates import RETURNABLE, Iterates, flat
 from pplgen.pair import Pair
 from pplgen.plateaus import WINDOW, PlateauWatch
@@ -215,18 +216,17 @@ def train(
     def go_back() -> None:
         """Return to the last good state at a lower learning rate, or for good at the last strike."""
         nonlocal stop
+        del history[num_kept:]
         step, what = run.explain()
         run.lower(LOWERED)
         run.go_back()
-        del history[num_kept:]
         iterates.go_back(flat(pair.snapshot()))
         faults.append(strike(what, step, len(faults) + 1, run.kept, run.rate))
         warnings.warn(faults[-1], DataWarning, stacklevel=3)
         if len(faults) == STRIKES:
             stop = StopReason.NOT_FINITE
 
-    with scale or contextlib.nullcontext(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Encountered (NaN|inf)", UserWarning)  # what that means is said above
+    with scale or contextlib.nullcontext(), unwarned():
         try:
             while run.taken < steps and stop is StopReason.STEPS:
                 value = run.take()

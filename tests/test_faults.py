@@ -1,5 +1,8 @@
 """What is infinite or NaN: the way back from it, the site and the rows that are named, and what comes of restarts."""
 
+import dataclasses
+import itertools
+import json
 import math
 import warnings
 
@@ -8,14 +11,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pplgen.models import GaussianMixture
 from pyro.distributions import constraints
 
 import pplgen
+from pplgen import checkpoint
+from pplgen.checks.material import Material
+from pplgen.checks.training import faults
 from pplgen.errors import DataWarning, InputError
 from pplgen.faults import STRIKES, explain
+from pplgen.graph import trace
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
-from pplgen.training import StopReason
+from pplgen.training import StopReason, Training
 
 Y = torch.linspace(-1.0, 2.0, 40)
 PRECISION = len(Y) + 0.01
@@ -65,39 +73,46 @@ def location(fit):
         return pyro.param("loc").item(), pyro.param("scale").item()
 
 
+def near_the_posterior(loc, scale):
+    """Adam's rate is cut while it still wanders: by up to .1 in the mean, which is within a deviation of .16."""
+    assert loc == pytest.approx((Y.sum() / PRECISION).item(), abs=PRECISION**-0.5)
+    assert scale == pytest.approx(PRECISION**-0.5, rel=0.3)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_run_goes_back_names_the_row_and_ends_where_it_should(path):
-    # Adam overshoots the posterior, .5 +- .16, by more than .5 at a rate of 1, and not at .1
-    fit, said = fitted(spoilt(1.5), guide_from(-1.0), learning_rate=1.0, compile=path)
+    # Adam overshoots the posterior, .5 +- .16, by more than one at a rate of 1, and not at .1
+    options = {"learning_rate": 1.0, "decay": 0.99, "steps": 500, "compile": path}
+    fit, said = fitted(spoilt(1.5), guide_from(-3.0), **options)
     assert len(said) == len(fit.best.faults) == 1
     assert f"the log density of 'y' is NaN at row {ROW}, where loc of Normal is NaN; on from step" in said[0]
-    assert "with learning rate 0.1 (fault 1 of 3)" in said[0]
-    assert fit.stop is StopReason.CONVERGED
-    loc, scale = location(fit)
-    assert loc == pytest.approx((Y.sum() / PRECISION).item(), abs=PRECISION**-0.5)  # a deviation: rates end at .01
-    assert scale == pytest.approx(PRECISION**-0.5, rel=0.2)
+    assert said[0].endswith("(fault 1 of 3)")
+    assert fit.stop is StopReason.STEPS
+    assert 400 <= len(fit.best.history) < 500, "steps that were taken back are no part of the history"
     assert np.isfinite(fit.best.history).all()
+    loc, scale = location(fit)
+    near_the_posterior(loc, scale)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_learning_rate_that_is_far_too_large_is_lowered_until_it_works(path):
     # the exponential of a hundred overflows in single precision, so that the first step goes wrong
-    fit, said = fitted(plain, guide_from(-1.0), learning_rate=100.0, compile=path)
+    options = {"learning_rate": 100.0, "decay": 0.995, "steps": 700, "compile": path}
+    fit, said = fitted(plain, guide_from(-1.0), **options)
     assert 1 <= len(said) < STRIKES
-    assert "step 2:" in said[0]
+    assert said[0].startswith("step 2: ")
     assert "on from step 0 with learning rate 10 (fault 1 of 3)" in said[0]
     loc, scale = location(fit)
-    assert loc == pytest.approx((Y.sum() / PRECISION).item(), abs=PRECISION**-0.5)
-    assert scale == pytest.approx(PRECISION**-0.5, rel=0.2)
+    near_the_posterior(loc, scale)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_three_strikes_end_a_run_with_a_verdict(path, capsys):
     """The posterior lies where the density is NaN, so that no learning rate helps."""
-    model = spoilt(0.0)
-    # steps of .02 cross zero from -1 in fifty steps, those of .002 in five windows
-    fit, said = fitted(model, guide_from(-1.0, 0.001), steps=1500, compile=path)
-    assert len(said) == len(fit.best.faults) == STRIKES
+    # from -.1 to zero it is five steps of .02, fifty of .002 and five windows of .0002
+    fit, said = fitted(spoilt(0.0), guide_from(-0.1, 0.001), steps=800, compile=path)
+    assert tuple(said) == fit.best.faults
+    assert len(said) == STRIKES
     assert all(f"'y' is NaN at row {ROW}" in sentence for sentence in said)
     assert "(fault 3 of 3)" in said[-1]
     assert fit.stop is StopReason.NOT_FINITE
@@ -107,29 +122,19 @@ def test_three_strikes_end_a_run_with_a_verdict(path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "ever lower learning rates" in printed
     assert f"NaN at row {ROW}" in printed
-    check = next(each for each in fit.diagnose() if each.name == "times the run was infinite or NaN")
+    with fit.pair.isolated():
+        check = faults(Material(fit.pair, None, fit.runs))
     assert (check.value, check.verdict) == (3, "fail")
+    assert said[-1] in check.remedy
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_size": 10}, {"restarts": 2}])
 @pytest.mark.parametrize("path", PATHS)
-def test_what_is_never_finite_is_an_error_that_names_the_row(path):
-    named = rf"before any good state: step 1: the log density of 'y' is NaN at row {ROW}, where loc of Normal is NaN"
-    with (
-        pytest.raises(InputError, match=named),
-        pytest.warns(DataWarning, match="fault 3 of 3"),
-        pyro.validation_enabled(False),
-    ):
-        pplgen.fit(spoilt(-5.0), Y, guide_from(-1.0), compile=path, progress=False)
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_rows_of_a_minibatch_are_those_of_the_data(path):
-    with (
-        pytest.raises(InputError, match=rf"'y' is NaN at row {ROW}, where"),
-        pytest.warns(DataWarning),
-        pyro.validation_enabled(False),
-    ):
-        pplgen.fit(spoilt(-5.0), Y, guide_from(-1.0), batch_size=10, compile=path, progress=False)
+def test_what_is_never_finite_is_an_error_that_names_the_row(path, options):
+    """Of a minibatch too, where it is the row of the data that is named."""
+    named = rf"before any good state: step \d+: the log density of 'y' is NaN at row {ROW}, where loc of Normal is NaN"
+    with pytest.warns(DataWarning), pytest.raises(InputError, match=named), pyro.validation_enabled(False):
+        pplgen.fit(spoilt(-5.0), Y, guide_from(-1.0), compile=path, progress=False, **options)
 
 
 def rooted(y):
@@ -143,69 +148,77 @@ def rooted(y):
 @pytest.mark.parametrize("path", PATHS)
 def test_a_gradient_that_is_not_finite_is_named_with_its_operation(path):
     named = rf"step 1: the gradient of the log density of 'y' is infinite, in sqrt at row {ROW}"
-    with pytest.raises(InputError, match=named), pytest.warns(DataWarning):
+    with pytest.warns(DataWarning), pytest.raises(InputError, match=named):
         pplgen.fit(rooted, Y, guide_from(-1.0), compile=path, progress=False)
 
 
-def covariances(rho, matrix=False, **kind):
-    """Two columns whose covariance, of one row alone where told so, is no covariance once ``rho`` is above 1."""
+def covariances(by, rows):
+    """Two columns whose covariance, or what stands for it, is none in some rows once ``rho`` is above 1."""
 
     def model(x):
-        correlation = pyro.sample("rho", dist.Normal(0.0, 1.0))
-        ones = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        rho = pyro.sample("rho", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
-            each = torch.where(torch.arange(len(x)) == 2, correlation, 0.0)[:, None, None] * ones
-            S = torch.eye(2) + each
-            if matrix:
-                pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), scale_tril=torch.linalg.cholesky(S)), obs=x)
-            else:
-                pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), **{kind["by"]: S}), obs=x)
+            correlation = rho * torch.isin(torch.arange(len(x)), torch.tensor(rows))
+            S = torch.eye(2) + correlation[:, None, None] * torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+            matrix = {by: torch.linalg.cholesky(S) if by == "scale_tril" else S}
+            pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), **matrix), obs=x)
 
     return model
 
 
+X = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+
+
+def point_guide(x):
+    pyro.sample("rho", dist.Delta(pyro.param("at", torch.tensor(0.5))))
+
+
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("by", "what"),
     [
-        ({"by": "covariance_matrix"}, "x: covariance_matrix of MultivariateNormal is not positive definite"),
-        ({"by": "precision_matrix"}, "x: precision_matrix of MultivariateNormal is not positive definite"),
-        ({"matrix": True}, "x: the matrix whose Cholesky factor is scale_tril of MultivariateNormal is not positive"),
+        ("covariance_matrix", "covariance_matrix of MultivariateNormal"),
+        ("precision_matrix", "precision_matrix of MultivariateNormal"),
+        ("scale_tril", "the matrix whose Cholesky factor is scale_tril of MultivariateNormal"),
     ],
 )
-def test_a_matrix_without_a_cholesky_factor_is_named(options, sentence):
-    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-
-    def guide(x):
-        pyro.sample("rho", dist.Delta(pyro.param("at", torch.tensor(0.5))))
-
-    pair = Pair(covariances(0.5, **options), guide, (x,))
+def test_a_matrix_without_a_cholesky_factor_is_named(by, what):
+    pair = Pair(covariances(by, [2]), point_guide, (X,))
     with seeded(0), pair.isolated():
         assert explain(pair, pair.elbo(), pair.data) is None
         pair.restore({"at": torch.tensor(1.25)})
         found = explain(pair, pair.elbo(), pair.data)
     # eigenvalues of [[1, r], [r, 1]] are 1 - r and 1 + r
-    assert found.startswith(sentence)
-    assert found.endswith("definite, smallest eigenvalue -0.25 at row 3")
+    assert found == f"x: {what} is not positive definite, smallest eigenvalue -0.25 at row 3"
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_run_goes_back_from_a_matrix_without_a_factor(path):
     """In a graph a factorisation that fails must not pass for finite, nor stop the others."""
-    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
-    x[2] = torch.tensor([2.0, 2.0])  # its likelihood rises in rho, up to .66
-    starts = iter([0.5, 0.5, 0.5])
-
-    def guide(x):
-        pyro.sample("rho", dist.Delta(pyro.param("at", lambda: torch.tensor(next(starts)))))
-
-    fit, said = fitted(
-        covariances(0.5, by="covariance_matrix"), guide, x, learning_rate=2.0, steps=600, restarts=2, compile=path
-    )
-    assert fit.num_failed == 0
-    assert all("x: covariance_matrix of MultivariateNormal is not positive definite" in sentence for sentence in said)
-    assert all(len(run.faults) >= 1 for run in fit.runs)
+    model = covariances("scale_tril", range(5))
+    fit, said = fitted(model, point_guide, X, learning_rate=2.0, steps=300, restarts=2, compile=path)
+    assert len(said) >= 2
+    assert all("Cholesky factor is scale_tril of MultivariateNormal is not positive" in sentence for sentence in said)
+    assert all(run.faults for run in fit.runs)
     with fit.pair.isolated():
         assert abs(pyro.param("at").item()) < 1
+
+
+def test_a_factor_that_does_not_exist_is_nan_in_a_graph():
+    """LAPACK leaves a factor half done, which is finite wherever its diagonal is not looked at."""
+
+    def model(x):
+        rho = pyro.sample("rho", dist.Normal(0.0, 1.0))
+        L = torch.linalg.cholesky(torch.eye(2) + rho * torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        pyro.sample("x", dist.Normal(L[1, 0], 1.0).expand(x.shape).to_event(2), obs=x)
+
+    pair = Pair(model, point_guide, (X,))
+    with seeded(0), pair.isolated():
+        graph = trace(pair, pair.elbo(), pair.data)
+        assert graph.loss_and_gradient(torch.tensor([0.5]), X)[0].isfinite()
+        mapped = torch.func.vmap(graph.loss_and_gradient, in_dims=(0, None))
+        losses, gradients = mapped(torch.tensor([[0.5], [1.5]]), X)
+    assert losses.isfinite().tolist() == [True, False]
+    assert gradients.isfinite().flatten().tolist() == [True, False]
 
 
 def test_a_broken_restart_leaves_the_others_alone():
@@ -216,7 +229,8 @@ def test_a_broken_restart_leaves_the_others_alone():
         starts = iter([-1.0, -0.5, third, -2.0])
         return fitted(spoilt(5.0), guide_from(lambda: next(starts)), **options)
 
-    (healthy, nothing), (fit, said) = runs(0.0), runs(9.0)
+    with pyro.validation_enabled(False):
+        (healthy, nothing), (fit, said) = runs(0.0), runs(9.0)
     assert nothing == []
     assert (healthy.num_failed, fit.num_failed, len(fit.runs)) == (0, 1, 3)
     assert [sentence.partition(",")[0] for sentence in said] == ["restart 3"] * STRIKES
@@ -238,28 +252,59 @@ def test_a_broken_restart_in_plain_pyro_is_dropped_too():
     assert fit.num_agreeing >= 1
 
 
-def collapsing(y):
-    """A density without bound where the scale of one restart shrinks to nothing on the point at zero."""
-    loc, log_scale = pyro.param("loc"), pyro.param("log_scale")
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(loc, log_scale.exp()), obs=torch.zeros_like(y))
-
-
-def test_a_density_that_collapses_on_a_point_is_never_the_best():
-    starts = iter([1.0, 0.0, 1.0])
-
-    def guide(y):
-        loc = pyro.param("loc", lambda: torch.tensor(next(starts)))
-        log_scale = pyro.param("log_scale", lambda: torch.where(loc == 0, torch.tensor(-80.0), torch.tensor(0.0)))
-        pyro.sample("mu", dist.Normal(loc, 1.0))
-        return log_scale
+@pytest.mark.parametrize("path", PATHS)
+def test_an_infinite_bound_is_never_the_best(path):
+    starts = iter([-1.0, 2.0, -0.5])
 
     def model(y):
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.Normal(0 * mu + (pyro.param("loc") - mu) * 0, pyro.param("log_scale").exp()), obs=y)
+        plain(y)
+        pyro.factor("defect", torch.where(pyro.param("loc") > 1, math.inf, 0.0))
 
-    fit, said = fitted(model, guide, torch.zeros(20), restarts=3, steps=500, learning_rate=0.1, compile="graph")
+    fit, said = fitted(model, guide_from(lambda: next(starts)), restarts=3, steps=300, compile=path)
+    assert (fit.num_failed, len(fit.runs), len(said)) == (1, 2, STRIKES)
+    assert all("the log density of 'defect' is infinite" in sentence for sentence in said)
+    assert math.isfinite(fit.elbo)
+
+
+def test_runs_that_broke_down_rank_below_all_others():
+    def run(elbo, stop=StopReason.STEPS):
+        return Training(0, np.zeros(1), elbo, 0.1, stop)
+
+    good, better = run(-10.0), run(-9.0)
+    others = [run(math.inf), run(math.nan), run(1e30, StopReason.NOT_FINITE)]
+    for order in itertools.permutations([good, better, *others]):
+        assert max(order, key=lambda each: each.rank) is better
+    assert [each.broke_down for each in (good, *others)] == [False, True, True, True]
+
+
+def test_a_checkpoint_after_a_fault_continues_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    options = {"learning_rate": 1.0, "steps": 500, "compile": "graph", "restarts": 2, "batch_size": 20}
+
+    def stop_at(step):
+        def progress(update):
+            if update.step >= step:
+                raise ZeroDivisionError
+
+        return progress
+
+    model, guide = spoilt(1.5), guide_from(-3.0)
+    expected, said = fitted(model, guide, **options)
+    assert all("on from step 0 " in run.faults[0] for run in expected.runs)
     assert said
-    assert fit.num_failed == 1
-    assert all(math.isfinite(run.elbo) for run in fit.runs)
+    with pytest.warns(DataWarning), pytest.raises(ZeroDivisionError):
+        pplgen.fit(model, Y, guide, checkpoint=tmp_path, **options, progress=stop_at(300))
+    again, later = fitted(model, guide, checkpoint=tmp_path, **options)
+    assert len(later) < len(said), "the first fault lies before the checkpoint"
+    for run, other in zip(again.runs, expected.runs, strict=True):
+        np.testing.assert_array_equal(run.history, other.history)
+        np.testing.assert_array_equal(run.final, other.final)
+        assert (run.elbo, run.faults) == (other.elbo, other.faults)
+
+
+def test_a_saved_run_tells_of_its_faults(tmp_path):
+    fit = pplgen.fit(GaussianMixture(2, 2), "faithful", steps=5, progress=False)
+    fit.runs = (dataclasses.replace(fit.runs[0], faults=("step 3: something",)),)
+    fit.save(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "header.json").read_text())["runs"][0]["faults"] == ["step 3: something"]
+    assert pplgen.load(tmp_path / "run").best.faults == ("step 3: something",)
