@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.overrides import TorchFunctionMode
 
+from pplgen.backward import first_bad
 from pplgen.errors import first_line
+from pplgen.isolation import unwarned
 from pplgen.pair import Pair
 from pplgen.structure import number_of_rows
 
-__all__ = ["LOWERED", "STRIKES", "TRIES", "explain", "strike"]
+__all__ = ["LOWERED", "STRIKES", "TRIES", "explain", "explain_start", "strike"]
 
 STRIKES = 3
 """Times that a run may meet what is not finite; it stops at the last."""
@@ -70,6 +72,20 @@ def explain(pair: Pair, bound: ELBO, data: tuple[Any, ...], tries: int = 1) -> s
             except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError) as error:
                 return f"evaluating it stopped with {type(error).__name__}: {first_line(error)}"
     return None
+
+
+def explain_start(make: Callable[[], Pair]) -> str | None:
+    """Say what is not finite where a pair starts, whose making stopped at a matrix or at an argument's check.
+
+    ``None`` where nothing is, or making it stops at something else.
+    """
+    try:
+        with _Factors(), pyro.validation_enabled(False), unwarned():
+            pair = make()
+    except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError):
+        return None
+    with pair.isolated():
+        return explain(pair, pair.elbo(), pair.data)
 
 
 class _Factors(TorchFunctionMode):
@@ -136,8 +152,8 @@ class _Look:
         if not bool(bad.any()):
             return None
         whose = " under the guide" if of_guide else ""
-        what = f"the log density of {name!r}{whose} is {_kind(density[bad])}{self._where(bad, node)}"
-        return self._cause(name, node, what)
+        where = self._where(bad, node) + self._columns(node)
+        return self._cause(name, node, f"the log density of {name!r}{whose} is {_kind(density[bad])}{where}")
 
     def _gradient(self, name: str, node: Any, of_guide: bool) -> str | None:
         """Look at the gradient of a log density, and for the operation in which it goes wrong."""
@@ -149,7 +165,7 @@ class _Look:
         if all(each is None or bool(each.isfinite().all()) for each in gradients):
             return None
         whose = " under the guide" if of_guide else ""
-        operation, gradient = _first_bad(density.sum(), parameters)
+        operation, gradient = first_bad(density.sum(), parameters)
         where = self._where_along(~gradient.isfinite())
         return f"the gradient of the log density of {name!r}{whose} is {_kind(gradient)}, in {operation}{where}"
 
@@ -196,6 +212,19 @@ class _Look:
         if frame is None or bad.ndim < -frame.dim or bad.shape[frame.dim] != frame.size:
             return ""
         return self._named(bad.movedim(frame.dim, 0))
+
+    def _columns(self, node: Any) -> str:
+        """Name the columns at fault where a row's entries have densities of their own; nothing where all are."""
+        fn = node["fn"]
+        while isinstance(fn, MaskedDistribution | ExpandedDistribution):
+            fn = fn.base_dist
+        if not isinstance(fn, Independent) or fn.reinterpreted_batch_ndims != 1:
+            return ""
+        entries = fn.base_dist.log_prob(node["value"]).detach()
+        bad = (~entries.isfinite()).reshape(-1, entries.shape[-1]).any(0).tolist()
+        known = self.pair.columns if len(self.pair.columns) == len(bad) else range(1, 1 + len(bad))
+        found = [str(name) for name, broken in zip(known, bad, strict=True) if broken]
+        return "" if len(found) in (0, len(bad)) else f", column {', '.join(found[:NAMED])}"
 
     def _where_along(self, bad: Tensor) -> str:
         """Name the rows along the first axis that is as long as the data; nothing without any."""
@@ -251,35 +280,3 @@ def _holds(value: Tensor, matrix: Tensor) -> bool:
     with contextlib.suppress(RuntimeError):
         return torch.equal(value, matrix.expand(value.shape))
     return False
-
-
-def _first_bad(total: Tensor, parameters: list[Tensor]) -> tuple[str, Tensor]:
-    """Find the first operation on the way back whose gradient is not finite though what came in was."""
-    found: list[tuple[str, Tensor]] = []
-    handles = []
-
-    def hook(name: str) -> Any:
-        def look(inputs: Any, outputs: Any) -> None:
-            came = [each for each in outputs if each is not None]
-            left = [each for each in inputs if each is not None and not bool(each.isfinite().all())]
-            if left and not found and all(bool(each.isfinite().all()) for each in came):
-                found.append((name, left[0].detach()))
-
-        return look
-
-    waiting, seen = [total.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        name = node.name().partition("Backward")[0].rpartition("::")[2].lower()
-        handles.append(node.register_hook(hook(name)))
-        waiting.extend(following for following, _ in node.next_functions)
-    try:
-        gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    bad = [each for each in gradients if each is not None and not bool(each.isfinite().all())]
-    return found[0] if found else ("its sum", bad[0])

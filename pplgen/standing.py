@@ -32,6 +32,8 @@ class Lane:
     stop: StopReason | None = None
     faults: list[str] = field(default_factory=list)
     """What was not finite on the way, a sentence each."""
+    kept: int = 0
+    """Step of its last good state."""
     iterates: Tensor = field(default_factory=lambda: torch.zeros(0))
     """Where it had been when it stopped, shape ``(num_kept, num_followed)``."""
 
@@ -117,10 +119,11 @@ class Standing:
         elbos = (-losses).cpu().numpy()
         for index, lane in enumerate(self.lanes):
             if index in struck:
-                self._strike(index, kept, *(met or {}).get(index, (self.taken, None)))
+                self._strike(index, *(met or {}).get(index, (self.taken, None)))
             elif lane.stop is None:
                 window = elbos[:, index].tolist()
                 lane.history.extend(window)
+                lane.kept = self.taken
                 if judge and len(window) == WINDOW and lane.watch.plateau(window):
                     self.rates[index] *= DECAY
                     if lane.watch.plateaus == PLATEAUS:
@@ -140,12 +143,12 @@ class Standing:
         )
         return State(vectors, mean, square, state.taken)
 
-    def _strike(self, index: int, kept: int, step: int, what: str | None) -> None:
+    def _strike(self, index: int, step: int, what: str | None) -> None:
         """Lower the rate of a restart that went back; stop it the last time."""
         lane = self.lanes[index]
         self.rates[index] *= LOWERED
         self.iterates.go_back(self.good.vectors[index], index)
-        lane.faults.append(strike(what, step, len(lane.faults) + 1, kept, float(self.rates[index])))
+        lane.faults.append(strike(what, step, len(lane.faults) + 1, lane.kept, float(self.rates[index])))
         if len(lane.faults) == STRIKES:
             self._halt(index, StopReason.NOT_FINITE)
 
@@ -162,6 +165,7 @@ class Standing:
                 "watch": vars(lane.watch),
                 "stop": lane.stop.name if lane.stop else None,
                 "faults": lane.faults,
+                "kept": lane.kept,
             }
             for lane in self.lanes
         ]
@@ -174,7 +178,7 @@ class Standing:
         for index, lane in enumerate(facts["lanes"]):
             stop = None if lane["stop"] is None else StopReason[lane["stop"]]
             history, iterates = tensors[f"history{index}"].tolist(), tensors[f"iterates{index}"]
-            lanes.append(Lane(PlateauWatch(**lane["watch"]), history, stop, lane["faults"], iterates))
+            lanes.append(Lane(PlateauWatch(**lane["watch"]), history, stop, lane["faults"], lane["kept"], iterates))
         moved = {name: value.to(device) for name, value in tensors.items()}
         state = State(*(moved[name] for name in State._fields))
         kept = Iterates(list(moved["iterates"]), facts["stride"])

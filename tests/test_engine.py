@@ -256,10 +256,8 @@ def test_a_restart_without_a_finite_elbo_is_dropped_and_the_others_go_on():
         start = pyro.param("start", lambda: torch.tensor(next(starts)))
         pyro.sample("mu", dist.Normal(start, pyro.param("scale", torch.tensor(1.0))))
 
-    with (
-        pyro.validation_enabled(False),
-        pytest.warns(DataWarning, match="restart 2, step 1: the guide's draw of 'mu' is NaN"),
-    ):
+    named = r"restart 2, step \d+: the guide's draw of 'mu' is NaN"
+    with pyro.validation_enabled(False), pytest.warns(DataWarning, match=named):
         fit = pplgen.fit(model, Y, fragile, restarts=3, steps=300, progress=False)
     assert fit.path == "the traced graph"
     assert len(fit.runs) == 2

@@ -137,6 +137,25 @@ def test_what_is_never_finite_is_an_error_that_names_the_row(path, options):
         pplgen.fit(spoilt(-5.0), Y, guide_from(-1.0), compile=path, progress=False, **options)
 
 
+def test_columns_are_named_where_entries_have_densities_of_their_own():
+    x = torch.ones(6, 3)
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        scale = torch.ones(6, 3)
+        scale[[1, 4], 1] = -1.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, scale).to_event(1), obs=x)
+
+    with pyro.validation_enabled(False):
+        pair = Pair(model, guide_from(0.0), (x,))
+    sentence = "the log density of 'x' is NaN at rows 2, 5, column {}, where scale of Normal is -1"
+    with seeded(0), pair.isolated():
+        assert explain(pair, pair.elbo(), pair.data) == sentence.format(2)
+        pair.columns = ("a", "b", "c")
+        assert explain(pair, pair.elbo(), pair.data) == sentence.format("b")
+
+
 def rooted(y):
     """The square root of zero has an infinite gradient; the density stays finite."""
     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
@@ -189,6 +208,24 @@ def test_a_matrix_without_a_cholesky_factor_is_named(by, what):
         found = explain(pair, pair.elbo(), pair.data)
     # eigenvalues of [[1, r], [r, 1]] are 1 - r and 1 + r
     assert found == f"x: {what} is not positive definite, smallest eigenvalue -0.25 at row 3"
+
+
+@pytest.mark.parametrize("by", ["covariance_matrix", "scale_tril"])
+def test_a_model_that_cannot_start_is_one_sentence(by):
+    """Whether it stops at the check of an argument or at a factorisation."""
+
+    def guide(x):
+        pyro.sample("rho", dist.Delta(pyro.param("at", torch.tensor(1.25))))
+
+    named = f"cannot be evaluated where it starts: x: .*{by} of MultivariateNormal is not positive definite, smallest"
+    with pytest.raises(InputError, match=f"{named} eigenvalue -0.25 at row 3"):
+        pplgen.fit(covariances(by, [2]), X, guide, progress=False)
+
+    def other(x):
+        raise ValueError("something else")
+
+    with pytest.raises(ValueError, match="something else"):
+        pplgen.fit(other, X, guide, progress=False)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -48,6 +48,7 @@ FLOORS = {
     "checkpoint": 1,
     "iterates": 0,
     "plateaus": 0,
+    "backward": 0,
     "faults": 2,
     "steps": 2,
     "training": 2,
