@@ -98,7 +98,8 @@ def fit(
         At most so many for each restart, 10,000 by default; it stops earlier once the smoothed ELBO has stopped
         improving. Of NUTS, draws of each chain: 1,000.
     learning_rate
-        Adam's first one; it is cut at each plateau.
+        Adam's first one; it is cut at each plateau, and to a tenth where the ELBO or its gradient is not finite: the
+        restart goes back to its last good state then, twice, and ends there the third time.
     clip
         Largest absolute value of an entry of the gradient, as in Pyro's ``ClippedAdam``; ``None`` for any.
     decay

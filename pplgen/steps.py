@@ -13,6 +13,7 @@ import torch
 from pyro.infer import ELBO, SVI
 from torch import Tensor
 
+from pplgen.errors import InputError
 from pplgen.faults import explain
 from pplgen.isolation import continue_from, generator_states
 from pplgen.pair import Pair
@@ -82,10 +83,19 @@ class Steps:
         return self._good.taken
 
     def take(self) -> float:
-        """Take a step and return its ELBO; NaN where a factorisation broke down after the first step."""
+        """Take a step and return its ELBO; NaN where a factorisation broke down."""
         self.taken += 1
         batch = self._next(self.batches, self.taken)
-        return -self.svi.step(*batch) if self.taken == 1 else self._value(batch)
+        if self.taken > 1:
+            return self._value(batch)
+        try:
+            return -self.svi.step(*batch)
+        except InputError:
+            raise
+        except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
+            if self.explain()[1] is None:
+                raise
+            return math.nan
 
     def keep(self) -> None:
         """Take this for the last good state."""

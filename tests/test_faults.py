@@ -22,8 +22,9 @@ from pplgen.errors import DataWarning, InputError
 from pplgen.faults import STRIKES, explain
 from pplgen.graph import trace
 from pplgen.isolation import seeded
+from pplgen.iterates import Iterates
 from pplgen.pair import Pair
-from pplgen.training import StopReason, Training
+from pplgen.training import Adam, StopReason, Training, train
 
 Y = torch.linspace(-1.0, 2.0, 40)
 PRECISION = len(Y) + 0.01
@@ -228,6 +229,16 @@ def test_a_model_that_cannot_start_is_one_sentence(by):
         pplgen.fit(other, X, guide, progress=False)
 
 
+@pytest.mark.parametrize("by", ["covariance_matrix", "scale_tril"])
+def test_a_first_step_that_stops_is_one_sentence(by):
+    pair = Pair(covariances(by, [2]), point_guide, (X,))
+    named = f"before any good state: step 1: x: .*{by} of MultivariateNormal is not positive definite"
+    with seeded(0), pair.isolated():
+        pair.restore({"at": torch.tensor(1.25)})
+        with pytest.warns(DataWarning), pytest.raises(InputError, match=named):
+            train(pair, seed=0, steps=10, optimiser=Adam(0.01))
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_run_goes_back_from_a_matrix_without_a_factor(path):
     """In a graph a factorisation that fails must not pass for finite, nor stop the others."""
@@ -337,6 +348,19 @@ def test_a_checkpoint_after_a_fault_continues_bit_for_bit(tmp_path, monkeypatch)
         np.testing.assert_array_equal(run.history, other.history)
         np.testing.assert_array_equal(run.final, other.final)
         assert (run.elbo, run.faults) == (other.elbo, other.faults)
+
+
+def test_where_a_run_has_been_is_not_where_it_was_taken_back_from():
+    been = Iterates()
+    for step in range(1, 4101):
+        been.notice(step, torch.full((2, 3), float(step)))
+        if step == 3900:
+            been.mark()
+    assert been.stride == 20, "thinned in between, at 4,000 steps"
+    been.go_back(torch.zeros(3), 1)
+    steps = torch.arange(20.0, 4101.0, 20.0)
+    torch.testing.assert_close(been.stacked()[:, 0, 0], steps)
+    torch.testing.assert_close(been.stacked()[:, 1, 2], torch.where(steps > 3900, 0.0, steps))
 
 
 def test_a_saved_run_tells_of_its_faults(tmp_path):

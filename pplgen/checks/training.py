@@ -125,7 +125,8 @@ def restarts_agree(material: Material) -> Check:
         return Check(name, agreeing, 2, source, Verdict.PASS)
     second = max(run.elbo for run in runs[1:])
     remedy = f"the best of {len(runs)} restarts is {runs[0].elbo - second:.1f} nats above the next: it may not be the "
-    return Check(name, agreeing, 2, source, Verdict.WARN, remedy + "best there is; give more restarts")
+    remedy += "best there is, or have a density that has collapsed on a point; look at it, and give more restarts"
+    return Check(name, agreeing, 2, source, Verdict.WARN, remedy)
 
 
 def other_modes(material: Material) -> Check:
