@@ -15,7 +15,7 @@ import pplgen
 from pplgen import latent_commands, models, run_commands, trust_commands
 from pplgen.calibrate_command import calibrate_app, calibration_options, report_calibration
 from pplgen.command_options import DataArgument, OutFileOption, SeedOption, SeriesOption
-from pplgen.errors import DataWarning, InputError, near_names
+from pplgen.errors import DataWarning, InputError, near_names, printable
 from pplgen.signature import constructor_options, parse_options
 from pplgen.story_commands import story_command
 from pplgen.warning_log import WarningLog
@@ -119,7 +119,7 @@ def main() -> None:
 
 def _fail(message: str, code: int = 2) -> None:
     """Print one sentence and leave."""
-    typer.echo(f"pplgen: {' '.join(message.split())}", err=True)
+    typer.echo(f"pplgen: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 

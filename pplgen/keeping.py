@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pplgen.errors import InputError
 from pplgen.isolation import modules_of
 from pplgen.own_code import COLLECTION, called, digest_of
 from pplgen.pair import Pair, check_shapes
@@ -15,6 +16,7 @@ from pplgen.stored import StoredDraws
 
 __all__ = [
     "arguments_fingerprint",
+    "finite",
     "kept_buffers",
     "named",
     "pair_facts",
@@ -49,12 +51,28 @@ def restore_buffers(pair: Pair, tensors: dict[str, Tensor]) -> None:
     given, own = named("buffer/", tensors), named("buffer/", kept_buffers(pair))
     check_shapes("buffer", given, own)
     for name, value in own.items():
+        if given[name].is_complex() or given[name].is_floating_point() != value.is_floating_point():
+            raise InputError(f"buffer {name!r} has the type {given[name].dtype}, where {value.dtype} was expected")
         value.copy_(given[name])
 
 
 def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take the tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def finite(what: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that are numbers, all of them finite.
+
+    Raises
+    ------
+    InputError
+        Where one is not.
+    """
+    for name, value in tensors.items():
+        if not (value.is_floating_point() and value.isfinite().all()):
+            raise InputError(f"{what} {name!r} does not hold finite numbers")
+    return tensors
 
 
 def type_name(values: Tensor) -> str:

@@ -21,7 +21,7 @@ from pplgen.data import Table, as_finite, named_data_sets
 from pplgen.errors import DataWarning, InputError, first_line
 from pplgen.fitted import Fit
 from pplgen.isolation import copy_together, seeded
-from pplgen.keeping import arguments_fingerprint, named, restore_buffers, source_digest
+from pplgen.keeping import arguments_fingerprint, finite, named, restore_buffers, source_digest
 from pplgen.kept_draws import kept_rows, read_draws
 from pplgen.own_code import COLLECTION, import_path, own_story
 from pplgen.pair import Pair
@@ -191,11 +191,11 @@ def _filled(pair: Pair, table: Table | None, tensors: dict[str, Tensor], header:
     if header.get("method") == "nuts":
         like = next((value for value in pair.data if isinstance(value, Tensor) and value.is_floating_point()), None)
         with pair.isolated():
-            draws = named("draws/", tensors)
+            draws = finite("draw", named("draws/", tensors))
             replay(pair, draws if like is None else {name: value.to(like) for name, value in draws.items()})
         return SampledFit(pair, Chains(**header["chains"]), **facts)
     with pair.isolated():
-        pair.restore(named("parameter/", tensors))
+        pair.restore(finite("parameter", named("parameter/", tensors)))
     return Fit(pair, _runs(tensors, header), num_failed=header["num_failed"], **facts)
 
 
@@ -224,6 +224,9 @@ def _in_type(table: Table, dtype: torch.dtype) -> Table:
 def _runs(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Training, ...]:
     """Say how restarts went."""
     nothing = torch.zeros(0, dtype=torch.float64)
+    for name, axes in (("history", (1,)), ("iterates", (1, 2)), ("finals", (2,))):
+        if name in tensors and tensors[name].ndim not in axes:
+            raise InputError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}, where another was expected")
     runs = [
         Training(
             run["seed"],

@@ -45,9 +45,13 @@ RUN_FILES = (TENSORS, DRAWS, "fit.png", "warnings.log", "report.html", "report.j
 
 def check_vacant(directory: Path, *, force: bool) -> None:
     """Raise ``InputError`` where ``directory`` holds a run already (unless ``force``) or is no directory."""
-    if directory.exists() and not directory.is_dir():
+    try:
+        taken, held = directory.exists() and not directory.is_dir(), (directory / HEADER).exists()
+    except OSError as error:
+        raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
+    if taken:
         raise InputError(f"{str(directory)!r} is a file; expected a directory, new or old")
-    if (directory / HEADER).exists() and not force:
+    if held and not force:
         raise InputError(f"{str(directory)!r} already holds a run; give --force (force=True) or another directory")
 
 
@@ -106,7 +110,11 @@ def write_new(path: Path, text: str) -> None:
     InputError
         Where there is one, or it cannot be written.
     """
-    if path.exists():
+    try:
+        taken = path.exists()
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    if taken:
         raise InputError(f"{str(path)!r} exists already; give the name of a new file")
     write_whole(path, text)
 

@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, rows, often,
     np.testing.assert_array_equal(again.best.history, expected.best.history)
     for path in (newest, before):
         spoil(path, content)
-    with pytest.raises(InputError, match="cannot be read as a checkpoint: .*; remove the file to start over"):
+    with pytest.raises(InputError, match=r"cannot be read as a checkpoint: .*; remove the file to start over"):
         pplgen.fit(story, rows, checkpoint=tmp_path, progress=False, **OPTIONS)
 
 

@@ -134,7 +134,7 @@ def test_altered_headers(run, changes, sentence):
 def test_a_stop_that_this_version_does_not_know(run):
     header = json.loads((run / store.HEADER).read_text())
     alter(run, runs=[header["runs"][0] | {"stop": "TIRED"}])
-    with pytest.raises(InputError, match="does not describe a run .*TIRED"):
+    with pytest.raises(InputError, match=r"does not describe a run .*TIRED"):
         pplgen.load(run)
 
 

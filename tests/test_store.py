@@ -97,7 +97,7 @@ def test_damaged_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("format", "sentence"),
+    ("given", "sentence"),
     [
         (FORMAT + 1, "of a newer pplgen, where this version reads format .*; install a newer one"),
         (FORMAT - 1, "format .*, where this version reads format .*; fit again"),
@@ -107,10 +107,10 @@ def test_damaged_runs(tmp_path):
         (float(FORMAT), "format 2.0"),
     ],
 )
-def test_other_versions_are_refused(tmp_path, format, sentence):
+def test_other_versions_are_refused(tmp_path, given, sentence):
     save(tmp_path)
     header = json.loads((tmp_path / store.HEADER).read_text())
-    (tmp_path / store.HEADER).write_text(json.dumps(sealed(header | {"format": format})))
+    (tmp_path / store.HEADER).write_text(json.dumps(sealed(header | {"format": given})))
     with pytest.raises(InputError, match=sentence):
         store.read(tmp_path)
 
