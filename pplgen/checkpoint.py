@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -137,7 +138,7 @@ class Checkpoint:
 
 def found(directory: Path) -> bool:
     """Whether a directory holds a checkpoint."""
-    return any((directory / name).exists() for name in (NAME, BEFORE))
+    return any(os.path.isfile(directory / name) for name in (NAME, BEFORE))
 
 
 def remove(directory: Path) -> None:

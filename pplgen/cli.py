@@ -198,9 +198,11 @@ def _fit(
     **options: Any,
 ) -> None:
     """Fit, write the run directory and print the summary."""
-    from pplgen import checkpoint, plots, store
+    from pplgen import checkpoint, durable, plots, store
 
     directory = out or Path("runs") / f"{entry.name}-{Path(data).stem}"
+    kept = checkpoint.found(directory)
+    force = force or (resume and kept)  # a run was being replaced there, or had just been written
     store.check_vacant(directory, force=force)
     if getattr(models, entry.class_name).takes_series:
         if unfit := [
@@ -215,7 +217,6 @@ def _fit(
         options |= {"labels": labels, "weights": weights}
     else:
         rows = pplgen.load_data(data, labels=labels, weights=weights)
-    kept = checkpoint.found(directory)
     if resume and not kept:
         message = f"{str(directory)!r} holds no checkpoint yet, so the fit starts from the beginning"
         warnings.warn(message, DataWarning, stacklevel=2)
@@ -228,14 +229,13 @@ def _fit(
         if not resume:
             checkpoint.remove(directory)
     story = getattr(models, entry.class_name)(**config, num_features=len(rows.columns))
-    existed = directory.exists()
+    made = durable.missing(directory)
     try:
         fit = pplgen.fit(story, rows, **options)
     except InputError:
         if not resume and options.get("checkpoint"):  # what cannot be fitted cannot be resumed
             checkpoint.remove(directory)
-            if not existed and directory.exists() and not any(directory.iterdir()):
-                directory.rmdir()
+        durable.remove_empty(made)
         raise
     fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in ANEW)])
     tree = fit.to_datatree(draws)

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "move", "sweep", "sync", "write_whole"]
+__all__ = ["UNFINISHED", "missing", "move", "remove_empty", "sweep", "sync", "write_whole"]
 
 UNFINISHED = ".unfinished-"
 """What the name of everything starts with that is not whole yet."""
@@ -75,3 +75,15 @@ def sweep(folder: Path, name: str = "") -> None:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
+
+
+def missing(folder: Path) -> list[Path]:
+    """Return a folder and those above it that are not there, the deepest first."""
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that are empty, in this order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -81,7 +81,7 @@ OPTIONAL = {"command": TEXT, "source_sha256": TEXT}
 def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts with the digest of all of them; an older one is left out."""
     told = {name: value for name, value in facts.items() if name != SEAL}
-    return {**told, SEAL: _digest(told)}
+    return {**told, SEAL: _digest(json.loads(json.dumps(told, allow_nan=False)))}
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def _digest(facts: Mapping[str, Any]) -> str:
     """SHA-256 of what a header says, whatever its order and spaces."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_constant(name: str) -> None:

@@ -132,16 +132,23 @@ def _from_parquet(path: Path) -> Columns:
 def _from_numpy(path: Path) -> Columns:
     """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
     # whatever numpy and zipfile raise of bytes that are no array; a map reads no more than the file holds
-    with refusing(path, "a plain numeric NumPy file", Exception):
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r")
-        if not isinstance(loaded, np.ndarray):
-            with loaded:
-                names = loaded.files
-                if "x" not in names and len(names) != 1:
-                    held = ", ".join(names) or "none"
-                    raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
-                loaded = loaded["x" if "x" in names else names[0]]
+    with refusing(path, "a plain numeric NumPy file", Exception), path.open("rb") as file:
+        if file.read(2) != b"PK":
+            loaded: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+        else:
+            file.seek(0)
+            loaded = _only_array(np.load(file, allow_pickle=False), path)
     return from_array(loaded, repr(str(path)))
+
+
+def _only_array(archive: Any, path: Path) -> np.ndarray:
+    """Read the only array of an npz file, or the one called x."""
+    with archive:
+        names = archive.files
+        if "x" not in names and len(names) != 1:
+            held = ", ".join(names) or "none"
+            raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
+        return np.asarray(archive["x" if "x" in names else names[0]])
 
 
 def from_array(source: Any, where: str) -> Columns:

@@ -68,12 +68,13 @@ def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
         Where ``check_vacant`` does, or the directory cannot be written.
     """
     check_vacant(directory, force=force)
-    existed = directory.exists()
+    made = durable.missing(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         durable.sweep(directory)
         folder = Path(tempfile.mkdtemp(prefix=durable.UNFINISHED, dir=directory))
     except OSError as error:
+        durable.remove_empty(made)
         raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
     try:
         yield folder
@@ -89,8 +90,7 @@ def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
         raise InputError(f"{str(directory)!r} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if not existed and not any(directory.iterdir()):
-            directory.rmdir()
+        durable.remove_empty(made)
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from pplgen.models import GaussianMixture
 
 import pplgen
@@ -15,7 +15,8 @@ import pplgen
 torch.set_num_threads(1)
 
 # five tests: 200 cases in all, always the same ones; and 2,500 that differ from night to night
-_ALIKE = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+_ALIKE = {"deadline": None, "database": None, "phases": [Phase.explicit, Phase.generate, Phase.shrink]}
+_ALIKE["suppress_health_check"] = [HealthCheck.too_slow]
 settings.register_profile("ci", max_examples=40, derandomize=True, **_ALIKE)
 settings.register_profile("nightly", max_examples=500, print_blob=True, **_ALIKE)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

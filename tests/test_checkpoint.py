@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import pplgen
 from pplgen import InputError, checkpoint
+from pplgen.cli import main
 
 OPTIONS = {"steps": 500, "restarts": 2, "compile": "graph"}
 
@@ -156,6 +157,20 @@ def test_places_and_paths_that_keep_none(tmp_path, rows):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path / "file", progress=False, **OPTIONS)
     with pytest.raises(InputError, match="compile='off' runs plain Pyro, which keeps none"):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, compile="off")
+
+
+def test_a_command_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise InputError("the numbers break down")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pplgen.batched.Engine.run", fail)
+    options = ["--compile", "graph", "--steps", "200", "--out", "new/run"]
+    monkeypatch.setattr(sys, "argv", ["pplgen", "fit", "gaussian-mixture", "faithful", *options])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "the numbers break down" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_command_resumes(tmp_path):
