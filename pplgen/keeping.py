@@ -40,15 +40,14 @@ def kept_buffers(pair: Pair) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_buffers(pair: Pair, tensors: dict[str, Tensor]) -> None:
-    """Set the buffers from what a run holds of them.
+def restore_buffers(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Set buffers in place from what a run holds of them.
 
     Raises
     ------
     InputError
-        Where names or shapes are not those of this pair.
+        Where names, shapes or kinds of numbers differ.
     """
-    given, own = named("buffer/", tensors), named("buffer/", kept_buffers(pair))
     check_shapes("buffer", given, own)
     for name, value in own.items():
         if given[name].is_complex() or given[name].is_floating_point() != value.is_floating_point():

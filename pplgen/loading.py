@@ -21,7 +21,7 @@ from pplgen.data import Table, as_finite, named_data_sets
 from pplgen.errors import DataWarning, InputError, first_line
 from pplgen.fitted import Fit
 from pplgen.isolation import copy_together, seeded
-from pplgen.keeping import arguments_fingerprint, finite, named, restore_buffers, source_digest
+from pplgen.keeping import arguments_fingerprint, finite, kept_buffers, named, restore_buffers, source_digest
 from pplgen.kept_draws import kept_rows, read_draws
 from pplgen.own_code import COLLECTION, import_path, own_story
 from pplgen.pair import Pair
@@ -151,11 +151,12 @@ def _load(directory: Path, given: Given) -> Fit:
 
 
 def _of_story(tensors: dict[str, Tensor], header: dict[str, Any], given: Given) -> tuple[Pair, Table | None]:
-    """Build the story, untrained but for its buffers."""
+    """Build the story on its rows, untrained but for its buffers, which hold priors that were left to the data."""
     if given.model is not None or given.guide is not None:
         raise InputError(f"model and guide: the run is of a story, {header['story']!r}, which brings its own")
     own = TYPES[header["dtype"]]
     story = _story(header, given.story).to(dtype=given.dtype or own, device=given.device)
+    restore_buffers(dict(story.named_buffers()), named("buffer/", tensors))
     table = None if given.data is None else _rows(story, header, given)
     if table is None:  # the pair is shaped on rows of its own making
         x, labels, weights = story.simulate(2), None, None
@@ -168,7 +169,7 @@ def _of_story(tensors: dict[str, Tensor], header: dict[str, Any], given: Given) 
 
 
 def _bare(tensors: dict[str, Tensor], header: dict[str, Any], given: Given) -> tuple[Pair, None]:
-    """Pair up a user's model and guide, untrained but for their buffers."""
+    """Pair up a user's model and guide on their data, untrained but for the buffers of modules."""
     parts = " and ".join(str(part) for part in header["pair"].values())
     if given.model is None or given.data is None:
         raise InputError(f"the run is of a bare pair, {parts}: give its data, model and guide to pplgen.load")
@@ -180,12 +181,12 @@ def _bare(tensors: dict[str, Tensor], header: dict[str, Any], given: Given) -> t
     pair = prepare(given.model, given.guide, given.data, *known, header["seed"], given.device, options={}).start()
     if arguments_fingerprint(pair.data) != header["arguments_sha256"]:
         raise InputError("the data, labels or weights are not those of this run")
+    restore_buffers(named("buffer/", kept_buffers(pair)), named("buffer/", tensors))
     return pair, None
 
 
 def _filled(pair: Pair, table: Table | None, tensors: dict[str, Tensor], header: dict[str, Any]) -> Fit:
-    """Fill in buffers, and parameters or draws, and say how the fit went."""
-    restore_buffers(pair, tensors)
+    """Fill in parameters or draws, and say how the fit went."""
     facts: dict[str, Any] = {"table": table, "seed": header["seed"], "path": header["path"]}
     facts["origin"] = {**header, "columns": tuple(header["columns"])}
     if header.get("method") == "nuts":
