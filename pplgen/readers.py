@@ -160,8 +160,11 @@ def from_array(source: Any, where: str) -> Columns:
         array = np.asarray(source)
     except ValueError:
         raise InputError(f"{where}: its rows differ in length; expected (num_rows, num_features)") from None
-    matrix = np.array(as_matrix(array, where), dtype="float64")
-    return matrix, unnamed_columns(matrix.shape[1])
+    matrix = as_matrix(array, where)
+    if 0 in matrix.shape:  # before columns are named, of which an empty file may claim billions
+        given = f"{where}: the data are empty, with shape {matrix.shape}"
+        raise InputError(f"{given}; give at least one row and one column")
+    return np.array(matrix, dtype="float64"), unnamed_columns(matrix.shape[1])
 
 
 def as_matrix(array: np.ndarray, where: str) -> np.ndarray:
