@@ -192,7 +192,12 @@ def copy_of(run, **files):
 
 
 LEAVES = (
-    st.none() | st.booleans() | st.integers(-3, 40) | st.just(10**30) | st.floats(allow_nan=False) | st.text(max_size=5)
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 40)
+    | st.just(10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
 )
 VALUES = st.recursive(
     LEAVES, lambda each: st.lists(each, max_size=3) | st.dictionaries(st.text(max_size=5), each, max_size=3)
