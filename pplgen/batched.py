@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pplgen.batches import Augment, batching
-from pplgen.checkpoint import Checkpoint, identity
+from pplgen.checkpoint import Checkpoint, Keeping, identity
 from pplgen.engine import Engine, State
 from pplgen.errors import InputError
 from pplgen.graph import Graph, buffers_of, tensors_of, trace
@@ -52,7 +51,7 @@ def train_together(
     report: Report | None,
     warm_up: int = 0,
     augment: Augment | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Keeping | None = None,
     own_data: bool = False,
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
@@ -70,7 +69,7 @@ def train_together(
     report
         Called after each window with step, best smoothed ELBO, steps per second, and what is going on.
     checkpoint
-        Directory in which to keep where the fit stands; the same fit continues from there.
+        Where to keep, and how often, where the fit stands; the same fit continues from there.
     own_data
         Whether the pairs also differ in their data, which have the same shapes; then without minibatches.
 

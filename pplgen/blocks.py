@@ -62,7 +62,7 @@ def open_blocks(path: Path) -> Blocks:
 
 def _open_numpy(path: Path) -> Blocks:
     """Map an array into memory; blocks are equal ranges of its rows."""
-    with refusing(path, "a plain numeric NumPy file", ValueError):
+    with refusing(path, "a plain numeric NumPy file", Exception):
         matrix = as_matrix(np.lib.format.open_memmap(path, mode="r"), repr(str(path)))
     check_shape(path.stem, matrix.shape)
     num_rows, num_columns = matrix.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 import pplgen
-from pplgen import latent_commands, models, trust_commands, verify_command
+from pplgen import latent_commands, models, run_commands, trust_commands, verify_command
 from pplgen.calibrate_command import calibrate_app, calibration_options, report_calibration
-from pplgen.command_options import DataArgument, OutFileOption, RunArgument, SeedOption, SeriesOption
-from pplgen.errors import InputError, near_names
+from pplgen.command_options import DataArgument, OutFileOption, SeedOption, SeriesOption
+from pplgen.errors import DataWarning, InputError, near_names, printable
 from pplgen.signature import constructor_options, parse_options
 from pplgen.story_commands import story_command
 from pplgen.warning_log import WarningLog
@@ -32,7 +33,7 @@ fit_app = typer.Typer(
     help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
 )
 app.add_typer(fit_app, name="fit")
-for _commands in (latent_commands, trust_commands, verify_command):
+for _commands in (run_commands, latent_commands, trust_commands, verify_command):
     _commands.add_commands(app)
 app.add_typer(calibrate_app, name="calibrate")
 
@@ -51,51 +52,6 @@ def list_stories() -> None:
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
         typer.echo(f"{entry.name:<{width}}  {entry.summary}")
-
-
-@app.command()
-def sample(
-    run: RunArgument,
-    num_rows: Annotated[int, typer.Option("-n", "--num-rows", min=1, help="How many rows.")] = 10,
-    seed: SeedOption = 0,
-    out: OutFileOption = None,
-) -> None:
-    """Draw new rows, or whole series, from a run's posterior predictive distribution, as CSV."""
-    from pplgen import tables
-
-    tables.write_csv(tables.sampled(pplgen.load(run), num_rows, seed), out)
-
-
-@app.command()
-def predict(
-    run: RunArgument,
-    data: DataArgument,
-    series: SeriesOption = None,
-    out: OutFileOption = None,
-) -> None:
-    """Score rows, new or old, as CSV: log density in nats, and the posterior of each row's latents.
-
-    Of series each step is scored from those before it, and states, regimes and what was seen are smoothed.
-    """
-    from pplgen import tables
-
-    tables.write_csv(tables.predicted(pplgen.load(run), data, series), out)
-
-
-@app.command()
-def forecast(
-    run: RunArgument,
-    data: DataArgument,
-    horizon: Annotated[int, typer.Option(min=1, help="How many steps.")] = 10,
-    series: SeriesOption = None,
-    draws: Annotated[int, typer.Option(min=2, help="How many futures are simulated.")] = 500,
-    seed: SeedOption = 0,
-    out: OutFileOption = None,
-) -> None:
-    """Forecast series, new or old, as CSV: mean, deviation and 90 % interval of what is to be seen."""
-    from pplgen import tables
-
-    tables.write_csv(tables.forecast(pplgen.load(run), data, series, horizon=horizon, draws=draws, seed=seed), out)
 
 
 @app.command()
@@ -163,7 +119,7 @@ def main() -> None:
 
 def _fail(message: str, code: int = 2) -> None:
     """Print one sentence and leave."""
-    typer.echo(f"pplgen: {' '.join(message.split())}", err=True)
+    typer.echo(f"pplgen: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 
@@ -219,6 +175,9 @@ def _shared(
     ] = "auto",
     draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run of the same command.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How often to keep where the fit stands, for --resume.")
+    ] = 10.0,
 ) -> None:
     """Hold the options that every story's ``fit`` shares; never called."""
 
@@ -239,10 +198,11 @@ def _fit(
     **options: Any,
 ) -> None:
     """Fit, write the run directory and print the summary."""
-    from pplgen import plots, store
-    from pplgen.checkpoint import NAME
+    from pplgen import checkpoint, durable, plots, store
 
     directory = out or Path("runs") / f"{entry.name}-{Path(data).stem}"
+    kept = checkpoint.found(directory)
+    force = force or (resume and kept)  # a run was being replaced there, or had just been written
     store.check_vacant(directory, force=force)
     if getattr(models, entry.class_name).takes_series:
         if unfit := [
@@ -257,28 +217,39 @@ def _fit(
         options |= {"labels": labels, "weights": weights}
     else:
         rows = pplgen.load_data(data, labels=labels, weights=weights)
-    found = (directory / NAME).exists()
-    if resume and not found:
-        raise InputError(f"{str(directory)!r} holds no checkpoint of a killed run; leave --resume out to start one")
-    if found and not (resume or force):
+    if resume and not kept:
+        message = f"{str(directory)!r} holds no checkpoint yet, so the fit starts from the beginning"
+        warnings.warn(message, DataWarning, stacklevel=2)
+    if kept and not (resume or force):
         raise InputError(
             f"{str(directory)!r} holds a killed run; continue it with --resume, or start over with --force"
         )
     if options["compile"] != "off" and options["method"] == "svi":
         options["checkpoint"] = directory
         if not resume:
-            (directory / NAME).unlink(missing_ok=True)
+            checkpoint.remove(directory)
     story = getattr(models, entry.class_name)(**config, num_features=len(rows.columns))
-    fit = pplgen.fit(story, rows, **options)
+    made = durable.missing(directory)
+    try:
+        fit = pplgen.fit(story, rows, **options)
+    except InputError:
+        if not resume and options.get("checkpoint"):  # what cannot be fitted cannot be resumed
+            checkpoint.remove(directory)
+        durable.remove_empty(made)
+        raise
     fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in ANEW)])
     tree = fit.to_datatree(draws)
-    with store.staged(directory, force=force) as folder:
-        fit.write(folder)
-        tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
-        plots.save_picture(plots.picture(fit, tree), folder / "fit.png")
-        if _WARNINGS.lines:
-            (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
-    (directory / NAME).unlink(missing_ok=True)
+    try:
+        with store.staged(directory, force=force) as folder:
+            fit.write(folder)
+            tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
+            plots.save_picture(plots.picture(fit, tree), folder / "fit.png")
+            if _WARNINGS.lines:
+                (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
+    except InputError as error:
+        kept = checkpoint.found(directory)
+        raise InputError(f"{error}{'; the fit is kept there, for --resume' if kept else ''}") from error
+    checkpoint.remove(directory)
     fit.summary(tree=tree)
     typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["DATA_HELP", "DataArgument", "OutFileOption", "RunArgument", "SeedOption", "SeriesOption"]
+__all__ = ["DATA_HELP", "DataArgument", "OutFileOption", "RunArgument", "SeedOption", "SeriesOption", "StoryOption"]
 
 DATA_HELP = (
     "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; mnist and "
@@ -22,4 +22,11 @@ OutFileOption = Annotated[
 ]
 SeriesOption = Annotated[
     str | None, typer.Option("--series", metavar="COLUMN", help="Column that tells the series of a table apart.")
+]
+StoryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.py:CLASS",
+        help="Your own story, where the run is of one: its file is executed, and nothing that the run names.",
+    ),
 ]

@@ -18,7 +18,7 @@ CODED_ROWS, MANY_ROWS = 500, 10_000
 """Rows per step of a story with codes, whose every row passes two networks; and from how many rows in memory on."""
 
 
-NOT_TOLD = frozenset({"seed", "device", "checkpoint", "progress"})
+NOT_TOLD = frozenset({"seed", "device", "checkpoint", "checkpoint_every", "progress"})
 """Options that change nothing of a fit, and the seed, which it tells itself."""
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["DataWarning", "InputError", "first_line", "near_names"]
+__all__ = ["DataWarning", "InputError", "first_line", "near_names", "printable"]
 
 
 class InputError(ValueError):
@@ -23,6 +24,11 @@ class DataWarning(UserWarning):
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says."""
     return str(error).strip().partition("\n")[0]
+
+
+def printable(text: str) -> str:
+    """Return text with ``?`` for control characters, which a terminal would obey."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,9 @@ from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.generating import impute_rows, sample_rows
 from pplgen.isolation import seeded
+from pplgen.keeping import kept_buffers, pair_facts, type_name
 from pplgen.latent_verbs import LatentVerbs
+from pplgen.own_code import import_path
 from pplgen.pair import Pair
 from pplgen.paths import impute_series
 from pplgen.series_verbs import SeriesVerbs
@@ -30,10 +32,8 @@ from pplgen.terminal import print_table
 from pplgen.training import StopReason, Training
 from pplgen.trust_verbs import TrustVerbs
 
-__all__ = ["COLLECTION", "Fit"]
+__all__ = ["Fit"]
 
-COLLECTION = "pplgen.models."
-"""Only stories below this package are rebuilt by name."""
 AGREEMENT = 1.0
 """Nats within which the final ELBOs of two restarts agree."""
 
@@ -225,18 +225,16 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
             return impute_rows(self.story, self.pair, rows, number).cpu()
 
     def save(self, directory: str | Path, *, force: bool = False) -> None:
-        """Write parameters and header into ``directory``; a run that is there already stays unless ``force``."""
+        """Write parameters and header into ``directory``; a run that is there already stays unless ``force``.
+
+        ``pplgen.load`` reads it back, a story of your own or a bare pair with the code that you give it again.
+        """
         with store.staged(Path(directory), force=force) as folder:
             self.write(folder)
 
     def write(self, folder: Path) -> None:
         """Write parameters and header into a folder of ``store.staged``, beside whatever else goes there."""
-        story = self.story
-        if story is None or not type(story).__module__.startswith(COLLECTION):
-            raise InputError(f"{self.name}: only fits of the collection's stories can be saved so far")
-        dtype = str(next(story.parameters()).dtype).removeprefix("torch.")
-        buffers = {f"buffer/{name}": value for name, value in story.named_buffers()}
-        store.write(folder, self._tensors | buffers, {**self.facts, "dtype": dtype})
+        store.write(folder, self._tensors | kept_buffers(self.pair), {**self.facts, **pair_facts(self.pair)})
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -244,7 +242,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
         story = self.story
         facts = {
             **self.origin,
-            "story": self.name if story is None else f"{type(story).__module__}:{type(story).__name__}",
+            "story": self.name if story is None else import_path(type(story)),
             "config": {} if story is None else story.config,
             "columns": list(self.columns),
             "seed": self.seed,
@@ -287,7 +285,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
             return dict(self.origin.get("data", {}))
         known = [what for what in ("labels", "weights") if getattr(self.table, what) is not None]
         facts = {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
-        return {**facts, "known": known}
+        return {**facts, "dtype": type_name(self.table.values), "known": known}
 
     @contextlib.contextmanager
     def _ready(self, seed: int | None) -> Iterator[None]:

@@ -16,6 +16,7 @@ from pplgen.arguments import check_device
 from pplgen.batched import train_together
 from pplgen.batches import Augment
 from pplgen.bounds import augmentation, bound_of, check_warm_up
+from pplgen.checkpoint import SECONDS, Keeping
 from pplgen.defaults import options_given, rows_per_step, steps_judged
 from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
@@ -64,6 +65,7 @@ def fit(
     augment: str | Augment | None = None,
     compile: Literal["auto", "inductor", "graph", "off"] = "auto",  # noqa: A002
     checkpoint: str | Path | None = None,
+    checkpoint_every: float = SECONDS,
     progress: bool | ProgressCallback = True,
 ) -> Fit:
     """Fit a story, or any Pyro model and guide, by stochastic variational inference.
@@ -136,9 +138,11 @@ def fit(
         is long enough to repay it. ``"off"``: Pyro's own SVI, one restart after the other. Where a
         pair has no graph that agrees with Pyro, Pyro's own SVI runs, and ``Fit.path`` says why.
     checkpoint
-        Directory in which to keep, every ten seconds and at the end, where the fit stands. The same call continues from
-        there, after it was killed or for more ``steps``, and ends where it would have ended had it run on, up to the
-        rounding of another ``compile`` path. Plain Pyro keeps none.
+        Directory in which to keep, now and then and at the end, where the fit stands; the last two files stay. The same
+        call continues from there, after it was killed or for more ``steps``, and ends where it would have ended had it
+        run on, up to the rounding of another ``compile`` path. Plain Pyro keeps none.
+    checkpoint_every
+        Seconds between two of them, at least.
     progress
         A bar on the terminal, nothing, or a function called with a ``Progress`` every few steps.
 
@@ -170,6 +174,7 @@ def fit(
         raise InputError(f"compile={compile!r}: expected one of {', '.join(_COMPILERS)}")
     if checkpoint is not None and compile == "off":
         raise InputError("checkpoint: compile='off' runs plain Pyro, which keeps none")
+    check_positive("checkpoint_every", checkpoint_every)
     target = None if device is None else check_device(device)
     if isinstance(model, Story) and guide is not None:
         raise InputError(
@@ -195,7 +200,7 @@ def fit(
                     pairs.append(prepared.start())
             check_warm_up(pairs[0], warm_up, steps)
             options["elbo"] = bound_of(pairs[0], elbo, num_particles, free_bits, batch_size)
-            keep = None if checkpoint is None else Path(checkpoint)
+            keep = None if checkpoint is None else Keeping(Path(checkpoint), checkpoint_every)
             results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
         except KeyboardInterrupt:
             raise InputError("interrupted before the first steps; there is no fit to keep") from None
@@ -216,7 +221,7 @@ def _train(
     callback: ProgressCallback | None,
     failures: list[InputError],
     options: dict[str, Any],
-    checkpoint: Path | None,
+    checkpoint: Keeping | None,
 ) -> tuple[list[Training | None], str]:
     """Train all restarts as one program where that can be done faithfully, else one after the other in plain Pyro."""
     restarts, steps = len(pairs), options["steps"]

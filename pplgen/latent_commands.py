@@ -6,27 +6,39 @@ from typing import Annotated
 
 import typer
 
-from pplgen.command_options import DataArgument, OutFileOption, RunArgument, SeedOption
+from pplgen.command_options import DataArgument, OutFileOption, RunArgument, SeedOption, StoryOption
 
 __all__ = ["add_commands"]
 
 StepsOption = Annotated[int, typer.Option("-n", "--num", min=2, help="How many steps.")]
 
 
-def encode(run: RunArgument, data: DataArgument, seed: SeedOption = 0, out: OutFileOption = None) -> None:
+def encode(
+    run: RunArgument,
+    data: DataArgument,
+    seed: SeedOption = 0,
+    story: StoryOption = None,
+    out: OutFileOption = None,
+) -> None:
     """Encode rows, new or old, as CSV: mean and standard deviation of each entry of their codes."""
     from pplgen import latent_tables, tables
     from pplgen.loading import load
 
-    tables.write_csv(latent_tables.encoded(load(run), data, seed), out)
+    tables.write_csv(latent_tables.encoded(load(run, story=story), data, seed), out)
 
 
-def reconstruct(run: RunArgument, data: DataArgument, seed: SeedOption = 0, out: OutFileOption = None) -> None:
+def reconstruct(
+    run: RunArgument,
+    data: DataArgument,
+    seed: SeedOption = 0,
+    story: StoryOption = None,
+    out: OutFileOption = None,
+) -> None:
     """Decode the mean code of each row, as CSV with the data's columns; missing entries are filled in."""
     from pplgen import latent_tables, tables
     from pplgen.loading import load
 
-    tables.write_csv(latent_tables.reconstructed(load(run), data, seed), out)
+    tables.write_csv(latent_tables.reconstructed(load(run, story=story), data, seed), out)
 
 
 def impute(
@@ -34,6 +46,7 @@ def impute(
     data: DataArgument,
     num_draws: Annotated[int, typer.Option("-n", "--num-draws", min=1, help="How many draws of the table.")] = 1,
     seed: SeedOption = 0,
+    story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
     """Draw the missing entries of rows given the others, as CSV; what is there stays as it is.
@@ -43,7 +56,7 @@ def impute(
     from pplgen import latent_tables, tables
     from pplgen.loading import load
 
-    tables.write_csv(latent_tables.imputed(load(run), data, num_draws, seed), out, digits=7)
+    tables.write_csv(latent_tables.imputed(load(run, story=story), data, num_draws, seed), out, digits=7)
 
 
 def anomaly(
@@ -55,13 +68,14 @@ def anomaly(
     rate: Annotated[float, typer.Option(help="Share of normal rows that may be flagged.")] = 0.01,
     draws: Annotated[int, typer.Option(min=1, help="Codes of each row that are weighed.")] = 200,
     seed: SeedOption = 0,
+    story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
     """Score how unlike normal rows each row is, as CSV: score in nats, conformal p-value, and whether it is flagged."""
     from pplgen import latent_tables, tables
     from pplgen.loading import load
 
-    found = latent_tables.anomalies(load(run), data, held_out, rate=rate, draws=draws, seed=seed)
+    found = latent_tables.anomalies(load(run, story=story), data, held_out, rate=rate, draws=draws, seed=seed)
     tables.write_csv(found, out)
 
 
@@ -72,21 +86,28 @@ def interpolate(
     last: Annotated[int, typer.Option("--to", min=1, help="Row to end at.")] = 2,
     num: StepsOption = 9,
     seed: SeedOption = 0,
+    story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
     """Walk from one row to another on a straight line between their codes, as CSV, a row for each step."""
     from pplgen import latent_tables, tables
     from pplgen.loading import load
 
-    tables.write_csv(latent_tables.interpolated(load(run), data, first, last, num, seed), out)
+    tables.write_csv(latent_tables.interpolated(load(run, story=story), data, first, last, num, seed), out)
 
 
-def traverse(run: RunArgument, num: StepsOption = 9, seed: SeedOption = 0, out: OutFileOption = None) -> None:
+def traverse(
+    run: RunArgument,
+    num: StepsOption = 9,
+    seed: SeedOption = 0,
+    story: StoryOption = None,
+    out: OutFileOption = None,
+) -> None:
     """Move one entry of a code at a time over quantiles of its prior, as CSV, a row for each step."""
     from pplgen import latent_tables, tables
     from pplgen.loading import load
 
-    tables.write_csv(latent_tables.traversed(load(run), num, seed), out)
+    tables.write_csv(latent_tables.traversed(load(run, story=story), num, seed), out)
 
 
 def add_commands(app: typer.Typer) -> None:

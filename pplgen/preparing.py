@@ -11,6 +11,7 @@ from pplgen.arguments import Facts, bare_arguments, bare_facts, surveyed, traini
 from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.faults import explain_start
+from pplgen.keeping import type_name
 from pplgen.pair import Pair
 from pplgen.story import Story
 from pplgen.streams import RowStream
@@ -45,6 +46,7 @@ def prepare(
             raise InputError("labels and weights need rows in memory; load_data(path) reads them all")
         survey = surveyed(model, data, seed)
         facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
+        facts["dtype"] = type_name(survey.sample)
         origin = {"columns": data.columns, "data": facts, "options": options}
         return Prepared(_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
     if isinstance(model, Story):

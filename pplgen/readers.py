@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from pplgen.errors import DataWarning, InputError, near_names
+from pplgen.errors import DataWarning, InputError, first_line, near_names
 
 __all__ = [
     "Columns",
@@ -71,12 +70,16 @@ def from_file(path: Path, names: Iterable[str] = ()) -> Columns:
 
 def require_file(path: Path, names: Iterable[str] = ()) -> None:
     """Refuse a path without a file, suggesting near names among its neighbours and ``names``."""
-    if not path.is_file():
-        folder = path.parent
+    folder = path.parent
+    try:
+        if path.is_file():
+            return
         beside = [str(folder / entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
-        known = ", ".join(names)
-        expected = f"expected a file or one of {known}" if known else "expected a file"
-        raise InputError(f"{str(path)!r}: there is no such file; {expected}{near_names(str(path), [*names, *beside])}")
+    except OSError as error:
+        raise InputError(f"{str(path)!r}: cannot be read: {error.strerror}") from None
+    known = ", ".join(names)
+    expected = f"expected a file or one of {known}" if known else "expected a file"
+    raise InputError(f"{str(path)!r}: there is no such file; {expected}{near_names(str(path), [*names, *beside])}")
 
 
 @contextmanager
@@ -86,10 +89,10 @@ def refusing(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except errors as error:
-        raise InputError(f"{str(path)!r}: not {kind}: {error}") from None
     except OSError as error:
         raise InputError(f"{str(path)!r}: cannot be read: {error}") from None
+    except errors as error:
+        raise InputError(f"{str(path)!r}: not {kind}: {first_line(error)}") from None
 
 
 def _from_csv(path: Path) -> Columns:
@@ -128,16 +131,24 @@ def _from_parquet(path: Path) -> Columns:
 
 def _from_numpy(path: Path) -> Columns:
     """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
-    errors = (ValueError, EOFError, BadZipFile)
-    with refusing(path, "a plain numeric NumPy file", *errors), path.open("rb") as file:
-        loaded = np.load(file, allow_pickle=False)
-        if not isinstance(loaded, np.ndarray):
-            names = loaded.files
-            if "x" not in names and len(names) != 1:
-                held = ", ".join(names) or "none"
-                raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
-            loaded = loaded["x" if "x" in names else names[0]]
+    # whatever numpy and zipfile raise of bytes that are no array; a map reads no more than the file holds
+    with refusing(path, "a plain numeric NumPy file", Exception), path.open("rb") as file:
+        if file.read(2) != b"PK":
+            loaded: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+        else:
+            file.seek(0)
+            loaded = _only_array(np.load(file, allow_pickle=False), path)
     return from_array(loaded, repr(str(path)))
+
+
+def _only_array(archive: Any, path: Path) -> np.ndarray:
+    """Read the only array of an npz file, or the one called x."""
+    with archive:
+        names = archive.files
+        if "x" not in names and len(names) != 1:
+            held = ", ".join(names) or "none"
+            raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
+        return np.asarray(archive["x" if "x" in names else names[0]])
 
 
 def from_array(source: Any, where: str) -> Columns:
@@ -149,8 +160,11 @@ def from_array(source: Any, where: str) -> Columns:
         array = np.asarray(source)
     except ValueError:
         raise InputError(f"{where}: its rows differ in length; expected (num_rows, num_features)") from None
-    matrix = np.array(as_matrix(array, where), dtype="float64")
-    return matrix, unnamed_columns(matrix.shape[1])
+    matrix = as_matrix(array, where)
+    if 0 in matrix.shape:  # before columns are named, of which an empty file may claim billions
+        given = f"{where}: the data are empty, with shape {matrix.shape}"
+        raise InputError(f"{given}; give at least one row and one column")
+    return np.array(matrix, dtype="float64"), unnamed_columns(matrix.shape[1])
 
 
 def as_matrix(array: np.ndarray, where: str) -> np.ndarray:

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pplgen.fitted import COLLECTION, Fit
+from pplgen.fitted import Fit
 from pplgen.named import NAMED
+from pplgen.own_code import COLLECTION, source_of
 from pplgen.story import Story
 
 __all__ = ["Block", "blocks_of", "python_lines", "sources", "told_of"]
@@ -68,10 +69,7 @@ def sources(fit: Fit) -> dict[str, str]:
 
 def _source(name: str, what: Callable[..., Any]) -> dict[str, str]:
     """Return the code of a function or class, or what kind of object it is."""
-    try:
-        return {name: inspect.cleandoc("\n" + inspect.getsource(what))}
-    except (OSError, TypeError):
-        return {name: f"{type(what).__module__}.{type(what).__qualname__}"}
+    return {name: source_of(what) or f"{type(what).__module__}.{type(what).__qualname__}"}
 
 
 def python_lines(fit: Fit, facts: Mapping[str, Any]) -> str:

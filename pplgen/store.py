@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import shutil
 import tempfile
@@ -19,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pplgen import durable
 from pplgen.errors import InputError
+from pplgen.headers import FORMAT, read_header, sealed
 
 __all__ = [
     "DRAWS",
@@ -41,15 +42,17 @@ TENSORS = "parameters.safetensors"
 DRAWS = "posterior.nc"
 RUN_FILES = (TENSORS, DRAWS, "fit.png", "warnings.log", "report.html", "report.json", HEADER)
 """What a run may consist of; the header comes last, for a directory without it holds no run."""
-FORMAT = 1
-"""Version of the layout; a newer one is refused."""
 
 
 def check_vacant(directory: Path, *, force: bool) -> None:
     """Raise ``InputError`` where ``directory`` holds a run already (unless ``force``) or is no directory."""
-    if directory.exists() and not directory.is_dir():
+    try:
+        taken, held = directory.exists() and not directory.is_dir(), (directory / HEADER).exists()
+    except OSError as error:
+        raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
+    if taken:
         raise InputError(f"{str(directory)!r} is a file; expected a directory, new or old")
-    if (directory / HEADER).exists() and not force:
+    if held and not force:
         raise InputError(f"{str(directory)!r} already holds a run; give --force (force=True) or another directory")
 
 
@@ -57,7 +60,8 @@ def check_vacant(directory: Path, *, force: bool) -> None:
 def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder whose ``RUN_FILES`` move into ``directory`` at the end, or vanish if anything fails.
 
-    They take the place of a run that was there; other files in ``directory`` stay as they are.
+    They take the place of a run that was there, once they are on the disk; other files in ``directory`` stay as they
+    are, but for what a killed process left unfinished.
 
     Raises
     ------
@@ -65,25 +69,29 @@ def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
         Where ``check_vacant`` does, or the directory cannot be written.
     """
     check_vacant(directory, force=force)
-    existed = directory.exists()
+    made = durable.missing(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=directory))
+        durable.sweep(directory)
+        folder = Path(tempfile.mkdtemp(prefix=durable.UNFINISHED, dir=directory))
     except OSError as error:
+        durable.remove_empty(made)
         raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
     try:
         yield folder
         for name in RUN_FILES:
+            if name == HEADER:  # which says that all the others are there
+                durable.sync(directory)
             if (folder / name).exists():
-                os.replace(folder / name, directory / name)
+                durable.move(folder / name, directory / name)
             else:  # of the run that is replaced
                 (directory / name).unlink(missing_ok=True)
+        durable.sync(directory)
     except OSError as error:
         raise InputError(f"{str(directory)!r} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if not existed and not any(directory.iterdir()):
-            directory.rmdir()
+        durable.remove_empty(made)
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -91,7 +99,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
     # save_file would leave the file readable by its owner alone
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     (folder / TENSORS).write_bytes(content)
-    facts = {"format": FORMAT, **header, "parameters_sha256": _digest(folder / TENSORS)}
+    facts = sealed({**header, "format": FORMAT, "parameters_sha256": _digest(folder / TENSORS)})
     (folder / HEADER).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -103,7 +111,11 @@ def write_new(path: Path, text: str) -> None:
     InputError
         Where there is one, or it cannot be written.
     """
-    if path.exists():
+    try:
+        taken = path.exists()
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    if taken:
         raise InputError(f"{str(path)!r} exists already; give the name of a new file")
     write_whole(path, text)
 
@@ -123,15 +135,10 @@ def write_whole(path: Path, text: str) -> None:
         Where it cannot be written, or what is there is a folder or a device.
     """
     check_replaceable(path)
-    unfinished = path.with_name(f".unfinished-{path.name}")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        durable.write_whole(path, text.encode())
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def provenance() -> dict[str, Any]:
@@ -147,20 +154,17 @@ def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises
     ------
     InputError
-        Where the directory holds no run, or one that is newer, cut short or altered.
+        Where the directory holds no run, or one that is of another version, cut short or altered.
     """
     try:
-        header = json.loads((directory / HEADER).read_text(encoding="utf-8"))
+        header = read_header(directory / HEADER)
         given = _digest(directory / TENSORS)
     except FileNotFoundError as error:
         name = Path(error.filename).name
         raise InputError(f"{str(directory)!r} holds no run: there is no {name} in it") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(directory / HEADER)!r} cannot be read as a header: {error}") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else None
-        raise InputError(f"{str(directory / HEADER)!r}: format {found!r}, where this version reads format {FORMAT}")
-    if header.get("parameters_sha256") != given:
+    except OSError as error:
+        raise InputError(f"{str(directory)!r} cannot be read: {error}") from None
+    if header["parameters_sha256"] != given:
         raise InputError(f"{str(directory / TENSORS)!r} is not the file that its header describes; fit again")
     try:
         return load_file(directory / TENSORS), header
@@ -170,5 +174,7 @@ def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{str(path)!r} is not a file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

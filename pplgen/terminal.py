@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pplgen.errors import printable
 from pplgen.training import Progress as Update
 
 __all__ = ["ProgressCallback", "print_table", "reporting"]
@@ -62,17 +63,23 @@ def print_table(title: str, table: pd.DataFrame, *lines: str, label: str = "para
     Of an empty table only the title is printed.
     """
     console = Console()
+    title = _plain(title)
     rows = Table(title=title, title_justify="left")
     rows.add_column(label, overflow="fold", ratio=2)
     for column, values in table.items():
         if all(isinstance(value, str) for value in values):  # words make room for numbers
-            rows.add_column(str(column), overflow="fold", min_width=8)
+            rows.add_column(_plain(str(column)), overflow="fold", min_width=8)
         else:
-            rows.add_column(str(column), justify="right", no_wrap=True)
+            rows.add_column(_plain(str(column)), justify="right", no_wrap=True)
     for name, values in table.head(TABLE_ROWS).iterrows():
-        rows.add_row(escape(str(name)), *(v if isinstance(v, str) else f"{v:.{digits}g}" for v in values))
+        rows.add_row(_plain(str(name)), *(_plain(v) if isinstance(v, str) else f"{v:.{digits}g}" for v in values))
     console.print(rows if len(table) else title)
     if len(table) > TABLE_ROWS:
         console.print(f"and {len(table) - TABLE_ROWS:,} more: arviz_stats.summary(fit.to_datatree())", highlight=False)
     for line in lines:
-        console.print(line, highlight=False)
+        console.print(_plain(line), highlight=False)
+
+
+def _plain(text: str) -> str:
+    """Return text that is printed as it is, neither markup nor control."""
+    return escape(printable(text))

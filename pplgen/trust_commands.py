@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pplgen.command_options import DATA_HELP, RunArgument, SeriesOption
+from pplgen.command_options import DATA_HELP, RunArgument, SeriesOption, StoryOption
 
 __all__ = ["add_commands"]
 
@@ -26,6 +26,7 @@ def check(
     labels: LabelsOption = None,
     weights: WeightsOption = None,
     series: SeriesOption = None,
+    story: StoryOption = None,
     seed: CheckSeedOption = None,
     against: Annotated[
         str | None,
@@ -40,10 +41,10 @@ def check(
     from pplgen.diagnostics import Verdict, print_checks
     from pplgen.loading import load_with_draws
 
-    fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series)
+    fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
     checks = fit.diagnose(seed=seed)
     if against is not None:
-        other = second_opinion.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against))[0]
+        other = second_opinion.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against), story=story)[0]
         compared = second_opinion.against(fit, other)
         print_checks(f"{fit.name} against {against}", compared)
         checks += compared
@@ -57,12 +58,13 @@ def report(
     labels: LabelsOption = None,
     weights: WeightsOption = None,
     series: SeriesOption = None,
+    story: StoryOption = None,
     seed: CheckSeedOption = None,
 ) -> None:
     """Write a run's report.html, one page to read anywhere, and report.json: checks, pictures, what was fitted."""
     from pplgen.loading import load_with_draws
 
-    fit, tree = load_with_draws(run, data, labels=labels, weights=weights, by=series)
+    fit, tree = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
     page = fit.report(run, tree=tree, seed=seed)
     typer.echo(f"Written to {run}: {page.name}, {page.with_suffix('.json').name}")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import typer
 
-from pplgen.errors import DataWarning
+from pplgen.errors import DataWarning, printable
 
 __all__ = ["WarningLog"]
 
@@ -37,6 +37,6 @@ class WarningLog(logging.Handler):
         """Print a warning, or keep it."""
         text = record.getMessage()
         if found := re.search(rf"{DataWarning.__name__}: (.*)", text):
-            typer.echo(f"pplgen: {found[1]}", err=True)
+            typer.echo(f"pplgen: {printable(found[1])}", err=True)
         else:
             self.lines.append(text)

@@ -1,16 +1,25 @@
-"""What several tests share: reference data, the two fits of Old Faithful, and a clean Pyro."""
+"""What several tests share: reference data, the two fits of Old Faithful, a clean Pyro, how much is tried at random."""
 
+import os
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from pplgen.models import GaussianMixture
 
 import pplgen
 
 # the tests run side by side, one worker to a core
 torch.set_num_threads(1)
+
+# five tests: 200 cases in all, always the same ones; and 2,500 that differ from night to night
+_ALIKE = {"deadline": None, "database": None, "phases": [Phase.explicit, Phase.generate, Phase.shrink]}
+_ALIKE["suppress_health_check"] = [HealthCheck.too_slow]
+settings.register_profile("ci", max_examples=40, derandomize=True, **_ALIKE)
+settings.register_profile("nightly", max_examples=500, print_blob=True, **_ALIKE)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 REFERENCE_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import pplgen
 from pplgen import InputError, checkpoint
+from pplgen.cli import main
 
 OPTIONS = {"steps": 500, "restarts": 2, "compile": "graph"}
 
@@ -30,7 +31,7 @@ def rows():
 @pytest.fixture
 def often(monkeypatch):
     """Keep a checkpoint after every window of steps."""
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: True)
 
 
 def killed_at(step, *arguments, **options):
@@ -86,50 +87,107 @@ def test_a_streamed_fit_continues(tmp_path, rows, often, monkeypatch):
 def test_a_checkpoint_of_another_fit_is_refused(tmp_path, rows, often):
     killed_at(300, GaussianMixture(2, 2), rows, checkpoint=tmp_path, **OPTIONS)
     before = (tmp_path / checkpoint.NAME).read_bytes()
+    (tmp_path / f".unfinished-0-{checkpoint.NAME}").write_text("of a killed process")
     with pytest.raises(InputError, match="is of another fit"):
         pplgen.fit(GaussianMixture(2, 2), rows, seed=1, checkpoint=tmp_path, progress=False, **OPTIONS)
     with pytest.raises(InputError, match="is of another fit"):
         pplgen.fit(GaussianMixture(2, 2, concentration=2.0), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.NAME, checkpoint.BEFORE}
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_a_damaged_checkpoint_is_one_sentence(tmp_path, rows, often, content):
+def spoil(path, content):
+    """Put other content into a file, or flip a bit of its last number, or cut it short."""
+    old = path.read_bytes()
+    spoilt = {"cut": old[:-100], "flipped": old[:-1] + bytes([old[-1] ^ 1])}
+    path.write_bytes(spoilt.get(content, b"not a checkpoint"))
+
+
+@pytest.mark.parametrize("content", ["cut", "flipped", "other"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, rows, often, content):
+    story = GaussianMixture(2, 2)
+    expected = pplgen.fit(story, rows, progress=False, **OPTIONS)
+    killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
+    newest, before = tmp_path / checkpoint.NAME, tmp_path / checkpoint.BEFORE
+    assert [len(load_file(path)["history0"]) for path in (newest, before)] == [300, 200]
+    spoil(newest, content)
+    steps = []
+    with pytest.warns(pplgen.errors.DataWarning, match="cannot be read .* continues from the one before it"):
+        again = pplgen.fit(
+            story, rows, checkpoint=tmp_path, progress=lambda update: steps.append(update.step), **OPTIONS
+        )
+    assert min(steps) == 300
+    np.testing.assert_array_equal(again.best.history, expected.best.history)
+    for path in (newest, before):
+        spoil(path, content)
+    with pytest.raises(InputError, match=r"cannot be read as a checkpoint: .*; remove the file to start over"):
+        pplgen.fit(story, rows, checkpoint=tmp_path, progress=False, **OPTIONS)
+
+
+def test_what_cannot_be_read_never_takes_the_place_of_what_can(tmp_path, rows, often):
+    story = GaussianMixture(2, 2)
+    killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
+    spoil(tmp_path / checkpoint.NAME, "cut")
+    with pytest.warns(pplgen.errors.DataWarning, match="continues from the one before it"):
+        killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
+    lengths = [len(load_file(tmp_path / name)["history0"]) for name in (checkpoint.NAME, checkpoint.BEFORE)]
+    assert lengths == [300, 200]
+
+
+def test_a_checkpoint_of_another_layout_is_refused(tmp_path, rows, often, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
     killed_at(300, GaussianMixture(2, 2), rows, checkpoint=tmp_path, **OPTIONS)
-    path = tmp_path / checkpoint.NAME
-    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
-    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="was written by another version of pplgen"):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
 
 
-def test_an_unwritable_directory_is_one_sentence(tmp_path, rows, often):
+def test_how_often_is_an_option(tmp_path, rows):
+    for seconds, kept in ((1e-6, True), (1e6, False)):
+        folder = tmp_path / str(kept)
+        killed_at(300, GaussianMixture(2, 2), rows, checkpoint=folder, checkpoint_every=seconds, **OPTIONS)
+        assert checkpoint.found(folder) == kept
+    with pytest.raises(InputError, match="checkpoint_every=0: expected a positive"):
+        pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, checkpoint_every=0)
+
+
+def test_places_and_paths_that_keep_none(tmp_path, rows):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path / "file", progress=False, **OPTIONS)
-    checkpoint_path = tmp_path / "full"
-    (checkpoint_path / f".unfinished-{checkpoint.NAME}").mkdir(parents=True)
-    with pytest.warns(pplgen.errors.DataWarning, match="cannot be written"):
-        fit = pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=checkpoint_path, progress=False, **OPTIONS)
-    assert len(fit.best.history) == 500
     with pytest.raises(InputError, match="compile='off' runs plain Pyro, which keeps none"):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, compile="off")
 
 
+def test_a_command_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise InputError("the numbers break down")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pplgen.batched.Engine.run", fail)
+    options = ["--compile", "graph", "--steps", "200", "--out", "new/run"]
+    monkeypatch.setattr(sys, "argv", ["pplgen", "fit", "gaussian-mixture", "faithful", *options])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "the numbers break down" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_killed_command_resumes(tmp_path):
     """SIGKILL after the first checkpoint; --resume goes on from there and writes the run."""
-    code = "import pplgen.checkpoint as c; c.SECONDS = 0.0; from pplgen.cli import main; main()"
     run = tmp_path / "run"
     options = ["--steps", "3000", "--compile", "graph", "--batch-size", "100", "--draws", "20"]
-    command = [sys.executable, "-c", code, "fit", "gaussian-mixture", "faithful", "--out", str(run), *options]
+    options += ["--checkpoint-every", "1e-6"]
+    command = [sys.executable, "-m", "pplgen", "fit", "gaussian-mixture", "faithful", "--out", str(run), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (run / checkpoint.NAME).exists() and time.monotonic() < deadline:
+    while not (run / checkpoint.BEFORE).exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (run / "header.json").exists()
-    assert len(load_file(run / checkpoint.NAME)["history0"]) >= 100
+    assert len(load_file(run / checkpoint.BEFORE)["history0"]) >= 100
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert "holds a killed run; continue it with --resume" in again.stderr
@@ -140,4 +198,4 @@ def test_a_killed_command_resumes(tmp_path):
     assert "ELBO" in resumed.stdout
     whole = pplgen.fit(GaussianMixture(2, 2), "faithful", steps=3000, compile="graph", batch_size=100, progress=False)
     assert pplgen.load(run).elbo == whole.elbo
-    assert not (run / checkpoint.NAME).exists()
+    assert not checkpoint.found(run)

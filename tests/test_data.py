@@ -136,6 +136,7 @@ def test_bad_files(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(2))
     np.save(tmp_path / "text.npy", np.array(["a", "b"]))
     np.save(tmp_path / "cube.npy", np.ones((2, 2, 2)))
+    np.save(tmp_path / "wide.npy", np.ones((0, 2**62), dtype=bool))  # which would name so many columns
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04nonsense")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
     (tmp_path / "broken.parquet").write_bytes(b"nonsense")
@@ -144,6 +145,7 @@ def test_bad_files(tmp_path):
         "two.npz": "holds the arrays a, b; expected exactly one, or one called x",
         "text.npy": "expected numbers",
         "cube.npy": r"shape \(2, 2, 2\); expected \(num_rows, num_features\)",
+        "wide.npy": r"the data are empty, with shape \(0, 4611686018427387904\)",
         "broken.npz": "not a plain numeric NumPy file",
         "binary.csv": "not delimited text in UTF-8",
         "broken.parquet": "not a Parquet file",
