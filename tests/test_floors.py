@@ -82,6 +82,7 @@ FLOORS = {
     "calibration": 6,
     "calibrating": 6,
     "story_commands": 2,
+    "show_command": 3,
     "second_opinion": 6,
     "loading": 6,
     "fitting": 6,
