@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 from docutils import nodes
-from docutils.utils.math import wrap_math_code
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
+
+UNKNOWN = (
+    (re.compile(r"\\(begin|end)\{(align|equation|gather)\*?\}"), ""),  # lines are aligned without
+    (re.compile(r"\\[bB]igg?[lrm]?(?![a-zA-Z])"), ""),  # brackets grow by themselves
+    (re.compile(r"\\dots(?![a-zA-Z])"), r"\\ldots"),
+)
+"""Commands that docutils does not know, and what stands for them."""
 
 
 def _inline(translator: Any, node: nodes.math) -> NoReturn:
     """Write a formula inside a line."""
-    translator.body.append(tex2mathml(node.astext()))
+    translator.body.append(_formula(node, as_block=False))
     raise nodes.SkipNode
 
 
 def _display(translator: Any, node: nodes.math_block) -> NoReturn:
-    """Write a formula on lines of its own; several lines are aligned at their ``&``."""
-    text = node.astext()
-    if r"\begin{" not in text:
-        text = wrap_math_code(text, as_block=True)
-    translator.body.append(f'<div class="formula">{tex2mathml(text, as_block=True)}</div>\n')
+    """Write a formula on lines of its own."""
+    translator.body.append(f'<div class="formula">{_formula(node, as_block=True)}</div>\n')
     raise nodes.SkipNode
+
+
+def _formula(node: nodes.Element, *, as_block: bool) -> str:
+    """Return a formula, several lines of it aligned at their ``&``. A mistake is a warning."""
+    text = node.astext().strip()
+    for command, known in UNKNOWN:
+        text = command.sub(known, text)
+    try:
+        return tex2mathml(text, as_block=as_block)
+    except MathError as error:
+        getLogger(__name__).warning("formula: %s", error, location=node)
+        return ""
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -92,9 +92,8 @@ def read_tutorial(text: str) -> NotebookNode:
 def story_list() -> str:
     """Return the page that lists the stories."""
     cards = models.cards()
-    names = [entry.name for entry in models.collection()]
-    rows = [f"| [{cards[name].title}]({name}.md) | `{name}` | {cards[name].rows} |" for name in names]
-    toctree = _toctree(names, ":hidden:")
+    rows = [f"| [{card.title}]({name}.md) | `{name}` | {card.rows} |" for name, card in cards.items()]
+    toctree = _toctree(list(cards), ":hidden:")
     lead = (DOCS / "_stories.md").read_text("utf-8")
     return "\n".join([lead, "| story | `pplgen fit ...` | rows |", "|---|---|---|", *rows, "", toctree])
 

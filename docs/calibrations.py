@@ -28,7 +28,7 @@ CALLS = {
     "switching-lds": "pplgen.calibrate(SwitchingLDS(2, 2, 2), num_datasets=200, num_rows=1)",
     "ppca": "pplgen.calibrate(pplgen.fit(PPCA(13, 2), 'wine'), num_datasets=300)",
     "factor-analysis": "pplgen.calibrate(pplgen.fit(FactorAnalysis(13, 2), 'wine'), num_datasets=300)",
-    "vae": "pplgen.calibrate(pplgen.fit(VAE(13, 1, likelihood='normal'), 'wine'), num_datasets=300)",
+    "vae": "pplgen.calibrate(pplgen.fit(VAE(2, 1, likelihood='normal'), 'faithful'), num_datasets=300)",
     "mixture-vae": (
         "pplgen.calibrate(pplgen.fit(MixtureVAE(2, 1, num_components=2, likelihood='normal'), 'faithful'), "
         "num_datasets=300)"
@@ -70,5 +70,6 @@ def calibrated(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for story in sys.argv[1:] or CALLS:
-        record = json.loads(RECORD.read_text("utf-8")) | {story: calibrated(story)}
+        figures = calibrated(story)
+        record = json.loads(RECORD.read_text("utf-8")) | {story: figures}
         RECORD.write_text(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
