@@ -15,7 +15,7 @@ from pplgen.models import Entry
 from sphinx.application import Sphinx
 
 from pplgen import models
-from pplgen.show_command import calibration_lines
+from pplgen.show_command import calibration_lines, measured
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -35,6 +35,8 @@ $ pplgen show {name}
 **When not to.** {avoid}
 
 **Held against** {held_against}.
+
+{measured}
 
 ## The story
 
@@ -111,6 +113,7 @@ def story_page(entry: Entry) -> str:
         use=_linked(card.use, entry.name),
         avoid=_linked(card.avoid, entry.name),
         held_against=card.held_against,
+        measured=_measured(entry.name),
         members=_constructors(entry),
         pieces=_pieces(entry),
         calibration=_calibration(entry.name),
@@ -144,6 +147,16 @@ def _pieces(entry: Entry) -> str:
     if not names:
         return ""
     return "\n".join(["## Pieces that it shares with others", *(PIECE.format(name=name) for name in names)])
+
+
+def _measured(name: str) -> str:
+    """Return a table of the claims about a story that were measured."""
+    rows = [
+        f"| {claim['what']} | {claim['claimed']:.8g} | {claim['measured']:.8g} | {claim['verdict']} |"
+        for claim in measured(name)
+        if claim["measured"] is not None
+    ]
+    return "\n".join(["| `pplgen verify` | claimed | measured | |", "|---|---|---|---|", *rows]) if rows else ""
 
 
 def _calibration(name: str) -> str:

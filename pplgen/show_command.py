@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,13 +13,24 @@ import typer
 from pplgen.signature import constructor_options
 from pplgen.story_commands import entry_named
 
-__all__ = ["add_commands", "calibration_lines", "story_page"]
+__all__ = ["add_commands", "calibration_lines", "measured", "story_page"]
 
 WIDTH = 120
 """Columns of the page, those of the equations."""
+MEASURED = Path(__file__).parent / "verification" / "recorded.json"
+"""What ``pplgen verify`` measured; read as it is, for its module would import torch."""
 
 
-def story_page(entry: Any, card: Any, calibration: Mapping[str, Any] | None) -> str:
+def measured(story: str) -> list[dict[str, Any]]:
+    """Return what is recorded of the claims about a story, as ``pplgen.verification.record`` lays it out."""
+    if not MEASURED.exists():
+        return []
+    return [entry for entry in json.loads(MEASURED.read_text("utf-8")) if entry["story"] == story]
+
+
+def story_page(
+    entry: Any, card: Any, calibration: Mapping[str, Any] | None, claims: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """Return all that is known of a story as text.
 
     Parameters
@@ -28,6 +41,8 @@ def story_page(entry: Any, card: Any, calibration: Mapping[str, Any] | None) -> 
         When to take the story, when not to, and what the tests hold it against.
     calibration
         What was recorded when it was calibrated, if it was.
+    claims
+        What was recorded when the claims about it were measured.
     """
     options = constructor_options(entry.definition)
     width = max(len(option.name) for option in options)
@@ -39,6 +54,7 @@ def story_page(entry: Any, card: Any, calibration: Mapping[str, Any] | None) -> 
         *_section("Defaults", [f"{option.name:<{width}}  {_default(option.default)}" for option in options]),
         f"'pplgen fit {entry.name} --help' says what each of them is.",
         *_section("Held against", [card.held_against]),
+        *_section("Measured", [_claim_line(claim) for claim in claims] or ["Nothing is recorded."]),
         *_section("Calibrated", calibration_lines(calibration)),
     ]
     return "\n\n".join(parts)
@@ -67,7 +83,7 @@ def add_commands(app: typer.Typer, models: Any) -> None:
     ) -> None:
         """Show a story's equations, defaults and references, when to take it, and what it is held against."""
         entry = entry_named(story, models.collection())
-        typer.echo(story_page(entry, models.cards()[story], models.calibrations().get(story)))
+        typer.echo(story_page(entry, models.cards()[story], models.calibrations().get(story), measured(story)))
 
 
 def _section(title: str, paragraphs: Iterable[str]) -> Iterator[str]:
@@ -75,6 +91,13 @@ def _section(title: str, paragraphs: Iterable[str]) -> Iterator[str]:
     yield f"{title}\n{'-' * len(title)}\n" + "\n".join(
         textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in paragraphs
     )
+
+
+def _claim_line(claim: Mapping[str, Any]) -> str:
+    """Say what was claimed, what was measured and how far apart they may be."""
+    found = "" if claim["measured"] is None else f", measured {claim['measured']:.8g}"
+    within = "" if claim["measured"] is None else f" within {claim['tolerance']:.2g}"
+    return f"- {claim['what']}: claimed {claim['claimed']:.8g}{found}; {claim['verdict']}{within}"
 
 
 def _default(value: Any) -> str:

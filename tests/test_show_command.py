@@ -1,13 +1,15 @@
 """The page of a story on the command line, and the cards behind it."""
 
 import ast
+import json
 import sys
 
 import pytest
 from pplgen.models import Entry, calibrations, cards, collection
 
+from pplgen import show_command
 from pplgen.cli import main
-from pplgen.show_command import calibration_lines, story_page
+from pplgen.show_command import calibration_lines, measured, story_page
 
 
 def test_every_story_has_a_card_and_every_card_a_story():
@@ -35,6 +37,18 @@ def test_defaults_are_those_of_the_constructor():
     start = lines.index("Defaults")
     assert lines[start + 2 : start + 5] == ["num_rows  3", "hidden    4,5", "known     (left open)"]
     assert lines[-1] == "Nothing is recorded."
+
+
+def test_measured_claims_are_told(monkeypatch, tmp_path):
+    claim = {"story": "ppca", "what": "log-likelihood in nats", "claimed": -3.5, "tolerance": 0.01, "verdict": "holds"}
+    record = [claim | {"measured": -3.501}, claim | {"measured": None, "verdict": "not run"}, claim | {"story": "vae"}]
+    monkeypatch.setattr(show_command, "MEASURED", tmp_path / "recorded.json")
+    assert measured("ppca") == []
+    (tmp_path / "recorded.json").write_text(json.dumps(record), encoding="utf-8")
+    page = story_page(collection()[0], cards()["ppca"], None, measured("ppca"))
+    assert "- log-likelihood in nats: claimed -3.5, measured -3.501; holds within 0.01" in page
+    assert "- log-likelihood in nats: claimed -3.5; not run" in page
+    assert page.count("log-likelihood in nats") == 2
 
 
 def test_a_failed_calibration_names_what_failed():
