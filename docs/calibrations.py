@@ -1,12 +1,13 @@
 """Calibrate the stories and record what comes of it: ``python docs/calibrations.py [STORY ...]``, minutes for each.
 
-Figures go to ``models/calibrations.json``, which ``pplgen show`` prints, and pictures to ``docs/calibrations``. A story
-whose calibration fails is recorded as such.
+Figures go to ``models/calibrations.json``, which ``pplgen show`` prints, a word to the README's table, and pictures to
+``docs/calibrations``. A story whose calibration fails is recorded as such.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pplgen.diagnostics import Verdict
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "models" / "calibrations.json"
+README = ROOT / "README.md"
 
 CALLS = {
     "gaussian-mixture": "pplgen.calibrate(GaussianMixture(2, 2), num_datasets=200, num_rows=100)",
@@ -68,8 +70,15 @@ def calibrated(name: str) -> dict[str, Any]:
     }
 
 
+def record(name: str, figures: dict[str, Any]) -> None:
+    """Write down what came of a calibration."""
+    every = json.loads(RECORD.read_text("utf-8")) | {name: figures}
+    RECORD.write_text(json.dumps(every, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    word = "cannot be" if "refused" in figures else "yes" if figures["passed"] else "no"
+    row = re.compile(rf"^(\| \[`{name}`\].*\|)[^|]*\|$", flags=re.MULTILINE)
+    README.write_text(row.sub(rf"\1 {word} |", README.read_text("utf-8")), encoding="utf-8")
+
+
 if __name__ == "__main__":
     for story in sys.argv[1:] or CALLS:
-        figures = calibrated(story)
-        record = json.loads(RECORD.read_text("utf-8")) | {story: figures}
-        RECORD.write_text(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        record(story, calibrated(story))

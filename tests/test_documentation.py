@@ -1,6 +1,10 @@
-"""The documentation builds without a warning and without a network, and no link in it is dead."""
+"""The documentation builds without a warning and without a network, no link in it is dead, and its code has names."""
 
+import ast
+import importlib
 import os
+import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -10,14 +14,18 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from pplgen.models import collection
+from typer.main import get_command
 
 import pplgen
+from pplgen.cli import app
 
 ROOT = Path(__file__).parents[1]
-
-pytestmark = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("sphinx", "myst_nb", "furo")), reason="needs pip install 'pplgen[docs]'"
+WRITTEN = sorted(
+    path
+    for folder in (ROOT, *(ROOT / "docs" / name for name in (".", "about", "guides", "api")))
+    for path in folder.glob("*.md")
 )
+"""Pages that somebody wrote; those of stories and tutorials are made at build time."""
 
 
 class Page(HTMLParser):
@@ -42,6 +50,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The pages, by their paths; code in them is not run."""
+    if any(find_spec(name) is None for name in ("sphinx", "myst_nb", "furo")):
+        pytest.skip("needs pip install 'pplgen[docs]'")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", ROOT / "docs", folder / "html"]
     environment = {name: value for name, value in os.environ.items() if name != "PPLGEN_DOCS_EXECUTE"}
@@ -76,3 +86,39 @@ def test_every_story_tutorial_and_public_name_has_its_place(site):
     targets = set().union(*(page.targets for page in site.values()))
     assert {f"pplgen.{name}" for name in pplgen.__all__} <= targets
     assert {f"pplgen.models.{entry.class_name}" for entry in collection()} <= targets
+
+
+def fenced(path, languages):
+    """Blocks of a page in one of these languages."""
+    return re.findall(rf"```(?:{languages})\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_on_pages_names_what_exists(path):
+    for block in fenced(path, r"python|\{code-cell\} python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("pplgen"):
+                assert all(hasattr(importlib.import_module(node.module), alias.name) for alias in node.names), block
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "pplgen":
+                assert hasattr(pplgen, node.attr), f"pplgen.{node.attr}"
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "fit":
+                assert hasattr(pplgen.Fit, node.attr) or node.attr in {"table", "path", "num_failed"}, node.attr
+
+
+def parse(words):
+    """Parse a command line without running it."""
+    command, name, context = get_command(app), "pplgen", None
+    while True:
+        context = command.make_context(name, list(words), parent=context)
+        if not hasattr(command, "resolve_command"):
+            return
+        name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_on_pages_have_such_options(path):
+    lines = "\n".join(fenced(path, "console|sh")).splitlines()
+    for line in lines:
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words and words[0].endswith("pplgen"):
+            parse(words[1:])
