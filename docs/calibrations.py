@@ -15,6 +15,7 @@ from typing import Any
 import pplgen
 from pplgen import models
 from pplgen.diagnostics import Verdict
+from pplgen.show_command import calibration_word
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "models" / "calibrations.json"
@@ -44,6 +45,9 @@ CALLS = {
 """What is run, by story; a fit is calibrated as it is, on rows simulated from it."""
 
 
+WORST_FIRST = (Verdict.FAIL, Verdict.WARN, Verdict.PASS)
+
+
 def calibrated(name: str) -> dict[str, Any]:
     """Calibrate one story, write its picture, and return the figures, or why it cannot be calibrated."""
     stories = {entry.class_name: getattr(models, entry.class_name) for entry in models.collection()}
@@ -54,6 +58,7 @@ def calibrated(name: str) -> dict[str, Any]:
     except pplgen.InputError as error:
         return {"refused": str(error)}
     found.summary()
+    worst = next(verdict for verdict in WORST_FIRST if any(check.verdict is verdict for check in found.checks()))
     picture.parent.mkdir(exist_ok=True)
     found.plot().savefig(picture, dpi=90)
     return {
@@ -61,11 +66,11 @@ def calibrated(name: str) -> dict[str, Any]:
         "num_datasets": len(found.ranks),
         "num_quantities": len(found.quantities),
         "smallest_p": float(f"{found.p_values.min():.2g}"),
-        "passed": found.passed,
-        "failing": [
-            quantity
-            for quantity, check in zip(found.quantities, found.checks(), strict=True)
-            if check.verdict is Verdict.FAIL
+        "verdict": str(worst),
+        "not_uniform": [
+            name
+            for name, check in zip(found.quantities, found.checks(), strict=True)
+            if check.verdict is not Verdict.PASS
         ],
     }
 
@@ -74,7 +79,7 @@ def record(name: str, figures: dict[str, Any]) -> None:
     """Write down what came of a calibration."""
     every = json.loads(RECORD.read_text("utf-8")) | {name: figures}
     RECORD.write_text(json.dumps(every, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    word = "cannot be" if "refused" in figures else "yes" if figures["passed"] else "no"
+    word = calibration_word(figures)
     row = re.compile(rf"^(\| \[`{name}`\].*\|)[^|]*\|$", flags=re.MULTILINE)
     README.write_text(row.sub(rf"\1 {word} |", README.read_text("utf-8")), encoding="utf-8")
 

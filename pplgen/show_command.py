@@ -13,7 +13,7 @@ import typer
 from pplgen.signature import constructor_options
 from pplgen.story_commands import entry_named
 
-__all__ = ["add_commands", "calibration_lines", "measured", "story_page"]
+__all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "story_page"]
 
 WIDTH = 120
 """Columns of the page, those of the equations."""
@@ -66,12 +66,19 @@ def calibration_lines(record: Mapping[str, Any] | None) -> list[str]:
         return ["Nothing is recorded."]
     if "refused" in record:
         return [f"Not possible: {record['refused']}"]
-    verdict = "uniform" if record["passed"] else f"not uniform: {', '.join(record['failing'])}"
+    of = f", those of {', '.join(record['not_uniform'])}" if record["not_uniform"] else ""
     return [
         record["call"],
-        f"{record['num_datasets']} data sets, {record['num_quantities']} quantities: ranks are {verdict}. Smallest "
-        f"p-value, adjusted to their number, {record['smallest_p']:.2g}.",
+        f"{record['num_datasets']} data sets, {record['num_quantities']} quantities. Ranks are uniform: "
+        f"{calibration_word(record)}{of}. Smallest p-value, adjusted to their number: {record['smallest_p']:.2g}.",
     ]
+
+
+def calibration_word(record: Mapping[str, Any] | None) -> str:
+    """Say in a word whether ranks were uniform when a story was calibrated."""
+    if record is None:
+        return "not recorded"
+    return "cannot be" if "refused" in record else {"pass": "yes", "warn": "doubtful", "fail": "no"}[record["verdict"]]
 
 
 def add_commands(app: typer.Typer, models: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import pplgen
 from pplgen import models
 from pplgen.cli import main
+from pplgen.show_command import calibration_word
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,18 +52,11 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     assert "mu_k | Sigma_k ~ Normal(m, Sigma_k / kappa)" in printed
 
 
-def told(record):
-    """What the table says of a calibration."""
-    if record is None:
-        return "not recorded"
-    return "cannot be" if "refused" in record else "yes" if record["passed"] else "no"
-
-
 @pytest.mark.parametrize("entry", models.collection(), ids=lambda entry: entry.name)
 def test_the_table_says_what_the_cards_say(entry):
     card = models.cards()[entry.name]
     link = f"[`{entry.name}`](models/{entry.name.replace('-', '_')}.py)"
-    row = f"| {link} | {card.rows} | {card.held_against} | {told(models.calibrations().get(entry.name))} |"
+    row = f"| {link} | {card.rows} | {card.held_against} | {calibration_word(models.calibrations().get(entry.name))} |"
     assert row in README.splitlines()
 
 

@@ -52,9 +52,9 @@ def test_measured_claims_are_told(monkeypatch, tmp_path):
 
 
 def test_a_failed_calibration_names_what_failed():
-    record = {"call": "...", "num_datasets": 9, "num_quantities": 2, "smallest_p": 1e-5, "passed": False}
-    told = calibration_lines(record | {"failing": ["z[0]"]})[-1]
-    assert told.startswith("9 data sets, 2 quantities: ranks are not uniform: z[0].")
+    record = {"call": "...", "num_datasets": 9, "num_quantities": 2, "smallest_p": 1e-5, "verdict": "fail"}
+    told = calibration_lines(record | {"not_uniform": ["z[0]"]})[-1]
+    assert told.startswith("9 data sets, 2 quantities. Ranks are uniform: no, those of z[0].")
     assert told.endswith("1e-05.")
     assert calibration_lines({"refused": "it has no prior"}) == ["Not possible: it has no prior"]
 
