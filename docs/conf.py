@@ -47,3 +47,4 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars, and paths of this machine
