@@ -15,7 +15,7 @@ from pplgen.models import Entry
 from sphinx.application import Sphinx
 
 from pplgen import models
-from pplgen.show_command import calibration_lines, measured
+from pplgen.show_command import calibration_lines, measured, measured_value
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -152,7 +152,7 @@ def _pieces(entry: Entry) -> str:
 def _measured(name: str) -> str:
     """Return a table of the claims about a story that were measured."""
     rows = [
-        f"| {claim['what']} | {claim['claimed']:.8g} | {claim['measured']:.8g} | {claim['verdict']} |"
+        f"| {claim['what']} | {claim['claimed']:.8g} | {measured_value(claim)} | {claim['verdict']} |"
         for claim in measured(name)
         if claim["measured"] is not None
     ]

@@ -13,7 +13,7 @@ import typer
 from pplgen.signature import constructor_options
 from pplgen.story_commands import entry_named
 
-__all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "story_page"]
+__all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "measured_value", "story_page"]
 
 WIDTH = 120
 """Columns of the page, those of the equations."""
@@ -96,15 +96,21 @@ def add_commands(app: typer.Typer, models: Any) -> None:
 def _section(title: str, paragraphs: Iterable[str]) -> Iterator[str]:
     """Yield a heading, and the text under it."""
     yield f"{title}\n{'-' * len(title)}\n" + "\n".join(
-        textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in paragraphs
+        textwrap.fill(line, WIDTH, break_on_hyphens=False, subsequent_indent="  " if line.startswith("- ") else "")
+        for line in paragraphs
     )
 
 
 def _claim_line(claim: Mapping[str, Any]) -> str:
     """Say what was claimed, what was measured and how far apart they may be."""
-    found = "" if claim["measured"] is None else f", measured {claim['measured']:.8g}"
+    found = "" if claim["measured"] is None else f", measured {measured_value(claim)}"
     within = "" if claim["measured"] is None else f" within {claim['tolerance']:.2g}"
     return f"- {claim['what']}: claimed {claim['claimed']:.8g}{found}; {claim['verdict']}{within}"
+
+
+def measured_value(claim: Mapping[str, Any]) -> str:
+    """Return what was measured of a claim, with two digits where it is how far two computations are apart."""
+    return f"{claim['measured']:.{8 if claim['claimed'] else 2}g}"
 
 
 def _default(value: Any) -> str:
