@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +31,24 @@ class Entry:
     """First line of the class's docstring."""
     definition: ast.ClassDef
     """The class, unexecuted: its constructor's signature and its docstring."""
+    equations: str
+    """The file's docstring: the generative process, the guide, and where both come from."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is to be known of a story before it is used, and is not in its equations."""
+
+    title: str
+    """The story's name in words."""
+    rows: str
+    """What kind of rows it is for."""
+    use: str
+    """When to take it."""
+    avoid: str
+    """When not to, and what instead."""
+    held_against: str
+    """What the tests hold it against."""
 
 
 @cache
@@ -37,12 +57,27 @@ def collection() -> tuple[Entry, ...]:
     return tuple(_entry(path) for path in sorted(Path(__file__).parent.glob("*.py")) if not path.name.startswith("_"))
 
 
+@cache
+def cards() -> dict[str, Card]:
+    """Return what ``cards.toml`` says of each story, by its name on the command line."""
+    with Path(__file__).with_name("cards.toml").open("rb") as file:
+        return {name: Card(**facts) for name, facts in tomllib.load(file).items()}
+
+
+@cache
+def calibrations() -> dict[str, dict[str, Any]]:
+    """Return what was recorded when stories were calibrated, or why one cannot be, by name."""
+    recorded: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("calibrations.json").read_text("utf-8"))
+    return recorded
+
+
 def _entry(path: Path) -> Entry:
     """Read the one story of a file."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    file = ast.parse(path.read_text(encoding="utf-8"))
+    for node in file.body:
         if isinstance(node, ast.ClassDef) and {b.id for b in node.bases if isinstance(b, ast.Name)} & BASES:
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
-            return Entry(path.stem.replace("_", "-"), node.name, summary, node)
+            return Entry(path.stem.replace("_", "-"), node.name, summary, node, ast.get_docstring(file) or "")
     raise ImportError(f"{path.name} holds no class derived from {' or '.join(sorted(BASES))}")
 
 

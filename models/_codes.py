@@ -2,10 +2,10 @@ r"""Distributions of codes: what an encoder's outputs mean, and what codes are l
 
 Each family is reparameterised by one of the three routes of Kingma and Welling (2014), section 2.4:
 
-location and scale    ``normal``, ``full`` (a normal with all covariances), ``laplace``, ``student-t`` (5 degrees)
-inverse CDF           ``logistic``, ``kumaraswamy``
-composition           ``lognormal``, ``gamma``, ``beta``, ``dirichlet``, and ``flow``: a normal code pushed through
-                      autoregressive transforms (inverse autoregressive flow, Kingma et al. 2016)
+- location and scale: ``normal``, ``full`` (a normal with all covariances), ``laplace``, ``student-t`` (5 degrees)
+- inverse CDF: ``logistic``, ``kumaraswamy``
+- composition: ``lognormal``, ``gamma``, ``beta``, ``dirichlet``, and ``flow``: a normal code pushed through
+  autoregressive transforms (inverse autoregressive flow, Kingma et al. 2016)
 
 Codes on the whole line have the priors of ``PRIORS``; others the one of their support: Gamma(2, 2), LogNormal(0, 1),
 Uniform(0, 1), Dirichlet(1).

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import typer
 
 import pplgen
-from pplgen import latent_commands, models, run_commands, trust_commands, verify_command
+from pplgen import latent_commands, models, run_commands, show_command, trust_commands, verify_command
 from pplgen.calibrate_command import calibrate_app, calibration_options, report_calibration
 from pplgen.command_options import DataArgument, OutFileOption, SeedOption, SeriesOption
-from pplgen.errors import DataWarning, InputError, near_names, printable
+from pplgen.errors import DataWarning, InputError, printable
 from pplgen.signature import constructor_options, parse_options
-from pplgen.story_commands import story_command
+from pplgen.story_commands import entry_named, story_command
 from pplgen.warning_log import WarningLog
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ fit_app = typer.Typer(
 app.add_typer(fit_app, name="fit")
 for _commands in (run_commands, latent_commands, trust_commands, verify_command):
     _commands.add_commands(app)
+show_command.add_commands(app, models)
 app.add_typer(calibrate_app, name="calibrate")
 
 
@@ -90,11 +91,9 @@ def compare(
 def _story_of(text: str, num_features: int) -> Any:
     """Build a story from its name and options, ``gaussian-mixture:components=3;covariance=tied``."""
     name, _, rest = text.partition(":")
-    known = {entry.name: entry for entry in models.collection()}
-    if name not in known:
-        raise InputError(f"story {name!r}: expected one of {', '.join(known)}{near_names(name, known)}")
-    options = parse_options(rest, constructor_options(known[name].definition))
-    return getattr(models, known[name].class_name)(**options, num_features=num_features)
+    entry = entry_named(name, models.collection())
+    options = parse_options(rest, constructor_options(entry.definition))
+    return getattr(models, entry.class_name)(**options, num_features=num_features)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
 
     @property
     def best(self) -> Training:
-        """The restart that was kept: the one with the best final ELBO."""
+        """The restart that was kept, the one with the best final ELBO."""
         return max(self.runs, key=lambda run: run.rank)
 
     @property
@@ -238,7 +238,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was fitted to what, how and with what: the header of a saved run."""
+        """What was fitted to what, how and with what; the header of a saved run."""
         story = self.story
         facts = {
             **self.origin,

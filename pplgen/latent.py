@@ -45,7 +45,7 @@ class LatentStory(Story):
     accepts_missing: ClassVar[bool] = True
     dims: Mapping[str, tuple[str, ...]] = MappingProxyType({"z": ("row", "latent"), "x": ("row", "feature")})
     kl_weight: Tensor
-    """How much the code's terms count, a scalar: below one only while the bound is warmed up."""
+    """How much the code's terms count, a scalar, below one only while the bound is warmed up."""
     gaps: bool = False
     """Whether rows with missing entries were announced."""
 

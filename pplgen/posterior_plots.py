@@ -57,7 +57,7 @@ class Scalar(NamedTuple):
     place: tuple[int, ...]
     """Of the number in the site's own axes."""
     label: str
-    """As in the table of parameters: ``mu[0, eruptions]``."""
+    """As in the table of parameters, ``mu[0, eruptions]``."""
 
     def draws(self, tree: xr.DataTree, group: str = "posterior") -> np.ndarray:
         """Return its draws, shape ``(num_draws,)``."""

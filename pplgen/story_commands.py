@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from pplgen.errors import InputError, near_names
 from pplgen.signature import Option, parse_value
 
-__all__ = ["story_command"]
+__all__ = ["entry_named", "story_command"]
+
+
+def entry_named(name: str, collection: Iterable[Any]) -> Any:
+    """Return the entry of a collection by its name on the command line, or raise ``InputError`` with those near it."""
+    known = {entry.name: entry for entry in collection}
+    if name not in known:
+        raise InputError(f"story {name!r}: expected one of {', '.join(known)}{near_names(name, known)}")
+    return known[name]
 
 
 def story_command(

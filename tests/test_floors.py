@@ -90,6 +90,7 @@ FLOORS = {
     "calibration": 6,
     "calibrating": 6,
     "story_commands": 2,
+    "show_command": 3,
     "second_opinion": 6,
     "kept_draws": 6,
     "keeping": 4,

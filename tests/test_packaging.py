@@ -5,6 +5,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import pplgen
 from pplgen import models
 
@@ -20,10 +22,10 @@ def test_every_package_is_listed():
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == named
 
 
-def test_every_file_that_is_no_module_is_packaged():
+@pytest.mark.parametrize(("package", "folder"), [("pplgen", ROOT / "pplgen"), ("pplgen.models", ROOT / "models")])
+def test_every_file_that_is_no_module_is_packaged(package, folder):
     """A page's template or a table that is not listed would be missing from the wheel."""
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["pplgen"]
-    folder = ROOT / "pplgen"
+    patterns = PROJECT["tool"]["setuptools"]["package-data"][package]
     others = {
         path.relative_to(folder)
         for path in folder.rglob("*")

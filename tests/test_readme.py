@@ -1,18 +1,32 @@
-"""The README's Python runs and its names exist."""
+"""The README's code runs, its names exist, and its table says what the stories' cards say."""
 
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+import pplgen
 from pplgen import models
+from pplgen.cli import main
+from pplgen.show_command import calibration_word
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_every_block_is_run_by_somebody():
+    """Those of the shell, which install from nothing, by .ci/run."""
+    assert re.findall(r"^```(\w+)$", README, flags=re.MULTILINE) == ["sh", "sh", "console", "python"]
+
+
 def test_python_example_runs(capsys):
-    block = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
+    (block,) = blocks("python")
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
     exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
@@ -20,9 +34,30 @@ def test_python_example_runs(capsys):
     assert "GaussianMixture on faithful" in printed
 
 
-def test_every_story_is_in_the_table():
-    for entry in models.collection():
-        assert f"[`{entry.name}`]" in README
+def test_commands_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = pplgen.load_data("faithful").values[::4]
+    for name, some in (("geyser.csv", rows), ("new.csv", rows[:3])):
+        lines = ["eruptions,waiting", *(f"{a:.3f},{b:.0f}" for a, b in some.tolist())]
+        Path(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (block,) = blocks("console")
+    for line in block.splitlines():
+        assert line.startswith("$ ")
+        monkeypatch.setattr(sys, "argv", shlex.split(line[2:], comments=True))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0, capsys.readouterr().err
+    assert Path("runs/gaussian-mixture-geyser/report.html").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "mu_k | Sigma_k ~ Normal(m, Sigma_k / kappa)" in printed
+
+
+@pytest.mark.parametrize("entry", models.collection(), ids=lambda entry: entry.name)
+def test_the_table_says_what_the_cards_say(entry):
+    card = models.cards()[entry.name]
+    link = f"[`{entry.name}`](models/{entry.name.replace('-', '_')}.py)"
+    row = f"| {link} | {card.rows} | {card.held_against} | {calibration_word(models.calibrations().get(entry.name))} |"
+    assert row in README.splitlines()
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Elements", "associative_scan"]
 
 Elements = tuple[Tensor, ...]
-"""What is combined: tensors with one common time axis."""
+"""What is combined, tensors with one common time axis."""
 
 
 def associative_scan(

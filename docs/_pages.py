@@ -1,0 +1,188 @@
+"""Pages that say what the code says already: one for each story, and the tutorials as they are.
+
+They are written before Sphinx looks for pages, and only where they have changed; git ignores them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jupytext
+from nbformat import NotebookNode
+from pplgen.models import Entry
+from sphinx.application import Sphinx
+
+from pplgen import models
+from pplgen.show_command import calibration_lines, measured, measured_value
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+
+STORY_PAGE = """\
+# {title}
+
+{summary}
+
+```console
+$ pplgen fit {name} DATA
+$ pplgen show {name}
+```
+
+**When to take it.** {use}
+
+**When not to.** {avoid}
+
+**Held against** {held_against}.
+
+{measured}
+
+## The story
+
+```{{eval-rst}}
+.. automodule:: pplgen.models.{module}
+   :no-index:
+```
+
+## The class
+
+```{{eval-rst}}
+.. autoclass:: pplgen.models.{class_name}
+{members}
+```
+
+{pieces}
+
+## Calibration
+
+{calibration}
+
+## The file
+
+```{{literalinclude}} ../../models/{module}.py
+:language: python
+```
+"""
+PIECE = """
+```{{eval-rst}}
+.. rubric:: pplgen.models.{name}
+.. automodule:: pplgen.models.{name}
+   :no-index:
+```
+"""
+
+
+def write_pages(app: Sphinx) -> None:
+    """Write what stands in for pages: stories, their list, tutorials."""
+    pages = {f"{entry.name}.md": story_page(entry) for entry in models.collection()}
+    pages["index.md"] = story_list()
+    _replace(DOCS / "stories", pages)
+    scripts = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
+    pages = {path.name: path.read_text("utf-8") for path in scripts}
+    pages["index.md"] = (DOCS / "_tutorials.md").read_text("utf-8") + _toctree([path.stem for path in scripts])
+    _replace(DOCS / "tutorials", pages)
+
+
+def read_tutorial(text: str) -> NotebookNode:
+    """Read a script as a notebook, and say what language it is in, which only a kernel would say."""
+    notebook = jupytext.reads(text, fmt="py:percent")
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return notebook
+
+
+def story_list() -> str:
+    """Return the page that lists the stories."""
+    cards = models.cards()
+    rows = [f"| [{card.title}]({name}.md) | `{name}` | {card.rows} |" for name, card in cards.items()]
+    toctree = _toctree(list(cards), ":hidden:")
+    lead = (DOCS / "_stories.md").read_text("utf-8")
+    return "\n".join([lead, "| story | `pplgen fit ...` | rows |", "|---|---|---|", *rows, "", toctree])
+
+
+def story_page(entry: Entry) -> str:
+    """Return the page of one story."""
+    card = models.cards()[entry.name]
+    module = entry.name.replace("-", "_")
+    return STORY_PAGE.format(
+        name=entry.name,
+        module=module,
+        class_name=entry.class_name,
+        summary=entry.summary,
+        title=card.title,
+        use=_linked(card.use, entry.name),
+        avoid=_linked(card.avoid, entry.name),
+        held_against=card.held_against,
+        measured=_measured(entry.name),
+        members=_constructors(entry),
+        pieces=_pieces(entry),
+        calibration=_calibration(entry.name),
+    )
+
+
+def _toctree(names: list[str], *options: str) -> str:
+    """Return the list of a folder's pages."""
+    return "\n".join(["```{toctree}", ":maxdepth: 1", *options, "", *names, "```", ""])
+
+
+def _linked(text: str, own: str) -> str:
+    """Make links of the names of other stories."""
+    others = models.cards().keys() - {own}
+    return re.sub(r"`([a-z-]+)`", lambda name: f"[{name[0]}]({name[1]}.md)" if name[1] in others else name[0], text)
+
+
+def _constructors(entry: Entry) -> str:
+    """Ask for the further constructors of a story, which its contract does not name."""
+    names = [
+        node.name
+        for node in entry.definition.body
+        if any(getattr(mark, "id", None) == "classmethod" for mark in getattr(node, "decorator_list", ()))
+    ]
+    return f"   :members: {', '.join(names)}" if names else ""
+
+
+def _pieces(entry: Entry) -> str:
+    """Return what the modules say that the story's equations refer to."""
+    names = dict.fromkeys(re.findall(r"``pplgen\.models\.(_\w+)``", entry.equations))
+    if not names:
+        return ""
+    return "\n".join(["## Pieces that it shares with others", *(PIECE.format(name=name) for name in names)])
+
+
+def _measured(name: str) -> str:
+    """Return a table of the claims about a story that were measured."""
+    rows = [
+        f"| {claim['what']} | {claim['claimed']:.8g} | {measured_value(claim)} | {claim['verdict']} |"
+        for claim in measured(name)
+        if claim["measured"] is not None
+    ]
+    return "\n".join(["| `pplgen verify` | claimed | measured | |", "|---|---|---|---|", *rows]) if rows else ""
+
+
+def _calibration(name: str) -> str:
+    """Return what was recorded when the story was calibrated, and the picture of it."""
+    record = models.calibrations().get(name)
+    lines = calibration_lines(record)
+    if record and "call" in record:
+        lines[0] = f"```python\n{lines[0]}\n```\n"
+    picture = DOCS / "calibrations" / f"{name}.png"
+    if picture.exists():
+        lines.append(f"\n![Ranks of the truth among draws, and what was learned](../calibrations/{picture.name})")
+    return "\n".join(lines)
+
+
+def _replace(folder: Path, pages: dict[str, str]) -> None:
+    """Make a folder hold these pages, leaving those alone that have not changed: Sphinx reads only what is newer."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in pages and path.is_file():
+            path.unlink()
+    for name, text in pages.items():
+        if not (folder / name).exists() or (folder / name).read_text("utf-8") != text:
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Write the pages once Sphinx has started."""
+    app.connect("builder-inited", write_pages)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,89 @@
+"""Calibrate the stories and record what comes of it: ``python docs/calibrations.py [STORY ...]``, minutes for each.
+
+Figures go to ``models/calibrations.json``, which ``pplgen show`` prints, a word to the README's table, and pictures to
+``docs/calibrations``. A story whose calibration fails is recorded as such.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pplgen
+from pplgen import models
+from pplgen.diagnostics import Verdict
+from pplgen.show_command import calibration_word
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "models" / "calibrations.json"
+README = ROOT / "README.md"
+
+CALLS = {
+    "gaussian-mixture": "pplgen.calibrate(GaussianMixture(2, 2), num_datasets=200, num_rows=100)",
+    "mixed-mixture": "pplgen.calibrate(MixedMixture(2, 5, columns='binary'), num_datasets=200, num_rows=200)",
+    "dirichlet-process-mixture": "pplgen.calibrate(DirichletProcessMixture(5, 2), num_datasets=200)",
+    "gaussian-hmm": "pplgen.calibrate(GaussianHMM(2, 1), 'nile', num_datasets=200, num_rows=1)",
+    "markov-switching-ar": "pplgen.calibrate(MarkovSwitchingAR(2, 1), 'nile', num_datasets=200, num_rows=1)",
+    "linear-gaussian-ssm": "pplgen.calibrate(LinearGaussianSSM.local_level(), 'nile', num_datasets=200, num_rows=1)",
+    "switching-lds": "pplgen.calibrate(SwitchingLDS(2, 2, 2), num_datasets=200, num_rows=1)",
+    "ppca": "pplgen.calibrate(pplgen.fit(PPCA(13, 2), 'wine'), num_datasets=300)",
+    "factor-analysis": "pplgen.calibrate(pplgen.fit(FactorAnalysis(13, 2), 'wine'), num_datasets=300)",
+    "vae": "pplgen.calibrate(pplgen.fit(VAE(2, 1, likelihood='normal'), 'faithful'), num_datasets=300)",
+    "mixture-vae": (
+        "pplgen.calibrate(pplgen.fit(MixtureVAE(2, 1, num_components=2, likelihood='normal'), 'faithful'), "
+        "num_datasets=300)"
+    ),
+    "semi-supervised-vae": (
+        "pplgen.calibrate(pplgen.fit(SemiSupervisedVAE(2, 1, num_classes=2, likelihood='normal'), 'faithful'), "
+        "num_datasets=300)"
+    ),
+    "autoencoder": "pplgen.calibrate(pplgen.fit(Autoencoder(13, 2), 'wine'), num_datasets=300)",
+}
+"""What is run, by story; a fit is calibrated as it is, on rows simulated from it."""
+
+
+WORST_FIRST = (Verdict.FAIL, Verdict.WARN, Verdict.PASS)
+
+
+def calibrated(name: str) -> dict[str, Any]:
+    """Calibrate one story, write its picture, and return the figures, or why it cannot be calibrated."""
+    stories = {entry.class_name: getattr(models, entry.class_name) for entry in models.collection()}
+    picture = Path(__file__).with_name("calibrations") / f"{name}.png"
+    picture.unlink(missing_ok=True)
+    try:
+        found = eval(CALLS[name], {"pplgen": pplgen, **stories})
+    except pplgen.InputError as error:
+        return {"refused": str(error)}
+    found.summary()
+    worst = next(verdict for verdict in WORST_FIRST if any(check.verdict is verdict for check in found.checks()))
+    picture.parent.mkdir(exist_ok=True)
+    found.plot().savefig(picture, dpi=90)
+    return {
+        "call": CALLS[name],
+        "num_datasets": len(found.ranks),
+        "num_quantities": len(found.quantities),
+        "smallest_p": float(f"{found.p_values.min():.2g}"),
+        "verdict": str(worst),
+        "not_uniform": [
+            name
+            for name, check in zip(found.quantities, found.checks(), strict=True)
+            if check.verdict is not Verdict.PASS
+        ],
+    }
+
+
+def record(name: str, figures: dict[str, Any]) -> None:
+    """Write down what came of a calibration."""
+    every = json.loads(RECORD.read_text("utf-8")) | {name: figures}
+    RECORD.write_text(json.dumps(every, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    word = calibration_word(figures)
+    row = re.compile(rf"^(\| \[`{name}`\].*\|)[^|]*\|$", flags=re.MULTILINE)
+    README.write_text(row.sub(rf"\1 {word} |", README.read_text("utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for story in sys.argv[1:] or CALLS:
+        record(story, calibrated(story))
