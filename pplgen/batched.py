@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pplgen.batches import Augment, batching
+from pplgen.batches import Augment, are_all_rows, batching
 from pplgen.checkpoint import Checkpoint, identity
+from pplgen.distributed import ALONE, Ranks
 from pplgen.engine import Engine
 from pplgen.graph import Graph, buffers_of, tensors_of, trace
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
+from pplgen.sharding import shard_of
 from pplgen.standing import Standing
 from pplgen.tracing import NotTraceable
 from pplgen.training import FINAL_EVALUATIONS, WINDOW, Adam, StopReason, Training
@@ -51,6 +54,7 @@ def train_together(
     augment: Augment | None = None,
     checkpoint: Path | None = None,
     own_data: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
 
@@ -70,6 +74,8 @@ def train_together(
         Directory in which to keep where the fit stands; the same fit continues from there.
     own_data
         Whether the pairs also differ in their data, which have the same shapes; then without minibatches.
+    ranks
+        Processes that share the rows; all of them return the same.
 
     Returns
     -------
@@ -81,33 +87,35 @@ def train_together(
     NotTraceable
         Where the pair has no faithful graph.
     KeyboardInterrupt
-        Where it comes before the first window has ended; later, it ends the fit.
+        Where it comes before the first window has ended; later, it ends the fit, and that of several ranks at once.
     """
-    first, seed = pairs[0], seeds[0]
-    with first.isolated():
-        batches, scale = batching(first, batch_size, seed=seed, augment=augment)
+    first, seed, shard = pairs[0], seeds[0], shard_of(pairs[0], ranks)
+    with first.isolated(), ranks.agreeing():
+        batches, scale = batching(first, batch_size, seed=seed, augment=augment, shard=shard)
         with _warmed_by_half(first) if warm_up else contextlib.nullcontext():
             graph = trace(first, elbo or first.elbo(), next(batches), scale)
+    ranks.require_same("the parameters of the pair", [graph.names, graph.shapes, len(pairs)])
     vectors, buffers = _stacked(pairs, graph)
     now = Standing.start(vectors, optimiser)
-    same = scale is None and augment is None
-    data: Any = tensors_of(first.data) if same else map(tensors_of, batches)
+    same = augment is None and are_all_rows(first, batch_size)
+    data: Any = tensors_of(next(batches)) if same else map(tensors_of, batches)
     if own_data:
         data = stacked_data(pairs)
     rising = (next(i for i, own in enumerate(graph.buffers) if own is first.kl_weight), warm_up) if warm_up else None
     adam: dict[str, Any] = {"clip": optimiser.clip, "decay": optimiser.decay}
-    engine = Engine(graph, now.state, data, **adam, buffers=buffers, own_data=own_data, warm_up=rising)
+    with ranks.agreeing():
+        engine = Engine(graph, now.state, data, **adam, buffers=buffers, own_data=own_data, warm_up=rising, ranks=ranks)
 
     def compiled() -> str:
         with seeded(seed):  # leaves the generator where it was
-            path = _compile(engine, now.rates)
+            path = _compile(engine, now.rates, ranks)
         continue_batches()
         return path
 
     def continue_batches() -> None:
         """Let the next batch be that of the next step, whatever tracing and compiling took."""
         if not same:
-            rest, _ = batching(first, batch_size, seed=seed, skip=now.taken, augment=augment)
+            rest, _ = batching(first, batch_size, seed=seed, skip=now.taken, augment=augment, shard=shard)
             engine.data = map(tensors_of, rest)
 
     kept = None
@@ -115,12 +123,15 @@ def train_together(
         options = {"seeds": seeds, "batch_size": batch_size, "optimiser": asdict(optimiser)}
         computed = {"graph": graph.module.code, "rows": first.num_rows, "version": version("pplgen")}
         computed["stream"] = first.fingerprint
+        if ranks.size > 1:
+            computed["ranks"] = ranks.size
         if warm_up or augment:
             computed |= {"warm_up": warm_up, "augment": getattr(augment, "__qualname__", repr(augment))}
         constants = [value for value in vars(graph.module).values() if isinstance(value, Tensor)]
         start = [vectors, *graph.buffers, *graph.module.buffers(), *constants, *tensors_of(first.data)]
-        kept = Checkpoint(checkpoint, identity(options | computed, start), vectors.device)
-        if found := kept.load():
+        fit = identity(options | computed, start)
+        kept = ranks.once(partial(Checkpoint, checkpoint, fit, vectors.device))
+        if found := ranks.once(kept.load):
             now = Standing.thawed(*found, vectors.device)
     continue_batches()
     path = compiled() if compiler == "inductor" else "the traced graph"
@@ -128,25 +139,27 @@ def train_together(
     try:
         while now.taken < steps and now.running:
             judge = now.taken >= warm_up
+            ranks.reseed(seed, now.taken, apart=bool(first.structure.row_latent))
             now.advance(*engine.run(now.state, now.rates, min(WINDOW, steps - now.taken), now.notice), judge=judge)
             elapsed, done = time.perf_counter() - started, now.taken - began
             if report:
                 report(now.taken, now.best_mean, done / elapsed, path)
-            if kept and kept.due():
+            if kept and ranks.first and kept.due():
                 kept.save(*now.frozen())
             if compiler == "auto" and done == WINDOW:
-                remaining = elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken)
+                remaining = ranks.gathered(elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken))[0]
                 if remaining > max(REPAYS, PER_NODE * len(engine.graph.module.graph.nodes)):
                     if report:
                         report(now.taken, now.best_mean, done / elapsed, "compiling")
                     path = compiled()
     except KeyboardInterrupt:
-        if not now.taken:
+        if not now.taken or ranks.size > 1:
             raise
         interrupted = True
-    if kept:
+    if kept and ranks.first:
         kept.save(*now.frozen())
     now.stop(StopReason.INTERRUPTED if interrupted else StopReason.STEPS)
+    ranks.reseed(seed, now.taken, apart=bool(first.structure.row_latent))
     return _ended(pairs, seeds, graph, now, _final_values(engine, now)), path
 
 
@@ -193,11 +206,14 @@ def stacked_data(pairs: list[Pair]) -> tuple[Tensor, ...]:
     return tuple(torch.stack(each) for each in zip(*(tensors_of(pair.data) for pair in pairs), strict=True))
 
 
-def _compile(engine: Engine, rates: Tensor) -> str:
-    """Compile the step where that is faithful; return the path that runs from here on."""
+def _compile(engine: Engine, rates: Tensor, ranks: Ranks) -> str:
+    """Compile the step where that is faithful, on all ranks; return the path that runs from here on."""
     try:
-        engine.compile(rates)
+        with ranks.agreeing():
+            engine.compile(rates)
+        ranks.require_same("steps of a compiled call", engine.block_size)
     except NotTraceable as reason:
+        engine.discard_compiled()
         return f"the traced graph, for {reason}"
     return "the compiled graph"
 

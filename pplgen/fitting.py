@@ -22,8 +22,10 @@ from pplgen.fitted import Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.preparing import Prepared, prepare
+from pplgen.restarts import best_of, sharing
 from pplgen.sampled import SampledFit
 from pplgen.sampling import run_nuts
+from pplgen.sharding import align, require_shareable
 from pplgen.story import Story, check_choice, check_count, check_positive
 from pplgen.streams import RowStream
 from pplgen.terminal import ProgressCallback, reporting
@@ -67,6 +69,7 @@ def fit(
     augment: str | Augment | None = None,
     compile: Literal["auto", "inductor", "graph", "off"] = "auto",  # noqa: A002
     checkpoint: str | Path | None = None,
+    shard: Literal["rows", "restarts"] | None = "rows",
     progress: bool | ProgressCallback = True,
 ) -> Fit:
     """Fit a story, or any Pyro model and guide, by stochastic variational inference.
@@ -141,6 +144,11 @@ def fit(
         Directory in which to keep, every ten seconds and at the end, where the fit stands. The same call continues from
         there, after it was killed or for more ``steps``, and ends where it would have ended had it run on, up to the
         rounding of another ``compile`` path. Plain Pyro keeps none.
+    shard
+        What the ranks of an initialised ``torch.distributed`` process group share, all of which call ``fit`` with the
+        same arguments and get the same fit: ``"rows"``, each computing the gradient of its part of them; or
+        ``"restarts"``, each running some. ``None``: each process fits on its own. The first rank alone calls
+        ``progress`` and writes ``checkpoint``.
     progress
         A bar on the terminal, nothing, or a function called with a ``Progress`` every few steps.
 
@@ -148,6 +156,8 @@ def fit(
     ------
     InputError
         Where the data, the pair or an option cannot be fitted.
+    RankLost
+        Where another rank has died or stopped.
     """
     given = options_given(fit, locals())
     check_choice("method", method, _DEFAULTS)
@@ -156,6 +166,7 @@ def fit(
     check_count("seed", seed, minimum=0)
     check_count("steps", steps)
     check_count("restarts", restarts)
+    ranks, rows, runners = sharing(shard, method, restarts, checkpoint)
     if method == "nuts":
         unfit = {"clip": clip, "patience": patience, "batch_size": batch_size, "elbo": elbo, "free_bits": free_bits}
         unfit |= {"augment": augment, "checkpoint": checkpoint, "stream": data if isinstance(data, RowStream) else None}
@@ -177,8 +188,8 @@ def fit(
         raise InputError(
             f"guide: {type(model).__name__} brings its own guide; fit(story.model, data, guide) takes yours"
         )
-    restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()
-    prepared = prepare(model, guide, data, labels, weights, seed, target, options=given)
+    restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()[runners.rank :: runners.size]
+    prepared = prepare(model, guide, data, labels, weights, seed, target, options=given, ranks=ranks)
     if method == "nuts":
         return _sample(prepared, restart_seeds, steps, warm_up or steps, compile, progress, seed)
     num_rows = len(prepared.table or data) if isinstance(model, Story) else 0
@@ -187,26 +198,31 @@ def fit(
     patience = steps_judged(model, num_rows, batch_size) if patience is None else patience
     optimiser = Adam(learning_rate, clip, decay, check_count("patience", patience, minimum=WINDOW))
     options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "warm_up": warm_up}
-    options["augment"] = augmentation(augment)
+    options |= {"augment": augmentation(augment), "ranks": rows}
     pairs: list[Pair] = []
     failures: list[InputError] = []
-    with reporting(progress) as callback:
+    with ranks.watched(), reporting(progress if ranks.first else False) as callback:
         try:
             for restart_seed in restart_seeds:
                 with seeded(restart_seed):
                     pairs.append(prepared.start())
+                align(pairs[-1], rows)
             check_warm_up(pairs[0], warm_up, steps)
             options["elbo"] = bound_of(pairs[0], elbo, num_particles, free_bits, batch_size)
+            if rows.size > 1:
+                require_shareable(pairs[0], options["elbo"])
             keep = None if checkpoint is None else Path(checkpoint)
             results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
+            best, results = best_of(pairs, results, runners)
         except KeyboardInterrupt:
-            raise InputError("interrupted before the first steps; there is no fit to keep") from None
-    done = [(pair, run) for pair, run in zip(pairs, results, strict=False) if run is not None]
-    if not done:
+            when = "before the first steps" if rows.size == 1 else "while ranks shared the rows"
+            raise InputError(f"interrupted {when}; there is no fit to keep") from None
+    if best is None:
         raise failures[0] if failures else InputError(_NOTHING_FINITE)
-    best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].elbo)
-    num_failed = len(results) - len(done)
-    runs, table, origin = tuple(run for _, run in done), prepared.table, prepared.origin
+    runs = tuple(run for run in results if run is not None)
+    num_failed, table, origin = len(results) - len(runs), prepared.table, prepared.origin
+    if ranks.size > 1:
+        path = f"{path}; {ranks.size} ranks shared the {shard}"
     return Fit(best, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
 
 

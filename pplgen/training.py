@@ -18,9 +18,11 @@ from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 from pplgen.batches import Augment, batching
+from pplgen.distributed import ALONE, Ranks
 from pplgen.errors import InputError
 from pplgen.iterates import RETURNABLE, Iterates, flat
 from pplgen.pair import Pair
+from pplgen.sharding import AveragedELBO, shard_of
 
 __all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "train"]
 
@@ -133,6 +135,7 @@ def train(
     elbo: ELBO | None = None,
     warm_up: int = 0,
     augment: Augment | None = None,
+    ranks: Ranks = ALONE,
     report: Callable[[int, float, float], None] | None = None,
 ) -> Training:
     """Maximise the pair's ELBO with Adam, inside ``pair.isolated``; the pair is left at its last good parameters.
@@ -158,6 +161,8 @@ def train(
         Steps over which the weight of the codes' terms rises to one, a pair's ``kl_weight``; nothing is judged before.
     augment
         Applied to the rows of each step.
+    ranks
+        Processes that share the rows; all of them return the same.
     report
         Called with step, smoothed ELBO and steps per second.
 
@@ -166,11 +171,12 @@ def train(
     InputError
         Where the very first window of steps has no finite ELBO, or the final parameters have none.
     KeyboardInterrupt
-        Where it comes before the first step has ended; later, it ends the fit.
+        Where it comes before the first step has ended; later, it ends the fit, and that of several ranks at once.
     """
     schedule = optimiser.for_pyro()
-    svi = SVI(pair.model, pair.guide, schedule, elbo or pair.elbo())
-    batches, scale = batching(pair, batch_size, seed=seed, augment=augment)
+    bound = elbo or pair.elbo()
+    svi = SVI(pair.model, pair.guide, schedule, bound if ranks.size == 1 else AveragedELBO(bound, ranks))
+    batches, scale = batching(pair, batch_size, seed=seed, augment=augment, shard=shard_of(pair, ranks))
     history: list[float] = []
     watch = PlateauWatch(optimiser.patience)
     iterates = Iterates()
@@ -182,6 +188,8 @@ def train(
             for step in range(1, steps + 1):
                 if warm_up and pair.kl_weight is not None:
                     pair.kl_weight.fill_(min(1.0, step / warm_up))
+                if step % WINDOW == 1:
+                    ranks.reseed(seed, step - 1, apart=bool(pair.structure.row_latent))
                 value = _step(svi, next(batches), validate=step == 1)
                 if not math.isfinite(value):
                     stop = StopReason.NOT_FINITE
@@ -202,7 +210,7 @@ def train(
                             break
                         schedule.step()
         except KeyboardInterrupt:
-            if not history:
+            if not history or ranks.size > 1:
                 raise
             stop = StopReason.INTERRUPTED
         finally:
