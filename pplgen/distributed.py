@@ -24,16 +24,12 @@ from pplgen.heartbeat import RankLost, Watch
 from pplgen.streams import generator_at
 from pplgen.tracing import NotTraceable
 
-__all__ = ["ALONE", "Ranks", "Told", "launched", "silent"]
+__all__ = ["ALONE", "Ranks", "launched", "silent"]
 
 T = TypeVar("T")
 
 _watches = itertools.count()
 _silenced = False
-
-
-class Told(InputError):
-    """A mistake that all ranks were told of, on those that need not repeat it."""
 
 
 class _Disconnected(RuntimeError):
@@ -126,6 +122,15 @@ class Ranks:
                 dist.broadcast_object_list(found)
         return found[0]
 
+    def in_turn(self, function: Callable[[], T]) -> T:
+        """Call a function on the first rank, and then on the others, which find what it has downloaded."""
+        found: list[T] = []
+        for now in (self.first, not self.first):
+            with self.agreeing():
+                if now:
+                    found.append(function())
+        return found[0]
+
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
         """Let all ranks fail where one does: no collective may stand inside, for not all ranks might reach it.
@@ -150,7 +155,7 @@ class Ranks:
                 mistake, what = found
                 if not mistake:
                     raise NotTraceable(what) from None
-                raise (InputError if self.first else Told)(f"rank {rank}: {what}" if rank else what) from None
+                raise InputError(f"rank {rank}: {what}" if rank else what) from None
 
     def require_same(self, what: str, value: Any) -> None:
         """Raise ``NotTraceable`` on all ranks where something differs between them."""

@@ -20,7 +20,7 @@ from pplgen.isolation import seeded
 from pplgen.pair import Pair, rows_of
 from pplgen.streams import generator_at
 
-__all__ = ["AveragedELBO", "Shard", "align", "require_shareable", "shard_of"]
+__all__ = ["AveragedBound", "Shard", "align", "require_shareable", "shard_of"]
 
 _SUMS = (Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO)
 """Bounds that are sums over rows, and those derived from them."""
@@ -141,7 +141,7 @@ def _densities(pair: Pair, data: tuple[Any, ...], names: list[str]) -> dict[str,
     return {name: trace.nodes[name]["log_prob"] for name in names}
 
 
-class AveragedELBO(ELBO):
+class AveragedBound:
     """A bound of Pyro's, its value and gradients averaged over ranks, all of which evaluate it at the same time.
 
     Parameters
@@ -153,7 +153,6 @@ class AveragedELBO(ELBO):
     """
 
     def __init__(self, bound: ELBO, ranks: Ranks) -> None:
-        super().__init__()
         self.bound, self.ranks = bound, ranks
 
     def loss(self, model: Any, guide: Any, *data: Any) -> float:

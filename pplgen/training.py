@@ -22,7 +22,7 @@ from pplgen.distributed import ALONE, Ranks
 from pplgen.errors import InputError
 from pplgen.iterates import RETURNABLE, Iterates, flat
 from pplgen.pair import Pair
-from pplgen.sharding import AveragedELBO, shard_of
+from pplgen.sharding import AveragedBound, shard_of
 
 __all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "train"]
 
@@ -175,7 +175,8 @@ def train(
     """
     schedule = optimiser.for_pyro()
     bound = elbo or pair.elbo()
-    svi = SVI(pair.model, pair.guide, schedule, bound if ranks.size == 1 else AveragedELBO(bound, ranks))
+    own: Any = bound if ranks.size == 1 else AveragedBound(bound, ranks)
+    svi = SVI(pair.model, pair.guide, schedule, own.loss, own.loss_and_grads)
     batches, scale = batching(pair, batch_size, seed=seed, augment=augment, shard=shard_of(pair, ranks))
     history: list[float] = []
     watch = PlateauWatch(optimiser.patience)
