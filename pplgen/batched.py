@@ -94,7 +94,6 @@ def train_together(
         batches, scale = batching(first, batch_size, seed=seed, augment=augment, shard=shard)
         with _warmed_by_half(first) if warm_up else contextlib.nullcontext():
             graph = trace(first, elbo or first.elbo(), next(batches), scale)
-    ranks.require_same("the parameters of the pair", [graph.names, graph.shapes, len(pairs)])
     vectors, buffers = _stacked(pairs, graph)
     now = Standing.start(vectors, optimiser)
     same = augment is None and are_all_rows(first, batch_size)
@@ -115,7 +114,8 @@ def train_together(
     def continue_batches() -> None:
         """Let the next batch be that of the next step, whatever tracing and compiling took."""
         if not same:
-            rest, _ = batching(first, batch_size, seed=seed, skip=now.taken, augment=augment, shard=shard)
+            with first.isolated():
+                rest, _ = batching(first, batch_size, seed=seed, skip=now.taken, augment=augment, shard=shard)
             engine.data = map(tensors_of, rest)
 
     kept = None
@@ -211,7 +211,8 @@ def _compile(engine: Engine, rates: Tensor, ranks: Ranks) -> str:
     try:
         with ranks.agreeing():
             engine.compile(rates)
-        ranks.require_same("steps of a compiled call", engine.block_size)
+        if not ranks.same(engine.block_size):
+            raise NotTraceable("ranks would take different numbers of steps at once")
     except NotTraceable as reason:
         engine.discard_compiled()
         return f"the traced graph, for {reason}"

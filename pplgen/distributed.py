@@ -157,12 +157,10 @@ class Ranks:
                     raise NotTraceable(what) from None
                 raise InputError(f"rank {rank}: {what}" if rank else what) from None
 
-    def require_same(self, what: str, value: Any) -> None:
-        """Raise ``NotTraceable`` on all ranks where something differs between them."""
-        if self.size > 1:
-            digest = hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
-            if len(set(self.gathered(digest))) > 1:
-                raise NotTraceable(f"the ranks differ in {what}")
+    def same(self, value: Any) -> bool:
+        """Whether a JSON-able value is the same on all ranks; these compare digests."""
+        digest = hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
+        return len(set(self.gathered(digest))) == 1
 
     def reseed(self, seed: int, step: int, *, apart: bool) -> None:
         """Seed torch's generators by the place in the run, so that nothing of them need be kept; alone, do nothing.

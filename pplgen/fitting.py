@@ -25,7 +25,7 @@ from pplgen.preparing import Prepared, prepare
 from pplgen.restarts import best_of, sharing
 from pplgen.sampled import SampledFit
 from pplgen.sampling import run_nuts
-from pplgen.sharding import align, require_shareable
+from pplgen.sharding import align, require_alike, require_shareable
 from pplgen.story import Story, check_choice, check_count, check_positive
 from pplgen.streams import RowStream
 from pplgen.terminal import ProgressCallback, reporting
@@ -206,7 +206,9 @@ def fit(
             for restart_seed in restart_seeds:
                 with seeded(restart_seed):
                     pairs.append(prepared.start())
-                align(pairs[-1], rows)
+            require_alike(pairs[0], ranks)
+            for pair in pairs:
+                align(pair, rows)
             check_warm_up(pairs[0], warm_up, steps)
             options["elbo"] = bound_of(pairs[0], elbo, num_particles, free_bits, batch_size)
             if rows.size > 1:

@@ -13,14 +13,15 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from pplgen.checkpoint import identity
 from pplgen.distributed import Ranks
 from pplgen.errors import InputError
-from pplgen.graph import buffers_of
+from pplgen.graph import buffers_of, tensors_of
 from pplgen.isolation import seeded
 from pplgen.pair import Pair, rows_of
 from pplgen.streams import generator_at
 
-__all__ = ["AveragedBound", "Shard", "align", "require_shareable", "shard_of"]
+__all__ = ["AveragedBound", "Shard", "align", "require_alike", "require_shareable", "shard_of"]
 
 _SUMS = (Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO)
 """Bounds that are sums over rows, and those derived from them."""
@@ -107,6 +108,17 @@ def align(pair: Pair, ranks: Ranks, source: int = 0) -> None:
         pair.restore(dict(zip(sorted(own), parameters, strict=True)))
         for buffer, value in zip(buffers, ranks.aligned(buffers, source), strict=True):
             buffer.copy_(value)
+
+
+def require_alike(pair: Pair, ranks: Ranks) -> None:
+    """Raise ``InputError`` on all ranks where names or shapes of the parameters, or the data, differ between them."""
+    if ranks.size == 1:
+        return
+    with pair.isolated():
+        parameters = {name: (tuple(value.shape), str(value.dtype)) for name, value in sorted(pair.snapshot().items())}
+    for what, value in (("parameters", parameters), ("data", identity({}, tensors_of(pair.data)))):
+        if not ranks.same(value):
+            raise InputError(f"ranks have different {what}; all of them call fit with the same arguments")
 
 
 @torch.no_grad()

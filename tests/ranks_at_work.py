@@ -28,7 +28,6 @@ from pplgen.graph import tensors_of, trace
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.sharding import AveragedBound, Shard
-from pplgen.tracing import NotTraceable
 
 EVEN, UNEVEN = (32, 32), (40, 24)
 DOUBLE = {"dtype": torch.float64}
@@ -200,11 +199,19 @@ def agreements(ranks):
     def mistaken():
         raise InputError("no such rows")
 
+    def of_different_rows():
+        model, guide, (x,) = point()
+        pplgen.fit(model, x + ranks.rank, guide, **WHOLE)
+
+    def of_different_parameters():
+        model, guide, data = (point, functional)[ranks.rank]()
+        pplgen.fit(model, data, guide, **WHOLE)
+
     said = []
-    for attempt in (lambda: ranks.once(mistaken), lambda: ranks.require_same("their rank", ranks.rank)):
+    for attempt in (lambda: ranks.once(mistaken), of_different_rows, of_different_parameters):
         try:
             attempt()
-        except (InputError, NotTraceable) as error:
+        except InputError as error:
             said.append(str(error))
     try:
         with ranks.agreeing():

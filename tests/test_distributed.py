@@ -104,7 +104,9 @@ def test_a_random_fit_ends_where_one_process_does(two):
 
 def test_mistakes_are_everyones(two):
     for found in two[0]:
-        assert list(found["said"]) == ["no such rows", "the ranks differ in their rank", "rank 1: no such rows"]
+        call = "all of them call fit with the same arguments"
+        different = [f"ranks have different {what}; {call}" for what in ("data", "parameters")]
+        assert list(found["said"]) == ["no such rows", *different, "rank 1: no such rows"]
 
 
 def test_killing_a_rank_ends_the_other_with_a_sentence(two):
