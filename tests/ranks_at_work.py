@@ -20,7 +20,7 @@ from pyro.infer import config_enumerate
 from torch import nn
 
 import pplgen
-from pplgen import heartbeat
+from pplgen import blocks, heartbeat
 from pplgen.batches import batching
 from pplgen.distributed import Ranks
 from pplgen.errors import InputError
@@ -178,16 +178,25 @@ def calibrated():
     return {"truths": found.truths, "means": found.means, "deviations": found.deviations}
 
 
-def random_fits():
-    """What is drawn for all rows is the same on all ranks, what is drawn for single rows is not."""
-    x = rows()
-    mixture = pplgen.fit(GaussianMixture(2, 3), x, **WHOLE)
-    fit = pplgen.fit(GaussianMixture(2, 3), x, batch_size=21, **{**WHOLE, "steps": 120})
-    yield "mixture", np.append(mixture.runs[0].history, mixture.runs[0].final)
-    yield "batches", np.append(fit.runs[0].history, fit.runs[0].final)
+def streamed(folder, **options):
+    """Minibatches of rows that stay in two files, at random in everything."""
+    options = {**WHOLE, "steps": 200, "batch_size": 16, **options}
+    story = GaussianMixture(2, 3, covariance="spherical")
+    return pplgen.fit(story, pplgen.stream_data(folder / "rows", **DOUBLE), **options)
+
+
+def streams(folder):
+    """A fit of a stream, and one that is continued in the middle of an epoch."""
+    fit = streamed(folder)
+    streamed(folder, steps=100, checkpoint=folder / "kept")
+    again = streamed(folder, checkpoint=folder / "kept")
+    for name, each in (("streamed", fit), ("resumed", again)):
+        yield name, np.append(each.runs[0].history, each.runs[0].final)
+        yield f"{name} elbo", np.array([each.elbo, each.best.elbo_error])
 
 
 def drawn(ranks):
+    """What is drawn for all rows, the same on all ranks, and what is drawn for single rows."""
     for apart in (False, True):
         ranks.reseed(0, 100, apart=apart)
         yield f"drawn {'apart' if apart else 'alike'}", torch.rand(3).numpy()
@@ -222,13 +231,13 @@ def agreements(ranks):
     return np.array(said)
 
 
-def shared_by_two(ranks):
+def shared_by_two(ranks, folder):
     """All cases but the last."""
     found = {}
     for name in PAIRS:
         for sizes in (EVEN, UNEVEN):
             found[f"{name} {sizes}"] = gradients(name, Shard(ranks.rank, sizes), ranks)
-    found |= dict(fits()) | restarts(shard="restarts") | calibrated() | dict(random_fits()) | dict(drawn(ranks))
+    found |= dict(fits()) | restarts(shard="restarts") | calibrated() | dict(streams(folder)) | dict(drawn(ranks))
     found["said"] = agreements(ranks)
     return found
 
@@ -253,9 +262,10 @@ def killed(ranks):
 
 def main(rank, folder):
     torch.set_num_threads(1)
+    blocks.BLOCK_VALUES = 24
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     ranks = Ranks.here()
-    np.savez(folder / f"rank-{rank}.npz", **shared_by_two(ranks))
+    np.savez(folder / f"rank-{rank}.npz", **shared_by_two(ranks, folder))
     heartbeat.SILENCE = 5.0
     (folder / "end.json").write_text(json.dumps(killed(ranks)))
 
