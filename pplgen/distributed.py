@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, fx
 
 from pplgen.errors import InputError, first_line
 from pplgen.heartbeat import RankLost, Watch
 from pplgen.streams import generator_at
 from pplgen.tracing import NotTraceable
 
-__all__ = ["ALONE", "Ranks", "launched", "silent"]
+__all__ = ["ALONE", "Ranks", "launched", "silent", "talks"]
 
 T = TypeVar("T")
 
@@ -61,6 +61,11 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
 @_mean_over_ranks.register_fake
 def _(values: Tensor) -> Tensor:
     return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+def talks(module: fx.GraphModule) -> bool:
+    """Whether a graph averages over ranks."""
+    return any(node.target is torch.ops.pplgen.mean_over_ranks.default for node in module.graph.nodes)
 
 
 @dataclass(frozen=True)

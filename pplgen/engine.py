@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.distributed import ALONE, Ranks, silent
+from pplgen.distributed import ALONE, Ranks, silent, talks
 from pplgen.errors import first_line
 from pplgen.graph import Graph
 from pplgen.isolation import seeded
@@ -174,7 +174,7 @@ class Engine:
             away = away._replace(taken=away.taken + self.warm_up[1] // 2)
         arguments = (*away, *self._inputs(rates, num_steps))
         try:
-            together = compile_graph(traced.call, arguments, alone=self.ranks.size == 1)
+            together = compile_graph(traced.call, arguments)
             for seed in range(2):
                 with seeded(seed), silent(), torch.no_grad():
                     expected = traced.call(*arguments)
@@ -259,10 +259,10 @@ def _torchs_own_warnings() -> Iterator[None]:
         yield
 
 
-def compile_graph(module: Any, arguments: tuple[Tensor, ...], *, alone: bool = True) -> Any:
+def compile_graph(module: Any, arguments: tuple[Tensor, ...]) -> Any:
     """Compile a graph for inputs of these shapes; compiled code is kept on disk for later processes.
 
-    One that talks to other processes (not ``alone``) is not recorded by CUDA as a whole.
+    One that talks to other processes is not recorded by CUDA as a whole.
     """
     with _torchs_own_warnings(), torch.no_grad():
         from torch._guards import TracingContext, tracing
@@ -270,8 +270,9 @@ def compile_graph(module: Any, arguments: tuple[Tensor, ...], *, alone: bool = T
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+        recorded = arguments[0].is_cuda and not talks(module)
         # random numbers come from torch's own generator, so that compiled and traced steps draw the same at a seed
-        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": alone and arguments[0].is_cuda}
+        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": recorded}
         # and the cache on disk is keyed only where the shapes are known to a tracing context
         with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
             return compile_fx.compile_fx(module, list(arguments))
