@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pplgen.batches import Augment, batching
+from pplgen.batches import Augment, are_all_rows, batching
 from pplgen.checkpoint import Checkpoint, Keeping, identity
+from pplgen.distributed import ALONE, Ranks
 from pplgen.engine import Engine, State
 from pplgen.errors import InputError
 from pplgen.graph import Graph, buffers_of, tensors_of, trace
@@ -23,6 +25,7 @@ from pplgen.isolation import generator_states, seeded
 from pplgen.pair import Pair
 from pplgen.plateaus import WINDOW
 from pplgen.replay import LOOKED_AT, Again
+from pplgen.sharding import shard_of
 from pplgen.standing import Met, Standing
 from pplgen.tracing import NotTraceable
 from pplgen.training import Adam, StopReason, Training, num_evaluations
@@ -53,6 +56,7 @@ def train_together(
     augment: Augment | None = None,
     checkpoint: Keeping | None = None,
     own_data: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
 
@@ -72,6 +76,8 @@ def train_together(
         Where to keep, and how often, where the fit stands; the same fit continues from there.
     own_data
         Whether the pairs also differ in their data, which have the same shapes; then without minibatches.
+    ranks
+        Processes that share the rows; all of them return the same.
 
     Returns
     -------
@@ -85,31 +91,33 @@ def train_together(
     InputError
         Where no pair had a finite ELBO.
     KeyboardInterrupt
-        Where it comes before the first window has ended; later, it ends the fit.
+        Where it comes before the first window has ended; later, it ends the fit, and that of several ranks at once.
     """
-    first, seed = pairs[0], seeds[0]
-    with first.isolated():
-        batches, scale = batching(first, batch_size, seed=seed, augment=augment)
+    first, seed, shard = pairs[0], seeds[0], shard_of(pairs[0], ranks)
+    with first.isolated(), ranks.agreeing():
+        batches, scale = batching(first, batch_size, seed=seed, augment=augment, shard=shard)
         with _warmed_by_half(first) if warm_up else contextlib.nullcontext():
             graph = trace(first, elbo or first.elbo(), next(batches), scale)
     vectors, buffers = _stacked(pairs, graph)
     now = Standing.start(vectors, optimiser)
-    same = scale is None and augment is None
-    data: Any = tensors_of(first.data) if same else map(tensors_of, batches)
+    same = augment is None and are_all_rows(first, batch_size)
+    data: Any = tensors_of(next(batches)) if same else map(tensors_of, batches)
     if own_data:
         data = stacked_data(pairs)
     rising = (next(i for i, own in enumerate(graph.buffers) if own is first.kl_weight), warm_up) if warm_up else None
     adam: dict[str, Any] = {"clip": optimiser.clip, "decay": optimiser.decay}
-    engine = Engine(graph, now.state, data, **adam, buffers=buffers, own_data=own_data, warm_up=rising)
+    with ranks.agreeing():
+        engine = Engine(graph, now.state, data, **adam, buffers=buffers, own_data=own_data, warm_up=rising, ranks=ranks)
 
     def compiled() -> str:
         with seeded(seed):  # leaves the generator where it was
-            path = _compile(engine, now.rates)
+            path = _compile(engine, now.rates, ranks)
         continue_batches()
         return path
 
     def batches_from(taken: int) -> Iterator[tuple[Any, ...]]:
-        return batching(first, batch_size, seed=seed, skip=taken, augment=augment)[0]
+        with first.isolated():
+            return batching(first, batch_size, seed=seed, skip=taken, augment=augment, shard=shard)[0]
 
     def continue_batches() -> None:
         """Let the next batch be that of the next step, whatever else has taken any."""
@@ -123,45 +131,51 @@ def train_together(
         options = {"seeds": seeds, "batch_size": batch_size, "optimiser": asdict(optimiser)}
         computed = {"graph": graph.module.code, "rows": first.num_rows, "version": version("pplgen")}
         computed["stream"] = first.fingerprint
+        if ranks.size > 1:
+            computed["ranks"] = ranks.size
         if warm_up or augment:
             computed |= {"warm_up": warm_up, "augment": getattr(augment, "__qualname__", repr(augment))}
         constants = [value for value in vars(graph.module).values() if isinstance(value, Tensor)]
         start = [vectors, *graph.buffers, *graph.module.buffers(), *constants, *tensors_of(first.data)]
-        kept = Checkpoint(checkpoint, identity(options | computed, start), vectors.device)
-        if found := kept.load():
+        fit = identity(options | computed, start)
+        kept = ranks.once(partial(Checkpoint, checkpoint, fit, vectors.device))
+        if found := ranks.once(kept.load):
             now = Standing.thawed(*found, vectors.device)
     continue_batches()
     path = compiled() if compiler == "inductor" else "the traced graph"
     began, started, interrupted = now.taken, time.perf_counter(), False
     try:
         while now.taken < steps and now.running:
-            judge, generators = now.taken >= warm_up, generator_states()
+            judge = now.taken >= warm_up
+            ranks.reseed(seed, now.taken, apart=bool(first.structure.row_latent))
+            generators = generator_states()
             state, losses = engine.run(now.state, now.rates, min(WINDOW, steps - now.taken), now.notice)
             met: dict[int, Met] = {}
             if struck := now.struck(state, losses):
                 state = State(*(value.clone() for value in state))
                 met = again.met(now, len(losses), generators, struck[:LOOKED_AT])
             now.advance(state, losses, judge=judge, met=met)
-            if struck:
+            if struck and ranks.first:
                 again.warn(now, struck)
             elapsed, done = time.perf_counter() - started, now.taken - began
             if report:
                 report(now.taken, now.best_mean, done / elapsed, path)
-            if kept and kept.due():
+            if kept and ranks.first and kept.due():
                 kept.save(*now.frozen())
             if compiler == "auto" and done == WINDOW:
-                remaining = elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken)
+                remaining = ranks.gathered(elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken))[0]
                 if remaining > max(REPAYS, PER_NODE * len(engine.graph.module.graph.nodes)):
                     if report:
                         report(now.taken, now.best_mean, done / elapsed, "compiling")
                     path = compiled()
     except KeyboardInterrupt:
-        if not now.taken:
+        if not now.taken or ranks.size > 1:
             raise
         interrupted = True
-    if kept:
+    if kept and ranks.first:
         kept.save(*now.frozen())
     now.stop(StopReason.INTERRUPTED if interrupted else StopReason.STEPS)
+    ranks.reseed(seed, now.taken, apart=bool(first.structure.row_latent))
     results = _ended(pairs, seeds, graph, now, _final_values(engine, now))
     if not any(results):
         raise InputError(again.verdict(now))
@@ -212,11 +226,15 @@ def stacked_data(pairs: list[Pair]) -> tuple[Tensor, ...]:
     return tuple(torch.stack(each) for each in zip(*(tensors_of(pair.data) for pair in pairs), strict=True))
 
 
-def _compile(engine: Engine, rates: Tensor) -> str:
-    """Compile the step where that is faithful; return the path that runs from here on."""
+def _compile(engine: Engine, rates: Tensor, ranks: Ranks) -> str:
+    """Compile the step where that is faithful, on all ranks; return the path that runs from here on."""
     try:
-        engine.compile(rates)
+        with ranks.agreeing():
+            engine.compile(rates)
+        if not ranks.same(engine.block_size):
+            raise NotTraceable("ranks would take different numbers of steps at once")
     except NotTraceable as reason:
+        engine.discard_compiled()
         return f"the traced graph, for {reason}"
     return "the compiled graph"
 

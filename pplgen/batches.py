@@ -12,9 +12,10 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.pair import Pair, rows_of
 from pplgen.row_facts import RowScale
+from pplgen.sharding import Shard
 from pplgen.streams import generator_at
 
-__all__ = ["Augment", "batching"]
+__all__ = ["Augment", "are_all_rows", "batching"]
 
 Augment = Callable[[Tensor], Tensor]
 """Changes a batch of rows at random, each time anew."""
@@ -24,7 +25,13 @@ LABELLED = 0.2
 
 
 def batching(
-    pair: Pair, batch_size: int | None, *, seed: int, skip: int = 0, augment: Augment | None = None
+    pair: Pair,
+    batch_size: int | None,
+    *,
+    seed: int,
+    skip: int = 0,
+    augment: Augment | None = None,
+    shard: Shard | None = None,
 ) -> tuple[Iterator[tuple[Any, ...]], RowScale | None]:
     """Return an endless iterator over arguments, and the handler that scales a batch to all rows where it has fewer.
 
@@ -41,53 +48,68 @@ def batching(
         Continue as after so many steps.
     augment
         Applied to the rows of each step.
+    shard
+        The rows that this process goes through, with its part of ``batch_size`` in each step; ``None`` for all. The
+        scale is then such that the mean over all shards stands for all rows.
 
     Raises
     ------
     InputError
         Where the batch size does not suit the rows, or the model has no plate over all of them.
     """
-    batches, scale = _plain(pair, batch_size, seed, skip)
-    return batches if augment is None else _augmented(pair, batches, augment, seed, skip), scale
+    batches, scale = _plain(pair, batch_size, seed, skip, shard)
+    own_seed = seed if shard is None else shard.own_seed(seed)
+    return batches if augment is None else _augmented(pair, batches, augment, own_seed, skip), scale
+
+
+def are_all_rows(pair: Pair, batch_size: int | None) -> bool:
+    """Whether every step takes all rows, from memory."""
+    return pair.source is None and batch_size in (None, pair.num_rows)
 
 
 def _plain(
-    pair: Pair, batch_size: int | None, seed: int, skip: int
+    pair: Pair, batch_size: int | None, seed: int, skip: int, shard: Shard | None
 ) -> tuple[Iterator[tuple[Any, ...]], RowScale | None]:
     """Return batches of rows as they are, and their scale."""
-    num_rows = pair.num_rows
-    if pair.source is None and batch_size in (None, num_rows):
+    num_rows, whole = pair.num_rows, are_all_rows(pair, batch_size)
+    if whole and shard is None:
         return iter(lambda: pair.data, None), None
     plate = pair.structure.row_plate
     if plate is None:
         raise InputError(
-            f"batch_size={batch_size}: the model has no full pyro.plate('data', ...) over the rows to scale"
+            f"batch_size={batch_size or num_rows}: the model has no full pyro.plate('data', ...) over the rows to scale"
         )
+    if whole and shard is not None:
+        own = tuple(rows_of(value, shard.rows, num_rows) for value in pair.data)
+        return iter(lambda: own, None), RowScale(plate, len(shard.sizes))
     if batch_size is None or not 1 <= batch_size <= num_rows:
         raise InputError(f"batch_size={batch_size}: expected between 1 and the {num_rows} rows of the data")
     pair.check_amortised()
-    if pair.source is not None:
+    every, times, source = torch.arange(num_rows), 1, pair.source
+    if shard is not None:
+        every, times, batch_size = every[shard.rows], len(shard.sizes), shard.share(batch_size)
+        source = source and source.shard(shard.rank, times)
+    if source is not None:
         device = pair.data[0].device
-        batches = ((batch.to(device),) for batch in pair.source.batches(batch_size, seed=seed, skip=skip))
-        return batches, RowScale(plate, num_rows / batch_size)
-    strata = _strata(pair, batch_size)
-    scales = torch.cat([torch.full((size,), len(rows) / size) for rows, size in strata])
+        batches = ((batch.to(device),) for batch in source.batches(batch_size, seed=seed, skip=skip))
+        return batches, RowScale(plate, times * len(source) / batch_size)
+    strata = _strata(pair, every, batch_size)
+    scales = torch.cat([torch.full((size,), times * len(rows) / size) for rows, size in strata])
     chosen = zip(*(_in_turn(rows, size, seed, skip) for rows, size in strata), strict=False)
     batches = (tuple(rows_of(value, torch.cat(rows), num_rows) for value in pair.data) for rows in chosen)
     even = len(strata) == 1
-    return batches, RowScale(plate, num_rows / batch_size if even else scales.to(pair.data[0]))
+    return batches, RowScale(plate, times * len(every) / batch_size if even else scales.to(pair.data[0]))
 
 
-def _strata(pair: Pair, batch_size: int) -> list[tuple[Tensor, int]]:
+def _strata(pair: Pair, every: Tensor, batch_size: int) -> list[tuple[Tensor, int]]:
     """Sort the rows into those that take turns, each with how many of them a batch holds.
 
     Where a story learns from labels itself, those who have one come first in each batch, as ``LABELLED`` of it at
     least: a few among very many would be seen too seldom to learn from.
     """
-    every = torch.arange(pair.num_rows)
     if pair.labels is None or pair.story is None or not pair.story.takes_labels:
         return [(every, batch_size)]
-    known = (pair.labels >= 0).cpu()
+    known = (pair.labels >= 0).cpu()[every]
     labelled, others = every[known], every[~known]
     share = max(LABELLED, len(labelled) / len(every))
     size = max(min(round(share * batch_size), len(labelled), batch_size - 1), batch_size - len(others))

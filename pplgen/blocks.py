@@ -1,8 +1,10 @@
-"""A NumPy or Parquet file as blocks of rows, each read on its own."""
+"""NumPy or Parquet files as blocks of rows, each read on its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from glob import glob
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from pplgen.readers import (
     without_row_names,
 )
 
-__all__ = ["BLOCK_VALUES", "GROUP_BLOCKS", "Blocks", "open_blocks"]
+__all__ = ["BLOCK_VALUES", "GROUP_BLOCKS", "Blocks", "open_blocks", "open_stream", "stream_name"]
 
 BLOCK_VALUES = 1 << 20
 """Numbers in a block of an npy file: 4 MiB in float32, 65,536 rows of 16 columns."""
@@ -29,12 +31,15 @@ BLOCK_VALUES = 1 << 20
 GROUP_BLOCKS = 4
 """A Parquet row group of up to so many times ``BLOCK_VALUES`` numbers is one block; a larger one is read in slices."""
 
+OPEN_FILES = 32
+"""Files of one stream that are open at a time."""
+
 _NUMBERS = ("integer", "floating", "boolean", "decimal", "null")
 """Arrow's types of columns that are numeric, or empty."""
 
 
 class Blocks(NamedTuple):
-    """A file's columns, where its blocks begin, and how to read one.
+    """The columns of a file, where its blocks begin, and how to read one.
 
     Attributes
     ----------
@@ -44,11 +49,73 @@ class Blocks(NamedTuple):
         Row, counted from 0, that each block begins with, and the number of rows: shape ``(num_blocks + 1,)``.
     read
         Returns one block as float32 or float64, of shape ``(num_rows, num_features)``; NaN is missing.
+    starts
+        Row, counted from 0 in all that was opened, that each block begins with: of chosen blocks these have gaps.
     """
 
     columns: tuple[str, ...]
     bounds: np.ndarray
     read: Callable[[int], np.ndarray]
+    starts: np.ndarray
+
+    def chosen(self, indices: Sequence[int]) -> Blocks:
+        """Return some of the blocks."""
+        bounds = np.cumsum([0, *np.diff(self.bounds)[indices]])
+        return Blocks(self.columns, bounds, lambda index: self.read(indices[index]), self.starts[indices])
+
+
+def stream_name(path: str | Path) -> str:
+    """Return what the rows of a file are called, or those of a folder or a pattern of files."""
+    path = Path(path)
+    if _is_pattern(path):
+        path = path.parent
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def open_stream(path: Path) -> Blocks:
+    """Open a file, or all files of a folder or a pattern as if they were one."""
+    if not (path.is_dir() or _is_pattern(path)):
+        return open_blocks(path)
+    found = path.iterdir() if path.is_dir() else map(Path, glob(str(path)))
+    files = sorted(file for file in found if file.suffix.lower() in _OPENERS)
+    if not files:
+        raise InputError(f"{str(path)!r}: no NumPy (.npy) or Parquet (.parquet) files there")
+    return _joined(files)
+
+
+def _is_pattern(path: Path) -> bool:
+    """Whether a path stands for those that match it."""
+    return any(sign in str(path) for sign in "*?[") and not path.exists()
+
+
+def _joined(files: list[Path]) -> Blocks:
+    """Lay the blocks of several files end to end."""
+    columns: tuple[str, ...] | None = None
+    sizes: list[int] = [0]
+    places: list[tuple[Path, int]] = []
+    for file in files:
+        opened = open_blocks(file)
+        if columns is None:
+            columns = opened.columns
+        elif opened.columns != columns:
+            raise InputError(
+                f"{str(file)!r}: columns {_listed(opened.columns)}, where {str(files[0])!r} has {_listed(columns)}"
+            )
+        sizes.extend(np.diff(opened.bounds).tolist())
+        places.extend((file, index) for index in range(len(opened.bounds) - 1))
+    reopened = lru_cache(OPEN_FILES)(open_blocks)
+
+    def read(index: int) -> np.ndarray:
+        file, block = places[index]
+        return reopened(file).read(block)
+
+    bounds = np.cumsum(sizes)
+    return Blocks(columns or (), bounds, read, bounds[:-1])
+
+
+def _listed(columns: tuple[str, ...]) -> str:
+    """Name the first few columns."""
+    return ", ".join(columns[:5]) + (f" and {len(columns) - 5} more" if len(columns) > 5 else "")
 
 
 def open_blocks(path: Path) -> Blocks:
@@ -72,7 +139,7 @@ def _open_numpy(path: Path) -> Blocks:
     def read(index: int) -> np.ndarray:
         return np.array(matrix[bounds[index] : bounds[index + 1]], dtype=dtype, order="C")
 
-    return Blocks(unnamed_columns(num_columns), bounds, read)
+    return Blocks(unnamed_columns(num_columns), bounds, read, bounds[:-1])
 
 
 def _open_parquet(path: Path) -> Blocks:
@@ -111,7 +178,7 @@ def _open_parquet(path: Path) -> Blocks:
             matrix[:, j] = numbers.to_numpy(zero_copy_only=False)
         return matrix
 
-    return Blocks(tuple(columns), bounds, read)
+    return Blocks(tuple(columns), bounds, read, bounds[:-1])
 
 
 def _rows_of(values: int, num_columns: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pplgen.amortised import row_trials
 from pplgen.calibration import Calibration
+from pplgen.distributed import Ranks
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
@@ -38,6 +39,9 @@ def calibrate(
     progress: bool | ProgressCallback = True,
 ) -> Calibration:
     """Check inference by simulation: data sets from the prior, a fit to each, all of them as one batched program.
+
+    Under an initialised ``torch.distributed`` process group, all ranks of which call this with the same arguments, each
+    rank fits some of the data sets, and all get the same ``Calibration``.
 
     Components that the likelihood does not tell apart are matched to the fit's draws, the truth's as the
     draws'. Of latents of single rows those of the first eight rows are ranked.
@@ -85,6 +89,8 @@ def calibrate(
         Where model or options cannot be calibrated: parameters without a prior; a prior that is taken from each data
         set and that no option settles, as of ``LinearGaussianSSM``, ``SwitchingLDS`` and ``DirichletProcessMixture``;
         a pair that has no faithful graph.
+    RankLost
+        Where another rank has died or stopped.
     """
     check_count("num_datasets", num_datasets, minimum=10)
     check_count("num_rows", num_rows)
@@ -101,7 +107,10 @@ def calibrate(
     if isinstance(model, Story) and guide is not None:
         raise InputError(f"guide: {type(model).__name__} brings its own guide")
     name = type(model).__name__ if isinstance(model, Story) else getattr(model, "__name__", "a Pyro pair")
-    with reporting(progress) as callback:
+    ranks = Ranks.here()
+    if num_datasets < ranks.size:
+        raise InputError(f"num_datasets={num_datasets}: expected one at least for each of the {ranks.size} ranks")
+    with ranks.watched(), reporting(progress if ranks.first else False) as callback:
 
         def report(step: int, value: float, rate: float, doing: str) -> None:
             if callback:
@@ -121,6 +130,7 @@ def calibrate(
             simulator=simulator,
             exchangeable=exchangeable,
             report=report,
+            ranks=ranks,
         )
     return _ranked(name, trials, draws, seed)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +14,12 @@ import pplgen
 from pplgen import latent_commands, models, run_commands, show_command, trust_commands, verify_command
 from pplgen.calibrate_command import calibrate_app, calibration_options, report_calibration
 from pplgen.command_options import DataArgument, OutFileOption, SeedOption, SeriesOption
-from pplgen.errors import DataWarning, InputError, printable
+from pplgen.errors import InputError, printable
+from pplgen.fit_command import check_place, read_data
+from pplgen.heartbeat import RankLost
 from pplgen.signature import constructor_options, parse_options
 from pplgen.story_commands import entry_named, story_command
-from pplgen.warning_log import WarningLog
+from pplgen.warning_log import WarningLog, speaks
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -102,7 +103,9 @@ def main() -> None:
         try:
             code = app(standalone_mode=False)
         except InputError as error:
-            _fail(str(error))
+            _fail(str(error) if speaks() else "")
+        except RankLost as error:
+            _fail(str(error), code=1)
         except typer.Abort:
             _fail("interrupted; nothing was written", code=130)
         except Exception as error:
@@ -117,8 +120,9 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    """Print one sentence and leave."""
-    typer.echo(f"pplgen: {printable(' '.join(message.split()))}", err=True)
+    """Print one sentence and leave; processes beside the first one leave the user's mistakes to it."""
+    if message:
+        typer.echo(f"pplgen: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 
@@ -135,7 +139,7 @@ def _shared(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a run that is there already.")] = False,
     stream: Annotated[
-        bool, typer.Option("--stream", help="Leave the rows in their file, .npy or .parquet, and read batches of them.")
+        bool, typer.Option("--stream", help="Leave the rows in .npy or .parquet, a file or a folder, and read batches.")
     ] = False,
     labels: Annotated[
         str | None,
@@ -172,6 +176,7 @@ def _shared(
         str,
         typer.Option(help="auto, inductor, graph or off: compile when it repays, at once, never, or run plain Pyro."),
     ] = "auto",
+    shard: Annotated[str, typer.Option(help="What processes of torchrun share: rows or restarts.")] = "rows",
     draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run of the same command.")] = False,
     checkpoint_every: Annotated[
@@ -191,64 +196,49 @@ def _fit(
     draws: int,
     resume: bool,
     stream: bool,
-    labels: str | None,
-    weights: str | None,
     series: str | None,
     **options: Any,
 ) -> None:
-    """Fit, write the run directory and print the summary."""
+    """Fit, write the run directory and print the summary; of several processes the first does the latter two."""
     from pplgen import checkpoint, durable, plots, store
+    from pplgen.blocks import stream_name
+    from pplgen.distributed import launched
 
-    directory = out or Path("runs") / f"{entry.name}-{Path(data).stem}"
-    kept = checkpoint.found(directory)
-    force = force or (resume and kept)  # a run was being replaced there, or had just been written
-    store.check_vacant(directory, force=force)
-    if getattr(models, entry.class_name).takes_series:
-        if unfit := [
-            f"--{name}" for name, given in (("stream", stream), ("labels", labels), ("weights", weights)) if given
-        ]:
-            raise InputError(f"{unfit[0]}: {entry.class_name} reads whole series and takes no such option")
-        rows: Any = pplgen.load_series(data, by=series)
-    elif series is not None:
-        raise InputError(f"--series {series}: the rows of {entry.class_name} are no series")
-    elif stream:
-        rows = pplgen.stream_data(data)
-        options |= {"labels": labels, "weights": weights}
-    else:
-        rows = pplgen.load_data(data, labels=labels, weights=weights)
-    if resume and not kept:
-        message = f"{str(directory)!r} holds no checkpoint yet, so the fit starts from the beginning"
-        warnings.warn(message, DataWarning, stacklevel=2)
-    if kept and not (resume or force):
-        raise InputError(
-            f"{str(directory)!r} holds a killed run; continue it with --resume, or start over with --force"
-        )
-    if options["compile"] != "off" and options["method"] == "svi":
-        options["checkpoint"] = directory
-        if not resume:
-            checkpoint.remove(directory)
-    story = getattr(models, entry.class_name)(**config, num_features=len(rows.columns))
-    made = durable.missing(directory)
-    try:
-        fit = pplgen.fit(story, rows, **options)
-    except InputError:
-        if not resume and options.get("checkpoint"):  # what cannot be fitted cannot be resumed
-            checkpoint.remove(directory)
-        durable.remove_empty(made)
-        raise
-    fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in ANEW)])
-    tree = fit.to_datatree(draws)
-    try:
-        with store.staged(directory, force=force) as folder:
-            fit.write(folder)
-            tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
-            plots.save_picture(plots.picture(fit, tree), folder / "fit.png")
-            if _WARNINGS.lines:
-                (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
-    except InputError as error:
-        kept = checkpoint.found(directory)
-        raise InputError(f"{error}{'; the fit is kept there, for --resume' if kept else ''}") from error
-    checkpoint.remove(directory)
+    directory = out or Path("runs") / f"{entry.name}-{stream_name(data)}"
+    story_class = getattr(models, entry.class_name)
+    with launched(options["device"]) as ranks, ranks.watched():
+        kept = ranks.once(lambda: check_place(directory, force=force, resume=resume))
+        force = force or (resume and kept)  # a run was being replaced there, or had just been written
+        rows = ranks.in_turn(lambda: read_data(story_class, data, stream, series, options))
+        shared = ranks.size > 1 and options["shard"] == "restarts"
+        if options["compile"] != "off" and options["method"] == "svi" and not shared:
+            options["checkpoint"] = directory
+            if not resume:
+                ranks.once(lambda: checkpoint.remove(directory))
+        made = ranks.once(lambda: durable.missing(directory))
+        try:
+            fit = pplgen.fit(story_class(**config, num_features=len(rows.columns)), rows, **options)
+        except InputError:
+            if ranks.first:
+                if not resume and options.get("checkpoint"):  # what cannot be fitted cannot be resumed
+                    checkpoint.remove(directory)
+                durable.remove_empty(made)
+            raise
+        if not ranks.first:
+            return
+        fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in ANEW)])
+        tree = fit.to_datatree(draws)
+        try:
+            with store.staged(directory, force=force) as folder:
+                fit.write(folder)
+                tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
+                plots.save_picture(plots.picture(fit, tree), folder / "fit.png")
+                if _WARNINGS.lines:
+                    (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
+        except InputError as error:
+            kept = checkpoint.found(directory)
+            raise InputError(f"{error}{'; the fit is kept there, for --resume' if kept else ''}") from error
+        checkpoint.remove(directory)
     fit.summary(tree=tree)
     typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
 

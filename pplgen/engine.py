@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pplgen.distributed import ALONE, Ranks, silent, talks
 from pplgen.errors import first_line
 from pplgen.graph import Graph
 from pplgen.isolation import seeded
@@ -75,6 +76,8 @@ class Engine:
         Whether each vector has data of its own: every tensor of ``data`` of shape ``(R, ...)``.
     warm_up
         Which of the buffers rises to one, and over how many steps.
+    ranks
+        Processes whose gradients and losses are averaged; all of them take the same steps.
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class Engine:
         buffers: tuple[Tensor, ...] | None = None,
         own_data: bool = False,
         warm_up: tuple[int, int] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.graph, self.data, self.clip, self.decay, self.warm_up = graph, data, clip, decay, warm_up
         self._own_data, self._own_buffers = own_data, buffers is not None
         self._buffers = graph.buffers if buffers is None else buffers
@@ -135,7 +140,8 @@ class Engine:
                 taken += program.num_steps
                 if notice:
                     notice(taken, state.vectors)
-        return state, torch.cat(losses)
+            # code compiled for other numbers of rows may round Adam's steps otherwise
+            return State(*self.ranks.aligned(state)), self.ranks.mean(torch.cat(losses))
 
     def evaluate(self, vectors: Tensor, num_times: int) -> Tensor:
         """Return the losses at parameter vectors, evaluated several times, in nats, shape ``(num_times, R)``."""
@@ -146,7 +152,8 @@ class Engine:
             return self.run(state, rates, num_times)[1]
         losses_alone = last_output(self._single.call)
         with torch.no_grad():
-            return torch.cat([losses_alone(*state, *self._inputs(rates, 1)) for _ in range(num_times)])
+            losses = torch.cat([losses_alone(*state, *self._inputs(rates, 1)) for _ in range(num_times)])
+            return self.ranks.mean(losses)
 
     def compile(self, rates: Tensor) -> None:
         """Compile the step, several of them to a call, and prove it against the graph.
@@ -169,9 +176,9 @@ class Engine:
         try:
             together = compile_graph(traced.call, arguments)
             for seed in range(2):
-                with seeded(seed), torch.no_grad():
+                with seeded(seed), silent(), torch.no_grad():
                     expected = traced.call(*arguments)
-                with seeded(seed), torch.no_grad():
+                with seeded(seed), silent(), torch.no_grad():
                     given = together(*arguments)
                 for what, ours, theirs in zip((*State._fields, "losses"), given, expected, strict=True):
                     require_equal(f"compiled step's {what}", ours, theirs, "the graph's")
@@ -180,6 +187,10 @@ class Engine:
         except Exception as error:
             raise NotTraceable(f"the compiler stopped: {type(error).__name__}: {first_line(error)}") from error
         self._block = _Program(together, num_steps)
+
+    def discard_compiled(self) -> None:
+        """Go on with the graph, as where another rank could not compile its own."""
+        self._block = self._single
 
     def _traced(self, num_steps: int) -> _Program:
         """Flatten so many steps into one graph of plain ATen operations."""
@@ -197,7 +208,7 @@ class Engine:
             return (*state, torch.stack(losses))
 
         try:
-            with torch.no_grad():
+            with torch.no_grad(), silent():
                 return _Program(operations_of(steps, *self._example, *self._inputs(rates, num_steps)), num_steps)
         except Exception as error:
             raise NotTraceable(
@@ -227,6 +238,7 @@ class Engine:
             along = (0, *(0 if each else None for each in own))
             mapped = torch.func.vmap(self.graph.loss_and_gradient, in_dims=along, randomness="different")
             losses, gradients = mapped(state.vectors, *buffers, *tensors)
+        gradients = self.ranks.mean(gradients)
         if self.clip is not None:
             gradients = gradients.clamp(-self.clip, self.clip)
         taken = state.taken + 1
@@ -250,8 +262,9 @@ def _torchs_own_warnings() -> Iterator[None]:
 def compile_graph(module: Any, arguments: tuple[Tensor, ...], *, cpp_wrapper: bool = False) -> Any:
     """Compile a graph for inputs of these shapes; compiled code is kept on disk for later processes.
 
-    With ``cpp_wrapper`` the calls of the kernels are compiled as well. That takes longer, and repays where a call is a
-    fraction of a millisecond, as a single likelihood's is; steps of the engine already come many to a call.
+    One that talks to other processes is not recorded by CUDA as a whole. With ``cpp_wrapper`` the calls of the kernels
+    are compiled as well. That takes longer, and repays where a call is a fraction of a millisecond, as a single
+    likelihood's is; steps of the engine already come many to a call.
     """
     with _torchs_own_warnings(), torch.no_grad():
         from torch._guards import TracingContext, tracing
@@ -259,9 +272,9 @@ def compile_graph(module: Any, arguments: tuple[Tensor, ...], *, cpp_wrapper: bo
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+        recorded = arguments[0].is_cuda and not talks(module)
         # random numbers come from torch's own generator, so that compiled and traced steps draw the same at a seed
-        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": arguments[0].is_cuda}
-        options["cpp_wrapper"] = cpp_wrapper
+        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": recorded, "cpp_wrapper": cpp_wrapper}
         # and the cache on disk is keyed only where the shapes are known to a tracing context
         with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
             return compile_fx.compile_fx(module, list(arguments))

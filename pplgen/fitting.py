@@ -24,8 +24,10 @@ from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.plateaus import WINDOW
 from pplgen.preparing import Prepared, prepare
+from pplgen.restarts import best_of, sharing
 from pplgen.sampled import SampledFit
 from pplgen.sampling import run_nuts
+from pplgen.sharding import align, require_alike, require_shareable
 from pplgen.story import Story, check_choice, check_count, check_positive
 from pplgen.streams import RowStream
 from pplgen.terminal import ProgressCallback, reporting
@@ -66,6 +68,7 @@ def fit(
     compile: Literal["auto", "inductor", "graph", "off"] = "auto",  # noqa: A002
     checkpoint: str | Path | None = None,
     checkpoint_every: float = SECONDS,
+    shard: Literal["rows", "restarts"] | None = "rows",
     progress: bool | ProgressCallback = True,
 ) -> Fit:
     """Fit a story, or any Pyro model and guide, by stochastic variational inference.
@@ -143,6 +146,11 @@ def fit(
         run on, up to the rounding of another ``compile`` path. Plain Pyro keeps none.
     checkpoint_every
         Seconds between two of them, at least.
+    shard
+        What the ranks of an initialised ``torch.distributed`` process group share, all of which call ``fit`` with the
+        same arguments and get the same fit: ``"rows"``, each computing the gradient of its part of them; or
+        ``"restarts"``, each running some. ``None``: each process fits on its own. The first rank alone calls
+        ``progress`` and writes ``checkpoint``.
     progress
         A bar on the terminal, nothing, or a function called with a ``Progress`` every few steps.
 
@@ -150,6 +158,8 @@ def fit(
     ------
     InputError
         Where the data, the pair or an option cannot be fitted.
+    RankLost
+        Where another rank has died or stopped.
     """
     given = options_given(fit, locals())
     check_choice("method", method, _DEFAULTS)
@@ -158,6 +168,7 @@ def fit(
     check_count("seed", seed, minimum=0)
     check_count("steps", steps)
     check_count("restarts", restarts)
+    ranks, rows, runners = sharing(shard, method, restarts, checkpoint)
     if method == "nuts":
         unfit = {"clip": clip, "patience": patience, "batch_size": batch_size, "elbo": elbo, "free_bits": free_bits}
         unfit |= {"augment": augment, "checkpoint": checkpoint, "stream": data if isinstance(data, RowStream) else None}
@@ -180,8 +191,8 @@ def fit(
         raise InputError(
             f"guide: {type(model).__name__} brings its own guide; fit(story.model, data, guide) takes yours"
         )
-    restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()
-    prepared = prepare(model, guide, data, labels, weights, seed, target, options=given)
+    restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()[runners.rank :: runners.size]
+    prepared = prepare(model, guide, data, labels, weights, seed, target, options=given, ranks=ranks)
     if method == "nuts":
         return _sample(prepared, restart_seeds, steps, warm_up or steps, compile, progress, seed)
     num_rows = len(prepared.table or data) if isinstance(model, Story) else 0
@@ -190,28 +201,34 @@ def fit(
     patience = steps_judged(model, num_rows, batch_size) if patience is None else patience
     optimiser = Adam(learning_rate, clip, decay, check_count("patience", patience, minimum=WINDOW))
     options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "warm_up": warm_up}
-    options["augment"] = augmentation(augment)
+    options |= {"augment": augmentation(augment), "ranks": rows}
     pairs: list[Pair] = []
     failures: list[InputError] = []
-    with reporting(progress) as callback:
+    with ranks.watched(), reporting(progress if ranks.first else False) as callback:
         try:
             for restart_seed in restart_seeds:
                 with seeded(restart_seed):
                     pairs.append(prepared.start())
+            require_alike(pairs[0], ranks)
+            for pair in pairs:
+                align(pair, rows)
             check_warm_up(pairs[0], warm_up, steps)
             options["elbo"] = bound_of(pairs[0], elbo, num_particles, free_bits, batch_size)
+            if rows.size > 1:
+                require_shareable(pairs[0], options["elbo"])
             keep = None if checkpoint is None else Keeping(Path(checkpoint), checkpoint_every)
             results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
+            best, results = best_of(pairs, results, runners)
         except KeyboardInterrupt:
-            raise InputError("interrupted before the first steps; there is no fit to keep") from None
-    done = [(pair, run) for pair, run in zip(pairs, results, strict=False) if run is not None]
-    if not done:
-        raise failures[0]
-    done = [(pair, run) for pair, run in done if not run.broke_down] or done
-    best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].rank)
-    num_failed = len(results) - len(done)
-    runs, table, origin = tuple(run for _, run in done), prepared.table, prepared.origin
-    return Fit(best, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)
+            when = "before the first steps" if rows.size == 1 else "while ranks shared the rows"
+            raise InputError(f"interrupted {when}; there is no fit to keep") from None
+        if best is None:
+            raise failures[0]
+    runs = tuple(run for run in results if run is not None)
+    if ranks.size > 1:
+        path = f"{path}; {ranks.size} ranks shared the {shard}"
+    facts: dict[str, Any] = {"table": prepared.table, "origin": prepared.origin, "path": path}
+    return Fit(best, runs, seed=seed, num_failed=len(results) - len(runs), **facts)
 
 
 def _train(
@@ -243,6 +260,9 @@ def _train(
             reason = str(error)
             if checkpoint is not None:
                 warnings.warn(f"no checkpoint is kept, for plain Pyro runs: {reason}", DataWarning, stacklevel=3)
+        except InputError as error:  # of ranks that share the restarts another one may have a fit
+            failures.append(error)
+            return [None] * restarts, "the traced graph"
     results: list[Training | None] = []
     for index, (pair, seed) in enumerate(zip(pairs, seeds, strict=True), start=1):
 

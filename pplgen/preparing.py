@@ -9,6 +9,7 @@ import torch
 
 from pplgen.arguments import Facts, bare_arguments, bare_facts, surveyed, training_rows
 from pplgen.data import Table
+from pplgen.distributed import ALONE, Ranks
 from pplgen.errors import InputError
 from pplgen.faults import explain_start
 from pplgen.keeping import type_name
@@ -37,14 +38,19 @@ def prepare(
     device: torch.device | None,
     *,
     options: dict[str, Any],
+    ranks: Ranks = ALONE,
 ) -> Prepared:
-    """Read and check the data: a story starts near its rows, a bare pair as its parameters' own starts say."""
+    """Read and check the data: a story starts near its rows, a bare pair as its parameters' own starts say.
+
+    Of several ranks the first one alone goes through all rows of a stream.
+    """
     if isinstance(data, RowStream):
         if not isinstance(model, Story):
             raise InputError("a stream of rows needs a Story; a bare pair takes tensors")
         if labels is not None or weights is not None:
             raise InputError("labels and weights need rows in memory; load_data(path) reads them all")
-        survey = surveyed(model, data, seed)
+        with ranks.watched():
+            survey = ranks.once(lambda: surveyed(model, data, seed))
         facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
         facts["dtype"] = type_name(survey.sample)
         origin = {"columns": data.columns, "data": facts, "options": options}

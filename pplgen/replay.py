@@ -107,13 +107,14 @@ class Again:
         """Say what is not finite at parameters of a restart, and leave the generators alone.
 
         Several restarts draw random numbers for all of them at once, so that one on its own does not draw the same
-        again: it is tried some times.
+        again: it is tried some times. Of ranks that share the rows, the first that finds something is believed.
         """
         pair = self.pairs[index]
         with torch.random.fork_rng(), pair.isolated():
             continue_from(generators)
             pair.restore(self.engine.graph.unpack(vector))
-            return explain(pair, self.bound or pair.elbo(), pair.data if batch is None else batch, tries)
+            found = explain(pair, self.bound or pair.elbo(), pair.data if batch is None else batch, tries)
+        return self.engine.ranks.first_found(found)
 
     def warn(self, now: Standing, struck: Sequence[int]) -> None:
         """Warn of restarts that have gone back, in a sentence for each that was looked at."""

@@ -13,10 +13,13 @@ import torch
 from pyro.infer import ELBO, SVI
 from torch import Tensor
 
+from pplgen.distributed import ALONE, Ranks
 from pplgen.errors import InputError
 from pplgen.faults import explain
 from pplgen.isolation import continue_from, generator_states
 from pplgen.pair import Pair
+from pplgen.plateaus import WINDOW
+from pplgen.sharding import AveragedBound
 
 __all__ = ["Steps", "quietly"]
 
@@ -49,6 +52,10 @@ class Steps:
         Arguments of every step after so many.
     warm_up
         Steps over which the weight of the codes' terms rises to one.
+    seed
+        From which several ranks draw.
+    ranks
+        Processes that share the rows; all of them take the same steps.
     """
 
     def __init__(
@@ -58,9 +65,13 @@ class Steps:
         bound: ELBO,
         batches_from: Callable[[int], Iterator[tuple[Any, ...]]],
         warm_up: int = 0,
+        *,
+        seed: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.pair, self.bound, self.warm_up = pair, bound, warm_up
-        self.svi = SVI(pair.model, pair.guide, schedule, bound)
+        self.pair, self.bound, self.warm_up, self.seed, self.ranks = pair, bound, warm_up, seed, ranks
+        own: Any = bound if ranks.size == 1 else AveragedBound(bound, ranks)
+        self.svi = SVI(pair.model, pair.guide, schedule, own.loss, own.loss_and_grads)
         self._batches_from = batches_from
         self.batches = batches_from(0)
         self.taken = 0
@@ -93,7 +104,8 @@ class Steps:
         except InputError:
             raise
         except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
-            if self.explain()[1] is None:
+            # of several ranks the others may wait for this one's gradients, so that it cannot take the step again
+            if self.ranks.size > 1 or self.explain()[1] is None:
                 raise
             return math.nan
 
@@ -139,7 +151,7 @@ class Steps:
                         continue
                     self.pair.restore(before)
                     continue_from(generators)
-                    return step, explain(self.pair, self.bound, batch)
+                    return step, self.ranks.first_found(explain(self.pair, self.bound, batch))
         finally:
             self.go_back()
         return self.taken, None
@@ -156,7 +168,9 @@ class Steps:
         return held
 
     def _next(self, batches: Iterator[tuple[Any, ...]], step: int) -> tuple[Any, ...]:
-        """Return the arguments of a step, the codes' terms weighed as they are in it."""
+        """Return the arguments of a step, with the codes' terms and the ranks' random numbers as they are in it."""
+        if step % WINDOW == 1:
+            self.ranks.reseed(self.seed, step - 1, apart=bool(self.pair.structure.row_latent))
         if self.warm_up and self.pair.kl_weight is not None:
             self.pair.kl_weight.fill_(min(1.0, step / self.warm_up))
         return next(batches)

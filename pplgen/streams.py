@@ -1,4 +1,4 @@
-"""Rows of a file that is larger than memory, read block by block: minibatches, and one survey of all rows."""
+"""Rows of files larger than memory, read block by block: minibatches, shards, and one survey of all rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplgen.blocks import Blocks, open_blocks
+from pplgen.blocks import Blocks, open_stream, stream_name
 from pplgen.data import Fingerprint, as_finite, check_training_columns, warn_of_rounding
 from pplgen.errors import InputError
 from pplgen.moments import Moments
@@ -57,12 +57,12 @@ class Survey:
 
 
 class RowStream:
-    """Rows of a file, of which only a few blocks are in memory at a time; made by ``stream_data``.
+    """Rows of a file or several, of which only a few blocks are in memory at a time; made by ``stream_data``.
 
     Attributes
     ----------
     name
-        The file's stem.
+        The file's stem, or the folder's name.
     columns
         One name per feature.
     dtype
@@ -72,8 +72,8 @@ class RowStream:
     """
 
     def __init__(self, name: str, source: Blocks, dtype: torch.dtype) -> None:
-        self.name = name
-        self.columns, self._bounds, self._read = source
+        self.name, self._source = name, source
+        self.columns, self._bounds, self._read, self._starts = source
         self.dtype = dtype
         self.num_blocks = len(self._bounds) - 1
 
@@ -128,6 +128,38 @@ class RowStream:
             raise InputError(f"skip={skip}: expected 0 or more batches")
         return self._epochs(batch_size, seed, skip)
 
+    def shares(self, size: int) -> tuple[int, ...]:
+        """Return how many rows each of ``size`` shards has; see ``shard``."""
+        sizes = np.diff(self._bounds)
+        return tuple(int(sizes[chosen].sum()) for chosen in self._shared_out(size))
+
+    def shard(self, rank: int, size: int) -> RowStream:
+        """Return a stream of some of the blocks, those of one rank of ``size``; each block is in one shard.
+
+        Blocks go, in their order, to the shard with the fewest rows so far.
+
+        Raises
+        ------
+        InputError
+            Where there are fewer blocks than shards.
+        """
+        return RowStream(self.name, self._source.chosen(self._shared_out(size)[rank]), self.dtype)
+
+    def _shared_out(self, size: int) -> list[list[int]]:
+        """Deal the blocks out."""
+        if self.num_blocks < size:
+            raise InputError(
+                f"{self.name} has {self.num_blocks} blocks of rows for {size} ranks; write it as more files or row "
+                "groups, or leave it to be read whole, for it fits into memory"
+            )
+        shards: list[list[int]] = [[] for _ in range(size)]
+        rows = np.zeros(size, dtype=int)
+        for index, more in enumerate(np.diff(self._bounds)):
+            least = int(rows.argmin())
+            shards[least].append(index)
+            rows[least] += more
+        return shards
+
     def survey(self, sample_size: int, *, seed: int, check: Callable[[Tensor], None] | None = None) -> Survey:
         """Read all rows once: moments, a sample and a fingerprint, with the checks that training data undergo.
 
@@ -167,7 +199,7 @@ class RowStream:
                 try:
                     check(values)
                 except InputError as error:
-                    raise InputError(f"{self.name}, counted from row {self._bounds[index] + 1} on: {error}") from None
+                    raise InputError(f"{self.name}, counted from row {self._starts[index] + 1} on: {error}") from None
             sample[first:last] = values[torch.from_numpy(chosen[first:last] - self._bounds[index])]
             fingerprint.add(values)
             for wide, narrow in zip(torch.from_numpy(matrix).chunk(_PIECES), values.chunk(_PIECES), strict=True):
@@ -182,7 +214,7 @@ class RowStream:
 
     def _checked(self, index: int, matrix: np.ndarray) -> Tensor:
         """Convert what was read of a block."""
-        return as_finite(matrix, self.columns, self.dtype, first_row=int(self._bounds[index]) + 1)
+        return as_finite(matrix, self.columns, self.dtype, first_row=int(self._starts[index]) + 1)
 
     def _epochs(self, batch_size: int, seed: int, skip: int) -> Iterator[Tensor]:
         """Yield the batches of one epoch after another."""
@@ -236,7 +268,8 @@ def stream_data(path: Any, *, dtype: torch.dtype | None = None) -> RowStream:
     path
         An ``.npy`` file, of shape ``(num_rows,)`` or ``(num_rows, num_features)``, or a ``.parquet`` file. Parquet is
         read by row groups; one that is much larger than a block is read from its start for each of its slices, so
-        write groups of at most some 100,000 rows.
+        write groups of at most some 100,000 rows. Or several files of the same columns: a folder of them, or a pattern
+        such as ``"rows/part-*.npy"``; their rows follow one another in the order of the files' names.
     dtype
         Floating-point type of the rows. ``None``: torch's default.
 
@@ -248,13 +281,12 @@ def stream_data(path: Any, *, dtype: torch.dtype | None = None) -> RowStream:
     Raises
     ------
     InputError
-        Where the path is neither, or the file is missing, empty or not numeric.
+        Where the path is none of these, or a file is missing, empty or not numeric.
     """
     if not isinstance(path, (str, Path)):
         given = f"a value of type {type(path).__name__}"
         raise InputError(f"{given} cannot be streamed; give the path of a NumPy (.npy) or Parquet (.parquet) file")
-    path = Path(path)
-    return RowStream(path.stem, open_blocks(path), dtype or torch.get_default_dtype())
+    return RowStream(stream_name(path), open_stream(Path(path)), dtype or torch.get_default_dtype())
 
 
 def generator_at(seed: int, *place: int) -> np.random.Generator:

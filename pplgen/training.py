@@ -19,12 +19,14 @@ from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 from pplgen.batches import Augment, batching
+from pplgen.distributed import ALONE, Ranks
 from pplgen.errors import DataWarning, InputError
 from pplgen.faults import LOWERED, STRIKES, explain, strike
 from pplgen.isolation import unwarned
 from pplgen.iterates import RETURNABLE, Iterates, flat
 from pplgen.pair import Pair
 from pplgen.plateaus import WINDOW, PlateauWatch
+from pplgen.sharding import shard_of
 from pplgen.steps import Steps, quietly
 
 __all__ = ["Adam", "Progress", "StopReason", "Training", "num_evaluations", "train"]
@@ -162,6 +164,7 @@ def train(
     elbo: ELBO | None = None,
     warm_up: int = 0,
     augment: Augment | None = None,
+    ranks: Ranks = ALONE,
     report: Callable[[int, float, float], None] | None = None,
 ) -> Training:
     """Maximise the pair's ELBO with Adam, inside ``pair.isolated``; the pair is left at its last good parameters.
@@ -189,6 +192,8 @@ def train(
         Steps over which the weight of the codes' terms rises to one, a pair's ``kl_weight``; nothing is judged before.
     augment
         Applied to the rows of each step.
+    ranks
+        Processes that share the rows; all of them return the same.
     report
         Called with step, smoothed ELBO and steps per second.
 
@@ -197,15 +202,15 @@ def train(
     InputError
         Where no window of steps has had a finite ELBO by then, or the final parameters have none.
     KeyboardInterrupt
-        Where it comes before the first step has ended; later, it ends the fit.
+        Where it comes before the first step has ended; later, it ends the fit, and that of several ranks at once.
     """
-    schedule, bound = optimiser.for_pyro(), elbo or pair.elbo()
-    scale = batching(pair, batch_size, seed=seed)[1]
+    schedule, bound, shard = optimiser.for_pyro(), elbo or pair.elbo(), shard_of(pair, ranks)
+    scale = batching(pair, batch_size, seed=seed, shard=shard)[1]
 
     def batches_from(taken: int) -> Iterator[tuple[Any, ...]]:
-        return batching(pair, batch_size, seed=seed, skip=taken, augment=augment)[0]
+        return batching(pair, batch_size, seed=seed, skip=taken, augment=augment, shard=shard)[0]
 
-    run = Steps(pair, schedule, bound, batches_from, warm_up)
+    run = Steps(pair, schedule, bound, batches_from, warm_up, seed=seed, ranks=ranks)
     history: list[float] = []
     faults: list[str] = []
     watch = PlateauWatch(optimiser.patience)
@@ -222,7 +227,8 @@ def train(
         run.go_back()
         iterates.go_back(flat(pair.snapshot()))
         faults.append(strike(what, step, len(faults) + 1, run.kept, run.rate))
-        warnings.warn(faults[-1], DataWarning, stacklevel=3)
+        if ranks.first:
+            warnings.warn(faults[-1], DataWarning, stacklevel=3)
         if len(faults) == STRIKES:
             stop = StopReason.NOT_FINITE
 
@@ -253,7 +259,7 @@ def train(
                 iterates.mark()
                 num_kept = len(history)
         except KeyboardInterrupt:
-            if not history:
+            if not history or ranks.size > 1:
                 raise
             stop = StopReason.INTERRUPTED
             if not run.is_finite:
@@ -265,7 +271,7 @@ def train(
             raise InputError(BEFORE_ANY.format(step=run.taken, fault=faults[-1]))
         values = _final_values(run)
         if not np.isfinite(values).all():
-            found = explain(pair, bound, next(run.batches), max(FINAL_EVALUATIONS))
+            found = ranks.first_found(explain(pair, bound, next(run.batches), max(FINAL_EVALUATIONS)))
             what = found or ", ".join(faults[-1:]) or "it is infinite or NaN at times"
             raise InputError(AT_THE_END.format(fault=what))
     return Training.ended(seed, history, values, stop, iterates.stacked(), flat(pair.snapshot()), faults)

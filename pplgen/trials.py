@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pplgen.arguments import bare_arguments, read_rows
 from pplgen.batched import Report, train_together
+from pplgen.distributed import Ranks
 from pplgen.ensemble import Ensemble
 from pplgen.errors import InputError
 from pplgen.isolation import copy_together, seeded
@@ -76,8 +77,9 @@ def run_trials(
     simulator: Simulator | None,
     exchangeable: Mapping[str, int] | None,
     report: Callable[[int, float, float, str], None] | None,
+    ranks: Ranks,
 ) -> Trials:
-    """Simulate, fit and draw; arguments as of ``pplgen.calibrate``."""
+    """Simulate, fit and draw; arguments as of ``pplgen.calibrate``. Each of ``ranks`` fits some of the data sets."""
     draws_seed, simulation_seed, *seeds = (
         np.random.SeedSequence(seed).generate_state(num_datasets * restarts + 2).tolist()
     )
@@ -90,6 +92,9 @@ def run_trials(
         _require_prior(template)
         latents, sets = _simulate(template, model if simulator is None else simulator, num_datasets, num_rows)
     axes = _axes(template, latents, exchangeable)
+    mine = list(range(ranks.rank, num_datasets, ranks.size))
+    latents, sets = {name: value[mine] for name, value in latents.items()}, [sets[index] for index in mine]
+    seeds = [seeds[index * restarts + start] for index in mine for start in range(restarts)]
     pairs = []
     for index, own_seed in enumerate(seeds):
         own = sets[index // restarts]
@@ -101,18 +106,21 @@ def run_trials(
         runs, path = _train(pairs, seeds, steps, learning_rate, report)
         best = [_best(range(first, first + restarts), runs) for first in range(0, len(pairs), restarts)]
         kept = [index for index, chosen in enumerate(best) if chosen is not None]
-        if len(kept) < 2:
-            raise InputError(f"{num_datasets - len(kept)} of {num_datasets} fits broke down, so there are none to rank")
         drawn_from = {name: value[kept] for name, value in latents.items()}
-        truths, draws = _measured([pairs[i] for i in best if i is not None], drawn_from, num_draws, draws_seed)
+        done = [pairs[index] for index in best if index is not None]
+        measured = _measured(done, drawn_from, num_draws, draws_seed + ranks.rank) if done else None
     except NotTraceable as reason:
         raise InputError(f"calibration runs all fits as one program, and the pair has no graph: {reason}") from None
+    every = ranks.gathered((measured, [runs[index].stop for index in best if index is not None]))
+    stops = tuple(stop for _, own in every for stop in own)
+    if len(stops) < 2:
+        raise InputError(f"{num_datasets - len(stops)} of {num_datasets} fits broke down, so there are none to rank")
+    found = [own for own, _ in every if own]
+    truths, draws = ({name: torch.cat([own[i][name] for own in found]) for name in found[0][i]} for i in (0, 1))
     truths, draws = _relabelled(truths, draws, axes)
-    stops = tuple(runs[index].stop for index in best if index is not None)
-    dims = dict(template.story.dims) if template.story else {}
     for name in template.story.auxiliary if template.story else ():
         truths.pop(name, None)
-    return Trials(truths, draws, dims, stops, num_datasets - len(kept), path)
+    return Trials(truths, draws, template.story.dims if template.story else {}, stops, num_datasets - len(stops), path)
 
 
 def settled(story: Story, data: Any = None) -> Story:

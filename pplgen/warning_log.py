@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 
@@ -11,7 +12,12 @@ import typer
 
 from pplgen.errors import DataWarning, printable
 
-__all__ = ["WarningLog"]
+__all__ = ["WarningLog", "speaks"]
+
+
+def speaks() -> bool:
+    """Whether this process talks to the user: of those that torchrun has started, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class WarningLog(logging.Handler):
@@ -37,6 +43,7 @@ class WarningLog(logging.Handler):
         """Print a warning, or keep it."""
         text = record.getMessage()
         if found := re.search(rf"{DataWarning.__name__}: (.*)", text):
-            typer.echo(f"pplgen: {printable(found[1])}", err=True)
+            if speaks():
+                typer.echo(f"pplgen: {printable(found[1])}", err=True)
         else:
             self.lines.append(text)

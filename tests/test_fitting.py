@@ -177,6 +177,24 @@ def test_double_precision_is_kept(faithful):
     assert fit.log_likelihood().dtype == torch.float64
 
 
+def test_minibatches_leave_no_parameters_behind():
+    """Whether a guide of row latents takes fewer rows is tried out with the pair's own parameters."""
+    net = nn.Linear(2, 2)
+
+    def codes_model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def codes_guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
+
+    quick(codes_model, torch.randn(20, 2), codes_guide, batch_size=5, compile="graph", steps=100)
+    assert list(pyro.get_param_store().keys()) == []
+
+
 def test_minibatches():
     fit = quick(GaussianMixture(2, 2), "faithful", batch_size=64, steps=300)
     # a bound estimated on minibatches; the full one is -1185
