@@ -57,7 +57,7 @@ def with_gradient(density, *arguments: torch.Tensor):
     return value_and_gradient
 
 
-def ours(compiled: bool, *arguments: torch.Tensor):
+def ours(*arguments: torch.Tensor, compiled: bool, cpp_wrapper: bool = False):
     """Return the chain's normaliser as a contender, traced and compiled as the engine does."""
     *leaves, y = arguments
 
@@ -65,7 +65,8 @@ def ours(compiled: bool, *arguments: torch.Tensor):
         return log_normaliser(log_pi, log_P, dist.Normal(mu, 1.0, validate_args=False).log_prob(y[:, None]))
 
     graph = make_fx(with_gradient(density))(*leaves)
-    return repeated(torch.no_grad()(compile_graph(graph, tuple(leaves)) if compiled else graph), *leaves)
+    call = compile_graph(graph, tuple(leaves), cpp_wrapper=cpp_wrapper) if compiled else graph
+    return repeated(torch.no_grad()(call), *leaves)
 
 
 def pyros(*arguments: torch.Tensor):
@@ -115,8 +116,9 @@ def main() -> None:
     compare(
         f"Likelihood of a hidden Markov model with gradient, T = {T:,}, K = {K}",
         {
-            "pplgen, compiled": ours(True, *arguments),
-            "pplgen, traced graph": ours(False, *arguments),
+            "pplgen, compiled, wrapper in C++": ours(*arguments, compiled=True, cpp_wrapper=True),
+            "pplgen, compiled": ours(*arguments, compiled=True),
+            "pplgen, traced graph": ours(*arguments, compiled=False),
             "Pyro DiscreteHMM": pyros(*arguments),
             **jaxs(*arguments),
         },

@@ -1,27 +1,51 @@
 """Autoencoders of the fixed binarisation of MNIST, 784-400-40 ReLU: test likelihood with 200 importance samples.
 
-Under a standard normal prior the published figure is 89.9 nats; a learned mixture and a VampPrior come beside it::
+Under a standard normal prior the published figure is 89.9 nats; a learned mixture and a VampPrior come beside it. They
+are trained on the 50,000 training and 10,000 validation pictures, on which nothing is chosen::
 
-    python benchmarks/mnist_vae.py --prior normal vamp
+    python benchmarks/mnist_vae.py --prior normal --particles 5
+    python benchmarks/mnist_vae.py --prior vamp --hidden 400 400 --particles 5
+
+With several particles the bound is the importance-weighted one (Burda et al. 2016).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
+import torch
 from binarised_mnist import load_binarised, why_absent
 from harness import report
 from pplgen.models import VAE
 from pplgen.models._codes import PRIORS
 
 import pplgen
+from pplgen.data import Table
+from pplgen.training import Progress
 
-BATCH, WARM_UP, CODES = 128, 10_000, 200
+WARM_UP, CODES = 10_000, 200
 LAST_RATE = 0.03
 """Learning rate of the last step, relative to that of the first."""
 COMPONENTS = 500
 """Of a mixture or VampPrior."""
+
+ROWS, TOLD = 60_000, 5_000
+"""Pictures to learn from, and steps between two lines that say where a fit stands."""
+
+
+def joined(*splits: str) -> Table:
+    """Return the pictures of several splits as one table."""
+    tables = [load_binarised(split) for split in splits]
+    values = torch.cat([table.values for table in tables])
+    return Table(values, tables[0].columns, f"binarised-mnist-{'-'.join(splits)}")
+
+
+def tell(at: Progress) -> None:
+    """Print where a fit stands."""
+    if at.step % TOLD == 0:
+        print(f"step {at.step:,}: {at.elbo / ROWS:.2f} nats a row, {at.steps_per_second:.0f} steps/s", flush=True)
 
 
 def main() -> None:
@@ -31,14 +55,22 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=[400])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--particles", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     if reason := why_absent():
         print(f"skipped: {reason}")
         return
-    train, test = load_binarised("train"), load_binarised("test")
+    torch.set_num_threads(options.threads)
+    train, test = joined("train", "valid"), load_binarised("test")
     rows, figures = {}, {}
     for prior in options.prior:
-        started = time.perf_counter()
+        if options.particles > 1:
+            bound: dict[str, Any] = {"elbo": "importance", "num_particles": options.particles}
+        else:
+            bound = {"elbo": "analytic" if prior == "normal" else "sampled", "warm_up": WARM_UP}
+        started, spent = time.perf_counter(), time.process_time()
         fit = pplgen.fit(
             VAE(784, 40, hidden=options.hidden, prior=prior, num_components=COMPONENTS),
             train,
@@ -46,25 +78,28 @@ def main() -> None:
             learning_rate=options.rate,
             decay=LAST_RATE ** (1 / options.steps),
             patience=options.steps,
-            batch_size=BATCH,
-            warm_up=WARM_UP,
-            elbo="analytic" if prior == "normal" else "sampled",
+            batch_size=options.batch,
             compile="inductor",
+            progress=tell,
+            **bound,
         )
-        minutes = (time.perf_counter() - started) / 60
+        minutes, cpu = (time.perf_counter() - started) / 60, (time.process_time() - spent) / 60
         nats = fit.log_likelihood(test, draws=CODES)
         taken = len(fit.best.history)
-        figures[prior] = {"nll": -float(nats.mean()), "elbo": fit.elbo / len(train), "steps": taken, "minutes": minutes}
+        figures[prior] = {"nll": -float(nats.mean()), "bound": fit.elbo / len(train), "minutes": minutes, "cpu": cpu}
         rows[prior] = (
             f"{-float(nats.mean()):.2f}",
             f"{float(nats.std()) / len(test) ** 0.5:.2f}",
             f"{fit.elbo / len(train):.2f}",
             f"{taken:,}",
             f"{minutes:.0f}",
+            f"{cpu:.0f}",
         )
-    headings = ("test NLL, 200 samples", "standard error", "ELBO a training row", "steps", "minutes of training")
+    found = ("test NLL, 200 samples", "standard error", "bound a training row")
+    headings = (*found, "steps", "minutes of training", "of one core")
     sizes = "-".join(map(str, (784, *options.hidden, 40)))
-    report(f"Fixed binarisation of MNIST, {sizes}, by prior", headings, rows, figures)
+    how = f"{options.particles} particles, " if options.particles > 1 else ""
+    report(f"Fixed binarisation of MNIST, {sizes}, {how}{' and '.join(options.prior)}", headings, rows, figures)
 
 
 if __name__ == "__main__":

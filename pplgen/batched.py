@@ -16,13 +16,16 @@ from torch import Tensor
 
 from pplgen.batches import Augment, batching
 from pplgen.checkpoint import Checkpoint, Keeping, identity
-from pplgen.engine import Engine
+from pplgen.engine import Engine, State
+from pplgen.errors import InputError
 from pplgen.graph import Graph, buffers_of, tensors_of, trace
-from pplgen.isolation import seeded
+from pplgen.isolation import generator_states, seeded
 from pplgen.pair import Pair
-from pplgen.standing import Standing
+from pplgen.plateaus import WINDOW
+from pplgen.replay import LOOKED_AT, Again
+from pplgen.standing import Met, Standing
 from pplgen.tracing import NotTraceable
-from pplgen.training import FINAL_EVALUATIONS, WINDOW, Adam, StopReason, Training
+from pplgen.training import Adam, StopReason, Training, num_evaluations
 
 __all__ = ["Report", "stacked_data", "train_together"]
 
@@ -53,7 +56,7 @@ def train_together(
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
 
-    The same rules as ``pplgen.training.train`` hold for each of them on its own: windows, plateaus, NaN.
+    The same rules as ``pplgen.training.train`` hold for each of them on its own: windows, plateaus, what is not finite.
 
     Parameters
     ----------
@@ -73,12 +76,14 @@ def train_together(
     Returns
     -------
     tuple
-        One ``Training`` each, ``None`` for a pair that had no finite ELBO; and the path that ran, in words.
+        One ``Training`` each, ``None`` for a pair that had no finite ELBO where others did; and the path, in words.
 
     Raises
     ------
     NotTraceable
         Where the pair has no faithful graph.
+    InputError
+        Where no pair had a finite ELBO.
     KeyboardInterrupt
         Where it comes before the first window has ended; later, it ends the fit.
     """
@@ -103,11 +108,15 @@ def train_together(
         continue_batches()
         return path
 
+    def batches_from(taken: int) -> Iterator[tuple[Any, ...]]:
+        return batching(first, batch_size, seed=seed, skip=taken, augment=augment)[0]
+
     def continue_batches() -> None:
-        """Let the next batch be that of the next step, whatever tracing and compiling took."""
+        """Let the next batch be that of the next step, whatever else has taken any."""
         if not same:
-            rest, _ = batching(first, batch_size, seed=seed, skip=now.taken, augment=augment)
-            engine.data = map(tensors_of, rest)
+            engine.data = map(tensors_of, batches_from(now.taken))
+
+    again = Again(pairs, engine, elbo, None if same else batches_from, "fit" if own_data else "restart")
 
     kept = None
     if checkpoint is not None:
@@ -126,8 +135,15 @@ def train_together(
     began, started, interrupted = now.taken, time.perf_counter(), False
     try:
         while now.taken < steps and now.running:
-            judge = now.taken >= warm_up
-            now.advance(*engine.run(now.state, now.rates, min(WINDOW, steps - now.taken), now.notice), judge=judge)
+            judge, generators = now.taken >= warm_up, generator_states()
+            state, losses = engine.run(now.state, now.rates, min(WINDOW, steps - now.taken), now.notice)
+            met: dict[int, Met] = {}
+            if struck := now.struck(state, losses):
+                state = State(*(value.clone() for value in state))
+                met = again.met(now, len(losses), generators, struck[:LOOKED_AT])
+            now.advance(state, losses, judge=judge, met=met)
+            if struck:
+                again.warn(now, struck)
             elapsed, done = time.perf_counter() - started, now.taken - began
             if report:
                 report(now.taken, now.best_mean, done / elapsed, path)
@@ -146,7 +162,10 @@ def train_together(
     if kept:
         kept.save(*now.frozen())
     now.stop(StopReason.INTERRUPTED if interrupted else StopReason.STEPS)
-    return _ended(pairs, seeds, graph, now, _final_values(engine, now)), path
+    results = _ended(pairs, seeds, graph, now, _final_values(engine, now))
+    if not any(results):
+        raise InputError(again.verdict(now))
+    return results, path
 
 
 @contextlib.contextmanager
@@ -163,16 +182,17 @@ def _warmed_by_half(pair: Pair) -> Iterator[None]:
 def _ended(
     pairs: list[Pair], seeds: list[int], graph: Graph, now: Standing, finals: np.ndarray
 ) -> list[Training | None]:
-    """Leave every pair at its good state, and summarise it by bounds of shape ``(FINAL_EVALUATIONS, R)``."""
+    """Leave every pair at its good state, and summarise it by bounds of shape ``(num_evaluations, R)``."""
     results: list[Training | None] = []
     for index, (pair, seed, lane) in enumerate(zip(pairs, seeds, now.lanes, strict=True)):
         values = finals[:, index]
-        if lane.broken or lane.stop is None or not np.isfinite(values).all():
+        if not lane.history or lane.stop is None or not np.isfinite(values).all():
             results.append(None)
             continue
+        end = now.good.vectors[index]
         with pair.isolated():
-            pair.restore(graph.unpack(now.good[index]))
-        results.append(Training.ended(seed, lane.history, values, lane.stop, lane.iterates, now.good[index]))
+            pair.restore(graph.unpack(end))
+        results.append(Training.ended(seed, lane.history, values, lane.stop, lane.iterates, end, lane.faults))
     return results
 
 
@@ -202,6 +222,6 @@ def _compile(engine: Engine, rates: Tensor) -> str:
 
 
 def _final_values(engine: Engine, now: Standing) -> np.ndarray:
-    """Evaluate the bound at the good states, shape ``(FINAL_EVALUATIONS, R)``."""
-    values: Any = (-engine.evaluate(now.good, FINAL_EVALUATIONS)).cpu().numpy()
+    """Evaluate the bound at the good states, shape ``(num_evaluations, R)``."""
+    values: Any = (-engine.evaluate(now.good.vectors, num_evaluations(now.taken))).cpu().numpy()
     return np.asarray(values, dtype="float64")

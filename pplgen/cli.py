@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import pplgen
-from pplgen import latent_commands, models, run_commands, trust_commands
+from pplgen import latent_commands, models, run_commands, trust_commands, verify_command
 from pplgen.calibrate_command import calibrate_app, calibration_options, report_calibration
 from pplgen.command_options import DataArgument, OutFileOption, SeedOption, SeriesOption
 from pplgen.errors import DataWarning, InputError, near_names, printable
@@ -33,7 +33,7 @@ fit_app = typer.Typer(
     help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
 )
 app.add_typer(fit_app, name="fit")
-for _commands in (run_commands, latent_commands, trust_commands):
+for _commands in (run_commands, latent_commands, trust_commands, verify_command):
     _commands.add_commands(app)
 app.add_typer(calibrate_app, name="calibrate")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pplgen.latent import LatentStory
-from pplgen.training import WINDOW
+from pplgen.plateaus import WINDOW
 
 __all__ = ["options_given", "rows_per_step", "steps_judged"]
 

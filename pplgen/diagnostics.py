@@ -22,6 +22,7 @@ __all__ = ["CHECKS", "Check", "Verdict", "print_checks", "run_checks"]
 CHECKS: tuple[Callable[[Material], Check], ...] = (
     values.non_finite,
     values.counted_rows,
+    training.faults,
     training.iterate_rhat,
     training.elbo_change,
     training.restarts_agree,

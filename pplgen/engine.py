@@ -247,8 +247,12 @@ def _torchs_own_warnings() -> Iterator[None]:
         yield
 
 
-def compile_graph(module: Any, arguments: tuple[Tensor, ...]) -> Any:
-    """Compile a graph for inputs of these shapes; compiled code is kept on disk for later processes."""
+def compile_graph(module: Any, arguments: tuple[Tensor, ...], *, cpp_wrapper: bool = False) -> Any:
+    """Compile a graph for inputs of these shapes; compiled code is kept on disk for later processes.
+
+    With ``cpp_wrapper`` the calls of the kernels are compiled as well. That takes longer, and repays where a call is a
+    fraction of a millisecond, as a single likelihood's is; steps of the engine already come many to a call.
+    """
     with _torchs_own_warnings(), torch.no_grad():
         from torch._guards import TracingContext, tracing
         from torch._inductor import compile_fx, config
@@ -257,6 +261,7 @@ def compile_graph(module: Any, arguments: tuple[Tensor, ...]) -> Any:
 
         # random numbers come from torch's own generator, so that compiled and traced steps draw the same at a seed
         options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": arguments[0].is_cuda}
+        options["cpp_wrapper"] = cpp_wrapper
         # and the cache on disk is keyed only where the shapes are known to a tracing context
         with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
             return compile_fx.compile_fx(module, list(arguments))

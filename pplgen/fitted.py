@@ -92,7 +92,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
     @property
     def best(self) -> Training:
         """The restart that was kept: the one with the best final ELBO."""
-        return max(self.runs, key=lambda run: run.elbo)
+        return max(self.runs, key=lambda run: run.rank)
 
     @property
     def elbo(self) -> float:
@@ -145,9 +145,8 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
             options: dict[str, Any] = {"has_rows": self.has_rows, "without": self.pair.structure.per_row}
             with self._ready(None):
                 tree = posterior.to_datatree(self.pair, self.columns, draws=number, groups=["posterior"], **options)
-        best = self.best
+        best, data = self.best, self._data_facts
         shared = posterior.summarise(tree, self.readable_sites(tree)).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
-        data = self._data_facts
         each = f", {best.elbo / data['num_rows']:.2f} a row" if data and not len(shared) else ""
         agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
         restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
@@ -158,6 +157,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
             shared,
             f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{each}{restarts}{failed}",
             f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
+            *best.faults,
         )
 
     def readable_sites(self, tree: xr.DataTree) -> list[str]:

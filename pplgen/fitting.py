@@ -22,6 +22,7 @@ from pplgen.errors import DataWarning, InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
+from pplgen.plateaus import WINDOW
 from pplgen.preparing import Prepared, prepare
 from pplgen.sampled import SampledFit
 from pplgen.sampling import run_nuts
@@ -29,7 +30,7 @@ from pplgen.story import Story, check_choice, check_count, check_positive
 from pplgen.streams import RowStream
 from pplgen.terminal import ProgressCallback, reporting
 from pplgen.tracing import NotTraceable
-from pplgen.training import WINDOW, Adam, Progress, StopReason, Training, train
+from pplgen.training import Adam, Progress, StopReason, Training, train
 
 __all__ = ["fit"]
 
@@ -38,10 +39,6 @@ _DEFAULTS = {"svi": (10_000, 1), "nuts": (1000, 4)}
 _COMPILERS = ("auto", "inductor", "graph", "off")
 REPAYS_TRACING = 100
 """Steps, of all restarts, from which on tracing costs less than it saves."""
-_NOTHING_FINITE = (
-    "the ELBO or its gradient is not finite before any good state; check the scale of the data and the priors, "
-    "or lower learning_rate"
-)
 
 
 def fit(
@@ -103,7 +100,8 @@ def fit(
         At most so many for each restart, 10,000 by default; it stops earlier once the smoothed ELBO has stopped
         improving. Of NUTS, draws of each chain: 1,000.
     learning_rate
-        Adam's first one; it is cut at each plateau.
+        Adam's first one; it is cut at each plateau, and to a tenth where the ELBO or its gradient is not finite: the
+        restart goes back to its last good state then, twice, and ends there the third time.
     clip
         Largest absolute value of an entry of the gradient, as in Pyro's ``ClippedAdam``; ``None`` for any.
     decay
@@ -208,8 +206,9 @@ def fit(
             raise InputError("interrupted before the first steps; there is no fit to keep") from None
     done = [(pair, run) for pair, run in zip(pairs, results, strict=False) if run is not None]
     if not done:
-        raise failures[0] if failures else InputError(_NOTHING_FINITE)
-    best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].elbo)
+        raise failures[0]
+    done = [(pair, run) for pair, run in done if not run.broke_down] or done
+    best, _ = max(done, key=lambda pair_and_run: pair_and_run[1].rank)
     num_failed = len(results) - len(done)
     runs, table, origin = tuple(run for _, run in done), prepared.table, prepared.origin
     return Fit(best, runs, table=table, seed=seed, num_failed=num_failed, path=path, origin=origin)

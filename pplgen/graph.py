@@ -18,7 +18,7 @@ from pyro.infer import ELBO
 from torch import Tensor, fx
 
 from pplgen.errors import first_line
-from pplgen.isolation import modules_of, seeded
+from pplgen.isolation import modules_of, seeded, unwarned
 from pplgen.pair import Pair, rows_of
 from pplgen.rewrite import clean, lift
 from pplgen.structure import number_of_rows
@@ -189,7 +189,7 @@ def _prove(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: 
         for parameter in parameters:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
         seed = int(torch.randint(2**31, ()))
-        with seeded(seed), pyro.validation_enabled(False):
+        with seeded(seed), pyro.validation_enabled(False), unwarned():
             loss, gradients = _pyro_loss_and_gradients(pair, bound, data, scale, parameters)
         with seeded(seed), torch.no_grad():
             held = [parameter.detach() for parameter in parameters]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,16 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-__all__ = ["OwnInitialValues", "copy_together", "modules_of", "overwrite", "seeded"]
+__all__ = [
+    "OwnInitialValues",
+    "continue_from",
+    "copy_together",
+    "generator_states",
+    "modules_of",
+    "overwrite",
+    "seeded",
+    "unwarned",
+]
 
 
 @contextlib.contextmanager
@@ -29,6 +39,27 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Leave out what Pyro warns of a loss that is not finite, where the caller heeds it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)", UserWarning)
+        yield
+
+
+def generator_states() -> list[Tensor]:
+    """Return where torch's generators are: the CPU's, and those of all devices in use."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *devices]
+
+
+def continue_from(states: list[Tensor]) -> None:
+    """Put torch's generators where they were."""
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 class OwnInitialValues(Messenger):

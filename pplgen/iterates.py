@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Iterates:
 
     def __init__(self, kept: list[Tensor] | None = None, stride: int = STRIDE) -> None:
         self.kept, self.stride = kept or [], stride
+        self.mark()
 
     def due(self, step: int) -> bool:
         """Whether values after this step are to be kept."""
@@ -53,6 +55,16 @@ class Iterates:
         self.kept.append(values.detach()[..., followed(values.shape[-1]).to(values.device)].clone())
         if len(self.kept) == 2 * KEPT:
             self.kept, self.stride = self.kept[1::2], 2 * self.stride
+
+    def mark(self) -> None:
+        """Remember what is kept by now."""
+        self._marked = len(self.kept), self.stride
+
+    def go_back(self, values: Tensor, which: Any = ...) -> None:
+        """Put parameters, shape ``(..., P)``, in the place of what was noticed since the mark, of ``which`` alone."""
+        number, stride = self._marked
+        for value in self.kept[number * stride // self.stride :]:
+            value[which] = values.detach()[..., followed(values.shape[-1]).to(values.device)]
 
     def stacked(self) -> Tensor:
         """Return what is kept, shape ``(num_kept, ..., num_followed)``."""

@@ -236,6 +236,7 @@ def _runs(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Training,
             float(run["elbo_error"]),
             StopReason[run["stop"]],
             final=final.numpy(),
+            faults=tuple(str(fault) for fault in run.get("faults", ())),
         )
         for run, final in zip(header["runs"], tensors.get("finals", [nothing] * len(header["runs"])), strict=True)
     ]

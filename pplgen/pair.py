@@ -57,6 +57,8 @@ class Pair:
         The rows, where these come in batches from a file; ``data`` holds a few of them then.
     fingerprint : str
         That of the rows of ``source``, empty without one.
+    columns : tuple of str
+        Names of the columns of the rows, where they have any.
     story : Story or None
         The pair's own copy of the story that it was made of, ``None`` for a bare pair.
     """
@@ -74,6 +76,7 @@ class Pair:
         self.num_arguments = len(data)
         self.source: RowStream | None = None
         self.fingerprint = ""
+        self.columns: tuple[str, ...] = ()
         self._labelled: str | None = None
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}

@@ -16,10 +16,10 @@ from pplgen.fitted import Fit
 from pplgen.latent import LatentStory
 from pplgen.latent_plots import MOST_LABELS, plot_latent_map, plot_reconstructions
 from pplgen.palette import COLOURS
+from pplgen.plateaus import WINDOW
 from pplgen.posterior import group_of
 from pplgen.sampled import SampledFit
 from pplgen.series_plots import plot_series
-from pplgen.training import WINDOW
 
 __all__ = [
     "decoded_rows",

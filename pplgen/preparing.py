@@ -10,6 +10,7 @@ import torch
 from pplgen.arguments import Facts, bare_arguments, bare_facts, surveyed, training_rows
 from pplgen.data import Table
 from pplgen.errors import InputError
+from pplgen.faults import explain_start
 from pplgen.keeping import type_name
 from pplgen.pair import Pair
 from pplgen.story import Story
@@ -51,13 +52,29 @@ def prepare(
     if isinstance(model, Story):
         table = training_rows(model, data, labels, weights)
         x, known = table.values.to(device), _moved((table.labels, table.weights), device)
-        return Prepared(_numerically(lambda: Pair.of_story(model, x, *known)), table, {"options": options})
+
+        def start_near() -> Pair:
+            pair = Pair.of_story(model, x, *known)
+            pair.columns = table.columns
+            return pair
+
+        return Prepared(_numerically(start_near), table, {"options": options})
     arguments = bare_arguments(data, device)
     where = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
     known = _moved(bare_facts(arguments, labels, weights), device or where)
 
+    def bare() -> Pair:
+        return Pair(model, guide, arguments, device)
+
     def start() -> Pair:
-        pair = Pair(model, guide, arguments, device)
+        try:
+            pair = bare()
+        except InputError:
+            raise
+        except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined]
+            if found := explain_start(bare):
+                raise InputError(f"the model cannot be evaluated where it starts: {found}") from error
+            raise
         pair.learn_facts(*known)
         return pair
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import operator
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
         Example inputs.
     """
     values = [value.detach() for value in inputs]
+    _spoil_what_failed(module)
     with torch.no_grad():
         functional = module if _in_place_on_fresh(module) else _functional(module, values)
         merge_equal(functional)
@@ -67,6 +70,25 @@ def last_output(module: fx.GraphModule) -> fx.GraphModule:
     alone.graph.eliminate_dead_code(_must_stay)
     alone.recompile()
     return alone
+
+
+def _spoil_what_failed(module: fx.GraphModule) -> None:
+    """Make a factorisation NaN where it has failed: one of a batch must not stop the others, nor pass for finite."""
+    for check in list(module.graph.find_nodes(op="call_function", target=aten._linalg_check_errors.default)):
+        info: Any = check.args[0]
+        made = info.args[0]
+        factor = next((node for node in made.users if node.target is operator.getitem and node.args[1] == 0), None)
+        module.graph.erase_node(check)
+        if factor is None:
+            continue
+        call = module.graph.call_function
+        with module.graph.inserting_before(made.next):
+            done = call(aten.eq.Scalar, (call(operator.getitem, (made, info.args[1])), 0))
+            for _ in range(factor.meta["val"].ndim - info.meta["val"].ndim):
+                done = call(aten.unsqueeze.default, (done, -1))
+            whole = call(aten.where.ScalarOther, (done, call(operator.getitem, (made, 0)), math.nan))
+        factor.replace_all_uses_with(whole)
+    module.recompile()
 
 
 def _in_place_on_fresh(module: fx.GraphModule) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplgen.engine import State
+from pplgen.engine import BETAS, State
+from pplgen.faults import LOWERED, STRIKES, strike
 from pplgen.iterates import Iterates
-from pplgen.training import DECAY, PLATEAUS, WINDOW, Adam, PlateauWatch, StopReason
+from pplgen.plateaus import WINDOW, PlateauWatch
+from pplgen.training import DECAY, PLATEAUS, Adam, StopReason
 
-__all__ = ["Lane", "Standing"]
+__all__ = ["Lane", "Met", "Standing"]
+
+Met = tuple[int, str | None]
+"""A step, and what was not finite in it."""
 
 
 @dataclass
@@ -24,7 +30,10 @@ class Lane:
     watch: PlateauWatch
     history: list[float] = field(default_factory=list)
     stop: StopReason | None = None
-    broken: bool = False
+    faults: list[str] = field(default_factory=list)
+    """What was not finite on the way, a sentence each."""
+    kept: int = 0
+    """Step of its last good state."""
     iterates: Tensor = field(default_factory=lambda: torch.zeros(0))
     """Where it had been when it stopped, shape ``(num_kept, num_followed)``."""
 
@@ -36,8 +45,8 @@ class Standing:
     state: State
     rates: Tensor
     """Learning rate of each, zero where it has stopped, shape ``(R, 1)``."""
-    good: Tensor
-    """Last parameters of each that were finite, shape ``(R, P)``."""
+    good: State
+    """Last state of each in which all was finite, on its own memory."""
     lanes: list[Lane]
     taken: int = 0
     """Steps taken."""
@@ -49,7 +58,7 @@ class Standing:
         """Return where restarts stand before the first step, at parameters of shape ``(R, P)``."""
         rates = vectors.new_full((len(vectors), 1), optimiser.learning_rate)
         lanes = [Lane(PlateauWatch(optimiser.patience)) for _ in vectors]
-        return cls(State.start(vectors), rates, vectors.clone(), lanes)
+        return cls(State.start(vectors), rates, State.start(vectors.clone()), lanes)
 
     @property
     def running(self) -> bool:
@@ -79,33 +88,73 @@ class Standing:
         kept = self.iterates.stacked()
         lane.iterates = kept[:, index].clone() if len(kept) else kept
 
-    def advance(self, state: State, losses: Tensor, *, judge: bool = True) -> None:
+    def struck(self, state: State, losses: Tensor) -> list[int]:
+        """Return which of the running restarts a window has left with what is not finite."""
+        sound = (state.vectors.isfinite().all(dim=1) & losses.isfinite().all(dim=0)).tolist()
+        return [index for index, lane in enumerate(self.lanes) if lane.stop is None and not sound[index]]
+
+    def advance(
+        self, state: State, losses: Tensor, *, judge: bool = True, met: Mapping[int, Met] | None = None
+    ) -> None:
         """Take a window's losses, ``(num_steps, R)``: keep good states, cut rates at plateaus, stop what is done.
 
-        Windows of a bound that is being warmed up are not to be judged.
+        What has been ``struck`` goes back to its last good state, alone and at a lower rate, and stops the last time.
+
+        Parameters
+        ----------
+        state, losses
+            After the window, and in it.
+        judge
+            Whether to look for plateaus; not in a bound that is being warmed up.
+        met
+            Step and fault of those that were struck, as far as they were looked for.
         """
-        self.state = state
-        self.taken += len(losses)
+        struck = self.struck(state, losses)
+        kept, self.taken = self.taken, self.taken + len(losses)
+        back = torch.tensor([index in struck for index in range(len(self.lanes))], device=state.vectors.device)
+        self.state = self._put_back(state, back, kept)
+        stopped = torch.tensor([lane.stop is not None for lane in self.lanes], device=back.device)
+        vectors = torch.where(stopped[:, None], self.good.vectors, self.state.vectors)
+        self.good = State(vectors, *(value.clone() for value in self.state[1:]))
         elbos = (-losses).cpu().numpy()
-        finite = state.vectors.isfinite().all(dim=1).tolist()
         for index, lane in enumerate(self.lanes):
-            if lane.stop is not None:
-                continue
-            window = elbos[:, index]
-            if not (finite[index] and np.isfinite(window).all()):
-                lane.broken = not lane.history
-                self._halt(index, StopReason.NOT_FINITE)
-                continue
-            lane.history.extend(window.tolist())
-            self.good[index] = state.vectors[index]
-            if judge and len(window) == WINDOW and lane.watch.plateau(window.tolist()):
-                self.rates[index] *= DECAY
-                if lane.watch.plateaus == PLATEAUS:
-                    self._halt(index, StopReason.CONVERGED)
+            if index in struck:
+                self._strike(index, *(met or {}).get(index, (self.taken, None)))
+            elif lane.stop is None:
+                window = elbos[:, index].tolist()
+                lane.history.extend(window)
+                lane.kept = self.taken
+                if judge and len(window) == WINDOW and lane.watch.plateau(window):
+                    self.rates[index] *= DECAY
+                    if lane.watch.plateaus == PLATEAUS:
+                        self._halt(index, StopReason.CONVERGED)
+        self.iterates.mark()
+
+    def _put_back(self, state: State, back: Tensor, kept: int) -> State:
+        """Let some restarts have their last good state, of after so many steps; moments as Adam sees them then."""
+        good = self.good
+        if kept:
+            # Adam divides by 1 - beta^t, t being the steps of all
+            corrections = ((1 - beta**self.taken) / (1 - beta**kept) for beta in BETAS)
+            mean, square = (factor * part for factor, part in zip(corrections, good[1:3], strict=True))
+            good = good._replace(mean=mean, square=square)
+        vectors, mean, square = (
+            torch.where(back[:, None], old, new) for old, new in zip(good[:3], state[:3], strict=True)
+        )
+        return State(vectors, mean, square, state.taken)
+
+    def _strike(self, index: int, step: int, what: str | None) -> None:
+        """Lower the rate of a restart that went back; stop it the last time."""
+        lane = self.lanes[index]
+        self.rates[index] *= LOWERED
+        self.iterates.go_back(self.good.vectors[index], index)
+        lane.faults.append(strike(what, step, len(lane.faults) + 1, lane.kept, float(self.rates[index])))
+        if len(lane.faults) == STRIKES:
+            self._halt(index, StopReason.NOT_FINITE)
 
     def frozen(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Lay everything out as tensors and JSON-able facts."""
-        tensors = {**self.state._asdict(), "rates": self.rates, "good": self.good}
+        tensors = {**self.state._asdict(), "rates": self.rates, "good": self.good.vectors}
         tensors |= {
             f"history{index}": torch.tensor(lane.history, dtype=torch.float64) for index, lane in enumerate(self.lanes)
         }
@@ -115,7 +164,8 @@ class Standing:
             {
                 "watch": vars(lane.watch),
                 "stop": lane.stop.name if lane.stop else None,
-                "broken": lane.broken,
+                "faults": lane.faults,
+                "kept": lane.kept,
             }
             for lane in self.lanes
         ]
@@ -128,8 +178,9 @@ class Standing:
         for index, lane in enumerate(facts["lanes"]):
             stop = None if lane["stop"] is None else StopReason[lane["stop"]]
             history, iterates = tensors[f"history{index}"].tolist(), tensors[f"iterates{index}"]
-            lanes.append(Lane(PlateauWatch(**lane["watch"]), history, stop, lane["broken"], iterates))
+            lanes.append(Lane(PlateauWatch(**lane["watch"]), history, stop, lane["faults"], lane["kept"], iterates))
         moved = {name: value.to(device) for name, value in tensors.items()}
         state = State(*(moved[name] for name in State._fields))
         kept = Iterates(list(moved["iterates"]), facts["stride"])
-        return cls(state, moved["rates"], moved["good"], lanes, facts["taken"], kept)
+        good = State(moved["good"], *(value.clone() for value in state[1:]))
+        return cls(state, moved["rates"], good, lanes, facts["taken"], kept)

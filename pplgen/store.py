@@ -27,6 +27,7 @@ __all__ = [
     "HEADER",
     "RUN_FILES",
     "TENSORS",
+    "check_replaceable",
     "check_vacant",
     "provenance",
     "read",
@@ -119,14 +120,21 @@ def write_new(path: Path, text: str) -> None:
     write_whole(path, text)
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise ``InputError`` where a path is taken by what is no file: moving a file there would destroy it."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{str(path)!r} is no file that could be replaced; give the name of a file")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file whole, in the place of one that may be there.
 
     Raises
     ------
     InputError
-        Where it cannot be written.
+        Where it cannot be written, or what is there is a folder or a device.
     """
+    check_replaceable(path)
     try:
         durable.write_whole(path, text.encode())
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,27 +14,32 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.infer import ELBO, SVI
+from pyro.infer import ELBO
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 from pplgen.batches import Augment, batching
-from pplgen.errors import InputError
+from pplgen.errors import DataWarning, InputError
+from pplgen.faults import LOWERED, STRIKES, explain, strike
+from pplgen.isolation import unwarned
 from pplgen.iterates import RETURNABLE, Iterates, flat
 from pplgen.pair import Pair
+from pplgen.plateaus import WINDOW, PlateauWatch
+from pplgen.steps import Steps, quietly
 
-__all__ = ["PlateauWatch", "Progress", "StopReason", "Training", "train"]
+__all__ = ["Adam", "Progress", "StopReason", "Training", "num_evaluations", "train"]
 
-WINDOW = 100
-"""Steps over which the ELBO is averaged before it is judged."""
-PATIENCE = 4
-"""Windows at least before a trend is judged, by its slope over up to twice as many."""
 DECAY = 0.3
 """Factor on the learning rate at each plateau."""
 PLATEAUS = 3
 """Plateaus, the last at DECAY^2 of the first learning rate, after which the fit has converged."""
-FINAL_EVALUATIONS = 100
-"""Evaluations of the bound that estimate the final ELBO."""
+FINAL_EVALUATIONS = (20, 100)
+"""Evaluations of the bound that estimate the final ELBO: half as many as there were steps, but within these limits."""
+BEFORE_ANY = (
+    "the ELBO or its gradient is not finite by step {step}, before any good state: {fault}; check the scale of the "
+    "data and the priors, or lower learning_rate"
+)
+AT_THE_END = "the ELBO at the final parameters is not finite: {fault}; check the priors, or lower learning_rate"
 
 
 class StopReason(Enum):
@@ -42,7 +48,10 @@ class StopReason(Enum):
     CONVERGED = "the smoothed ELBO has stopped improving"
     STEPS = "the steps ran out before the ELBO stopped improving; give more steps to be sure"
     INTERRUPTED = "interrupted from the keyboard; this is the fit so far"
-    NOT_FINITE = "the ELBO became infinite or NaN; this is the last good state, so try a lower learning rate"
+    NOT_FINITE = (
+        "the ELBO or its gradient was infinite or NaN at ever lower learning rates; this is the last good state, so "
+        "look at the model there"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Training:
     history: np.ndarray = field(repr=False)
     """Noisy ELBO of each step, shape ``(num_steps,)``."""
     elbo: float
-    """Mean of a hundred evaluations at the final parameters, on random minibatches where the fit used them."""
+    """Mean of up to a hundred evaluations at the final parameters, on random minibatches where the fit used them."""
     elbo_error: float
     """Monte Carlo standard error of ``elbo``."""
     stop: StopReason
@@ -78,16 +87,35 @@ class Training:
     """Followed parameters along the run, evenly spaced, shape ``(num_kept, num_followed)``; empty where unknown."""
     final: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
     """Flat parameters that the run ended at, shape ``(P,)``; empty where there are too many to keep."""
+    faults: tuple[str, ...] = ()
+    """What was infinite or NaN on the way, a sentence each time that the run went back to its last good state."""
 
     @classmethod
     def ended(
-        cls, seed: int, history: list[float], final_values: Any, stop: StopReason, iterates: Tensor, final: Tensor
+        cls,
+        seed: int,
+        history: list[float],
+        final_values: Any,
+        stop: StopReason,
+        iterates: Tensor,
+        final: Tensor,
+        faults: Sequence[str] = (),
     ) -> Training:
         """Summarise a run by evaluations of the bound at its final parameters."""
         error = float(np.std(final_values, ddof=1)) / math.sqrt(len(final_values))
         kept = final if len(final) <= RETURNABLE else final[:0]
         ends = (iterates.cpu().float().numpy(), kept.detach().cpu().double().numpy())
-        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop, *ends)
+        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop, *ends, tuple(faults))
+
+    @property
+    def broke_down(self) -> bool:
+        """Whether it ended where the mathematics did; what it came to before may be good by accident."""
+        return self.stop is StopReason.NOT_FINITE or not math.isfinite(self.elbo)
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Order of runs, the best being the largest: by ELBO, those that broke down below all others."""
+        return not self.broke_down, self.elbo
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -97,7 +125,8 @@ class Training:
     @property
     def facts(self) -> dict[str, Any]:
         """Return what a saved run tells of a restart."""
-        return {"seed": self.seed, "elbo": self.elbo, "elbo_error": self.elbo_error, "stop": self.stop.name}
+        told = {"seed": self.seed, "elbo": self.elbo, "elbo_error": self.elbo_error, "stop": self.stop.name}
+        return {**told, "faults": list(self.faults)}
 
 
 @dataclass(frozen=True)
@@ -139,6 +168,8 @@ def train(
 
     The first step runs with Pyro's and torch's validation as it was found, the rest without. The learning rate is cut
     at each plateau: when the means of at least four windows of a hundred steps have no slope above two standard errors.
+    Where the ELBO or its gradient is not finite, a ``DataWarning`` says at which site and for which rows, and the run
+    goes on from its last good state at a tenth of the learning rate, until it has met that ``STRIKES`` times.
 
     Parameters
     ----------
@@ -164,123 +195,97 @@ def train(
     Raises
     ------
     InputError
-        Where the very first window of steps has no finite ELBO, or the final parameters have none.
+        Where no window of steps has had a finite ELBO by then, or the final parameters have none.
     KeyboardInterrupt
         Where it comes before the first step has ended; later, it ends the fit.
     """
-    schedule = optimiser.for_pyro()
-    svi = SVI(pair.model, pair.guide, schedule, elbo or pair.elbo())
-    batches, scale = batching(pair, batch_size, seed=seed, augment=augment)
+    schedule, bound = optimiser.for_pyro(), elbo or pair.elbo()
+    scale = batching(pair, batch_size, seed=seed)[1]
+
+    def batches_from(taken: int) -> Iterator[tuple[Any, ...]]:
+        return batching(pair, batch_size, seed=seed, skip=taken, augment=augment)[0]
+
+    run = Steps(pair, schedule, bound, batches_from, warm_up)
     history: list[float] = []
+    faults: list[str] = []
     watch = PlateauWatch(optimiser.patience)
     iterates = Iterates()
-    good: dict[str, Tensor] | None = None
     stop = StopReason.STEPS
-    started = time.perf_counter()
-    with scale or contextlib.nullcontext():
+    num_kept, started = 0, time.perf_counter()
+
+    def go_back() -> None:
+        """Return to the last good state at a lower learning rate, or for good at the last strike."""
+        nonlocal stop
+        del history[num_kept:]
+        step, what = run.explain()
+        run.lower(LOWERED)
+        run.go_back()
+        iterates.go_back(flat(pair.snapshot()))
+        faults.append(strike(what, step, len(faults) + 1, run.kept, run.rate))
+        warnings.warn(faults[-1], DataWarning, stacklevel=3)
+        if len(faults) == STRIKES:
+            stop = StopReason.NOT_FINITE
+
+    with scale or contextlib.nullcontext(), unwarned():
         try:
-            for step in range(1, steps + 1):
-                if warm_up and pair.kl_weight is not None:
-                    pair.kl_weight.fill_(min(1.0, step / warm_up))
-                value = _step(svi, next(batches), validate=step == 1)
+            while run.taken < steps and stop is StopReason.STEPS:
+                value = run.take()
                 if not math.isfinite(value):
-                    stop = StopReason.NOT_FINITE
-                    break
+                    go_back()
+                    continue
                 history.append(value)
-                if iterates.due(step):
-                    iterates.notice(step, flat(pair.snapshot()))
-                if report and (step % 20 == 0 or step in (1, steps)):
-                    report(step, float(np.mean(history[-WINDOW:])), step / (time.perf_counter() - started))
-                if step % WINDOW == 0:
-                    if not _is_finite(current := pair.snapshot()):
-                        stop = StopReason.NOT_FINITE
-                        break
-                    good = current
-                    if step - WINDOW >= warm_up and watch.plateau(history[-WINDOW:]):
-                        if watch.plateaus == PLATEAUS:
-                            stop = StopReason.CONVERGED
-                            break
+                if iterates.due(run.taken):
+                    iterates.notice(run.taken, flat(pair.snapshot()))
+                if report and (run.taken % 20 == 0 or run.taken in (1, steps)):
+                    report(run.taken, float(np.mean(history[-WINDOW:])), run.taken / (time.perf_counter() - started))
+                if len(history) % WINDOW and run.taken < steps:
+                    continue
+                if not run.is_finite:
+                    go_back()
+                    continue
+                whole = len(history) % WINDOW == 0
+                if whole and run.taken - WINDOW >= warm_up and watch.plateau(history[-WINDOW:]):
+                    if watch.plateaus == PLATEAUS:
+                        stop = StopReason.CONVERGED
+                    else:
                         schedule.step()
+                run.keep()
+                iterates.mark()
+                num_kept = len(history)
         except KeyboardInterrupt:
             if not history:
                 raise
             stop = StopReason.INTERRUPTED
+            if not run.is_finite:
+                go_back()
         finally:
             if warm_up and pair.kl_weight is not None:
                 pair.kl_weight.fill_(1.0)
-        if stop is StopReason.NOT_FINITE or not _is_finite(pair.snapshot()):
-            stop = StopReason.NOT_FINITE
-            if good is None:
-                raise InputError(
-                    f"the ELBO or its gradient is not finite by step {len(history) + 1}, before any good state; "
-                    "check the scale of the data and the priors, or lower learning_rate"
-                )
-            pair.restore(good)
-        values = _final_values(svi, batches)
-    if not np.isfinite(values).all():
-        raise InputError("the ELBO at the final parameters is not finite; check the priors, or lower learning_rate")
-    return Training.ended(seed, history, values, stop, iterates.stacked(), flat(pair.snapshot()))
+        if not history:
+            raise InputError(BEFORE_ANY.format(step=run.taken, fault=faults[-1]))
+        values = _final_values(run)
+        if not np.isfinite(values).all():
+            found = explain(pair, bound, next(run.batches), max(FINAL_EVALUATIONS))
+            what = found or ", ".join(faults[-1:]) or "it is infinite or NaN at times"
+            raise InputError(AT_THE_END.format(fault=what))
+    return Training.ended(seed, history, values, stop, iterates.stacked(), flat(pair.snapshot()), faults)
 
 
-class PlateauWatch:
-    """Counts plateaus of a noisy ELBO, window by window."""
-
-    def __init__(
-        self, patience: int = WINDOW, means: Sequence[float] = (), plateaus: int = 0, pending: Sequence[float] = ()
-    ) -> None:
-        self.patience, self.means, self.plateaus, self.pending = patience, list(means), plateaus, list(pending)
-
-    def plateau(self, window: list[float]) -> bool:
-        """Take a window's ELBOs; return whether a plateau is reached, and start to look for the next one."""
-        window = self.pending + window
-        self.pending = window if len(window) < self.patience else []
-        if self.pending:
-            return False
-        self.means.append(float(np.mean(window)))
-        if len(self.means) < PATIENCE:
-            return False
-        # float32 rounding of a sum is no improvement either
-        error = max(float(np.std(window, ddof=1)) / math.sqrt(len(window)), 5e-7 * abs(self.means[-1]))
-        recent = np.array(self.means[-2 * PATIENCE :])
-        time = np.arange(len(recent)) - (len(recent) - 1) / 2
-        slope, slope_error = time @ recent / (time @ time), error / math.sqrt(time @ time)
-        if slope > 2 * slope_error:
-            return False
-        self.means.clear()
-        self.plateaus += 1
-        return True
+def num_evaluations(steps: int) -> int:
+    """Return how many evaluations of the bound follow so many steps."""
+    least, most = FINAL_EVALUATIONS
+    return min(most, max(least, steps // 2))
 
 
-def _step(svi: SVI, batch: tuple[Any, ...], *, validate: bool) -> float:
-    """Take one step and return its ELBO; NaN where a factorisation broke down after the first step."""
-    if validate:
-        return -svi.step(*batch)
-    try:
-        return -_quietly(svi.step, batch)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return math.nan
-
-
-def _is_finite(values: dict[str, Tensor]) -> bool:
-    """Whether every parameter is finite: a finite loss may have a gradient that is not."""
-    return all(bool(value.isfinite().all()) for value in values.values())
-
-
-def _final_values(svi: SVI, batches: Iterator[tuple[Any, ...]]) -> list[float]:
+def _final_values(run: Steps) -> list[float]:
     """Evaluate the bound many times; an interrupt makes it fewer, two at least."""
     values: list[float] = []
-    while len(values) < FINAL_EVALUATIONS:
+    while len(values) < num_evaluations(run.taken):
         try:
-            values.append(-_quietly(svi.evaluate_loss, next(batches)))
+            values.append(-quietly(run.svi.evaluate_loss, next(run.batches)))
         except KeyboardInterrupt:
             if len(values) >= 2:
                 break
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             values.append(math.nan)
     return values
-
-
-def _quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
-    """Call without validation, which costs as much as the mathematics."""
-    with pyro.validation_enabled(False):
-        return float(call(*batch))

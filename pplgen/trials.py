@@ -236,7 +236,7 @@ def _axes(template: Pair, latents: Mapping[str, Tensor], given: Mapping[str, int
 def _train(
     pairs: list[Pair], seeds: list[int], steps: int, learning_rate: float, report: Report | None
 ) -> tuple[dict[int, Training], str]:
-    """Fit all pairs; return the runs that ended with a finite ELBO, by number, and what ran."""
+    """Fit all pairs; return the runs that did not break down, by number, and what ran."""
     with pairs[0].isolated():
         learns = bool(pairs[0].snapshot())
     if not learns:
@@ -246,12 +246,12 @@ def _train(
     options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": None, "elbo": None}
     with seeded(seeds[0]):
         runs, path = train_together(pairs, seeds=seeds, compiler="auto", report=report, own_data=True, **options)
-    return {index: run for index, run in enumerate(runs) if run is not None}, path
+    return {index: run for index, run in enumerate(runs) if run and not run.broke_down}, path
 
 
 def _best(indices: Iterable[int], runs: Mapping[int, Training]) -> int | None:
     """Return which of some runs ended with the best ELBO, ``None`` where all broke down."""
-    return max((index for index in indices if index in runs), key=lambda index: runs[index].elbo, default=None)
+    return max((index for index in indices if index in runs), key=lambda index: runs[index].rank, default=None)
 
 
 def _measured(

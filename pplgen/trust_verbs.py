@@ -95,6 +95,6 @@ class TrustVerbs:
     def _checks(self, x: Any, seed: int | None) -> tuple[Check, ...]:
         """Run checks on rows ``x``."""
         rows = None if x is None else self._rows(x)
-        runs = tuple(sorted(self.runs, key=lambda run: -run.elbo))
+        runs = tuple(sorted(self.runs, key=lambda run: run.rank, reverse=True))
         with self._ready(seed):
             return run_checks(self.pair, rows, runs, has_rows=self.has_rows, columns=self.columns)

@@ -15,7 +15,7 @@ from torch import nn
 
 import pplgen
 from pplgen import defaults
-from pplgen.errors import InputError
+from pplgen.errors import DataWarning, InputError
 from pplgen.training import Progress, StopReason
 
 Y = torch.linspace(-1.0, 2.0, 25)
@@ -142,7 +142,6 @@ def test_restarts_of_an_automatic_guide_differ():
     assert len({run.history[0] for run in fit.runs}) == 3
 
 
-@pytest.mark.filterwarnings("ignore:Encountered")
 def test_restarts_that_break_down_are_dropped_and_counted():
     starts = iter([1.0, float("nan"), 2.0])
 
@@ -150,7 +149,7 @@ def test_restarts_that_break_down_are_dropped_and_counted():
         start = pyro.param("start", lambda: torch.tensor(next(starts)))
         pyro.sample("mu", dist.Normal(start, pyro.param("scale", torch.tensor(1.0))))
 
-    with pyro.validation_enabled(False):
+    with pyro.validation_enabled(False), pytest.warns(DataWarning, match="the guide's draw of 'mu' is NaN"):
         fit = quick(model, Y, fragile, restarts=3)
     assert len(fit.runs) == 2
     assert fit.num_failed == 1

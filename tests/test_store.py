@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 
 import pytest
 import torch
@@ -177,3 +178,14 @@ def test_what_killed_processes_left_is_removed_and_links_are_not_followed(tmp_pa
     (run / "table.csv").symlink_to(other / "kept")
     store.write_whole(run / "table.csv", "new")
     assert ((other / "kept").read_text(), (run / "table.csv").read_text()) == ("mine", "new")
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """A pipe stands for all devices, which a moved file would destroy."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(InputError, match="is no file that could be replaced"):
+            store.write_whole(tmp_path / name, "text")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]

@@ -17,7 +17,7 @@ from pplgen.iterates import flat, followed, unflat
 from pplgen.latent import LatentStory
 from pplgen.training import StopReason, Training
 
-__all__ = ["elbo_change", "iterate_rhat", "other_modes", "restarts_agree"]
+__all__ = ["elbo_change", "faults", "iterate_rhat", "other_modes", "restarts_agree"]
 
 RHAT = 1.1
 """Split R-hat above which parameters have not settled."""
@@ -95,6 +95,21 @@ def elbo_change(material: Material) -> Check:
     return Check(name, value, CHANGE, DHAKA, Verdict.FAIL, remedy)
 
 
+def faults(material: Material) -> Check:
+    """Count how often the run went back to its last good state, the ELBO or its gradient being infinite or NaN."""
+    name, source = "times the run was infinite or NaN", "this package"
+    if material.sampled:
+        return beside(name, source, SAMPLED)
+    if not material.runs:
+        return beside(name, source, "how it was trained is not known")
+    best = material.runs[0]
+    if not best.faults:
+        return Check(name, 0, 0, source, Verdict.PASS)
+    verdict = Verdict.FAIL if best.broke_down else Verdict.WARN
+    remedy = "; look at the model there, or start at a lower learning_rate"
+    return Check(name, len(best.faults), 0, source, verdict, "; ".join(best.faults) + remedy)
+
+
 def restarts_agree(material: Material) -> Check:
     """Restarts, the best among them, whose final ELBO is within ``AGREEMENT`` nats, or its error, of the best."""
     name, source = "restarts that reach the best ELBO", "this package"
@@ -110,7 +125,8 @@ def restarts_agree(material: Material) -> Check:
         return Check(name, agreeing, 2, source, Verdict.PASS)
     second = max(run.elbo for run in runs[1:])
     remedy = f"the best of {len(runs)} restarts is {runs[0].elbo - second:.1f} nats above the next: it may not be the "
-    return Check(name, agreeing, 2, source, Verdict.WARN, remedy + "best there is; give more restarts")
+    remedy += "best there is, or have a density that has collapsed on a point; look at it, and give more restarts"
+    return Check(name, agreeing, 2, source, Verdict.WARN, remedy)
 
 
 def other_modes(material: Material) -> Check:

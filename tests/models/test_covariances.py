@@ -1,12 +1,11 @@
 """Every kind of covariance against closed forms and maximum likelihood."""
 
-import math
-
 import pytest
 import torch
 from pplgen.models import GaussianMixture
 
 import pplgen
+from pplgen.exact.conjugate import shared_variance_evidence, wishart_evidence
 from pplgen.exact.em import GaussianMixtureParameters, e_step
 from pplgen.pair import Pair
 
@@ -14,24 +13,14 @@ KAPPA = 0.01
 
 
 def evidence(x, kind):
-    """Log evidence of one component in nats, with m the columns' means: a product of conjugate normal models."""
-    n, D = x.shape
-    squares = ((x - x.mean(0)) ** 2).sum(0)
-    prior = 0.15**2 * squares / n
-    shrunk = D / 2 * math.log(KAPPA / (KAPPA + n)) - n * D / 2 * math.log(math.pi)
+    """Log evidence of one component in nats, with m the columns' means."""
+    m, variance = x.mean(0), 0.15**2 * x.var(0, correction=0)
     if kind in ("full", "tied"):
-        nu, Psi = D + 2, torch.diag(prior)
-        total = (Psi + n * x.T.cov(correction=0).reshape(D, D)).logdet()
-        half = torch.tensor(nu / 2).double(), torch.tensor((nu + n) / 2).double()
-        gammas = torch.mvlgamma(half[1], D) - torch.mvlgamma(half[0], D)
-        return (gammas + nu / 2 * Psi.logdet() - (nu + n) / 2 * total).item() + shrunk
-    if kind == "diag":
-        nu, psi, count = 3, prior, n
-    else:
-        nu, psi, count, squares = D + 2, prior.mean(), n * D, squares.sum()
-    logs = nu / 2 * psi.log() - (nu + count) / 2 * (psi + squares).log()
-    blocks = logs.numel()
-    return logs.sum().item() + blocks * (math.lgamma((nu + count) / 2) - math.lgamma(nu / 2)) + shrunk
+        return wishart_evidence(x, m=m, kappa=KAPPA, nu=4, Psi=variance.diag()).item()
+    if kind == "spherical":
+        return shared_variance_evidence(x, m=m, kappa=KAPPA, nu=4, psi=variance.mean()).item()
+    columns = zip(x.split(1, 1), m.split(1), variance, strict=True)
+    return sum(shared_variance_evidence(column, m=m, kappa=KAPPA, nu=3, psi=psi).item() for column, m, psi in columns)
 
 
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])

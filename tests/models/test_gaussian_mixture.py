@@ -12,6 +12,7 @@ from torch.distributions import Wishart
 
 import pplgen
 from pplgen.errors import InputError
+from pplgen.exact.conjugate import wishart_evidence
 from pplgen.exact.em import GaussianMixtureParameters, e_step, em
 from pplgen.pair import Pair
 
@@ -54,23 +55,14 @@ def test_bartlett_factors_have_the_inverse_wishart_density():
 def test_one_component_is_conjugate_and_the_guide_starts_exact(faithful, columns):
     """With K = 1 every draw of log p - log q is the evidence of the normal-inverse-Wishart model, in closed form."""
     x = faithful.values[:, columns]
-    n, D = x.shape
+    D = x.shape[1]
     story = GaussianMixture(1, D, mean_precision=0.01).double()
     story.initialise(x)
     pair = Pair(story.model, story.guide, (x,))
     with pair.isolated():
         ratios = [-pair.elbo().loss(pair.model, pair.guide, x) for _ in range(5)]
-    kappa, nu, Psi = 0.01, D + 2, torch.diag(0.15**2 * x.var(dim=0, correction=0))
-    # m is the sample mean, so the term for the distance between them vanishes
-    Psi_n = Psi + n * x.T.cov(correction=0).reshape(D, D)
-    half = torch.tensor(nu / 2), torch.tensor((nu + n) / 2)
-    evidence = (
-        -n * D / 2 * math.log(math.pi)
-        + (torch.mvlgamma(half[1].double(), D) - torch.mvlgamma(half[0].double(), D)).item()
-        + nu / 2 * Psi.logdet().item()
-        - (nu + n) / 2 * Psi_n.logdet().item()
-        + D / 2 * math.log(kappa / (kappa + n))
-    )
+    Psi = torch.diag(0.15**2 * x.var(dim=0, correction=0))
+    evidence = wishart_evidence(x, m=x.mean(0), kappa=0.01, nu=D + 2, Psi=Psi).item()
     np.testing.assert_allclose(ratios, evidence, rtol=1e-9)
 
 

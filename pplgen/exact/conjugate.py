@@ -1,0 +1,78 @@
+"""Log evidence of conjugate models in closed form, in plain torch.
+
+``log p(x) = log int p(x | theta) p(theta) dtheta`` in nats, all rows under one component (Gelman et al. 2013, Bayesian
+Data Analysis, chapters 2 and 3; Murphy 2007, Conjugate Bayesian analysis of the Gaussian distribution).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["dirichlet_evidence", "gamma_poisson_evidence", "shared_variance_evidence", "wishart_evidence"]
+
+
+def wishart_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, Psi: Tensor) -> Tensor:
+    """Integrate over a full covariance: ``Sigma ~ InverseWishart(nu, Psi)``, ``mu ~ Normal(m, Sigma / kappa)``.
+
+    Parameters
+    ----------
+    x
+        Rows, shape ``(N, D)``.
+    m, Psi
+        Shapes ``(D,)`` and ``(D, D)``.
+    """
+    N, D = x.shape
+    centre = x.mean(0)
+    apart = centre - m
+    scatter = (x - centre).T @ (x - centre) + kappa * N / (kappa + N) * torch.outer(apart, apart)
+    before, after = (torch.tensor(degrees / 2, dtype=x.dtype) for degrees in (nu, nu + N))
+    return (
+        torch.mvlgamma(after, D)
+        - torch.mvlgamma(before, D)
+        + nu / 2 * Psi.logdet()
+        - (nu + N) / 2 * (Psi + scatter).logdet()
+        + D / 2 * math.log(kappa / (kappa + N))
+        - N * D / 2 * math.log(math.pi)
+    )
+
+
+def shared_variance_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, psi: Tensor) -> Tensor:
+    """Integrate over a variance that all columns share.
+
+    ``1 / sigma^2 ~ Gamma(nu / 2, psi / 2)``, ``mu ~ Normal(m, sigma^2 / kappa)``.
+
+    Parameters
+    ----------
+    x
+        Rows, shape ``(N, D)``.
+    m, psi
+        Shapes ``(D,)`` and ``()``.
+    """
+    N, D = x.shape
+    centre = x.mean(0)
+    squares = (x - centre).square().sum() + kappa * N / (kappa + N) * (centre - m).square().sum()
+    return (
+        math.lgamma((nu + N * D) / 2)
+        - math.lgamma(nu / 2)
+        + nu / 2 * psi.log()
+        - (nu + N * D) / 2 * (psi + squares).log()
+        + D / 2 * math.log(kappa / (kappa + N))
+        - N * D / 2 * math.log(math.pi)
+    )
+
+
+def gamma_poisson_evidence(x: Tensor, *, shape: float, rate: Tensor) -> Tensor:
+    """Integrate over the rate of counts, shape ``(N,)``: ``x_i ~ Poisson(lambda)``, ``lambda ~ Gamma(shape, rate)``."""
+    total = shape + x.sum()
+    prior = shape * rate.log() - math.lgamma(shape)
+    return prior + total.lgamma() - total * (rate + len(x)).log() - (x + 1).lgamma().sum()
+
+
+def dirichlet_evidence(hits: Tensor, *, concentration: float = 1.0) -> Tensor:
+    """Integrate over shares of K categories, seen so many times, shape ``(K,)``: ``pi ~ Dirichlet(concentration)``."""
+    alpha = torch.full_like(hits, concentration)
+    seen = (alpha + hits).lgamma().sum() - (alpha + hits).sum().lgamma()
+    return seen - alpha.lgamma().sum() + alpha.sum().lgamma()

@@ -1,0 +1,174 @@
+"""Steps of plain Pyro, with a way back to the last good state and a second look at the step that broke down."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, SVI
+from torch import Tensor
+
+from pplgen.errors import InputError
+from pplgen.faults import explain
+from pplgen.isolation import continue_from, generator_states
+from pplgen.pair import Pair
+
+__all__ = ["Steps", "quietly"]
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where a run stood after a step."""
+
+    taken: int
+    parameters: dict[str, Tensor]
+    optimisers: dict[Tensor, dict[str, Any]]
+    """Adam's moments, count and learning rate, of each parameter that has moved."""
+    generators: list[Tensor]
+
+
+class Steps:
+    """Steps of Pyro's SVI from wherever they were kept last; use it inside ``pair.isolated``.
+
+    The first step runs with Pyro's and torch's validation as it was found, the rest without.
+
+    Parameters
+    ----------
+    pair
+        Trained in place.
+    schedule
+        Pyro's optimiser, of ``Adam.for_pyro``.
+    bound
+        What is maximised.
+    batches_from
+        Arguments of every step after so many.
+    warm_up
+        Steps over which the weight of the codes' terms rises to one.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        schedule: Any,
+        bound: ELBO,
+        batches_from: Callable[[int], Iterator[tuple[Any, ...]]],
+        warm_up: int = 0,
+    ) -> None:
+        self.pair, self.bound, self.warm_up = pair, bound, warm_up
+        self.svi = SVI(pair.model, pair.guide, schedule, bound)
+        self._batches_from = batches_from
+        self.batches = batches_from(0)
+        self.taken = 0
+        self.keep()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every parameter is finite: a finite loss may have a gradient that is not."""
+        return all(bool(value.isfinite().all()) for value in self.pair.snapshot().values())
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        held: Any = next((each.optimizer.param_groups[0] for each in self._schedulers.values()), None)
+        return float((held or self._defaults)["lr"])
+
+    @property
+    def kept(self) -> int:
+        """Steps until the last good state."""
+        return self._good.taken
+
+    def take(self) -> float:
+        """Take a step and return its ELBO; NaN where a factorisation broke down."""
+        self.taken += 1
+        batch = self._next(self.batches, self.taken)
+        if self.taken > 1:
+            return self._value(batch)
+        try:
+            return -self.svi.step(*batch)
+        except InputError:
+            raise
+        except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
+            if self.explain()[1] is None:
+                raise
+            return math.nan
+
+    def keep(self) -> None:
+        """Take this for the last good state."""
+        states = {value: copy.deepcopy(each.optimizer.state_dict()) for value, each in self._schedulers.items()}
+        self._good = _State(self.taken, self.pair.snapshot(), states, generator_states())
+
+    def lower(self, factor: float) -> None:
+        """Multiply the learning rate of the last good state."""
+        self._defaults["lr"] *= factor
+        for state in self._good.optimisers.values():
+            for group in state["param_groups"]:
+                group["lr"] *= factor
+
+    def go_back(self) -> None:
+        """Return to the parameters and moments of the last good state; random numbers and batches go on."""
+        self.pair.restore(self._good.parameters)
+        for value in list(self._schedulers):
+            if value in self._good.optimisers:
+                state = copy.deepcopy(self._good.optimisers[value])
+                self._schedulers[value].optimizer.load_state_dict(state)
+            else:
+                del self._schedulers[value]
+
+    def explain(self) -> tuple[int, str | None]:
+        """Take the steps since the last good state again, up to the one that breaks down, and go back.
+
+        Returns
+        -------
+        tuple
+            The step and what broke down in it; where none does again, the last step and ``None``.
+        """
+        again = self._batches_from(self._good.taken)
+        try:
+            with torch.random.fork_rng():
+                self.go_back()
+                continue_from(self._good.generators)
+                for step in range(self._good.taken + 1, self.taken + 1):
+                    before, generators = self.pair.snapshot(), generator_states()
+                    batch = self._next(again, step)
+                    if math.isfinite(self._value(batch)) and self.is_finite:
+                        continue
+                    self.pair.restore(before)
+                    continue_from(generators)
+                    return step, explain(self.pair, self.bound, batch)
+        finally:
+            self.go_back()
+        return self.taken, None
+
+    @property
+    def _schedulers(self) -> dict[Any, Any]:
+        held: dict[Any, Any] = self.svi.optim.optim_objs
+        return held
+
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        """What the optimiser of a parameter starts with."""
+        held: dict[str, Any] = self.svi.optim.pt_optim_args
+        return held
+
+    def _next(self, batches: Iterator[tuple[Any, ...]], step: int) -> tuple[Any, ...]:
+        """Return the arguments of a step, the codes' terms weighed as they are in it."""
+        if self.warm_up and self.pair.kl_weight is not None:
+            self.pair.kl_weight.fill_(min(1.0, step / self.warm_up))
+        return next(batches)
+
+    def _value(self, batch: tuple[Any, ...]) -> float:
+        try:
+            return -quietly(self.svi.step, batch)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return math.nan
+
+
+def quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
+    """Call without validation, which costs as much as the mathematics."""
+    with pyro.validation_enabled(False):
+        return float(call(*batch))

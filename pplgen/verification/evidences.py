@@ -1,0 +1,105 @@
+"""Claims about evidences of mixtures of one component, which are conjugate models."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pplgen.exact.conjugate import (
+    dirichlet_evidence,
+    gamma_poisson_evidence,
+    shared_variance_evidence,
+    wishart_evidence,
+)
+from pplgen.models import GaussianMixture, MixedMixture
+from pplgen.pair import Pair
+from pplgen.story import Story
+from pplgen.verification.claim import Claim
+from pplgen.verification.sources import Sources
+
+__all__ = ["CLAIMS"]
+
+ROUNDING = "rounding of sums in double precision"
+KAPPA = 0.01
+"""Rows that the stories' prior on a location is worth."""
+
+
+def _apart_from_evidence(story: Story, x: Tensor, evidence: float) -> float:
+    """Largest difference of single draws of the bound from the evidence: the guide starts at the posterior."""
+    story = story.double()
+    story.initialise(x)
+    pair = Pair(story.model, story.guide, (x,))
+    with pair.isolated():
+        bounds = [-float(pair.elbo().loss(pair.model, pair.guide, x)) for _ in range(5)]
+    return max(abs(bound - evidence) for bound in bounds)
+
+
+def _gaussian_evidence(covariance: str, sources: Sources) -> float:
+    x = sources.faithful()
+    m, variance = x.mean(0), (0.15 * x.std(0, correction=0)).square()
+    if covariance in ("full", "tied"):
+        evidence = wishart_evidence(x, m=m, kappa=KAPPA, nu=4, Psi=variance.diag())
+    elif covariance == "spherical":
+        evidence = shared_variance_evidence(x, m=m, kappa=KAPPA, nu=4, psi=variance.mean())
+    else:
+        columns = zip(x.split(1, 1), m.split(1), variance, strict=True)
+        each = [shared_variance_evidence(x, m=m, kappa=KAPPA, nu=3, psi=psi) for x, m, psi in columns]
+        evidence = torch.stack(each).sum()
+    return _apart_from_evidence(GaussianMixture(1, 2, covariance=covariance), x, float(evidence))
+
+
+def _column_evidence(kind: str, column: Tensor) -> Tensor:
+    """Log evidence of the seen entries of a column, at the priors that the story takes from them."""
+    seen = column[~column.isnan()]
+    if kind == "normal":
+        scale = seen.var(correction=0)
+        return shared_variance_evidence(seen[:, None], m=seen.mean()[None], kappa=KAPPA, nu=3, psi=scale)
+    if kind == "poisson":
+        return gamma_poisson_evidence(seen, shape=1.0, rate=1 / seen.mean())
+    categories = torch.arange(2 if kind == "binary" else 3)
+    return dirichlet_evidence((seen[:, None] == categories).double().sum(0))
+
+
+def _mixed_evidence(kind: str, sources: Sources) -> float:
+    shape = (120, 2)
+    x = {
+        "normal": 3 * torch.randn(shape).double() + 5,
+        "poisson": torch.poisson(torch.full(shape, 4.0)).double(),
+        "binary": torch.bernoulli(torch.full(shape, 0.3)).double(),
+        "categorical3": torch.randint(3, shape).double(),
+    }[kind]
+    x[torch.rand(shape) < 0.2] = torch.nan
+    evidence = sum(float(_column_evidence(kind, column)) for column in x.T)
+    return _apart_from_evidence(MixedMixture(1, 2, columns=kind), x, evidence)
+
+
+CLAIMS = (
+    *(
+        Claim(
+            f"evidence-{covariance}",
+            "gaussian-mixture",
+            f"bound less evidence, one component, {covariance}, largest of five draws (nats)",
+            0.0,
+            1e-6,
+            ROUNDING,
+            "closed form (Murphy 2007)",
+            partial(_gaussian_evidence, covariance),
+        )
+        for covariance in ("full", "tied", "diag", "spherical")
+    ),
+    *(
+        Claim(
+            f"evidence-{kind}",
+            "mixed-mixture",
+            f"bound less evidence, one component, two columns of kind {kind} with gaps, largest of five draws (nats)",
+            0.0,
+            1e-6,
+            ROUNDING,
+            "closed form (Murphy 2007; Gelman et al. 2013)",
+            partial(_mixed_evidence, kind),
+        )
+        for kind in ("normal", "poisson", "binary", "categorical3")
+    ),
+)

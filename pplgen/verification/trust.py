@@ -1,0 +1,283 @@
+"""Claims about checks, sampling, leaving out and calibration."""
+
+from __future__ import annotations
+
+import functools
+import math
+from functools import partial
+
+import arviz_stats
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
+from torch import Tensor
+
+from pplgen.calibrating import calibrate
+from pplgen.calibration import Calibration
+from pplgen.checks import weights
+from pplgen.checks.material import Material
+from pplgen.diagnostics import Verdict
+from pplgen.fitting import fit
+from pplgen.pair import Pair
+from pplgen.posterior import group_of
+from pplgen.verification.claim import Claim, Estimate
+from pplgen.verification.sources import Sources
+from pplgen.weighing import leave_one_out, weigh
+
+__all__ = ["CLAIMS"]
+
+ROWS = 20
+
+
+def _schools(y: Tensor, sigma: Tensor) -> None:
+    """Eight schools, non-centred, as in posteriordb."""
+    mu, tau = pyro.sample("mu", dist.Normal(0.0, 5.0)), pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu + tau * z, sigma), obs=y)
+
+
+def _centred(y: Tensor, sigma: Tensor) -> None:
+    mu, tau = pyro.sample("mu", dist.Normal(0.0, 5.0)), pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+@functools.cache
+def _chains(sources: Sources) -> dict[str, Estimate]:
+    """Means of what the schools share, with their Monte Carlo errors."""
+    found = fit(_schools, sources.schools(), method="nuts", steps=1000, restarts=2, progress=False)
+    tree = found.to_datatree(groups=["posterior"])
+    table = arviz_stats.summary(tree, var_names=["mu", "tau"], round_to="none").astype(float)
+    return {name: Estimate(table.loc[name, "mean"], table.loc[name, "mcse_mean"]) for name in ("mu", "tau")}
+
+
+def _school_mean(name: str, sources: Sources) -> Estimate:
+    return _chains(sources)[name]
+
+
+def _khat(centred: bool, sources: Sources) -> float:
+    """k-hat of a mean-field fit to the eight schools."""
+    model = _centred if centred else _schools
+    found = fit(model, sources.schools(), compile="graph", progress=False)
+    with found.pair.isolated(), torch.no_grad():
+        return weights.khat(Material(found.pair)).value
+
+
+def _known_mean(width: float) -> tuple[Pair, Tensor]:
+    """Return a conjugate mean with a guide so many times as wide as its posterior, and the rows."""
+    x = torch.randn(ROWS, dtype=torch.float64)
+    precision = 0.01 + ROWS
+
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=x.dtype), 10.0))
+        with pyro.plate("data", ROWS):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(x.sum() / precision, width * precision**-0.5))
+
+    return Pair(model, guide, (x,)), x
+
+
+def _left_out(width: float, sources: Sources) -> float:
+    """Leave-one-out log density of twenty rows by weights of a wrong guide, less the exact one."""
+    pair, x = _known_mean(width)
+    precision = 0.01 + ROWS - 1
+    exact = dist.Normal((x.sum() - x) / precision, (1 + 1 / precision) ** 0.5).log_prob(x).sum()
+    with pair.isolated():
+        return float(leave_one_out(weigh(pair, 4000)).elpd) - float(exact)
+
+
+def _gap(sources: Sources) -> float:
+    """Gap of the bound of a guide that is half again as wide as the posterior."""
+    pair, _ = _known_mean(1.5)
+    with pair.isolated(), torch.no_grad():
+        return weights.bound_gap(Material(pair)).value
+
+
+def _features() -> Tensor:
+    """Two features of thirty rows that are nearly the same, drawn once for all."""
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
+    return torch.stack([x[:, 0], 0.95 * x[:, 0] + 0.3 * x[:, 1]], 1)
+
+
+def _regression(x: Tensor, y: Tensor) -> None:
+    beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ beta, 1.0), obs=y)
+
+
+@functools.cache
+def _calibrated(mean_field: bool) -> Calibration:
+    guide = AutoNormal(_regression) if mean_field else AutoMultivariateNormal(_regression)
+    data = _features(), torch.zeros(30)
+    return calibrate(_regression, data, guide, num_datasets=100, steps=1500, learning_rate=0.1, progress=False)
+
+
+def _failing(mean_field: bool, sources: Sources) -> float:
+    """Coefficients whose ranks are not uniform."""
+    found = _calibrated(mean_field)
+    verdicts = zip(found.quantities, found.checks(), strict=True)
+    return float(sum(check.verdict is Verdict.FAIL for name, check in verdicts if name.startswith("beta")))
+
+
+def _coverage(mean_field: bool, sources: Sources) -> float:
+    """Share of data sets whose 90 % interval holds the first coefficient."""
+    return float(_calibrated(mean_field).coverage[0.9]["beta[0]"])
+
+
+def _expected_coverage() -> float:
+    """Coverage of a 90 % interval whose deviation is that of the best independent factors."""
+    precision = _features().T @ _features() + torch.eye(2)
+    shorter = float((precision[0, 0] * torch.linalg.inv(precision)[0, 0]) ** -0.5)
+    return math.erf(1.6448536 * shorter / math.sqrt(2))
+
+
+def _two_normals(y: Tensor) -> None:
+    """Posteriordb's low_dim_gauss_mix, whose order of means is left to where the guide starts."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0).expand([2]).to_event(1))
+    sigma = pyro.sample("sigma", dist.HalfNormal(2.0).expand([2]).to_event(1))
+    theta = pyro.sample("theta", dist.Beta(5.0, 5.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Bernoulli(1 - theta), infer={"enumerate": "parallel"}).long()
+        pyro.sample("y", dist.Normal(mu[z], sigma[z]), obs=y)
+
+
+@functools.cache
+def _two_normals_posterior(sources: Sources) -> dict[str, float]:
+    y = sources.posteriordb("low_dim_gauss_mix").float()
+    start = init_to_value(values={"mu": torch.tensor([-1.0, 1.0])})
+    guide = AutoMultivariateNormal(pyro.poutine.block(_two_normals, hide=["z"]), init_loc_fn=start, init_scale=0.05)
+    found = fit(_two_normals, y, guide, learning_rate=0.003, compile="graph", progress=False)
+    draws = group_of(found.to_datatree(10_000, groups=["posterior"]), "posterior")
+    means = [np.asarray(draws[name].mean(("chain", "draw"))).reshape(-1) for name in ("mu", "sigma", "theta")]
+    return dict(zip(TWO_NORMALS, np.concatenate(means).tolist(), strict=True))
+
+
+def _two_normals_mean(name: str, sources: Sources) -> float:
+    return _two_normals_posterior(sources)[name]
+
+
+TWO_NORMALS = {
+    "mu1": (-2.73351, 0.0420),
+    "mu2": (2.86983, 0.0546),
+    "sigma1": (1.02807, 0.0314),
+    "sigma2": (1.02382, 0.0405),
+    "theta": (0.62155, 0.0155),
+}
+"""Posterior means and deviations of posteriordb's reference draws."""
+POSTERIORDB = "posteriordb's reference draws (Magnusson et al. 2024)"
+
+CLAIMS = (
+    *(
+        Claim(
+            f"schools-{name}",
+            "nuts",
+            f"posterior mean of {name}, eight schools",
+            mean,
+            0.13,
+            "four standard errors of the reference: 10,000 draws with deviations near 3.3",
+            POSTERIORDB,
+            partial(_school_mean, name),
+            slow=True,
+        )
+        for name, mean in (("mu", 4.4105), ("tau", 3.6021))
+    ),
+    *(
+        Claim(
+            f"khat-{'centred' if centred else 'non-centred'}",
+            "checks",
+            f"k-hat of a mean-field fit to the eight schools, {'' if centred else 'non-'}centred",
+            value,
+            allowed,
+            "k-hat of 10,000 draws has a deviation of about .1 where it is near 1, and less below",
+            "Yao et al. (2018), figure 2",
+            partial(_khat, centred),
+            slow=True,
+        )
+        for centred, value, allowed in ((True, 0.85, 0.25), (False, 0.55, 0.15))
+    ),
+    Claim(
+        "loo-conjugate",
+        "checks",
+        "leave-one-out log density of twenty rows by a guide too wide by half, less the exact one (nats)",
+        0.0,
+        0.1,
+        "sums of twenty terms, whose draws are off by about .003 nats each, of one sign",
+        "closed form of a conjugate mean",
+        partial(_left_out, 1.5),
+    ),
+    Claim(
+        "bound-gap",
+        "checks",
+        "gap of the bound of a guide too wide by half (nats)",
+        (1.5**2 - 1) / 2 - math.log(1.5),
+        0.018,
+        "four standard errors of 40,000 draws with a deviation of .88",
+        "KL(N(0, 1.5), N(0, 1))",
+        _gap,
+    ),
+    Claim(
+        "calibration-exact",
+        "calibration",
+        "coefficients of a conjugate regression with its own posterior that fail, of two",
+        0.0,
+        0.0,
+        "a count",
+        "simulation-based calibration (Talts et al. 2018)",
+        partial(_failing, False),
+        slow=True,
+    ),
+    Claim(
+        "calibration-mean-field",
+        "calibration",
+        "coefficients of the same regression that fail with independent factors, of two",
+        2.0,
+        0.0,
+        "a count",
+        "simulation-based calibration (Talts et al. 2018)",
+        partial(_failing, True),
+        slow=True,
+    ),
+    Claim(
+        "coverage-exact",
+        "calibration",
+        "coverage of the first coefficient's 90 % interval with its own posterior",
+        0.9,
+        0.12,
+        "four standard errors of a share of 100 data sets",
+        "the interval's own probability",
+        partial(_coverage, False),
+        slow=True,
+    ),
+    Claim(
+        "coverage-mean-field",
+        "calibration",
+        "coverage of the first coefficient's 90 % interval with independent factors",
+        _expected_coverage(),
+        0.2,
+        "four standard errors of a share of 100 data sets",
+        "closed form: the factors' deviations are those given the other coefficient (Turner and Sahani 2011)",
+        partial(_coverage, True),
+        slow=True,
+    ),
+    *(
+        Claim(
+            f"two-normals-{name}",
+            "a pair of your own",
+            f"posterior mean of {name} in posteriordb's low_dim_gauss_mix, by a full normal guide",
+            mean,
+            0.15 * deviation,
+            ".15 posterior deviations: where the optimiser ends; 10,000 draws err by .01",
+            POSTERIORDB,
+            partial(_two_normals_mean, name),
+            slow=True,
+        )
+        for name, (mean, deviation) in TWO_NORMALS.items()
+    ),
+)
