@@ -181,11 +181,10 @@ def fit(
         raise InputError(f"decay={decay!r}: expected a number above 0 and at most 1")
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    if compile not in _COMPILERS:
-        raise InputError(f"compile={compile!r}: expected one of {', '.join(_COMPILERS)}")
+    check_choice("compile", compile, _COMPILERS)
+    check_positive("checkpoint_every", checkpoint_every)
     if checkpoint is not None and compile == "off":
         raise InputError("checkpoint: compile='off' runs plain Pyro, which keeps none")
-    check_positive("checkpoint_every", checkpoint_every)
     target = None if device is None else check_device(device)
     if isinstance(model, Story) and guide is not None:
         raise InputError(
@@ -225,8 +224,7 @@ def fit(
         if best is None:
             raise failures[0]
     runs = tuple(run for run in results if run is not None)
-    if ranks.size > 1:
-        path = f"{path}; {ranks.size} ranks shared the {shard}"
+    path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {shard}"
     facts: dict[str, Any] = {"table": prepared.table, "origin": prepared.origin, "path": path}
     return Fit(best, runs, seed=seed, num_failed=len(results) - len(runs), **facts)
 
