@@ -35,6 +35,7 @@ TRAINING = {
     "steps": 400 if SMOKE else 3000,
     "learning_rate": 0.01 if SMOKE else 0.004,
     "progress": False,
+    "compile": "graph" if SMOKE else "auto",
 }
 
 # %% [markdown]

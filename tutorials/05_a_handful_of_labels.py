@@ -32,6 +32,7 @@ TRAINING = {
     "steps": 400 if SMOKE else 1200,
     "learning_rate": 0.01 if SMOKE else 0.005,
     "progress": False,
+    "compile": "graph" if SMOKE else "auto",
 }
 
 warnings.filterwarnings("ignore", message="column 'x0' is constant")  # blank pixels at the border may stay
@@ -171,9 +172,9 @@ axes.legend(frameon=False, fontsize="small")
 plt.show()
 
 # %% [markdown]
-# It is too sure. A network classifier that thirty labels have taught says 99 % of far too much, and summing the class
-# out does not mend it. The *order* is good, though: the surest half is nearly always right. So use the probabilities
-# to choose what to ask somebody about next, and not as odds to bet on.
+# It is too sure. A network classifier that thirty labels have taught claims more than it knows, and summing the class
+# out does not mend it. The *order* is good, though: the surer half of its answers has a fraction of the other half's
+# errors. So use the probabilities to choose what to ask somebody about next, and not as odds to bet on.
 #
 # ## When it helps, and when it does not
 #

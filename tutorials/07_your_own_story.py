@@ -21,6 +21,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoNormal, init_to_value
 from pyro.nn import PyroParam
 from torch.distributions import constraints
 
@@ -57,7 +58,6 @@ print(f"{len(x)} figures: mean {x.mean():.1f}, standard deviation {x.std():.1f},
 # ## A bare Pyro pair
 #
 # As Pyro, that is the equations line by line. Rows live in a plate; the discrete latent asks to be enumerated.
-# Without a guide of our own, `fit` takes a normal for each latent, on its unconstrained scale (Pyro's `AutoNormal`).
 
 
 # %%
@@ -72,7 +72,20 @@ def model(x):
         pyro.sample("x", dist.Normal(mu, scale.unsqueeze(-1)).to_event(1), obs=x)
 
 
-bare = pplgen.fit(model, x, steps=3000, progress=False)
+lost = pplgen.fit(model, x, steps=500, progress=False)
+lost.summary()
+
+# %% [markdown]
+# Without a guide of our own, `fit` takes a normal for each latent, on its unconstrained scale (Pyro's `AutoNormal`),
+# and that starts near zero, knowing nothing of the data. It has not arrived: the last line of the summary says so,
+# and on its way it calls most figures gross. So we start it where the data are. That is one line of Pyro; the guide
+# leaves out `gross`, which is summed out.
+
+# %%
+start = {"mu": x.median(), "sigma": torch.tensor(5.0), "eps": torch.tensor(0.1)}
+normals = AutoNormal(pyro.poutine.block(model, hide=["gross"]), init_loc_fn=init_to_value(values=start))
+OPTIONS = {"steps": 2000 if SMOKE else 5000, "progress": False, "compile": "graph" if SMOKE else "auto"}
+bare = pplgen.fit(model, x, normals, **OPTIONS)
 bare.summary()
 
 # %% [markdown]
@@ -253,7 +266,7 @@ plt.show()
 # is gross; the grid has computed the same number in its own way.
 
 # %%
-fit = pplgen.fit(story, x, steps=3000, progress=False)
+fit = pplgen.fit(story, x, **OPTIONS)
 fit.summary()
 found = moments(fit)
 gross = fit.latents(draws=2000)["gross"].values[:, 1]
@@ -355,8 +368,9 @@ test_posterior_is_that_of_quadrature()
 # %%
 assert abs(evidence - finer) < 1e-3  # the grid is fine enough
 bare_found = moments(bare)
-assert all(abs(bare_found[name][0] - mean) < 0.2 * sd for name, (mean, sd) in exact.items())
-assert all(abs(bare_found[name][1] / sd - 1) < 0.2 for name, (_, sd) in exact.items())
+assert all(abs(bare_found[name][0] - mean) < (0.3 if SMOKE else 0.2) * sd for name, (mean, sd) in exact.items())
+assert all(abs(bare_found[name][1] / sd - 1) < (0.3 if SMOKE else 0.2) for name, (_, sd) in exact.items())
+assert lost.elbo < evidence - 50  # nats
 assert evidence - 0.3 < bare.elbo < evidence + 4 * bare.best.elbo_error
 assert set(x.ravel()[gross > 0.5].tolist()) == {-44.0, -2.0}
 assert found["mu"][0] - float(x.mean()) > 1  # nanoseconds
