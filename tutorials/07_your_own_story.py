@@ -281,17 +281,14 @@ for axes, name, label in ((left, "mu", "μ (ns)"), (middle, "eps", "ε")):
     axes.hist(draws[name].values.ravel(), bins=50, density=True, color=COLOURS[5], alpha=0.6, label="the guide")
     axes.plot(points, density, color=COLOURS[1], label="the grid")
     axes.set(xlabel=label, yticks=[], title=f"Posterior of {label.split(' ')[0]}")
-    axes.legend(frameon=False, fontsize="small")
-left.axvline(float(x.mean()), color="0.4", lw=1, ls=":")
-left.text(
-    float(x.mean()) + 0.05, 0.02, "mean of all figures", rotation=90, va="bottom", fontsize="x-small", color="0.4"
-)
+left.axvline(float(x.mean()), color="0.4", lw=1, ls=":", label="mean of all figures")
 left.set_xlim(24.5, 31)
-middle.set_xlim(0, 0.2)
+middle.set(xlim=(0, 0.2), xticks=[0, 0.05, 0.1, 0.15, 0.2])
 right.scatter(x.ravel(), gross, s=14, color=COLOURS[0], label="the fit")
 right.scatter(x.ravel(), gross_exact, s=50, facecolors="none", edgecolors=COLOURS[1], lw=0.8, label="the grid")
 right.set(xlabel="figure (ns)", ylabel="probability of a gross error", title="Which figures are gross")
-right.legend(frameon=False, fontsize="small")
+for axes in (left, middle, right):
+    axes.legend(frameon=False, fontsize="small")
 plt.show()
 
 # %% [markdown]

@@ -21,7 +21,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from sklearn.datasets import load_wine
 from torch.distributions import constraints
 
 import pplgen
@@ -39,9 +38,9 @@ RESTARTS = 16 if SMOKE else 64
 # class, nothing from this package. The guide's locations start at random.
 
 # %%
-x = pplgen.load_data("wine").values
-x = (x - x.mean(0)) / x.std(0)
-cultivar = load_wine().target
+wine = pplgen.load_data("wine")
+x = (wine.values - wine.values.mean(0)) / wine.values.std(0)
+cultivar = wine.target.numpy()  # seen by no fit
 K, D = 6, x.shape[1]
 
 
