@@ -175,8 +175,9 @@ print(f"{many.num_agreeing} of {len(finals)} restarts end within a nat of the be
 print(f"{100 * agreement:.0f} % of wines are of the commonest cultivar of their component, which no fit has seen")
 
 # %% [markdown]
-# A single start would have been any of these lines. `fit.diagnose()` therefore has a check of how many restarts reach
-# the best bound: where it is one of 64, there may be a better one that none has found.
+# A single start would have been any of these lines. (Where lines step up together, learning rates were cut at a
+# plateau.) `fit.diagnose()` therefore has a check of how many restarts reach the best bound: where it is one of 64,
+# there may be a better one that none has found.
 #
 # The same mechanism runs elsewhere under other names. `pplgen.calibrate` is a few hundred fits to simulated data
 # sets, each restart having rows of its own; draws for tables and scores are mapped likewise.
