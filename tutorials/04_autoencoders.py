@@ -397,9 +397,10 @@ axes.set_title("The smear, seven real digits, and what the model makes of them")
 plt.show()
 
 # %% [markdown]
-# A density is high where pictures are *simple*, not where they are typical (Nalisnick et al. 2019). No tuning of the
-# threshold mends that. Use `anomaly` for the guarantee on false alarms, and look at examples of what you hope to
-# catch before you rely on catching it.
+# It passes for a normal picture, and for one that is likelier than a good part of the real ones. A density is high
+# where pictures are *simple*, not where they are typical (Nalisnick et al. 2019). No tuning of the threshold mends
+# that. Use `anomaly` for the guarantee on false alarms, and look at examples of what you hope to catch before you
+# rely on catching it.
 #
 # ## What we claimed
 #
@@ -435,4 +436,5 @@ assert density["black and white", "free bits"] < density["black and white", "non
 assert missed["VAE"] < missed["pPCA"] < missed["the mean picture"]
 assert max(false_alarms.values()) < 0.05 + 3 * (0.05 / 170 + 0.05 / 180) ** 0.5  # its errors, of both halves
 assert caught[4] > 0.8 > 0.6 > caught[1]
-assert above > 0.5
+assert not smear["flagged"].any()
+assert above > 0.25
