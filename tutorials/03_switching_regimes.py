@@ -259,12 +259,13 @@ for _ in range(STEPS + AHEAD):
 regimes, places = np.array(regimes), np.array(places)
 positions = places + 0.15 * rng.normal(size=places.shape)
 seen = positions[:STEPS].copy()
-seen[rng.random(STEPS) < 1 / 6] = np.nan
-seen[100:112] = np.nan
-lost = np.isnan(seen[:, 0])
+lost = rng.random(STEPS) < 1 / 6
+lost[100:112] = True
+lost[-1] = False  # missing steps at the end would mean that the series has ended
+seen[lost] = np.nan
 
 y = torch.tensor(seen, dtype=torch.float32)[None]
-drift = pplgen.fit(SwitchingLDS(2, 2, 2), y, **(options | {"steps": 100 if SMOKE else 300}))
+drift = pplgen.fit(SwitchingLDS(2, 2, 2), y, **(options | {"steps": 60 if SMOKE else 300}))
 print(drift)
 track = drift.smooth(draws=100)
 guess = track["regime_probability"].values[0].argmax(1)
