@@ -141,7 +141,7 @@ plt.show()
 # The posterior predictive distribution is data that the fitted story makes up. In each column the data (black) are held
 # against the band of 90 % of the replicates. On the right, the same row by row: where does each value lie among its
 # predictions from all other rows? If the story is right these places are uniform, and their curve stays in the band. It
-# does, but for a touch at the shortest eruptions, which end more sharply than a Gaussian.
+# does, or all but: it comes close to the edge at the shortest eruptions, which end more sharply than a Gaussian.
 
 # %%
 observed, replicated = tree["observed_data"]["x"].values, tree["posterior_predictive"]["x"].values[0]

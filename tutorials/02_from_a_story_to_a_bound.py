@@ -234,7 +234,7 @@ def model(x):
     pyro.sample("x", dist.Normal(W @ z + mu, sigma).to_event(1), obs=x)
 
 
-fit = pplgen.fit(model, x, seed=0, compile="graph", steps=3000)
+fit = pplgen.fit(model, x, **({"steps": 3000, "compile": "graph"} if SMOKE else {}))
 price = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
 print(fit)
 print(f"log p(x) less the price of independence: {truth:.2f} - {price:.2f} = {truth - price:.2f}")
