@@ -54,7 +54,7 @@ for t, y in enumerate(nile.tolist()):
     m, P = m + K * (y - m), (1 - K) * P
     means.append(m)
     variances.append(P)
-by_hand = torch.tensor(means)
+by_hand = torch.tensor(means, dtype=torch.float64)
 
 # %% [markdown]
 # Ten lines. Here they are beside the general filter of `pplgen.exact.kalman` (any dimensions, missing entries,
