@@ -129,7 +129,7 @@ at_mean = GaussianMixtureParameters(*(torch.tensor(mean[name].values).double() f
 _, log_likelihood = e_step(exact, at_mean)
 print(f"log-likelihood at its maximum {maximum.log_likelihoods[-1]:.3f}, at the posterior mean {log_likelihood:.3f}")
 print("means by EM:      ", maximum.parameters.mu[order].numpy().round(2).tolist())
-print("posterior means:  ", mean["mu"].values.round(2).tolist())
+print("posterior means:  ", mean["mu"].values.astype(float).round(2).tolist())
 
 figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
 plot_mixture(axes, tree)

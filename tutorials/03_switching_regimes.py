@@ -104,7 +104,7 @@ q, r = (river.to_datatree(draws=1000, groups=["posterior"])["posterior"][name].v
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), width_ratios=(2, 1), sharey=True, layout="constrained")
 plot_series(left, y, smoothed)
-left.set_ylim(450, 1500)
+left.set_ylim(380, 1500)
 left.plot(np.arange(40, 60), nile[40:60], "x", color=COLOURS[1], ms=5, label="hidden")
 left.legend(fontsize="small", ncols=3, loc="upper right", framealpha=0.85, edgecolor="none")
 plot_forecast(right, y, years_ahead, past=25)

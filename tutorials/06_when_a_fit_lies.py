@@ -274,7 +274,7 @@ found = {
 }
 for each in found.values():
     each.summary()
-coverage = {name: each.coverage.loc["beta[0]", 0.9] for name, each in found.items()}
+coverage = {name: float(each.coverage.loc["beta[0]", 0.9]) for name, each in found.items()}
 print("how often a 90 % interval holds the truth:", coverage)
 
 # %%
