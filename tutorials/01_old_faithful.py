@@ -141,14 +141,14 @@ plt.show()
 # The posterior predictive distribution is data that the fitted story makes up. In each column the data (black) are held
 # against the band of 90 % of the replicates. On the right, the same row by row: where does each value lie among its
 # predictions from all other rows? If the story is right these places are uniform, and their curve stays in the band. It
-# does, or all but: it comes close to the edge at the shortest eruptions, which end more sharply than a Gaussian.
+# does, or all but: at the shortest eruptions, which end more sharply than a Gaussian, it touches the edge.
 
 # %%
 observed, replicated = tree["observed_data"]["x"].values, tree["posterior_predictive"]["x"].values[0]
 figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
 for column, (axes, name) in enumerate(zip(panels[:2], x.columns, strict=True)):
     plot_predictive(axes, observed[:, column], replicated[..., column], f"{name} (minutes)")
-panels[0].legend(frameon=False, fontsize="small")
+panels[1].legend(frameon=False, fontsize="small", loc="upper left")
 panels[0].set_title("Replicates look like the data, column by column")
 without = left_out(fit, tree)
 rng = np.random.default_rng(0)
