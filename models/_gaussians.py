@@ -60,9 +60,14 @@ class GaussianComponents(PyroModule):
         Missing entries of the rows that are returned are zero, the column mean.
         """
         average, deviation = column_scales(x, weights)
-        self.m = average if mean is None else x.new_tensor(mean)
-        self.s = WIDTH * deviation if scale is None else x.new_tensor(scale)
+        self.m, self.s = average, WIDTH * deviation
+        self.give_scales(mean, scale)
         return torch.where(x.isnan(), 0.0, (x - self.m) / self.s)
+
+    def give_scales(self, mean: Sequence[float] | None, scale: Sequence[float] | None) -> None:
+        """Set m and s where they are given."""
+        self.m = self.m if mean is None else self.m.new_tensor(mean)
+        self.s = self.s if scale is None else self.s.new_tensor(scale)
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Draw locations and spreads from the prior."""

@@ -11,7 +11,7 @@ The story, for rows x_i of D features and K components::
 With alpha = 1 and kappa = .01 this is the weak conjugate prior of Fraley and Raftery (2007), for narrower components:
 its density falls to zero faster than any likelihood can rise as a component collapses.
 ``pplgen.models._gaussians`` holds the priors of the covariances. Unless given, m are the columns' means and s .15 of
-their standard deviations, set by ``initialise`` (from a sample of rows that are streamed); until then they are 0 and 1.
+their standard deviations, set by ``initialise`` (from a sample of rows that are streamed), and before it 0 and 1.
 
 The guide is the conjugate family, each factor with parameters of its own: q(pi) is Dirichlet. The index z is summed out
 exactly by ``TraceEnum_ELBO``, and missing entries are integrated out exactly.
@@ -85,6 +85,7 @@ class GaussianMixture(GaussianRows, Story):
         )
         self.K, self.D = K, D
         self.components = gaussian_components(covariance, K, D, self.config["mean_precision"])
+        self.components.give_scales(self.config["prior_mean"], self.config["prior_scale"])
         self.auxiliary = self.components.auxiliary
         self.dims = {
             "weights": ("component",),

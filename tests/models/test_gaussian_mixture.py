@@ -14,6 +14,7 @@ import pplgen
 from pplgen.errors import InputError
 from pplgen.exact.conjugate import wishart_evidence
 from pplgen.exact.em import GaussianMixtureParameters, e_step, em
+from pplgen.isolation import seeded
 from pplgen.pair import Pair
 
 FAITHFUL_MAXIMUM = -1130.26396  # K = 2, full covariance
@@ -49,6 +50,20 @@ def test_bartlett_factors_have_the_inverse_wishart_density():
     Psi = story.components.prior_tril @ story.components.prior_tril.mT
     theirs = Wishart(torch.tensor(float(D + 2), dtype=torch.float64), torch.linalg.inv(Psi)).log_prob(Lambda)
     assert ours.item() == pytest.approx((theirs + jacobian.slogdet().logabsdet).item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_given_priors_hold_before_any_data(covariance):
+    """Data sets from a prior in other units are those of the unit prior, moved and stretched."""
+    m, s = torch.tensor([3.5, 70.0]), torch.tensor([0.4, 6.0])
+    story = GaussianMixture(2, 2, covariance=covariance, prior_mean=m.tolist(), prior_scale=s.tolist())
+    standard = GaussianMixture(2, 2, covariance=covariance)
+    with seeded(1):
+        ours = story.simulate(50)
+    with seeded(1):
+        theirs = standard.simulate(50)
+    # single precision: a handful of roundings of numbers up to a few hundred
+    torch.testing.assert_close(ours, m + s * theirs, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("columns", [[0], [0, 1]])
