@@ -15,7 +15,8 @@ from pplgen.models import Entry
 from sphinx.application import Sphinx
 
 from pplgen import models
-from pplgen.show_command import calibration_lines, measured, measured_value
+from pplgen.show_command import calibration_lines, measured
+from pplgen.verification.digits import as_claimed, as_measured
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -152,7 +153,8 @@ def _pieces(entry: Entry) -> str:
 def _measured(name: str) -> str:
     """Return a table of the claims about a story that were measured."""
     rows = [
-        f"| {claim['what']} | {claim['claimed']:.8g} | {measured_value(claim)} | {claim['verdict']} |"
+        f"| {claim['what']} | {as_claimed(claim['claimed'])} "
+        f"| {as_measured(claim['measured'], claim['claimed'], claim['tolerance'])} | {claim['verdict']} |"
         for claim in measured(name)
         if claim["measured"] is not None
     ]

@@ -12,8 +12,9 @@ import typer
 
 from pplgen.signature import constructor_options
 from pplgen.story_commands import entry_named
+from pplgen.verification.digits import as_claimed, as_measured
 
-__all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "measured_value", "story_page"]
+__all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "story_page"]
 
 WIDTH = 120
 """Columns of the page, those of the equations."""
@@ -23,8 +24,6 @@ MEASURED = Path(__file__).parent / "verification" / "recorded.json"
 
 def measured(story: str) -> list[dict[str, Any]]:
     """Return what is recorded of the claims about a story, as ``pplgen.verification.record`` lays it out."""
-    if not MEASURED.exists():
-        return []
     return [entry for entry in json.loads(MEASURED.read_text("utf-8")) if entry["story"] == story]
 
 
@@ -103,14 +102,9 @@ def _section(title: str, paragraphs: Iterable[str]) -> Iterator[str]:
 
 def _claim_line(claim: Mapping[str, Any]) -> str:
     """Say what was claimed, what was measured and how far apart they may be."""
-    found = "" if claim["measured"] is None else f", measured {measured_value(claim)}"
-    within = "" if claim["measured"] is None else f" within {claim['tolerance']:.2g}"
-    return f"- {claim['what']}: claimed {claim['claimed']:.8g}{found}; {claim['verdict']}{within}"
-
-
-def measured_value(claim: Mapping[str, Any]) -> str:
-    """Return what was measured of a claim, with two digits where it is how far two computations are apart."""
-    return f"{claim['measured']:.{8 if claim['claimed'] else 2}g}"
+    value = as_measured(claim["measured"], claim["claimed"], claim["tolerance"])
+    found, within = (f", measured {value}", f" within {claim['tolerance']:.2g}") if value else ("", "")
+    return f"- {claim['what']}: claimed {as_claimed(claim['claimed'])}{found}; {claim['verdict']}{within}"
 
 
 def _default(value: Any) -> str:

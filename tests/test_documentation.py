@@ -120,5 +120,6 @@ def test_commands_on_pages_have_such_options(path):
     lines = "\n".join(fenced(path, "console|sh")).splitlines()
     for line in lines:
         words = shlex.split(line.removeprefix("$ "), comments=True)
-        if words and words[0].endswith("pplgen"):
-            parse(words[1:])
+        place = next((index for index, word in enumerate(words) if word.endswith("pplgen")), None)
+        if place is not None:
+            parse(words[place + 1 :])

@@ -155,7 +155,7 @@ def test_the_record_that_is_shipped_is_of_these_claims():
     entries = json.loads((Path(record.__file__).parent / "recorded.json").read_text(encoding="utf-8"))
     assert [entry["claim"] for entry in entries] == [claim.name for claim in EVERY]
     assert [entry["claimed"] for entry in entries] == [claim.claimed for claim in EVERY]
-    assert {entry["verdict"] for entry in entries} <= {"holds", "not run"}
+    assert not [entry["claim"] for entry in entries if entry["verdict"] == "fails" or entry["note"].startswith("slow")]
 
 
 @pytest.mark.parametrize(

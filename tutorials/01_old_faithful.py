@@ -116,7 +116,7 @@ k_hat = next(check.value for check in checks if check.name == "k-hat of all late
 # k-hat tells how well the guide can be corrected towards the posterior by importance weights; below 0.7 it is close
 # enough. The value for our guide says that what follows is about the story, and not about the approximation.
 #
-# Now something that was computed in another way. Expectation-maximisation, twenty lines of plain torch in
+# Now something that was computed in another way. Expectation-maximisation, plain torch in
 # `pplgen.exact.em`, climbs to the maximum of the likelihood. With so many rows and so weak a prior, the posterior mean
 # should lie close to it.
 
@@ -273,13 +273,13 @@ with tempfile.TemporaryDirectory() as directory:
 # %% [markdown]
 # ## What we claimed
 #
-# Everything that the text says is asserted here, so that this page cannot drift away from the package.
+# The claims that carry the argument are asserted here, so that this page cannot drift away from the package.
 
 # %%
 assert impossible["κ = 0.01, the default"] > 0.05 > 0.02 > impossible["κ = 0.1"]
 assert not any(verdict == "fail" for verdict in verdicts.values()), verdicts
 assert k_hat < 0.7
-assert abs(float(maximum.log_likelihoods[-1]) - -1130.26396) < 1e-3  # the published maximum
+assert abs(float(maximum.log_likelihoods[-1]) - -1130.26396) < 1e-3  # the maximum, to five decimals
 assert -1131.5 < float(log_likelihood) < -1130.26  # a point near a maximum costs little
 assert np.abs(mean["mu"].values - maximum.parameters.mu[order].numpy()).max() < 0.5  # minutes of waiting
 assert lag_seen < -0.5 < lag_made.min()  # no replicate alternates as the data do

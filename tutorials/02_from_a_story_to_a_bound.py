@@ -361,5 +361,5 @@ assert k_exact == -math.inf
 assert (heights.diff() > -1e-9).all()  # no half step goes down
 assert (heights[1::2] - evidence[1::2]).abs().max() < 1e-8  # an E-step touches the evidence
 assert (evidence - heights > -1e-8).all()  # a bound
-assert abs(optimum - -1130.26396) < 1e-3  # the published maximum
+assert abs(optimum - -1130.26396) < 1e-3  # the maximum, to five decimals
 assert abs(evidence[-1].item() - optimum) < 0.01

@@ -404,8 +404,7 @@ plt.show()
 #
 # ## What we claimed
 #
-# Everything that the text says is asserted here, in both modes. Where the short one gets less far, its tolerance is
-# wider.
+# The claims that carry the argument are asserted here. Where the short mode gets less far, its tolerance is wider.
 
 # %%
 assert abs(line.elbo - float(maximum)) / len(x) < (0.01 if SMOKE else 0.001)  # nats per picture

@@ -242,7 +242,7 @@ print(f"the numeral's fit above, asked for the parity of its answer: {100 * thro
 #
 # ## What we claimed
 #
-# Everything that the text says is asserted here.
+# The claims that carry the argument are asserted here.
 
 # %%
 rivals = ("logistic regression", "support vectors")

@@ -346,21 +346,23 @@ test_posterior_is_that_of_quadrature()
 # %% [markdown]
 # ## A place in the collection
 #
-# A story in your own file, as here, has all verbs but one: `fit.save` writes only what it can read back, and it finds
-# stories by their place in `pplgen.models`. To move in, two files are enough:
+# A story in your own file, as here, has all verbs; to read a run back you give the class again,
+# `pplgen.load(run, x, story=GrossErrors)`, and on the command line `--story FILE.py:GrossErrors`. To move in, it takes
+# two files:
 #
 # - **`models/gross_errors.py`**: the class above. Its module's docstring holds the equations and the reference; it
 #   imports torch, Pyro, `pplgen.story` and pieces that stories share, and stays under 200 lines.
 # - **`tests/models/test_gross_errors.py`**: `quadrature` and the test above. A reference that others may use goes
 #   into `pplgen/exact` instead.
 #
-# The rest finds the story by itself: `pplgen list` shows the first line of its docstring, `pplgen fit gross-errors
-# newcomb.csv --inflation 5` takes its arguments as options with help from the docstring, and the contract's tests run
-# over it. `CONTRIBUTING.md` has the rules, one page of them.
+# And a few lines elsewhere: when to take it and when not (`models/cards.toml`), a row of README's table, and a
+# number that `pplgen verify` measures again. The rest finds the story by itself: `pplgen list` shows the first line
+# of its docstring, `pplgen fit gross-errors newcomb.csv --inflation 5` takes its arguments as options with help
+# from the docstring, and the contract's tests run over it. `CONTRIBUTING.md` has the rules, one page of them.
 #
 # ## What we claimed
 #
-# Everything that the text says is asserted here.
+# The claims that carry the argument are asserted here.
 
 # %%
 assert abs(evidence - finer) < 1e-3  # the grid is fine enough

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pplgen.store import provenance
 from pplgen.verification.claim import Claim, Result
+from pplgen.verification.digits import as_claimed, as_measured
+from pplgen.verification.sources import FILES
 
 __all__ = ["as_json", "as_markdown", "counted", "fixed_cells", "numbers"]
 
@@ -35,9 +37,8 @@ $ pplgen verify gaussian-mixture      # a story, a family of claims, or a claim
 The command ends with exit code 1 where a claim does not hold. Where two computations are held against each other, the
 number is how far they are apart, and zero is claimed. Monte Carlo estimates may be off by four of their standard errors
 beside the tolerance; "within" is both together. A claim whose data or packages are not at hand is not run, and says
-why. In FOLDER are looked for `posteriordb/low_dim_gauss_mix.json` and `hmm_example.json`, `series/hamilton_rgnp.csv`
-(columns `rgnp_growth_pct`, `nber_recession`), and `static_binarized_mnist/binarized_mnist_train.mat` and
-`binarized_mnist_test.mat`.
+why. In FOLDER are looked for:
+
 """
 
 
@@ -65,7 +66,7 @@ def as_json(results: Iterable[Result]) -> str:
 
 def as_markdown(results: Mapping[str, Sequence[Result]]) -> str:
     """Return a page with a table for each family, and below them what was run with which versions."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION + "".join(f"- `{name}`: {what}\n" for name, what in FILES.items())]
     for family, members in results.items():
         rows = [_row(HEADINGS), "|" + "---|" * len(HEADINGS), *(_row(_cells(result)) for result in members)]
         parts.append(f"## {family.capitalize()}\n\n" + "\n".join(rows) + "\n")
@@ -83,14 +84,14 @@ def counted(results: Sequence[Result]) -> str:
 
 def fixed_cells(claim: Claim) -> tuple[str, str, str, str, str]:
     """Return the cells of a claim's row that no run changes: what, about, claimed, tolerance from, source."""
-    return f"{claim.what}, `{claim.name}`", claim.subject, _number(claim.claimed), claim.basis, claim.source
+    return f"{claim.what}, `{claim.name}`", claim.subject, as_claimed(claim.claimed), claim.basis, claim.source
 
 
 def numbers(result: Result) -> tuple[str, str, str]:
     """Claimed, measured, and how far they may be apart, with as many digits as matter."""
     return (
-        _number(result.claim.claimed),
-        _measured(result),
+        as_claimed(result.claim.claimed),
+        as_measured(result.measured, result.claim.claimed, result.allowed),
         "" if math.isnan(result.allowed) else f"{result.allowed:.2g}",
     )
 
@@ -104,21 +105,6 @@ def _cells(result: Result) -> tuple[str, ...]:
 
 def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-
-def _number(value: float) -> str:
-    return f"{value:.11g}"
-
-
-def _measured(result: Result) -> str:
-    """Digits down to a hundredth of the tolerance; of a difference, two."""
-    if math.isnan(result.measured):
-        return ""
-    if result.claim.claimed == 0:
-        return f"{result.measured:.2g}"
-    if result.allowed == 0:
-        return _number(result.measured)
-    return f"{result.measured:.{max(0, 2 - math.floor(math.log10(result.allowed)))}f}"
 
 
 def _finite(value: float) -> float | None:

@@ -26,6 +26,19 @@ FIRST_GROWTH = (
 """Growth of real US GNP in percent, 1951Q2 to 1954Q1 (Hamilton 1989)."""
 
 
+FILES = {
+    "posteriordb/low_dim_gauss_mix.json": "data of the posterior of that name in posteriordb, a number N and a list y",
+    "posteriordb/hmm_example.json": "likewise",
+    "series/hamilton_rgnp.csv": (
+        "growth of real US GNP in percent, 1951Q2 to 1984Q4 (`rgnp_growth_pct`), and whether the quarter is in a "
+        "recession of the NBER's (`nber_recession`, 0 or 1): Hamilton (1989), in statsmodels' tests of regime switching"
+    ),
+    "static_binarized_mnist/binarized_mnist_train.mat": "Larochelle's fixed binarisation of MNIST as MATLAB files",
+    "static_binarized_mnist/binarized_mnist_test.mat": "likewise",
+}
+"""Data that are neither shipped nor installed, by their names in the user's folder."""
+
+
 class NotAtHand(Exception):
     """Why a claim cannot be measured on this machine."""
 
@@ -43,9 +56,7 @@ class Sources:
     Attributes
     ----------
     folder : Path or None
-        With data that are neither shipped nor installed: ``posteriordb/low_dim_gauss_mix.json`` and
-        ``posteriordb/hmm_example.json``; ``series/hamilton_rgnp.csv`` with columns ``rgnp_growth_pct`` and
-        ``nber_recession``; ``static_binarized_mnist/binarized_mnist_train.mat`` and ``..._test.mat``.
+        With those of ``FILES`` that are at hand.
     """
 
     folder: Path | None = None

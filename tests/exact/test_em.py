@@ -1,4 +1,4 @@
-"""EM for Gaussian mixtures against published maxima and scikit-learn."""
+"""EM for Gaussian mixtures against reference maxima and scikit-learn."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from pplgen.exact.em import GaussianMixtureParameters, e_step, em, m_step
 
 @pytest.mark.parametrize(
     ("num_components", "maximum"),
-    [(1, -1289.79675), (2, -1130.26396)],  # published maxima, five decimals
+    [(1, -1289.79675), (2, -1130.26396)],  # reference maxima, five decimals
 )
 def test_reaches_the_maximum_on_old_faithful_and_never_decreases(faithful, num_components, maximum):
     result = em(faithful.values, num_components)
