@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pplgen.digits import as_claimed, as_measured
 from pplgen.signature import constructor_options
 from pplgen.story_commands import entry_named
-from pplgen.verification.digits import as_claimed, as_measured
 
 __all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "story_page"]
 

@@ -13,6 +13,7 @@ FLOORS = {
     "readers": 0,
     "downloads": 0,
     "mnist": 0,
+    "digits": 0,
     "named": 0,
     "transforms": 0,
     "data": 0,
