@@ -21,7 +21,7 @@ from pplgen.distributed import ALONE, Ranks
 from pplgen.engine import Engine, State
 from pplgen.errors import InputError
 from pplgen.graph import Graph, buffers_of, tensors_of, trace
-from pplgen.isolation import generator_states, seeded
+from pplgen.isolation import continue_from, generator_states, seeded
 from pplgen.pair import Pair
 from pplgen.plateaus import WINDOW
 from pplgen.replay import LOOKED_AT, Again
@@ -144,6 +144,7 @@ def train_together(
     continue_batches()
     path = compiled() if compiler == "inductor" else "the traced graph"
     began, started, interrupted = now.taken, time.perf_counter(), False
+    generators = generator_states()
     try:
         while now.taken < steps and now.running:
             judge = now.taken >= warm_up
@@ -155,6 +156,7 @@ def train_together(
                 state = State(*(value.clone() for value in state))
                 met = again.met(now, len(losses), generators, struck[:LOOKED_AT])
             now.advance(state, losses, judge=judge, met=met)
+            generators = generator_states()
             if struck and ranks.first:
                 again.warn(now, struck)
             elapsed, done = time.perf_counter() - started, now.taken - began
@@ -163,8 +165,9 @@ def train_together(
             if kept and ranks.first and kept.due():
                 kept.save(*now.frozen())
             if compiler == "auto" and done == WINDOW:
-                remaining = ranks.gathered(elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken))[0]
-                if remaining > max(REPAYS, PER_NODE * len(engine.graph.module.graph.nodes)):
+                remaining = elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken)
+                repays = remaining > max(REPAYS, PER_NODE * len(engine.graph.module.graph.nodes))
+                if ranks.gathered(repays)[0]:
                     if report:
                         report(now.taken, now.best_mean, done / elapsed, "compiling")
                     path = compiled()
@@ -172,6 +175,8 @@ def train_together(
         if not now.taken or ranks.size > 1:
             raise
         interrupted = True
+        continue_from(generators)  # where the window began that was not ended
+        now.iterates.forget()
     if kept and ranks.first:
         kept.save(*now.frozen())
     now.stop(StopReason.INTERRUPTED if interrupted else StopReason.STEPS)

@@ -14,7 +14,7 @@ import pplgen
 from pplgen import latent_commands, models, run_commands, show_command, trust_commands, verify_command
 from pplgen.calibrate_command import calibrate_app, calibration_options, report_calibration
 from pplgen.command_options import DataArgument, OutFileOption, SeedOption, SeriesOption
-from pplgen.errors import InputError, printable
+from pplgen.errors import InputError, Interrupted, printable
 from pplgen.fit_command import check_place, read_data
 from pplgen.heartbeat import RankLost
 from pplgen.signature import constructor_options, parse_options
@@ -215,12 +215,15 @@ def _fit(
             options["checkpoint"] = directory
             if not resume:
                 ranks.once(lambda: checkpoint.remove(directory))
+        elif resume and kept:
+            raise InputError("--resume: with these options no checkpoint is kept; give those of the killed run")
         made = ranks.once(lambda: durable.missing(directory))
         try:
             fit = pplgen.fit(story_class(**config, num_features=len(rows.columns)), rows, **options)
-        except InputError:
+        except InputError as error:
             if ranks.first:
-                if not resume and options.get("checkpoint"):  # what cannot be fitted cannot be resumed
+                # what cannot be fitted cannot be resumed
+                if not resume and options.get("checkpoint") and not isinstance(error, Interrupted):
                     checkpoint.remove(directory)
                 durable.remove_empty(made)
             raise

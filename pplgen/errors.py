@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["DataWarning", "InputError", "first_line", "near_names", "printable"]
+__all__ = ["DataWarning", "InputError", "Interrupted", "first_line", "near_names", "printable"]
 
 
 class InputError(ValueError):
@@ -15,6 +15,10 @@ class InputError(ValueError):
     Its message is one sentence that names what was given, what was expected and where. The command line prints it
     without a traceback and ends with exit code 2.
     """
+
+
+class Interrupted(InputError):
+    """An interrupt came before there was a fit to return; what a checkpoint holds stays."""
 
 
 class DataWarning(UserWarning):

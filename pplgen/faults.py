@@ -22,7 +22,7 @@ from pplgen.isolation import unwarned
 from pplgen.pair import Pair
 from pplgen.structure import number_of_rows
 
-__all__ = ["LOWERED", "STRIKES", "TRIES", "explain", "explain_start", "strike"]
+__all__ = ["LOWERED", "NOT_LOOKED_AT", "STRIKES", "TRIES", "explain", "explain_start", "strike"]
 
 STRIKES = 3
 """Times that a run may meet what is not finite; it stops at the last."""
@@ -32,6 +32,7 @@ TRIES = 20
 """Evaluations, with random numbers of their own, that look for what those of a step are not known to have met."""
 NAMED = 3
 """Rows that are named at most."""
+NOT_LOOKED_AT = "the ELBO or its gradient was not finite in the steps up to here"
 UNKNOWN = "the ELBO or its gradient was not finite, and is when the step is taken again"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +15,16 @@ from pplgen.arguments import check_device
 from pplgen.batched import train_together
 from pplgen.batches import Augment
 from pplgen.bounds import augmentation, bound_of, check_warm_up
-from pplgen.checkpoint import SECONDS, Keeping
+from pplgen.checkpoint import SECONDS, Keeping, found
 from pplgen.defaults import options_given, rows_per_step, steps_judged
-from pplgen.errors import DataWarning, InputError
+from pplgen.errors import DataWarning, InputError, Interrupted
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.plateaus import WINDOW
-from pplgen.preparing import Prepared, prepare
+from pplgen.preparing import prepare
 from pplgen.restarts import best_of, sharing
-from pplgen.sampled import SampledFit
-from pplgen.sampling import run_nuts
+from pplgen.sampled_fitting import sampled
 from pplgen.sharding import align, require_alike, require_shareable
 from pplgen.story import Story, check_choice, check_count, check_positive
 from pplgen.streams import RowStream
@@ -193,7 +191,7 @@ def fit(
     restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()[runners.rank :: runners.size]
     prepared = prepare(model, guide, data, labels, weights, seed, target, options=given, ranks=ranks)
     if method == "nuts":
-        return _sample(prepared, restart_seeds, steps, warm_up or steps, compile, progress, seed)
+        return sampled(prepared, restart_seeds, steps, warm_up or steps, compile, progress, seed)
     num_rows = len(prepared.table or data) if isinstance(model, Story) else 0
     if batch_size is None:
         batch_size = rows_per_step(model, num_rows, streamed=isinstance(data, RowStream))
@@ -219,8 +217,8 @@ def fit(
             results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
             best, results = best_of(pairs, results, runners)
         except KeyboardInterrupt:
-            when = "before the first steps" if rows.size == 1 else "while ranks shared the rows"
-            raise InputError(f"interrupted {when}; there is no fit to keep") from None
+            when = "before the fit was done" if rows.size == 1 else "while ranks shared the rows"
+            raise Interrupted(f"interrupted {when}; there is no fit to keep") from None
         if best is None:
             raise failures[0]
     runs = tuple(run for run in results if run is not None)
@@ -261,6 +259,8 @@ def _train(
         except InputError as error:  # of ranks that share the restarts another one may have a fit
             failures.append(error)
             return [None] * restarts, "the traced graph"
+    if checkpoint is not None and options["ranks"].once(lambda: found(checkpoint.directory)):
+        raise InputError(f"{str(checkpoint.directory)!r} holds a checkpoint, and here plain Pyro runs, for {reason}")
     results: list[Training | None] = []
     for index, (pair, seed) in enumerate(zip(pairs, seeds, strict=True), start=1):
 
@@ -275,36 +275,9 @@ def _train(
             failures.append(error)
             results.append(None)
         except KeyboardInterrupt:
-            if not any(results):
+            if not any(results) or options["ranks"].size > 1:
                 raise
             break
         if results[-1] is not None and results[-1].stop is StopReason.INTERRUPTED:
             break
     return results, f"plain Pyro, for {reason}"
-
-
-def _sample(
-    prepared: Prepared,
-    seeds: list[int],
-    steps: int,
-    warm_up: int,
-    compiler: str,
-    progress: bool | ProgressCallback,
-    seed: int,
-) -> SampledFit:
-    """Run a chain of NUTS from each start."""
-    pairs = []
-    for chain_seed in seeds:
-        with seeded(chain_seed):
-            pairs.append(prepared.start())
-    with reporting(progress) as callback:
-
-        def report(chain: int, step: int, rate: float, doing: str) -> None:
-            if callback:
-                total = steps + warm_up
-                callback(Progress(chain + 1, len(seeds), step, total, math.nan, rate, 0.0, f"NUTS on {doing}"))
-
-        pair, chains, path = run_nuts(
-            pairs, seeds=seeds, num_draws=steps, warm_up=warm_up, compiler=compiler, report=report
-        )
-    return SampledFit(pair, chains, table=prepared.table, seed=seed, path=path, origin=prepared.origin)

@@ -66,6 +66,11 @@ class Iterates:
         for value in self.kept[number * stride // self.stride :]:
             value[which] = values.detach()[..., followed(values.shape[-1]).to(values.device)]
 
+    def forget(self) -> None:
+        """Leave out what was noticed since the mark."""
+        number, stride = self._marked
+        del self.kept[number * stride // self.stride :]
+
     def stacked(self) -> Tensor:
         """Return what is kept, shape ``(num_kept, ..., num_followed)``."""
         return torch.stack(self.kept) if self.kept else torch.zeros(0)

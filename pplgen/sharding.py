@@ -116,7 +116,9 @@ def require_alike(pair: Pair, ranks: Ranks) -> None:
         return
     with pair.isolated():
         parameters = {name: (tuple(value.shape), str(value.dtype)) for name, value in sorted(pair.snapshot().items())}
-    for what, value in (("parameters", parameters), ("data", identity({}, tensors_of(pair.data)))):
+    source = pair.source and [pair.source.name, pair.source.columns, pair.source.shares(ranks.size)]
+    data = identity({}, tensors_of(pair.data))
+    for what, value in (("parameters", parameters), ("files", source), ("data", data)):
         if not ranks.same(value):
             raise InputError(f"ranks have different {what}; all of them call fit with the same arguments")
 
@@ -132,11 +134,11 @@ def require_shareable(pair: Pair, bound: ELBO) -> None:
     terms = [name for name in (*pair.structure.observed, *pair.structure.factors) if name not in pair.structure.per_row]
     with pair.isolated(), pyro.validation_enabled(False):
         pair.check_amortised()
-        if not terms:
+        if not terms and not pair.structure.shared_latent:
             return
         fewer = tuple(rows_of(value, slice(-(-len(pair.data[0]) // 2)), len(pair.data[0])) for value in pair.data)
         whole, half = (_densities(pair, data, terms) for data in (pair.data, fewer))
-    for name in terms:
+    for name in whole:
         if whole[name].shape != half[name].shape or not torch.allclose(whole[name], half[name], equal_nan=True):
             raise InputError(
                 f"site {name!r} depends on the rows outside pyro.plate({plate!r}), so ranks cannot share them"
@@ -144,13 +146,20 @@ def require_shareable(pair: Pair, bound: ELBO) -> None:
 
 
 def _densities(pair: Pair, data: tuple[Any, ...], names: list[str]) -> dict[str, Tensor]:
-    """Return log densities of sites, given draws of shared latents that are the same for all rows and for some."""
+    """Return log densities of sites and of shared latents, given draws of these that are the same for all rows.
+
+    Those of the guide are named so.
+    """
+    rows = list(pair.structure.row_latent)
     with seeded(0):
-        shared = poutine.trace(poutine.block(pair.guide, hide=list(pair.structure.row_latent))).get_trace(*pair.data)
+        shared = poutine.trace(poutine.block(pair.guide, hide=rows)).get_trace(*pair.data)
         values = {name: shared.nodes[name]["value"] for name in pair.structure.shared_latent}
         trace = poutine.trace(poutine.condition(pair.model, values)).get_trace(*data)
-    trace.compute_log_prob(lambda name, _: name in names)
-    return {name: trace.nodes[name]["log_prob"] for name in names}
+        guide = poutine.trace(poutine.block(poutine.condition(pair.guide, values), hide=rows)).get_trace(*data)
+    trace.compute_log_prob(lambda name, _: name in names or name in values)
+    guide.compute_log_prob(lambda name, _: name in values)
+    found = {name: trace.nodes[name]["log_prob"] for name in (*names, *values)}
+    return found | {f"{name} of the guide": guide.nodes[name]["log_prob"] for name in values}
 
 
 class AveragedBound:
@@ -173,6 +182,8 @@ class AveragedBound:
 
     def loss_and_grads(self, model: Any, guide: Any, *data: Any) -> float:
         """Return the loss likewise, and leave averaged gradients with the parameters in the order of their names."""
+        for _, value in pyro.get_param_store().named_parameters():
+            value.grad = None  # of a step whose factorisation broke down, in which not all were moved
         loss = _finite_or_nan(self.bound.loss_and_grads, model, guide, *data)
         parameters = [value for _, value in sorted(pyro.get_param_store().named_parameters())]
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pplgen.engine import BETAS, State
-from pplgen.faults import LOWERED, STRIKES, strike
+from pplgen.faults import LOWERED, NOT_LOOKED_AT, STRIKES, strike
 from pplgen.iterates import Iterates
 from pplgen.plateaus import WINDOW, PlateauWatch
 from pplgen.training import DECAY, PLATEAUS, Adam, StopReason
@@ -119,7 +119,7 @@ class Standing:
         elbos = (-losses).cpu().numpy()
         for index, lane in enumerate(self.lanes):
             if index in struck:
-                self._strike(index, *(met or {}).get(index, (self.taken, None)))
+                self._strike(index, *(met or {}).get(index, (self.taken, NOT_LOOKED_AT)))
             elif lane.stop is None:
                 window = elbos[:, index].tolist()
                 lane.history.extend(window)

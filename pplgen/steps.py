@@ -32,7 +32,6 @@ class _State:
     parameters: dict[str, Tensor]
     optimisers: dict[Tensor, dict[str, Any]]
     """Adam's moments, count and learning rate, of each parameter that has moved."""
-    generators: list[Tensor]
 
 
 class Steps:
@@ -112,7 +111,8 @@ class Steps:
     def keep(self) -> None:
         """Take this for the last good state."""
         states = {value: copy.deepcopy(each.optimizer.state_dict()) for value, each in self._schedulers.items()}
-        self._good = _State(self.taken, self.pair.snapshot(), states, generator_states())
+        self._good = _State(self.taken, self.pair.snapshot(), states)
+        self._since = self.taken, generator_states()
 
     def lower(self, factor: float) -> None:
         """Multiply the learning rate of the last good state."""
@@ -121,8 +121,13 @@ class Steps:
             for group in state["param_groups"]:
                 group["lr"] *= factor
 
+    def go_on(self) -> None:
+        """Go on from the last good state, with the batches and random numbers that come next."""
+        self.go_back()
+        self._since = self.taken, generator_states()
+
     def go_back(self) -> None:
-        """Return to the parameters and moments of the last good state; random numbers and batches go on."""
+        """Return to the parameters and moments of the last good state."""
         self.pair.restore(self._good.parameters)
         for value in list(self._schedulers):
             if value in self._good.optimisers:
@@ -132,19 +137,20 @@ class Steps:
                 del self._schedulers[value]
 
     def explain(self) -> tuple[int, str | None]:
-        """Take the steps since the last good state again, up to the one that breaks down, and go back.
+        """Take the steps from the last good state on again, up to the one that breaks down, and go back.
 
         Returns
         -------
         tuple
             The step and what broke down in it; where none does again, the last step and ``None``.
         """
-        again = self._batches_from(self._good.taken)
+        taken, generators = self._since
+        again = self._batches_from(taken)
         try:
             with torch.random.fork_rng():
                 self.go_back()
-                continue_from(self._good.generators)
-                for step in range(self._good.taken + 1, self.taken + 1):
+                continue_from(generators)
+                for step in range(taken + 1, self.taken + 1):
                     before, generators = self.pair.snapshot(), generator_states()
                     batch = self._next(again, step)
                     if math.isfinite(self._value(batch)) and self.is_finite:

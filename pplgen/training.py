@@ -224,7 +224,7 @@ def train(
         del history[num_kept:]
         step, what = run.explain()
         run.lower(LOWERED)
-        run.go_back()
+        run.go_on()
         iterates.go_back(flat(pair.snapshot()))
         faults.append(strike(what, step, len(faults) + 1, run.kept, run.rate))
         if ranks.first:
@@ -290,6 +290,8 @@ def _final_values(run: Steps) -> list[float]:
         try:
             values.append(-quietly(run.svi.evaluate_loss, next(run.batches)))
         except KeyboardInterrupt:
+            if run.ranks.size > 1:
+                raise
             if len(values) >= 2:
                 break
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.arguments import bare_arguments, read_rows
+from pplgen.arguments import bare_arguments
 from pplgen.batched import Report, train_together
 from pplgen.distributed import Ranks
 from pplgen.ensemble import Ensemble
@@ -22,7 +22,7 @@ from pplgen.joint import given_latents, joint_at, sites_of
 from pplgen.mapped import over_draws
 from pplgen.pair import Pair
 from pplgen.relabelling import component_axes, matched
-from pplgen.state_space import StateSpaceStory
+from pplgen.settling import settled
 from pplgen.story import Story
 from pplgen.tracing import NotTraceable
 from pplgen.training import Adam, StopReason, Training
@@ -103,7 +103,7 @@ def run_trials(
     if isinstance(model, Story):
         _require_same_prior(template, pairs[::restarts][:COMPARED], latents)
     try:
-        runs, path = _train(pairs, seeds, steps, learning_rate, report)
+        runs, path = _train(pairs, seeds, steps, learning_rate, report, alone=ranks.size == 1)
         best = [_best(range(first, first + restarts), runs) for first in range(0, len(pairs), restarts)]
         kept = [index for index, chosen in enumerate(best) if chosen is not None]
         drawn_from = {name: value[kept] for name, value in latents.items()}
@@ -121,25 +121,6 @@ def run_trials(
     for name in template.story.auxiliary if template.story else ():
         truths.pop(name, None)
     return Trials(truths, draws, template.story.dims if template.story else {}, stops, num_datasets - len(stops), path)
-
-
-def settled(story: Story, data: Any = None) -> Story:
-    """Return a story that takes no prior from the rows that it is fitted to.
-
-    Its priors are those that ``data`` suggest, or that it has before it sees any.
-    """
-    copied: Story = copy_together(story, None)[0]
-    x = None if data is None else read_rows(story, data).values
-    if x is not None:
-        with seeded(0):
-            copied.to(x.dtype)
-            copied.initialise(x)
-    left = {name: value for name, value in copied.constants.items() if story.config.get(name, value) is None}
-    if left:
-        copied = type(story)(**{**story.config, **{name: value.tolist() for name, value in left.items()}})
-    if x is not None and isinstance(copied, StateSpaceStory):
-        copied.num_steps.fill_(x.shape[1])
-    return copied
 
 
 @torch.no_grad()
@@ -242,9 +223,12 @@ def _axes(template: Pair, latents: Mapping[str, Tensor], given: Mapping[str, int
 
 
 def _train(
-    pairs: list[Pair], seeds: list[int], steps: int, learning_rate: float, report: Report | None
+    pairs: list[Pair], seeds: list[int], steps: int, learning_rate: float, report: Report | None, *, alone: bool
 ) -> tuple[dict[int, Training], str]:
-    """Fit all pairs; return the runs that did not break down, by number, and what ran."""
+    """Fit all pairs; return the runs that did not break down, by number, and what ran.
+
+    Of several ranks (not ``alone``) one may have no such run, for others may.
+    """
     with pairs[0].isolated():
         learns = bool(pairs[0].snapshot())
     if not learns:
@@ -252,8 +236,13 @@ def _train(
         return dict.fromkeys(range(len(pairs)), nothing), "a guide without parameters"
     optimiser = Adam(learning_rate, decay=SLOWED ** (1 / steps))
     options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": None, "elbo": None}
-    with seeded(seeds[0]):
-        runs, path = train_together(pairs, seeds=seeds, compiler="auto", report=report, own_data=True, **options)
+    try:
+        with seeded(seeds[0]):
+            runs, path = train_together(pairs, seeds=seeds, compiler="auto", report=report, own_data=True, **options)
+    except InputError:
+        if alone:
+            raise
+        return {}, "the traced graph"
     return {index: run for index, run in enumerate(runs) if run and not run.broke_down}, path
 
 

@@ -199,3 +199,22 @@ def test_a_killed_command_resumes(tmp_path):
     whole = pplgen.fit(GaussianMixture(2, 2), "faithful", steps=3000, compile="graph", batch_size=100, progress=False)
     assert pplgen.load(run).elbo == whole.elbo
     assert not checkpoint.found(run)
+
+
+def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
+    def interrupted(engine, now):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pplgen.batched._final_values", interrupted)
+    command = ["pplgen", "fit", "gaussian-mixture", "faithful", "--compile", "graph", "--steps", "200", "--out", "run"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "interrupted before the fit was done" in capsys.readouterr().err
+    assert checkpoint.found(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", [*command, "--resume", "--method", "nuts"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "with these options no checkpoint is kept" in capsys.readouterr().err
+    assert checkpoint.found(tmp_path / "run")

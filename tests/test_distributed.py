@@ -20,6 +20,7 @@ import pplgen
 from pplgen import InputError, heartbeat
 from pplgen.batches import batching
 from pplgen.distributed import ALONE
+from pplgen.errors import DataWarning
 from pplgen.heartbeat import Watch
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
@@ -78,6 +79,15 @@ def test_a_fit_is_one_process_s(two, path):
     expected = dict(at_work.fits())[f"whole {path}"]
     for found in two[0]:
         np.testing.assert_allclose(found[f"whole {path}"], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("path", ["graph", "off"])
+def test_what_breaks_down_on_one_rank_is_said_by_all(two, path):
+    with pytest.warns(DataWarning, match="at row 51"):
+        expected = dict(at_work.faults())[f"faults {path}"]
+    assert "the log density of 'x' is NaN at row 51, where scale of Normal is NaN" in expected[0]
+    for found in two[0]:
+        assert found[f"faults {path}"].tolist() == expected.tolist()
 
 
 def test_shared_restarts_are_one_process_s(two):

@@ -166,7 +166,7 @@ def rooted(y):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_gradient_that_is_not_finite_is_named_with_its_operation(path):
-    named = rf"step 1: the gradient of the log density of 'y' is infinite, in sqrt at row {ROW}"
+    named = rf"step 5: the gradient of the log density of 'y' is infinite, in sqrt at row {ROW}"
     with pytest.warns(DataWarning), pytest.raises(InputError, match=named):
         pplgen.fit(rooted, Y, guide_from(-1.0), compile=path, progress=False)
 
@@ -231,7 +231,7 @@ def test_a_model_that_cannot_start_is_one_sentence(by):
 @pytest.mark.parametrize("by", ["covariance_matrix", "scale_tril"])
 def test_a_first_step_that_stops_is_one_sentence(by):
     pair = Pair(covariances(by, [2]), point_guide, (X,))
-    named = f"before any good state: step 1: x: .*{by} of MultivariateNormal is not positive definite"
+    named = f"before any good state: step 3: x: .*{by} of MultivariateNormal is not positive definite"
     with seeded(0), pair.isolated():
         pair.restore({"at": torch.tensor(1.25)})
         with pytest.warns(DataWarning), pytest.raises(InputError, match=named):
