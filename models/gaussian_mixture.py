@@ -32,6 +32,7 @@ import torch
 from pplgen.models._climbing import soft_clusters
 from pplgen.models._covariances import gaussian_components
 from pplgen.models._rows import GaussianRows
+from pplgen.models._weights import weights_guide
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
@@ -113,7 +114,7 @@ class GaussianMixture(GaussianRows, Story):
     @pyro_method
     def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
         """Draw weights, locations and covariances; no site depends on the rows."""
-        pyro.sample("weights", dist.Dirichlet(self.q_weights))
+        pyro.sample("weights", weights_guide(self.q_weights))
         self.components.draw_guide()
 
     @torch.no_grad()

@@ -29,6 +29,7 @@ from pplgen.models._columns import Columns
 from pplgen.models._missing import SideBySide
 from pplgen.models._rows import ComponentRows
 from pplgen.models._seeding import column_scales, kmeans_plus_plus
+from pplgen.models._weights import weights_guide
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -103,7 +104,7 @@ class MixedMixture(ComponentRows, Story):
     @pyro_method
     def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
         """Draw weights and the columns' parameters; no site depends on the rows."""
-        pyro.sample("weights", dist.Dirichlet(self.q_weights))
+        pyro.sample("weights", weights_guide(self.q_weights))
         with pyro.plate("components", self.K):
             for part in self.parts:
                 part.draw_guide()

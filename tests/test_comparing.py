@@ -64,6 +64,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     rows = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "rows.npy", rows.numpy())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")  # names are folded where there is less room
     first, second = "gaussian-mixture:components=1", "gaussian-mixture:components=1;covariance=tied"
     monkeypatch.setattr(sys, "argv", ["pplgen", "compare", "rows.npy", first, second, "--bic"])
     with pytest.raises(SystemExit) as ended:

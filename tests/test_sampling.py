@@ -140,8 +140,6 @@ def test_a_sampled_fit_has_chains_and_no_elbo(sampled, capsys):
         with pytest.raises(InputError, match="has no ELBO"):
             getattr(sampled, question)
     assert sampled.log_likelihood().shape == (25,)
-    with pytest.raises(InputError, match="only fits of the collection's stories"):
-        sampled.save("anywhere")
 
 
 def test_draws_of_a_sampler_are_checked_as_the_posteriors_own(sampled):
