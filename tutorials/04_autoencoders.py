@@ -193,7 +193,7 @@ shown = {
     "drawn: VAE": drawn_pictures(curved),
 }
 for axes, (title, pictures) in zip(panels, shown.items(), strict=True):
-    axes.imshow(mosaic(pictures), cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(mosaic(pictures).numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[], title=title)
 panels[0].set(xlabel="z[0], from 2 % to 98 %", ylabel="z[1], from 2 % to 98 %")
 plt.show()

@@ -110,7 +110,7 @@ for name, score in by_three.items():
 figure, axes = plt.subplots(3, 10, figsize=(8, 2.7), layout="constrained")
 for k, column in enumerate(axes.T):
     for cell, picture in zip(column, x[labels == k], strict=True):
-        cell.imshow(picture.reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
+        cell.imshow(picture.reshape(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1)
         cell.set(xticks=[], yticks=[])
 figure.suptitle("All that is labelled")
 plt.show()
@@ -132,7 +132,7 @@ written = few.decode(torch.cat([codes[:, None].expand(-1, 10, -1), torch.eye(10)
 figure, axes = plt.subplots(len(shown), 11, figsize=(8, 3.8), layout="constrained")
 for line, picture, decoded in zip(axes, x_new[shown], written, strict=True):
     for cell, content in zip(line, (picture, *decoded), strict=True):
-        cell.imshow(content.reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
+        cell.imshow(np.asarray(content).reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
         cell.set(xticks=[], yticks=[])
 for cell, title in zip(axes[0], ("picture", *map(str, range(10))), strict=True):
     cell.set_title(title, fontsize="small")
