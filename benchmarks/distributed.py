@@ -4,7 +4,7 @@ Each process has one thread. The first one times its contenders as every other b
 tells the second one what to do meanwhile: the same, or nothing. "Half the rows, both processes" is a step without the
 all-reduce while the other process is as busy, so that what two processes take from one another is not laid to it.
 
-Run as ``benchmarks/distributed.py [ROWS ...]``, 10,000 and 200,000 rows by default.
+Run as ``benchmarks/distributed.py [ROWS ...]``, 10,000 rows by default.
 """
 
 from __future__ import annotations
@@ -141,6 +141,6 @@ def work(rank: int, store: str, sizes: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    given = [int(word) for word in sys.argv[1:]] or [10_000, 200_000]
+    given = [int(word) for word in sys.argv[1:]] or [10_000]
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(work, (f"{folder}/store", given), nprocs=2)
