@@ -21,7 +21,7 @@ from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.densities import over_all_paths
 from pplgen.verification.sources import Sources
 
-__all__ = ["CLAIMS"]
+__all__ = ["CLAIMS", "GROWTH"]
 
 GROWTH: dict[str, Any] = {
     "pi": [2 / 7, 5 / 7],

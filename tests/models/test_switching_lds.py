@@ -21,19 +21,8 @@ from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.hmm import forward_backward
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
+from pplgen.verification.switching import GROWTH
 
-GROWTH = {
-    "pi": [2 / 7, 5 / 7],
-    "P": [[0.75, 0.25], [0.1, 0.9]],
-    "m0": [0.0],
-    "s0": [1.0],
-    "A": [[[0.3]], [[0.8]]],
-    "b": [[-0.4], [0.3]],
-    "q": [[math.sqrt(0.5)], [math.sqrt(0.2)]],
-    "C": [[1.0]],
-    "d": [0.0],
-    "r": [0.5],
-}
 TWELVE_QUARTERS, ALL_QUARTERS = -19.794290757, -209.141
 OPTIONS = [{}, {"recurrent": True}, {"switching_emission": True}, {"covariance": "diag"}]
 MISTAKES = [
