@@ -19,7 +19,7 @@ import torch
 from binarised_mnist import load_binarised, why_absent
 from harness import report
 from pplgen.models import VAE
-from pplgen.models._codes import PRIORS
+from pplgen.models._codes import PRIORS, REAL
 
 import pplgen
 from pplgen.data import Table
@@ -52,6 +52,7 @@ def main() -> None:
     """Fit with each prior."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prior", choices=PRIORS, nargs="+", default=PRIORS)
+    parser.add_argument("--guide", choices=REAL, default="normal")
     parser.add_argument("--hidden", type=int, nargs="+", default=[400])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -72,7 +73,7 @@ def main() -> None:
             bound = {"elbo": "analytic" if prior == "normal" else "sampled", "warm_up": WARM_UP}
         started, spent = time.perf_counter(), time.process_time()
         fit = pplgen.fit(
-            VAE(784, 40, hidden=options.hidden, prior=prior, num_components=COMPONENTS),
+            VAE(784, 40, hidden=options.hidden, guide=options.guide, prior=prior, num_components=COMPONENTS),
             train,
             steps=options.steps,
             learning_rate=options.rate,

@@ -24,6 +24,7 @@ from typing import Any
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import torch
+from pplgen.models._normal_mixture import NormalMixture
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -153,9 +154,9 @@ class CodePrior(nn.Module):
             return natural_prior(self.family, self.origin)
         if self.kind == "normal":
             return dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1)
-        parts = encoded(self.pseudo_rows) if self.kind == "vamp" else self._components
+        if self.kind == "mixture":
+            return NormalMixture(self.logits, self.mu, self.log_sigma.exp() + LEAST)
+        parts = encoded(self.pseudo_rows)
+        if self.family == "normal":
+            return NormalMixture(self.logits, parts.mean, parts.stddev)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), parts)
-
-    @property
-    def _components(self) -> Any:
-        return dist.Normal(self.mu, self.log_sigma.exp() + LEAST).to_event(1)

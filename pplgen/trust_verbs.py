@@ -54,7 +54,14 @@ class TrustVerbs:
         print_checks(self.name, checks)
         return checks
 
-    def report(self, directory: str | Path, *, tree: xr.DataTree | None = None, seed: int | None = None) -> Path:
+    def report(
+        self,
+        directory: str | Path,
+        *,
+        tree: xr.DataTree | None = None,
+        checks: tuple[Check, ...] | None = None,
+        seed: int | None = None,
+    ) -> Path:
         """Write ``report.html``, one page that needs nothing else, and the same as ``report.json``.
 
         They hold every check with its threshold, source and remedy, what was fitted to what, pictures, the table of
@@ -66,8 +73,10 @@ class TrustVerbs:
             Where they go, new or old; a report that is there is replaced.
         tree
             Draws that are at hand; otherwise some are made.
+        checks
+            What ``diagnose`` returned; otherwise they are run.
         seed
-            Of the checks; the fit's own where not given.
+            Of checks that are run; the fit's own where not given.
 
         Returns
         -------
@@ -78,7 +87,8 @@ class TrustVerbs:
 
         fit: Any = self
         draws = report_draws(fit) if tree is None else tree
-        return write_report(fit, draws, self._checks(None, seed), Path(directory))
+        found = self._checks(None, seed) if checks is None else checks
+        return write_report(fit, draws, found, Path(directory))
 
     def loo(self, *, draws: int = 1000, seed: int | None = None) -> ELPDData:
         """Leave one row out at a time, without a fit to each; see ``pplgen.weighing.leave_one_out``.

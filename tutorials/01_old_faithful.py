@@ -267,7 +267,7 @@ print("after four and a half minutes wait {1:.0f} minutes ({0:.0f} to {2:.0f})".
 
 # %%
 with tempfile.TemporaryDirectory() as directory:
-    page = fit.report(directory, tree=tree)
+    page = fit.report(directory, tree=tree, checks=checks)
     print(f"{page.name}: {page.stat().st_size / 1e6:.1f} MB; the verdicts are also in report.json")
     report_written = page.is_file() and page.with_suffix(".json").is_file()
 

@@ -34,7 +34,7 @@ def test_trains_on_the_graph():
     """Every guide family and prior has a faithful graph."""
     torch.manual_seed(0)
     x = torch.rand(40, 8).round()
-    for options in ({"guide": "full"}, {"guide": "dirichlet"}, {"prior": "vamp"}):
+    for options in ({"guide": "full"}, {"guide": "dirichlet"}, {"prior": "vamp"}, {"prior": "mixture"}):
         fit = pplgen.fit(VAE(8, 3, hidden=(6,), **options), x, steps=100, compile="graph", progress=False)
         assert fit.path == "the traced graph"
         assert isinstance(fit.pair, Pair)

@@ -1,0 +1,74 @@
+"""Mixture of normals with independent entries, whose log density is one matrix product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class NormalMixture(TorchDistribution):
+    """Vectors of a mixture of normals; the index is summed out.
+
+    The square in a component's exponent is multiplied out, so that all of them are a product of ``(z, z^2)`` with a
+    matrix, where ``MixtureSameFamily`` spreads every vector over components and entries.
+
+    Parameters
+    ----------
+    logits
+        Log weights of components, up to a constant, shape ``(K,)``.
+    mu, sigma
+        Locations and deviations, shape ``(K, D)``.
+    batch_shape
+        Of equal mixtures.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(self, logits: Tensor, mu: Tensor, sigma: Tensor, batch_shape: Sequence[int] = ()) -> None:
+        self.logits, self.mu, self.sigma = logits, mu, sigma
+        super().__init__(torch.Size(batch_shape), mu.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> NormalMixture:
+        """Return as many equal mixtures."""
+        return type(self)(self.logits, self.mu, self.sigma, batch_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, shape ``batch_shape + (D,)``."""
+        return self._expanded(self.logits.softmax(0) @ self.mu)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each entry, shape ``batch_shape + (D,)``."""
+        weights = self.logits.softmax(0)
+        within = weights @ self.sigma.square()
+        return self._expanded(within + weights @ (self.mu - weights @ self.mu).square())
+
+    def _expanded(self, moment: Tensor) -> Tensor:
+        return moment.expand(*self.batch_shape, *self.event_shape)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw vectors."""
+        z = torch.distributions.Categorical(logits=self.logits).sample(torch.Size(sample_shape) + self.batch_shape)
+        return torch.normal(self.mu[z], self.sigma[z])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in nats; around the mean of the locations, where least is lost in multiplying out."""
+        centre = self.mu.mean(0).detach()
+        around, mu = value - centre, self.mu - centre
+        precision = self.sigma.square().reciprocal()
+        D = mu.shape[-1]
+        constant = self.logits.log_softmax(0) - self.sigma.log().sum(-1) - 0.5 * D * math.log(2 * math.pi)
+        constant = constant - 0.5 * (precision * mu.square()).sum(-1)
+        terms = torch.cat((around, around.square()), -1) @ torch.cat((precision * mu, -0.5 * precision), -1).T
+        density = (terms + constant).logsumexp(-1)
+        return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
