@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from pplgen.known import Known, Repeated, as_tensors, repeated
+from pplgen.recording import unrecorded
 
 __all__ = ["REWRITES", "unchanged"]
 
@@ -78,7 +78,7 @@ def _only_index(indices: list[Any]) -> tuple[int, Known | None]:
 
 
 def _is_all_places(index: Known, size: int) -> bool:
-    with disable_proxy_modes_tracing():
+    with unrecorded():
         flat = index.value.reshape(-1)
         return flat.dtype == torch.long and torch.equal(flat, torch.arange(size, device=flat.device))
 

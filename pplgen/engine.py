@@ -15,8 +15,9 @@ from pplgen.distributed import ALONE, Ranks, silent, talks
 from pplgen.errors import first_line
 from pplgen.graph import Graph
 from pplgen.isolation import seeded
+from pplgen.recording import operations_of
 from pplgen.rewrite import last_output
-from pplgen.tracing import NotTraceable, operations_of, require_equal
+from pplgen.tracing import NotTraceable, require_equal
 
 __all__ = ["Engine", "State", "compile_graph", "why_not_compiled"]
 

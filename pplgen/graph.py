@@ -20,9 +20,10 @@ from torch import Tensor, fx
 from pplgen.errors import first_line
 from pplgen.isolation import modules_of, seeded, unwarned
 from pplgen.pair import Pair, rows_of
+from pplgen.recording import operations_of
 from pplgen.rewrite import clean, lift
 from pplgen.structure import number_of_rows
-from pplgen.tracing import NotTraceable, operations_of, require_equal, traceable
+from pplgen.tracing import NotTraceable, require_equal, traceable
 
 __all__ = ["Graph", "buffers_of", "tensors_of", "trace"]
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-from torch.utils._pytree import tree_map
+from torch.fx.node import map_aggregate
+
+from pplgen.recording import unrecorded
 
 __all__ = ["Known", "Repeated", "as_tensors", "base_of", "device_of", "repeated"]
 
@@ -91,7 +92,7 @@ class Known:
         """The number that it holds in every place, or ``None``."""
         if not self.value.numel():
             return None
-        with disable_proxy_modes_tracing():
+        with unrecorded():
             first = self.value.reshape(-1)[0]
             return first.item() if bool((self.value == first).all()) else None
 
@@ -110,7 +111,7 @@ def repeated(value: Any, shape: tuple[int, ...]) -> Any:
     if tuple(value.shape) == shape:
         return value
     if isinstance(value, Known):
-        with disable_proxy_modes_tracing():
+        with unrecorded():
             return Known(value.value.expand(shape))
     return Repeated(base_of(value), shape)
 
@@ -120,7 +121,7 @@ def base_of(value: Any) -> Tensor:
     if isinstance(value, Known):
         if value.everywhere is None:
             return value.tensor()
-        with disable_proxy_modes_tracing():
+        with unrecorded():
             number = value.value.reshape(-1)[0].clone()
         return number
     return value.base if isinstance(value, Repeated) else value
@@ -133,4 +134,4 @@ def device_of(value: Any) -> torch.device:
 
 def as_tensors(values: Any) -> Any:
     """Replace repetitions and constants by tensors, however nested."""
-    return tree_map(lambda value: value.tensor() if isinstance(value, Repeated | Known) else value, values)
+    return map_aggregate(values, lambda value: value.tensor() if isinstance(value, Repeated | Known) else value)

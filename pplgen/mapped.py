@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pplgen.isolation import seeded
+from pplgen.recording import operations_of
 from pplgen.rewrite import clean, lift
-from pplgen.tracing import operations_of, require_equal, traceable
+from pplgen.tracing import require_equal, traceable
 
 __all__ = ["ENTRIES", "largest_result", "over_draws", "traced_function"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pplgen.recording import operations_of
 from pplgen.reductions import factor_sums
 from pplgen.simplify import RANDOM, Simplified, merge_equal
-from pplgen.tracing import operations_of
 
 __all__ = ["clean", "last_output", "lift"]
 

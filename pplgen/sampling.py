@@ -87,7 +87,7 @@ class Potential:
     def trace(self, u: Tensor) -> None:
         """Take a graph in place of Pyro, after it was compared with it at two points; where there is none, say why."""
         try:
-            graph = traced_function(lambda u: self.evaluate(u), [u])  # make_fx counts the self of a method
+            graph = traced_function(self.evaluate, [u])
             for _ in range(2):
                 elsewhere = u + 0.1 * torch.randn_like(u)
                 for what, ours, theirs in zip(

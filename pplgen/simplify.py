@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.fx.node import map_aggregate
 
 from pplgen.cheaper import REWRITES, unchanged
 from pplgen.known import Known, Repeated, as_tensors, base_of, device_of, repeated
+from pplgen.recording import unrecorded
 
 __all__ = ["RANDOM", "Simplified", "merge_equal"]
 
@@ -105,7 +105,7 @@ _LARGEST_CONSTANT = 100_000
 
 
 class Simplified(fx.Interpreter):
-    """Runs a functional graph with less work; under ``make_fx`` what it runs is the simpler graph.
+    """Runs a functional graph with less work; recorded, what it runs is the simpler graph.
 
     What depends on no input is computed here and now. An operation on values that are all repetitions to one shape is
     done on what is repeated. Adding nothing, multiplying by one and the like are left out. A quotient by something
@@ -150,7 +150,8 @@ class Simplified(fx.Interpreter):
         packet = getattr(target, "overloadpacket", None)
         if packet is None or packet in RANDOM or packet in _UNFILLED:
             return None
-        values = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor | Repeated | Known)]
+        values: list[Any] = []
+        map_aggregate((args, kwargs), lambda leaf: values.append(leaf) if _is_value(leaf) else None)
         if target is aten.eq.Tensor and args[0] is args[1] and not isinstance(args[0], Known):
             # where an entry is not a number, the rest of the loss says so
             return Known(torch.ones((), dtype=torch.bool).expand(args[0].shape))
@@ -159,9 +160,11 @@ class Simplified(fx.Interpreter):
             args = (torch.empty((), dtype=like.dtype, device=device_of(like)).expand(like.shape), *args[1:])
         elif not all(isinstance(value, Known) for value in values):
             return None
-        with disable_proxy_modes_tracing():
-            held = tree_map(lambda value: value.value if isinstance(value, Known) else value, (args, kwargs))
-            result = target(*held[0], **held[1])
+        with unrecorded():
+            held, named = map_aggregate(
+                (args, kwargs), lambda value: value.value if isinstance(value, Known) else value
+            )
+            result = target(*held, **named)
         if not isinstance(result, Tensor):
             return None
         folded = Known(result)
@@ -169,7 +172,7 @@ class Simplified(fx.Interpreter):
 
     def _reshaped(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Change a shape, where it changes."""
-        with disable_proxy_modes_tracing():
+        with unrecorded():
             like = torch.empty((), device="meta").expand(args[0].shape)
             shape = tuple(target(like, *args[1:], **kwargs).shape)
         if shape == tuple(args[0].shape):
@@ -182,7 +185,7 @@ class Simplified(fx.Interpreter):
 
     def _pointwise(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation that works entry by entry."""
-        operands = [value for value in args if isinstance(value, Tensor | Repeated | Known)]
+        operands = [value for value in args if _is_value(value)]
         shape = torch.broadcast_shapes(*(value.shape for value in operands))
         if not kwargs and (same := unchanged(target, args, tuple(shape))) is not None:
             return same
@@ -200,12 +203,17 @@ class Simplified(fx.Interpreter):
         bases = [base_of(value) for value in operands]
         joint = torch.broadcast_shapes(*(base.shape for base in bases))
         if joint.numel() < shape.numel():
-            given = [base_of(value) if isinstance(value, Tensor | Repeated | Known) else value for value in args]
+            given = [base_of(value) if _is_value(value) else value for value in args]
             return Repeated(target(*given, **kwargs), tuple(shape))
         if any(tuple(value.shape) == tuple(shape) for value in operands if not isinstance(value, Known)):
             args = [base_of(value) if isinstance(value, Known) else value for value in args]
         args, kwargs = as_tensors((args, kwargs))
         return super().call_function(target, args, kwargs)
+
+
+def _is_value(leaf: Any) -> bool:
+    """Whether an argument of an operation is a tensor, however it is held."""
+    return isinstance(leaf, Tensor | Repeated | Known)
 
 
 def _of_repeated(target: Any, value: Repeated, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Making Pyro traceable: ``make_fx`` without what depends on values, and the proof that nothing else was lost."""
+"""Making Pyro traceable: without what depends on values; and the proof that nothing else was lost."""
 
 from __future__ import annotations
 
@@ -11,48 +11,15 @@ import pyro
 import torch
 from pyro.infer import traceenum_elbo
 from pyro.infer.util import Dice
-from torch import Tensor, fx
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch import Tensor
 from torch.distributions import Distribution
-from torch.fx.experimental import proxy_tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FreshFills", "NotTraceable", "operations_of", "require_equal", "traceable"]
+__all__ = ["FreshFills", "NotTraceable", "require_equal", "traceable"]
 
 
 class NotTraceable(Exception):
     """Why a pair cannot be traced faithfully, in one line."""
-
-
-def operations_of(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
-    """Run a function once and return the ATen operations that it ran, as a graph of its inputs."""
-    with _shapes_alone():
-        return make_fx(function)(*inputs)
-
-
-@contextlib.contextmanager
-def _shapes_alone() -> Iterator[None]:
-    """Let ``make_fx`` note of each node a tensor without entries, made directly.
-
-    It makes them itself through the dispatcher, under a mode of its own for every node, which takes half of its time.
-    """
-    mode, torchs = FakeTensorMode(), vars(proxy_tensor)
-    original = torchs["extract_val"]
-
-    def extract_val(value: Any, include_real: bool = False) -> Any:
-        if type(value) is not Tensor or value.layout is not torch.strided:
-            return original(value, include_real)
-        like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        return FakeTensor(mode, like, value.device)
-
-    torchs["extract_val"] = extract_val
-    try:
-        with tracing(TracingContext(mode)):
-            yield
-    finally:
-        torchs["extract_val"] = original
 
 
 _FILLS: dict[Any, Callable[..., Tensor]] = {

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pplgen import rewrite
+from pplgen.recording import operations_of
 from pplgen.reductions import factor_sums
 from pplgen.rewrite import clean
-from pplgen.tracing import operations_of
 
 aten = torch.ops.aten
 ROWS = torch.linspace(-1.0, 2.0, 6)[:, None]
