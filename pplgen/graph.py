@@ -1,6 +1,6 @@
 """A model and a guide as one pure ATen graph of (loss, gradients)(parameters, data).
 
-Pyro's ELBO and its backward pass run once under ``make_fx``: handlers, constraints, plates, enumeration and automatic
+Pyro's ELBO and its backward pass run once, recorded: handlers, constraints, plates, enumeration and automatic
 guides all vanish, and what is left is a few hundred ATen operations. Nothing is trusted because it was traced: the
 graph is compared with Pyro's own loss and gradients on fresh parameters and fresh data before it is used.
 """
