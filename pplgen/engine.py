@@ -14,7 +14,7 @@ from torch import Tensor
 from pplgen.distributed import ALONE, Ranks, silent, talks
 from pplgen.errors import first_line
 from pplgen.graph import Graph
-from pplgen.isolation import seeded
+from pplgen.isolation import flushed, seeded
 from pplgen.recording import operations_of
 from pplgen.rewrite import last_output
 from pplgen.tracing import NotTraceable, require_equal
@@ -131,7 +131,7 @@ class Engine:
         """
         losses = []
         taken = 0
-        with torch.no_grad():
+        with torch.no_grad(), flushed():
             while taken < num_steps:
                 fits = num_steps - taken >= self._block.num_steps
                 program = self._block if fits else self._single

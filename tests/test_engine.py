@@ -16,7 +16,7 @@ from pplgen import engine as engine_module
 from pplgen.engine import Engine, State, why_not_compiled
 from pplgen.errors import DataWarning
 from pplgen.graph import trace
-from pplgen.isolation import seeded
+from pplgen.isolation import flushed, seeded
 from pplgen.pair import Pair
 from pplgen.rewrite import last_output
 from pplgen.row_facts import RowScale
@@ -70,6 +70,19 @@ def test_steps_are_pyros_own(optimiser):
     np.testing.assert_allclose(losses[:, 0], theirs, rtol=1e-4)
     for name, value in engine.graph.unpack(state.vectors[0]).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_denormal_numbers_are_zero_within_steps_alone():
+    tiny, seen = torch.tensor(1e-40), []
+    engine, state, rates = engine_of(Pair(model, guide, (Y,)), 1)
+    engine.run(state, rates, 1, notice=lambda *_: seen.append(float(tiny * 1)))
+    assert seen == [0.0]
+    assert tiny * 1 > 0
+    with flushed(), flushed():  # where the caller had it so already, it stays so
+        pass
+    with flushed():
+        engine.run(state, rates, 1)
+        assert tiny * 1 == 0
 
 
 def test_losses_alone_are_those_of_steps_of_length_zero():

@@ -39,6 +39,7 @@ FLOORS = {
     "own_code": 1,
     "store": 1,
     "tracing": 0,
+    "recording": 0,
     "known": 0,
     "cheaper": 0,
     "reductions": 0,
