@@ -66,6 +66,10 @@ class _Recorder(TorchDispatchMode):
         """Single numbers that do not depend on inputs."""
         self._fakes = FakeTensorMode()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it would be imported for that, which takes most of a second
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note it."""
         kwargs = kwargs or {}
