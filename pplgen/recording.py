@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,8 +25,8 @@ aten = torch.ops.aten
 def operations_of(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
     """Run a function once and return the ATen operations that it ran, as a graph of its inputs.
 
-    Tensors that it takes from elsewhere are constants of the graph. Every node has, as ``meta["val"]``, a tensor of its
-    shape without entries.
+    Tensors that it takes from elsewhere are constants of the graph. Every node has in its ``meta`` a tensor ``val`` of
+    its shape without entries, and its ``device``.
 
     Raises
     ------
@@ -64,11 +63,10 @@ class _Recorder(TorchDispatchMode):
         self._nodes = WeakTensorKeyDictionary()
         self._constants: dict[fx.Node, Tensor] = {}
         """Single numbers that do not depend on inputs."""
-        self._fakes = FakeTensorMode()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # it would be imported for that, which takes most of a second
+        return False  # else it is imported, which takes most of a second
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note it."""
@@ -98,7 +96,7 @@ class _Recorder(TorchDispatchMode):
     def note(self, value: Tensor, node: fx.Node) -> None:
         """Say which node a tensor came from."""
         like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        node.meta["val"] = FakeTensor(self._fakes, like, value.device)
+        node.meta |= {"val": like, "device": value.device}
         self._nodes[value] = node
 
     def as_node(self, value: Any) -> Any:

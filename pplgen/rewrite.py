@@ -158,7 +158,7 @@ def _scatter_by_product(module: fx.GraphModule, node: Any) -> None:
     shape = like.shape
     with module.graph.inserting_before(node):
         call = module.graph.call_function
-        places = call(aten.arange.default, (shape[axis],), {"device": like.device})
+        places = call(aten.arange.default, (shape[axis],), {"device": base.meta["device"]})
         flat = call(aten.reshape.default, (index, [-1]))
         column, line = call(aten.unsqueeze.default, (places, 1)), call(aten.unsqueeze.default, (flat, 0))
         indicator = call(aten.to.dtype, (call(aten.eq.Tensor, (column, line)), like.dtype))

@@ -26,7 +26,7 @@ from pplgen.second_opinion import side_by_side
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 options = {"steps": 2000, "compile": "graph"} if SMOKE else {}
-chains = {"steps": 250, "restarts": 2, "compile": "graph"} if SMOKE else {}
+chains = {"steps": 150, "restarts": 2, "compile": "graph"} if SMOKE else {}
 
 
 def verdict_of(checks, name):
