@@ -22,7 +22,7 @@ from pplgen.models import (
 )
 
 import pplgen
-from pplgen import store
+from pplgen import report_pictures, store
 from pplgen.cli import main
 from pplgen.diagnostics import Check, Verdict
 from pplgen.loading import load_with_draws
@@ -203,6 +203,42 @@ def test_the_record_agrees_with_the_checks_and_the_page_shows_them(short, tmp_pa
     assert record["reproduce"]["python"].splitlines()[-1] == (
         "fit = pplgen.fit(story, 'faithful', seed=0, steps=20, compile='off')"
     )
+
+
+def mean_field(num_rows):
+    """A regression on columns that go together, and a guide that takes them to be independent."""
+    torch.manual_seed(1)
+    x = 0.9 * torch.randn(num_rows, 1) + 0.45 * torch.randn(num_rows, 6)
+
+    def model(x, y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+    return pplgen.fit(model, (x, x.sum(1) + torch.randn(num_rows)), steps=800, compile="graph", progress=False)
+
+
+def test_the_picture_of_pareto_k_says_what_its_check_says(tmp_path, monkeypatch):
+    """Of few and of other draws, Pareto k of the same rows are others: the picture computes none."""
+    fit = mean_field(60)
+    shown = {}
+    monkeypatch.setattr(report_pictures, "plot_pareto_k", lambda _, *what, **how: shown.update(how, what=what))
+    _, record = read(fit.report(tmp_path, tree=fit.to_datatree(30)).parent)
+    (check,) = (each for each in record["checks"] if "LOO Pareto k" in each["name"])
+    (caption,) = (each["caption"] for each in record["pictures"] if each["name"] == "pareto-k")
+    (k, rows), limit = shown["what"], shown["good"]
+    told = f"{(k > limit).sum()} of 60 rows, worst {k.max():.2f}"
+    assert check["value"] == pytest.approx((k > limit).mean())
+    assert check["value"] > 0
+    assert check["remedy"].startswith(f"{told} (rows {rows[k.argmax()]}, ")
+    assert caption.endswith(f": {told}.")
+    assert f"Above {limit:.2g} a row's" in caption
+
+
+def test_without_a_check_of_its_rows_there_is_no_picture_of_pareto_k(short, tmp_path):
+    write_report(short, short.to_datatree(30, groups=["posterior"]), (), tmp_path)
+    _, record = read(tmp_path)
+    assert any("have not weighed rows one by one" in sentence for sentence in record["missing"])
 
 
 def test_the_worst_verdict_counts():

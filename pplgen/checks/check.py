@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["Check", "Verdict", "beside"]
+import numpy as np
+
+__all__ = ["Check", "RowShapes", "Verdict", "beside"]
 
 
 class Verdict(enum.StrEnum):
@@ -16,6 +18,34 @@ class Verdict(enum.StrEnum):
     WARN = "warn"
     FAIL = "fail"
     NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True)
+class RowShapes:
+    """Pareto k of the importance weights of single rows, as a check judges them and a picture shows them.
+
+    Attributes
+    ----------
+    rows : numpy.ndarray
+        Which rows, counted from 1, shape ``(num_judged,)``.
+    k : numpy.ndarray
+        Theirs, infinite where no tail can be fitted, shape ``(num_judged,)``.
+    limit : float
+        What a row's k should not exceed.
+    """
+
+    rows: np.ndarray
+    k: np.ndarray
+    limit: float
+
+    @property
+    def high(self) -> np.ndarray:
+        """Whether each row's k exceeds the limit, shape ``(num_judged,)``."""
+        return self.k > self.limit
+
+    def __str__(self) -> str:
+        found = f"{self.high.sum():,} of {len(self.k):,} rows"
+        return f"{found}, worst {self.k.max():.2f}" if self.high.any() else found
 
 
 @dataclass(frozen=True)
@@ -36,6 +66,8 @@ class Check:
         ``pass``, ``warn``, ``fail`` or ``not applicable``.
     remedy : str
         What was found and what to do about it, or why the check does not apply; where it passed, empty or a note.
+    shapes : RowShapes or None
+        What a check of the rows' weights judged, row by row.
     """
 
     name: str
@@ -44,6 +76,7 @@ class Check:
     source: str
     verdict: Verdict
     remedy: str = ""
+    shapes: RowShapes | None = field(default=None, compare=False, repr=False)
 
     @property
     def applies(self) -> bool:
