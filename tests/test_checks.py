@@ -161,6 +161,53 @@ def test_data_beyond_the_prior():
     assert (far.value, far.verdict) == (1, Verdict.WARN)
 
 
+def correlated_posterior(covariances, outlier=False):
+    """A regression on columns that go together, and the best guide with or without covariances."""
+    torch.manual_seed(1)
+    common, own, noise = torch.randn(80, 1), torch.randn(80, 4), torch.randn(80)
+    x = (0.8 * common + 0.6 * own).double()
+    y = x.sum(1) + noise
+    if outlier:
+        x[0], y[0] = 6.0, -20.0
+    precision = x.T @ x + torch.eye(4, dtype=x.dtype)
+    covariance = precision.inverse()
+
+    def model(x, y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(4, dtype=x.dtype), 1.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+    def guide(x, y):
+        mean = covariance @ x.T @ y
+        narrow = dist.Normal(mean, precision.diagonal().rsqrt()).to_event(1)
+        pyro.sample("b", dist.MultivariateNormal(mean, covariance) if covariances else narrow)
+
+    return Pair(model, guide, (x, y))
+
+
+def test_rows_that_cannot_be_left_out_are_not_blamed_for_a_guide_without_covariances():
+    found = judge(predictive.loo, correlated_posterior(covariances=False))
+    assert found.verdict is not Verdict.PASS
+    assert "the guide's fault rather than the data's" in found.remedy
+    assert found.remedy.index("AutoMultivariateNormal") < found.remedy.index("heavier tails")
+    assert judge(predictive.loo, correlated_posterior(covariances=True)).verdict is Verdict.PASS
+
+
+def test_an_outlier_is_blamed_where_nothing_speaks_against_the_guide():
+    found = judge(predictive.loo, correlated_posterior(covariances=True, outlier=True))
+    assert "(rows 1, " in found.remedy
+    assert "these rows alone move the posterior" in found.remedy
+    assert "guide" not in found.remedy
+
+
+def test_what_speaks_against_a_guide():
+    assert judge(predictive._doubts_of_guide, known_mean()[0]) == ""
+    assert judge(predictive._doubts_of_guide, known_mean(0.7)[0]).startswith("the guide's own weights have")
+    assert judge(predictive._doubts_of_guide, known_mean(1.3, shift=0.8)[0]).startswith("weights move a mean by 0.6")
+    # (2.5^2 - 1) / 2 - log 2.5 = 1.71 nats
+    assert judge(predictive._doubts_of_guide, known_mean(2.5)[0]).startswith("the ELBO is 1.")
+
+
 def test_prior_sensitivity_is_arvizs():
     pair, _ = known_mean()
     with seeded(0), pair.isolated():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from arviz_stats.utils import ELPDData
 from scipy import stats
 
 from pplgen.checks.check import Check, RowShapes, Verdict, beside
 from pplgen.checks.material import Material
 from pplgen.checks.replicates import replicate
+from pplgen.checks.weights import bound_gap, resampled_means, wider
 from pplgen.mixtures import smoothed_weights
 from pplgen.uniformity import holm
 from pplgen.weighing import leave_one_out
@@ -21,6 +21,8 @@ LOO = "rows with LOO Pareto k above its limit (share)"
 LEVEL = 0.01
 """Level of the tests, over all of a check's tests together."""
 PRIOR_DRAWS = 1000
+CLEARLY_SMALL = 0.5
+"""Pareto k up to which weights have a finite variance (Vehtari et al. 2024)."""
 SHARE = 0.05
 """Share of rows whose leave-one-out weights may be heavy-tailed before their sum is given up."""
 
@@ -95,16 +97,27 @@ def loo(material: Material) -> Check:
         return Check(name, value, SHARE, source, Verdict.PASS, f"{total}{of}", shapes)
     which = ", ".join(map(str, shapes.rows[np.argsort(-k)[:3]]))
     remedy = f"{shapes} (rows {which}): "
-    if _khat(found, material) > found.good_k:
-        remedy += "the weights of the guide itself are heavy-tailed; see k-hat"
+    if doubts := _doubts_of_guide(material):
+        remedy += f"{doubts}, so that it may be the guide's fault rather than the data's; {wider(material)}; "
+        remedy += "only rows that stay high want a look, or a likelihood with heavier tails"
     else:
         remedy += "these rows alone move the posterior: look at them, or take a likelihood with heavier tails"
     verdict = Verdict.WARN if value <= SHARE else Verdict.FAIL
     return Check(name, value, SHARE, source, verdict, f"{remedy}; {total}{of}", shapes)
 
 
-def _khat(found: ELPDData, material: Material) -> float:
-    return float(smoothed_weights(material.weighed.log_ratio)[1])
+def _doubts_of_guide(material: Material) -> str:
+    """Say what else speaks against the guide, for its own weights are a part of every row's; empty if nothing does."""
+    if material.sampled:
+        return ""
+    khat = float(smoothed_weights(material.weighed.log_ratio)[1])
+    if khat > CLEARLY_SMALL:
+        return f"the guide's own weights have a Pareto k of {khat:.2f}"
+    if (moved := resampled_means(material)).verdict is Verdict.WARN:
+        return f"weights move a mean by {moved.value:.2g} sd"
+    if (gap := bound_gap(material)).verdict is Verdict.WARN:
+        return f"the ELBO is {gap.value:.2g} nats below the log evidence"
+    return ""
 
 
 def loo_pit(material: Material) -> Check:

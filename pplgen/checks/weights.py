@@ -13,7 +13,7 @@ from pplgen.checks.material import ROWS, SAMPLED, Material
 from pplgen.errors import InputError
 from pplgen.mixtures import CONSTANT, GOOD_K, k_limit, smoothed_weights
 
-__all__ = ["OF_ROWS", "bound_gap", "khat", "khat_of_rows", "khat_of_shared", "resampled_means"]
+__all__ = ["OF_ROWS", "bound_gap", "khat", "khat_of_rows", "khat_of_shared", "resampled_means", "wider"]
 
 OF_ROWS = f"rows with k-hat above {GOOD_K} (share)"
 """Name of the check whose rows a report of codes draws."""
@@ -42,7 +42,7 @@ def khat(material: Material) -> Check:
     name = "k-hat of all latents"
     if material.why_not_joint:
         return beside(name, PSIS, material.why_not_joint)
-    return _khat(name, material.log_ratios, _wider(material))
+    return _khat(name, material.log_ratios, wider(material))
 
 
 def khat_of_shared(material: Material) -> Check:
@@ -54,7 +54,7 @@ def khat_of_shared(material: Material) -> Check:
         return beside(name, PSIS, "no row has latents of its own, so that this is k-hat of all latents")
     if material.why_no_shared:
         return beside(name, PSIS, material.why_no_shared)
-    return _khat(name, material.shared_ratios, f"where k-hat of rows is high too, mend that first; {_wider(material)}")
+    return _khat(name, material.shared_ratios, f"where k-hat of rows is high too, mend that first; {wider(material)}")
 
 
 def _khat(name: str, log_ratios: Tensor, remedy: str) -> Check:
@@ -111,7 +111,7 @@ def bound_gap(material: Material) -> Check:
     if value <= GAP:
         return Check(name, value, GAP, source, Verdict.PASS)
     remedy = (
-        f"the ELBO is at least so much below the log evidence, so it must not choose between models; {_wider(material)}"
+        f"the ELBO is at least so much below the log evidence, so it must not choose between models; {wider(material)}"
     )
     return Check(name, value, GAP, source, Verdict.WARN, remedy)
 
@@ -132,11 +132,11 @@ def resampled_means(material: Material) -> Check:
     # several errors, for it is the largest of many moves
     if value <= max(SHIFT, 4 * error):
         return Check(name, value, SHIFT, source, Verdict.PASS)
-    remedy = f"{names[worst]}: the guide is biased; weigh its draws by sample_stats lp - log_q, or {_wider(material)}"
+    remedy = f"{names[worst]}: the guide is biased; weigh its draws by sample_stats lp - log_q, or {wider(material)}"
     return Check(name, value, SHIFT, source, Verdict.WARN, remedy)
 
 
-def _wider(material: Material) -> str:
+def wider(material: Material) -> str:
     """Say what comes closer to the posterior: a story has the guide that it has."""
     return SECOND if material.story is not None else WIDER
 
