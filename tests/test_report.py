@@ -301,6 +301,20 @@ def test_a_report_takes_the_place_of_an_older_one_and_leaves_with_its_run(hostil
     assert {path.name for path in tmp_path.iterdir()} == {store.HEADER, store.TENSORS}
 
 
+def test_a_report_that_was_there_before_its_run_stays(hostile, tmp_path):
+    fit = pplgen.load(hostile)
+    fit.report(tmp_path)
+    (tmp_path / "fit.png").write_text("a picture of mine")
+    fit.save(tmp_path)
+    kept = {PAGE, RECORD, "fit.png", store.HEADER, store.TENSORS}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    # cut short before its header, a run leaves draws that are not those of the next
+    (tmp_path / store.HEADER).unlink()
+    (tmp_path / store.DRAWS).write_text("older")
+    fit.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept - {"fit.png"}
+
+
 def test_a_report_is_written_where_it_can_be(short, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(pplgen.InputError, match="cannot be written"):
