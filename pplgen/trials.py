@@ -88,7 +88,7 @@ def run_trials(
             model = settled(model, data)
             template = Pair.of_story(model, model.simulate(num_rows), initialise=False)
         else:
-            template = Pair(model, guide, bare_arguments(data, None))
+            template = Pair(model, guide, bare_arguments(data, None, model, guide))
         _require_prior(template)
         latents, sets = _simulate(template, model if simulator is None else simulator, num_datasets, num_rows)
     axes = _axes(template, latents, exchangeable)
