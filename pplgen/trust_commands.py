@@ -38,7 +38,7 @@ def check(
     Ends with exit code 1 where a check has failed, and 0 otherwise.
     """
     from pplgen import second_opinion
-    from pplgen.diagnostics import Verdict, print_checks
+    from pplgen.diagnostics import Checks, Verdict, print_checks
     from pplgen.loading import load_with_draws
 
     fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
@@ -47,7 +47,7 @@ def check(
         other = second_opinion.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against), story=story)[0]
         compared = second_opinion.against(fit, other)
         print_checks(f"{fit.name} against {against}", compared)
-        checks += compared
+        checks = Checks((*checks, *compared))
     if any(each.verdict is Verdict.FAIL for each in checks):
         raise typer.Exit(1)
 

@@ -19,7 +19,8 @@ from pplgen import cli
 from pplgen.checks import codes, components, predictive, sensitivity, weights
 from pplgen.checks.material import Material
 from pplgen.checks.replicates import tail_probability
-from pplgen.diagnostics import Verdict
+from pplgen.diagnostics import Check, Checks, Verdict
+from pplgen.errors import InputError
 from pplgen.isolation import seeded
 from pplgen.iterates import KEPT, Iterates, followed
 from pplgen.latent import LatentStory
@@ -191,6 +192,22 @@ def test_rows_that_cannot_be_left_out_are_not_blamed_for_a_guide_without_covaria
     assert "the guide's fault rather than the data's" in found.remedy
     assert found.remedy.index("AutoMultivariateNormal") < found.remedy.index("heavier tails")
     assert judge(predictive.loo, correlated_posterior(covariances=True)).verdict is Verdict.PASS
+
+
+def test_checks_are_a_tuple_that_knows_names_and_shows_counts():
+    def named(name, verdict):
+        return Check(name, 0.0, 0.0, "ours", verdict)
+
+    first, second, third = named("k-hat", Verdict.FAIL), named("bound gap", Verdict.PASS), named("loo", Verdict.PASS)
+    checks = Checks((first, second, third))
+    assert repr(checks) == "<Checks: 2 pass, 1 fail>"
+    assert repr(checks[1:]) == "<Checks: 2 pass>"
+    assert checks == (first, second, third)
+    assert [*checks] == [first, second, third]
+    assert checks[-1] is third
+    assert checks["bound gap"] is second
+    with pytest.raises(InputError, match=r"check 'bound gab': expected one of k-hat, .*did you mean 'bound gap'"):
+        checks["bound gab"]
 
 
 def test_an_outlier_is_blamed_where_nothing_speaks_against_the_guide():

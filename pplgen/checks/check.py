@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import enum
 import math
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import SupportsIndex, overload
 
 import numpy as np
 
-__all__ = ["Check", "RowShapes", "Verdict", "beside"]
+from pplgen.errors import InputError, near_names
+
+__all__ = ["Check", "Checks", "RowShapes", "Verdict", "beside"]
 
 
 class Verdict(enum.StrEnum):
@@ -82,6 +86,33 @@ class Check:
     def applies(self) -> bool:
         """Whether there is a verdict."""
         return self.verdict is not Verdict.NOT_APPLICABLE
+
+
+class Checks(tuple[Check, ...]):
+    """Checks in the order of their table, also by name: ``checks["bound gap (nats)"]``; shown as counts of verdicts."""
+
+    __slots__ = ()
+
+    @overload
+    def __getitem__(self, key: SupportsIndex | str) -> Check: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> Checks: ...
+
+    def __getitem__(self, key: SupportsIndex | slice | str) -> Check | Checks:
+        if isinstance(key, slice):
+            return Checks(super().__getitem__(key))
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        found = next((check for check in self if check.name == key), None)
+        if found is None:
+            names = [check.name for check in self]
+            raise InputError(f"check {key!r}: expected one of {', '.join(names)}{near_names(key, names)}")
+        return found
+
+    def __repr__(self) -> str:
+        counts = Counter(check.verdict for check in self)
+        return f"<Checks: {', '.join(f'{counts[verdict]} {verdict}' for verdict in Verdict if counts[verdict])}>"
 
 
 def beside(name: str, source: str, reason: str) -> Check:
