@@ -1,5 +1,7 @@
 """A report is one page that says what was checked, escapes what it is given, and needs nothing else."""
 
+import contextlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -130,8 +132,10 @@ def hostile(tmp_path_factory):
         with pytest.raises(SystemExit, match="0"):
             main()
         patch.setattr("sys.argv", ["pplgen", "report", str(folder / "run")])
-        with pytest.raises(SystemExit, match="0"):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), pytest.raises(SystemExit, match="0"):
             main()
+    (folder / "said.txt").write_text(said.getvalue())
     return folder / "run"
 
 
@@ -268,6 +272,15 @@ def test_a_run_keeps_what_its_report_needs(hostile):
     assert record["fit"]["created"] == json.loads((hostile / store.HEADER).read_text())["created"]
     assert len(record["checks"]) == len(fit.diagnose())
     assert not any("not at hand" in sentence for sentence in record["missing"])
+
+
+def test_the_command_says_what_has_failed(hostile):
+    _, record = read(hostile)
+    _, overall_line, *failed = (hostile.parent / "said.txt").read_text().splitlines()
+    told = ", ".join(f"{record['counts'][verdict]} {verdict}" for verdict in Verdict if verdict in record["counts"])
+    assert overall_line == f"Overall fail: {told}"
+    assert failed
+    assert failed == [f"failed: {each['name']}" for each in record["checks"] if each["verdict"] == "fail"]
 
 
 def test_without_its_data_a_report_says_what_it_cannot_show(hostile, tmp_path):
