@@ -25,6 +25,7 @@ from pplgen.isolation import seeded
 from pplgen.iterates import KEPT, Iterates, followed
 from pplgen.latent import LatentStory
 from pplgen.pair import Pair
+from pplgen.posterior import summarise
 from pplgen.weighing import leave_one_out, log_prior, weigh
 
 ROWS = 20
@@ -253,6 +254,13 @@ def mixture(places, flips=0.0):
         pyro.sample("mu", dist.Normal(centre, 0.2).to_event(1))
 
     return Pair(model, guide, (torch.tensor(places).repeat(10),))
+
+
+def test_numbers_have_the_names_that_the_table_has(faithful_fit, faithful_tree):
+    with seeded(0), faithful_fit.pair.isolated(), torch.no_grad():
+        named = set(Material(faithful_fit.pair, columns=faithful_fit.columns).scalars)
+    assert {"mu[0, eruptions]", "Sigma[1, waiting, waiting]"} <= named
+    assert named <= set(summarise(faithful_tree).index)
 
 
 def test_components():
