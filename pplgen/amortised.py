@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor
 
+from pplgen.entries import entry_names
 from pplgen.errors import InputError
 from pplgen.estimators import entries_of
 from pplgen.mapped import over_draws
@@ -64,7 +65,8 @@ def row_trials(pair: Pair, num_rows: int, num_draws: int) -> Trials:
         conditioned = poutine.trace(poutine.condition(story.model, _drawn(simulated, pair))).get_trace(*data)
     truths = {**{name: simulated.nodes[name]["value"] for name in names}, LOG_LIKELIHOOD: _of_rows(conditioned, pair)}
     own = {name: value.movedim(0, 1) for name, value in draws.items()}
-    return Trials(truths, own, {}, (StopReason.CONVERGED,) * num_rows, 0, "the guide as it was trained")
+    entries = entry_names({name: value.shape[1:] for name, value in truths.items()})
+    return Trials(truths, own, entries, (StopReason.CONVERGED,) * num_rows, 0, "the guide as it was trained")
 
 
 def _drawn(trace: poutine.Trace, pair: Pair) -> dict[str, Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pplgen.data import Table, check_training_table, load_data, row_labels, row_weights
 from pplgen.errors import InputError
@@ -31,6 +33,7 @@ __all__ = [
 Facts = tuple[Tensor | None, Tensor | None]
 """Labels and weights of rows, ``None`` where there are none."""
 
+_BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 SAMPLE = 100_000
 """Rows of a stream near which a story starts."""
 
@@ -85,12 +88,30 @@ def new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dty
     return table.values
 
 
-def bare_arguments(data: Any, device: torch.device | None) -> tuple[Any, ...]:
+def bare_arguments(
+    data: Any,
+    device: torch.device | None,
+    model: Callable[..., Any] | None = None,
+    guide: Callable[..., Any] | None = None,
+) -> tuple[Any, ...]:
     """Turn the data of a bare pair into arguments: a tuple is one each, arrays and tables become tensors.
 
     Floating-point arrays take torch's default type; tensors keep theirs.
+
+    Raises
+    ------
+    InputError
+        Where a model or a guide that is given cannot be called with so many.
     """
-    return tuple(_argument(value, device) for value in (data if isinstance(data, tuple) else (data,)))
+    arguments = data if isinstance(data, tuple) else (data,)
+    for name, function in (("model", model), ("guide", guide)):
+        expected = _parameters(function)
+        try:
+            expected.bind(*arguments)
+        except TypeError:
+            names = ", ".join(p.name for p in expected.parameters.values() if p.kind not in _BY_NAME)
+            raise InputError(f"data: expected a tuple of the {name}'s arguments ({names}), not {_told(data)}") from None
+    return tuple(_argument(value, device) for value in arguments)
 
 
 def bare_facts(arguments: tuple[Any, ...], labels: Any, weights: Any) -> Facts:
@@ -126,6 +147,26 @@ def _check(story: Story, table: Table) -> None:
             f"column {table.columns[j]!r}, row {row + 1}: the value is missing, and {type(story).__name__} needs "
             f"complete rows; leave out the {len(missing[:, 0].unique())} rows with missing values"
         )
+
+
+def _parameters(function: Callable[..., Any] | None) -> inspect.Signature:
+    """Return what a function can be called with: anything, where it does not tell."""
+    anything = inspect.signature(lambda *arguments: None)
+    if function is None or isinstance(function, type):
+        return anything
+    try:
+        return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):
+        return anything
+
+
+def _told(data: Any) -> str:
+    """Say what was given as data, in a few words."""
+    if isinstance(data, tuple):
+        return f"one of {len(data)}"
+    if isinstance(data, Mapping):
+        return f"a {type(data).__name__} of {', '.join(map(repr, data))}"
+    return "a single tensor" if isinstance(data, Tensor) else f"a single {type(data).__name__}"
 
 
 def _argument(value: Any, device: torch.device | None) -> Any:

@@ -142,7 +142,7 @@ def _ranked(name: str, trials: Trials, num_draws: int, seed: int) -> Calibration
     columns: list[tuple[np.ndarray, ...]] = []
     for site, truth in trials.truths.items():
         values, drawn = _flat(truth), _flat(trials.draws[site], 2)
-        for label, own, theirs in zip(_labels(site, truth), values.T, np.moveaxis(drawn, -1, 0), strict=True):
+        for label, own, theirs in zip(trials.names[site], values.T, np.moveaxis(drawn, -1, 0), strict=True):
             if np.ptp(own) == 0 or any(np.array_equal(own, column[0]) for column in columns):
                 continue
             below, equal = (theirs < own[:, None]).sum(1), (theirs == own[:, None]).sum(1)
@@ -168,9 +168,3 @@ def _ranked(name: str, trials: Trials, num_draws: int, seed: int) -> Calibration
 def _flat(values: Tensor, leading: int = 1) -> np.ndarray:
     """Return doubles with the axes behind the leading ones laid out as one."""
     return values.detach().cpu().double().reshape(*values.shape[:leading], -1).numpy()
-
-
-def _labels(site: str, truth: Tensor) -> list[str]:
-    """Name every scalar of a site, as in ``Sigma[0, 1, 1]``."""
-    shape = truth.shape[1:]
-    return [f"{site}[{', '.join(map(str, index))}]" if shape else site for index in np.ndindex(*shape)]

@@ -36,6 +36,8 @@ COVERAGES = (0.5, 0.8, 0.9, 0.95)
 FAILS, WARNS = 0.01, 0.05
 """Adjusted p-values below which ranks are not uniform, and doubtful. Conventions of this package."""
 SOURCE = "Säilynoja et al. 2022; Holm 1979"
+MANY = 0.1
+"""Share of fits that have not converged, above which nothing is said of the guide. A convention of this package."""
 SHIFT = 2.5
 """Standard errors by which the mean of the ranks, or their spread, is off before its direction is named."""
 
@@ -120,6 +122,12 @@ class Calibration:
             checks.append(Check(f"ranks of {name}", float(value), FAILS, SOURCE, verdict, remedy))
         return tuple(checks)
 
+    @property
+    def _unconverged(self) -> str:
+        return (
+            f"in {self.num_unconverged} of {len(self.ranks)} fits the steps ran out before the ELBO stopped improving"
+        )
+
     def summary(self) -> None:
         """Print p-values, coverage, z-scores and contraction, and what to do about what fails."""
         checks = self.checks()
@@ -143,7 +151,7 @@ class Calibration:
         if self.num_failed:
             told.append(f"{self.num_failed} more fits broke down")
         if self.num_unconverged:
-            told.append(f"of {self.num_unconverged} fits the steps ran out before the ELBO stopped improving")
+            told.append(self._unconverged)
         lines = [f"{check.name}: {check.remedy}" for check in checks if check.remedy]
         print_table(f"Calibration of {self.name}", table, "; ".join(told), *lines, digits=2)
 
@@ -172,24 +180,33 @@ class Calibration:
         return xr.Dataset(variables, coords={"quantity": list(self.quantities)}, attrs=facts)
 
     def _remedy(self, name: str, ranks: np.ndarray) -> str:
-        """Say in which way ranks are not uniform, and what that points at."""
+        """Say in which way ranks are not uniform, and what to do next: more steps before anything else."""
+        found, remedy = self._found(name, ranks)
+        if self.num_unconverged > MANY * len(ranks):
+            return f"give more steps first, for {self._unconverged}; {found}"
+        return f"{found}: {remedy}"
+
+    def _found(self, name: str, ranks: np.ndarray) -> tuple[str, str]:
+        """Return in which way ranks are not uniform, and what that points at where fits have converged."""
         places = (ranks + 0.5) / (self.num_draws + 1) - 0.5
         # of a uniform number: variance 1/12, and that of its square 1/180
         shift = places.mean() * np.sqrt(12 * len(places))
         spread = (np.square(places).mean() - 1 / 12) * np.sqrt(180 * len(places))
         if name == LOG_LIKELIHOOD and shift > SHIFT:
-            return (
-                "the truth fits its data better than the draws do: the guide learns too little from the data, or the "
-                "likelihood that is fitted is not that of the simulator"
+            return "the truth fits its data better than the draws do", (
+                "the guide learns too little from the data, or the likelihood that is fitted is not that of the "
+                "simulator"
             )
         if spread > SHIFT and spread > abs(shift):
-            return (
-                "the guide is too narrow (ranks pile up at both ends): take one with correlations, such as "
-                "AutoMultivariateNormal, or method='nuts'"
+            return "draws are too narrow (ranks pile up at both ends)", (
+                "take a guide with correlations, such as AutoMultivariateNormal, or method='nuts'"
             )
         if spread < -SHIFT and -spread > abs(shift):
-            return "the guide is too wide (ranks pile up in the middle): more steps, or a lower learning rate"
+            return "draws are too wide (ranks pile up in the middle)", "more steps, or a lower learning rate"
         if abs(shift) > SHIFT:
-            side = "below" if shift > 0 else "above"
-            return f"draws lie {side} the truth on average: look for a bug in model or guide, or take a richer guide"
-        return "ranks are not uniform: look at plot(), and at model and guide"
+            found = f"draws lie {'below' if shift > 0 else 'above'} the truth on average"
+            return found, "look for a bug in model or guide, or take a richer guide"
+        return "ranks are not uniform, though neither their mean nor their spread is far off", (
+            "run it again with another seed and more data sets; what stays, and plot() shows, is a shape of the "
+            "posterior that the guide lacks, such as skewness or two modes: take a richer guide"
+        )

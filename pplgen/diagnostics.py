@@ -10,14 +10,14 @@ import pyro
 import torch
 
 from pplgen.checks import codes, components, predictive, sensitivity, training, values, weights
-from pplgen.checks.check import Check, Verdict, beside
+from pplgen.checks.check import Check, Checks, Verdict, beside
 from pplgen.checks.material import Material
 from pplgen.errors import first_line
 from pplgen.pair import Pair
 from pplgen.terminal import print_table
 from pplgen.training import Training
 
-__all__ = ["CHECKS", "Check", "Verdict", "print_checks", "run_checks"]
+__all__ = ["CHECKS", "Check", "Checks", "Verdict", "print_checks", "run_checks"]
 
 CHECKS: tuple[Callable[[Material], Check], ...] = (
     values.non_finite,
@@ -53,11 +53,11 @@ def run_checks(
     *,
     has_rows: bool = True,
     columns: Sequence[str] = (),
-) -> tuple[Check, ...]:
+) -> Checks:
     """Run all checks; call it inside ``pair.isolated``. Arguments are those of ``Material``."""
     with torch.no_grad(), pyro.validation_enabled(False):
         material = Material(pair, rows, runs, has_rows=has_rows, columns=columns)
-        return tuple(_run(check, material) for check in CHECKS)
+        return Checks(_run(check, material) for check in CHECKS)
 
 
 def print_checks(name: str, checks: tuple[Check, ...]) -> None:

@@ -65,7 +65,7 @@ def prepare(
             return pair
 
         return Prepared(_numerically(start_near), table, {"options": options})
-    arguments = bare_arguments(data, device)
+    arguments = bare_arguments(data, device, model, guide)
     where = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
     known = _moved(bare_facts(arguments, labels, weights), device or where)
 

@@ -6,25 +6,19 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import pyro
 import torch
 import xarray as xr
 
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
-from pplgen.isolation import seeded
 from pplgen.latent import LatentStory
 from pplgen.mixtures import smoothed_weights
-from pplgen.pair import rows_of
 from pplgen.posterior import LARGEST, group_of
-from pplgen.scores import latent_densities
 
-__all__ = ["WITHOUT_ROWS", "Column", "LeftOut", "code_ks", "left_out", "observed_columns"]
+__all__ = ["WITHOUT_ROWS", "Column", "LeftOut", "left_out", "observed_columns"]
 
 REPLICATES, REPLICATED_ROWS = 100, 2000
 """Replicates that are drawn where a tree has none, and rows of each at most."""
-ROWS, CODES = 1000, 200
-"""Rows that are weighed at most, evenly taken, and codes of each."""
 MOST_LEFT_OUT = 2000
 """Rows that are left out in turn at most."""
 FEWEST_DRAWS = 20
@@ -59,8 +53,6 @@ class LeftOut(NamedTuple):
     """Which of them were left out in turn, shape ``(num_left_out,)``."""
     weights: np.ndarray
     """Summing to one over the draws, shape ``(num_draws, num_left_out)``."""
-    pareto_k: np.ndarray
-    """Shape ``(num_left_out,)``; above .7 a row's weights are not to be trusted."""
 
     def fits(self, column: Column) -> bool:
         """Tell whether a column and its replicates have a value for each row, two of them seen."""
@@ -137,28 +129,8 @@ def left_out(fit: Fit, tree: xr.DataTree) -> LeftOut:
     stats = group_of(tree, "sample_stats")
     # a sampler's draws, which have no log_q, are of the posterior already
     ratio = (stats["lp"] - stats["log_q"]).values.reshape(-1) if "log_q" in stats else np.zeros(len(density))
-    weights, k = smoothed_weights(torch.as_tensor(ratio[:, None] - density[:, rows]))
-    return LeftOut(num_rows, rows, weights.numpy(), k.numpy())
-
-
-def code_ks(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-    """Return some rows, at most ``ROWS``, and Pareto k of the importance weights of their codes.
-
-    Raises
-    ------
-    InputError
-        Where there are no rows, or codes are points.
-    """
-    if not fit.has_rows:
-        raise InputError(WITHOUT_ROWS)
-    assert isinstance(fit.story, LatentStory), "only they have codes"
-    if not (fit.encode(fit.pair.data[0][:1])["z_sd"].values[:, : fit.story.num_latents] > 0).all():
-        raise InputError("Codes are points, which have no weights.")
-    step = math.ceil(fit.pair.num_rows / ROWS)
-    rows = tuple(rows_of(value, slice(None, None, step), fit.pair.num_rows) for value in fit.pair.data)
-    with seeded(fit.seed), fit.pair.isolated(), torch.no_grad(), pyro.validation_enabled(False):
-        k = torch.cat([smoothed_weights(weights)[1] for weights in latent_densities(fit.pair, rows, CODES)])
-    return np.arange(0, fit.pair.num_rows, step), k.numpy()
+    weights, _ = smoothed_weights(torch.as_tensor(ratio[:, None] - density[:, rows]))
+    return LeftOut(num_rows, rows, weights.numpy())
 
 
 def _replicates(fit: Fit, tree: xr.DataTree, site: str, num_rows: int, width: int) -> np.ndarray:

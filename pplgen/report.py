@@ -58,7 +58,7 @@ def write_report(fit: Fit, tree: xr.DataTree, checks: tuple[Check, ...], folder:
     InputError
         Where the folder cannot be written.
     """
-    drawn = pictures(fit, tree)
+    drawn = pictures(fit, tree, checks)
     content = report_content(fit, tree, checks, drawn)
     page = _page(content, drawn)
     try:

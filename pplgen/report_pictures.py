@@ -15,12 +15,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pplgen import plots
+from pplgen.checks.check import Check, beside
+from pplgen.checks.predictive import LOO
+from pplgen.checks.weights import OF_ROWS
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
 from pplgen.isolation import seeded
 from pplgen.latent import LatentStory
 from pplgen.latent_plots import plot_latent_map, plot_reconstructions
-from pplgen.mixtures import GOOD_K
 from pplgen.palette import COLOURS
 from pplgen.posterior import group_of
 from pplgen.posterior_plots import (
@@ -35,7 +37,7 @@ from pplgen.posterior_plots import (
     related,
     scalars,
 )
-from pplgen.replicates import WITHOUT_ROWS, Column, LeftOut, code_ks, left_out, observed_columns
+from pplgen.replicates import WITHOUT_ROWS, Column, LeftOut, left_out, observed_columns
 from pplgen.sampled import SampledFit
 from pplgen.svg import inline_svg
 
@@ -63,10 +65,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Material:
-    """A fit and its draws, with what several pictures are made of."""
+    """A fit, its draws and its checks, with what several pictures are made of."""
 
     fit: Fit
     tree: xr.DataTree
+    checks: tuple[Check, ...]
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -83,9 +86,9 @@ Named = tuple[str, str, Callable[[_Material], Drawn]]
 """Name and title of a picture, and what draws it or says in an ``InputError`` why there is none."""
 
 
-def pictures(fit: Fit, tree: xr.DataTree) -> tuple[Picture, ...]:
-    """Draw every picture that a fit and its draws allow, in the order of a report."""
-    drawn, material = [], _Material(fit, tree)
+def pictures(fit: Fit, tree: xr.DataTree, checks: tuple[Check, ...]) -> tuple[Picture, ...]:
+    """Draw every picture that a fit, its draws and its checks allow, in the order of a report."""
+    drawn, material = [], _Material(fit, tree, checks)
     for name, title, draw in [*_own(fit, tree), *_GENERAL]:
         with mpl.rc_context(STYLE), seeded(fit.seed):
             try:
@@ -234,16 +237,16 @@ def _loo_pit(of: _Material) -> Drawn:
 
 
 def _pareto_k(of: _Material) -> Drawn:
-    if isinstance(of.fit.story, LatentStory):
-        (rows, k), weighed = code_ks(of.fit), "of the importance weights of its codes, which the encoder proposes"
-    else:
-        left = of.left_out
-        rows, k, weighed = left.rows, left.pareto_k, "of the weights that leave it out, corrected for the guide"
+    coded = isinstance(of.fit.story, LatentStory)
+    unknown = beside("", "", "the checks at hand have not weighed rows one by one")
+    found = {check.name: check for check in of.checks}.get(OF_ROWS if coded else LOO, unknown)
+    if (shapes := found.shapes) is None:
+        raise InputError(f"{found.remedy[:1].upper()}{found.remedy[1:]}.")
     figure = _figure(5.5, 4.2)
-    plot_pareto_k(figure.subplots(), k, rows)
-    bad = int((~(k <= GOOD_K)).sum())
-    above = f"{bad:,} of {len(k):,} exceed {GOOD_K}" + (", and are not to be trusted." if bad else ".")
-    return figure, f"Pareto k of each row, {weighed}. {above}"
+    plot_pareto_k(figure.subplots(), shapes.k, shapes.rows, good=shapes.limit)
+    proposed = "its codes, which the encoder proposes" if coded else "the draws without it, corrected for the guide"
+    told = f"Pareto k of rows, counted from 1, of the importance weights of {proposed}, as in the table of checks."
+    return figure, f"{told} Above {shapes.limit:.2g} a row's are not to be trusted: {shapes}."
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pplgen import posterior
 from pplgen.checks import sampler
-from pplgen.checks.check import Check
+from pplgen.checks.check import Check, Checks
 from pplgen.data import Table
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
@@ -130,9 +130,9 @@ class SampledFit(Fit):
             sampler.divergences(self.chains.divergences, self.draws.total),
         )
 
-    def _checks(self, x: Any, seed: int | None) -> tuple[Check, ...]:
+    def _checks(self, x: Any, seed: int | None) -> Checks:
         """Judge the chains, and run the checks that any posterior allows."""
-        return self.mixing_checks() + super()._checks(x, seed)
+        return Checks((*self.mixing_checks(), *super()._checks(x, seed)))
 
     def _mixing(self, tree: xr.DataTree, names: list[str]) -> pd.DataFrame:
         """Return R-hat and effective sample sizes of all scalars, components in the order of the first chain."""

@@ -40,7 +40,8 @@ __all__ = [
 HEADER = "header.json"
 TENSORS = "parameters.safetensors"
 DRAWS = "posterior.nc"
-RUN_FILES = (TENSORS, DRAWS, "fit.png", "warnings.log", "report.html", "report.json", HEADER)
+REPORT_FILES = ("report.html", "report.json")
+RUN_FILES = (TENSORS, DRAWS, "fit.png", "warnings.log", *REPORT_FILES, HEADER)
 """What a run may consist of; the header comes last, for a directory without it holds no run."""
 
 
@@ -60,8 +61,8 @@ def check_vacant(directory: Path, *, force: bool) -> None:
 def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder whose ``RUN_FILES`` move into ``directory`` at the end, or vanish if anything fails.
 
-    They take the place of a run that was there, once they are on the disk; other files in ``directory`` stay as they
-    are, but for what a killed process left unfinished.
+    They take the place of a run that was there, its report and all, once they are on the disk. Other files in
+    ``directory`` stay as they are, a report beside no run among them, but for what a killed process left unfinished.
 
     Raises
     ------
@@ -69,6 +70,7 @@ def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
         Where ``check_vacant`` does, or the directory cannot be written.
     """
     check_vacant(directory, force=force)
+    stale = _of_older_run(directory)
     made = durable.missing(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
                 durable.sync(directory)
             if (folder / name).exists():
                 durable.move(folder / name, directory / name)
-            else:  # of the run that is replaced
+            elif name in stale:
                 (directory / name).unlink(missing_ok=True)
         durable.sync(directory)
     except OSError as error:
@@ -92,6 +94,14 @@ def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         durable.remove_empty(made)
+
+
+def _of_older_run(directory: Path) -> tuple[str, ...]:
+    """Names of what goes with a run that is replaced; of one that was cut short, which has no report yet, the rest."""
+    if (directory / HEADER).exists():
+        return RUN_FILES
+    cut_short = (directory / TENSORS).exists()
+    return tuple(name for name in RUN_FILES if name not in REPORT_FILES) if cut_short else ()
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

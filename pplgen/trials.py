@@ -12,15 +12,17 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.arguments import bare_arguments
+from pplgen.arguments import bare_arguments, read_rows
 from pplgen.batched import Report, train_together
 from pplgen.distributed import Ranks
 from pplgen.ensemble import Ensemble
+from pplgen.entries import entry_names
 from pplgen.errors import InputError
 from pplgen.isolation import copy_together, seeded
 from pplgen.joint import given_latents, joint_at, sites_of
 from pplgen.mapped import over_draws
 from pplgen.pair import Pair
+from pplgen.readers import unnamed_columns
 from pplgen.relabelling import component_axes, matched
 from pplgen.settling import settled
 from pplgen.story import Story
@@ -47,8 +49,8 @@ class Trials:
     """Quantities behind each data set, shape ``(num_datasets, ...)`` each."""
     draws: dict[str, Tensor]
     """The fits' draws of them, shape ``(num_datasets, num_draws, ...)`` each."""
-    dims: Mapping[str, tuple[str, ...]]
-    """Names of the quantities' axes, as far as they have any."""
+    names: Mapping[str, list[str]]
+    """Of every number of each quantity."""
     stops: tuple[StopReason, ...]
     """Why each fit stopped."""
     num_failed: int
@@ -83,12 +85,15 @@ def run_trials(
     draws_seed, simulation_seed, *seeds = (
         np.random.SeedSequence(seed).generate_state(num_datasets * restarts + 2).tolist()
     )
+    columns: tuple[str, ...] = ()
     with seeded(simulation_seed):
         if isinstance(model, Story):
-            model = settled(model, data)
+            given = None if data is None else read_rows(model, data)
+            model = settled(model, None if given is None else given.values)
             template = Pair.of_story(model, model.simulate(num_rows), initialise=False)
+            columns = unnamed_columns(template.data[0].shape[-1]) if given is None else given.columns
         else:
-            template = Pair(model, guide, bare_arguments(data, None))
+            template = Pair(model, guide, bare_arguments(data, None, model, guide))
         _require_prior(template)
         latents, sets = _simulate(template, model if simulator is None else simulator, num_datasets, num_rows)
     axes = _axes(template, latents, exchangeable)
@@ -120,7 +125,8 @@ def run_trials(
     truths, draws = _relabelled(truths, draws, axes)
     for name in template.story.auxiliary if template.story else ():
         truths.pop(name, None)
-    return Trials(truths, draws, template.story.dims if template.story else {}, stops, num_datasets - len(stops), path)
+    names = entry_names({name: value.shape[1:] for name, value in truths.items()}, template.story, columns)
+    return Trials(truths, draws, names, stops, num_datasets - len(stops), path)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def check(
     Ends with exit code 1 where a check has failed, and 0 otherwise.
     """
     from pplgen import second_opinion
-    from pplgen.diagnostics import Verdict, print_checks
+    from pplgen.diagnostics import Checks, Verdict, print_checks
     from pplgen.loading import load_with_draws
 
     fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
@@ -47,7 +48,7 @@ def check(
         other = second_opinion.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against), story=story)[0]
         compared = second_opinion.against(fit, other)
         print_checks(f"{fit.name} against {against}", compared)
-        checks += compared
+        checks = Checks((*checks, *compared))
     if any(each.verdict is Verdict.FAIL for each in checks):
         raise typer.Exit(1)
 
@@ -61,12 +62,22 @@ def report(
     story: StoryOption = None,
     seed: CheckSeedOption = None,
 ) -> None:
-    """Write a run's report.html, one page to read anywhere, and report.json: checks, pictures, what was fitted."""
+    """Write a run's report.html, one page to read anywhere, and report.json: checks, pictures, what was fitted.
+
+    Prints the verdict, and the checks that have failed; ends with exit code 0 all the same.
+    """
+    from pplgen.diagnostics import Verdict
     from pplgen.loading import load_with_draws
 
     fit, tree = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
     page = fit.report(run, tree=tree, seed=seed)
     typer.echo(f"Written to {run}: {page.name}, {page.with_suffix('.json').name}")
+    record = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    counts = ", ".join(f"{record['counts'][verdict]} {verdict}" for verdict in Verdict if verdict in record["counts"])
+    typer.echo(f"Overall {record['verdict']}: {counts}")
+    for each in record["checks"]:
+        if each["verdict"] == Verdict.FAIL:
+            typer.echo(f"failed: {each['name']}")
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 from arviz_stats.utils import ELPDData
 
-from pplgen.diagnostics import Check, print_checks, run_checks
+from pplgen.diagnostics import Check, Checks, print_checks, run_checks
 from pplgen.errors import InputError
 from pplgen.pair import Pair
 from pplgen.story import check_count
@@ -44,8 +44,10 @@ class TrustVerbs:
         """Seed the generators and give Pyro the pair's parameters."""
         raise NotImplementedError
 
-    def diagnose(self, x: Any = None, *, seed: int | None = None) -> tuple[Check, ...]:
+    def diagnose(self, x: Any = None, *, seed: int | None = None) -> Checks:
         """Check how far the fit can be trusted; print values, thresholds, verdicts, remedies, and return them.
+
+        What is returned is a tuple of checks, which also takes their names; at a prompt it shows counts of verdicts.
 
         Rows ``x``, as in ``log_likelihood``, take the place of the training rows where predictions and latents of
         single rows are checked. A fit without its rows at hand is checked for what needs none.
@@ -102,7 +104,7 @@ class TrustVerbs:
         with self._ready(seed):
             return leave_one_out(weigh(self.pair, check_count("draws", draws, minimum=2)))
 
-    def _checks(self, x: Any, seed: int | None) -> tuple[Check, ...]:
+    def _checks(self, x: Any, seed: int | None) -> Checks:
         """Run checks on rows ``x``."""
         rows = None if x is None else self._rows(x)
         runs = tuple(sorted(self.runs, key=lambda run: run.rank, reverse=True))

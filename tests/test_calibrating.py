@@ -11,6 +11,7 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import pplgen
+from pplgen.calibration import Calibration
 from pplgen.diagnostics import Verdict
 from pplgen.errors import InputError
 from pplgen.trials import settled
@@ -75,6 +76,31 @@ def test_mean_field_on_correlated_features_fails():
     assert found.coverage.loc["beta[0]", 0.9] < 0.75
 
 
+def ranked(ranks, num_unconverged):
+    nothing = np.zeros((len(ranks), 1))
+    return Calibration("toy", ("mu",), ranks[:, None], 99, nothing, nothing, nothing, 0, num_unconverged, "a path")
+
+
+def test_fits_that_have_not_converged_want_more_steps_before_another_guide(capsys):
+    at_both_ends = np.repeat([0, 1, 98, 99], 15)
+    before, after = ranked(at_both_ends, 60), ranked(at_both_ends, 6)
+    told = "in 60 of 60 fits the steps ran out before the ELBO stopped improving"
+    assert before.checks()[0].remedy.startswith(f"give more steps first, for {told}; draws are too narrow")
+    assert "AutoMultivariateNormal" not in before.checks()[0].remedy
+    assert "steps" not in after.checks()[0].remedy
+    assert "AutoMultivariateNormal" in after.checks()[0].remedy
+    before.summary()
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_ranks_of_no_plain_shape_say_what_to_do_next():
+    """At three places each rank is as far from the middle, and as spread, as a uniform one."""
+    off = round(100 * (1 / 8) ** 0.5)
+    found = ranked(np.repeat([50 - off, 50, 50 + off], 20), 0).checks()[0]
+    assert found.verdict is Verdict.FAIL
+    assert "another seed and more data sets" in found.remedy
+
+
 def test_a_guide_that_returns_the_prior_fails_on_the_log_likelihood_alone():
     found = quick(model, DATA, prior)
     assert verdicts(found) == {"beta[0]": "pass", "beta[1]": "pass", "log_likelihood": "fail"}
@@ -107,7 +133,7 @@ def test_table_picture_and_file(conjugate, tmp_path, capsys):
 def test_mixture_with_matched_components_passes():
     story = GaussianMixture(2, 2, covariance="spherical")
     found = quick(story, num_rows=100, steps=1000, learning_rate=0.05)
-    assert {"weights[0]", "mu[0, 0]", "sigma[1]", "log_likelihood"} <= set(found.quantities)
+    assert {"weights[0]", "mu[0, x0]", "sigma[1]", "log_likelihood"} <= set(found.quantities)
     assert not any(name.startswith("relative") for name in found.quantities), "auxiliary sites are not ranked"
     assert found.passed
 

@@ -19,11 +19,13 @@ from pplgen import cli
 from pplgen.checks import codes, components, predictive, sensitivity, weights
 from pplgen.checks.material import Material
 from pplgen.checks.replicates import tail_probability
-from pplgen.diagnostics import Verdict
+from pplgen.diagnostics import Check, Checks, Verdict
+from pplgen.errors import InputError
 from pplgen.isolation import seeded
 from pplgen.iterates import KEPT, Iterates, followed
 from pplgen.latent import LatentStory
 from pplgen.pair import Pair
+from pplgen.posterior import summarise
 from pplgen.weighing import leave_one_out, log_prior, weigh
 
 ROWS = 20
@@ -161,6 +163,69 @@ def test_data_beyond_the_prior():
     assert (far.value, far.verdict) == (1, Verdict.WARN)
 
 
+def correlated_posterior(covariances, outlier=False):
+    """A regression on columns that go together, and the best guide with or without covariances."""
+    torch.manual_seed(1)
+    common, own, noise = torch.randn(80, 1), torch.randn(80, 4), torch.randn(80)
+    x = (0.8 * common + 0.6 * own).double()
+    y = x.sum(1) + noise
+    if outlier:
+        x[0], y[0] = 6.0, -20.0
+    precision = x.T @ x + torch.eye(4, dtype=x.dtype)
+    covariance = precision.inverse()
+
+    def model(x, y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(4, dtype=x.dtype), 1.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+    def guide(x, y):
+        mean = covariance @ x.T @ y
+        narrow = dist.Normal(mean, precision.diagonal().rsqrt()).to_event(1)
+        pyro.sample("b", dist.MultivariateNormal(mean, covariance) if covariances else narrow)
+
+    return Pair(model, guide, (x, y))
+
+
+def test_rows_that_cannot_be_left_out_are_not_blamed_for_a_guide_without_covariances():
+    found = judge(predictive.loo, correlated_posterior(covariances=False))
+    assert found.verdict is not Verdict.PASS
+    assert "the guide's fault rather than the data's" in found.remedy
+    assert found.remedy.index("AutoMultivariateNormal") < found.remedy.index("heavier tails")
+    assert judge(predictive.loo, correlated_posterior(covariances=True)).verdict is Verdict.PASS
+
+
+def test_checks_are_a_tuple_that_knows_names_and_shows_counts():
+    def named(name, verdict):
+        return Check(name, 0.0, 0.0, "ours", verdict)
+
+    first, second, third = named("k-hat", Verdict.FAIL), named("bound gap", Verdict.PASS), named("loo", Verdict.PASS)
+    checks = Checks((first, second, third))
+    assert repr(checks) == "<Checks: 2 pass, 1 fail>"
+    assert repr(checks[1:]) == "<Checks: 2 pass>"
+    assert checks == (first, second, third)
+    assert [*checks] == [first, second, third]
+    assert checks[-1] is third
+    assert checks["bound gap"] is second
+    with pytest.raises(InputError, match=r"check 'bound gab': expected one of k-hat, .*did you mean 'bound gap'"):
+        checks["bound gab"]
+
+
+def test_an_outlier_is_blamed_where_nothing_speaks_against_the_guide():
+    found = judge(predictive.loo, correlated_posterior(covariances=True, outlier=True))
+    assert "(rows 1, " in found.remedy
+    assert "these rows alone move the posterior" in found.remedy
+    assert "guide" not in found.remedy
+
+
+def test_what_speaks_against_a_guide():
+    assert judge(predictive._doubts_of_guide, known_mean()[0]) == ""
+    assert judge(predictive._doubts_of_guide, known_mean(0.7)[0]).startswith("the guide's own weights have")
+    assert judge(predictive._doubts_of_guide, known_mean(1.3, shift=0.8)[0]).startswith("weights move a mean by 0.6")
+    # (2.5^2 - 1) / 2 - log 2.5 = 1.71 nats
+    assert judge(predictive._doubts_of_guide, known_mean(2.5)[0]).startswith("the ELBO is 1.")
+
+
 def test_prior_sensitivity_is_arvizs():
     pair, _ = known_mean()
     with seeded(0), pair.isolated():
@@ -189,6 +254,13 @@ def mixture(places, flips=0.0):
         pyro.sample("mu", dist.Normal(centre, 0.2).to_event(1))
 
     return Pair(model, guide, (torch.tensor(places).repeat(10),))
+
+
+def test_numbers_have_the_names_that_the_table_has(faithful_fit, faithful_tree):
+    with seeded(0), faithful_fit.pair.isolated(), torch.no_grad():
+        named = set(Material(faithful_fit.pair, columns=faithful_fit.columns).scalars)
+    assert {"mu[0, eruptions]", "Sigma[1, waiting, waiting]"} <= named
+    assert named <= set(summarise(faithful_tree).index)
 
 
 def test_components():

@@ -100,6 +100,37 @@ def test_bare_pair_with_a_guide_of_its_own_and_its_own_bound():
     assert fit.name == "model"
 
 
+def regression(x, y):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(b * x, 1.0), obs=y)
+
+
+class OfOne(nn.Module):
+    def forward(self, x):
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("data", "guide", "sentence"),
+    [
+        ({"x": Y, "y": Y}, None, r"the model's arguments \(x, y\), not a dict of 'x', 'y'$"),
+        (Y, AutoMultivariateNormal(regression), r"the model's arguments \(x, y\), not a single tensor$"),
+        ([Y, Y], None, r"the model's arguments \(x, y\), not a single list$"),
+        ((Y, Y, Y), None, r"the model's arguments \(x, y\), not one of 3$"),
+        ((Y, Y), OfOne(), r"the guide's arguments \(x\), not one of 2$"),
+    ],
+)
+def test_data_that_are_not_the_arguments_of_a_bare_pair(data, guide, sentence):
+    with pytest.raises(InputError, match=sentence):
+        quick(regression, data, guide)
+
+
+def test_a_dict_is_the_data_of_a_model_that_takes_one():
+    fit = quick(lambda both: regression(both["x"], both["y"]), {"x": Y, "y": Y})
+    assert fit.name == "<lambda>"
+
+
 def test_bare_pair_with_a_borrowed_module():
     encoder = nn.Linear(1, 2)
     before = copy.deepcopy(encoder.state_dict())

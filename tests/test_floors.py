@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "errors": 0,
+    "entries": 0,
     "story": 0,
     "readers": 0,
     "downloads": 0,

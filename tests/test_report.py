@@ -1,5 +1,7 @@
 """A report is one page that says what was checked, escapes what it is given, and needs nothing else."""
 
+import contextlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -22,7 +24,7 @@ from pplgen.models import (
 )
 
 import pplgen
-from pplgen import store
+from pplgen import report_pictures, store
 from pplgen.cli import main
 from pplgen.diagnostics import Check, Verdict
 from pplgen.loading import load_with_draws
@@ -130,8 +132,10 @@ def hostile(tmp_path_factory):
         with pytest.raises(SystemExit, match="0"):
             main()
         patch.setattr("sys.argv", ["pplgen", "report", str(folder / "run")])
-        with pytest.raises(SystemExit, match="0"):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), pytest.raises(SystemExit, match="0"):
             main()
+    (folder / "said.txt").write_text(said.getvalue())
     return folder / "run"
 
 
@@ -205,6 +209,42 @@ def test_the_record_agrees_with_the_checks_and_the_page_shows_them(short, tmp_pa
     )
 
 
+def mean_field(num_rows):
+    """A regression on columns that go together, and a guide that takes them to be independent."""
+    torch.manual_seed(1)
+    x = 0.9 * torch.randn(num_rows, 1) + 0.45 * torch.randn(num_rows, 6)
+
+    def model(x, y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+    return pplgen.fit(model, (x, x.sum(1) + torch.randn(num_rows)), steps=800, compile="graph", progress=False)
+
+
+def test_the_picture_of_pareto_k_says_what_its_check_says(tmp_path, monkeypatch):
+    """Of few and of other draws, Pareto k of the same rows are others: the picture computes none."""
+    fit = mean_field(60)
+    shown = {}
+    monkeypatch.setattr(report_pictures, "plot_pareto_k", lambda _, *what, **how: shown.update(how, what=what))
+    _, record = read(fit.report(tmp_path, tree=fit.to_datatree(30)).parent)
+    (check,) = (each for each in record["checks"] if "LOO Pareto k" in each["name"])
+    (caption,) = (each["caption"] for each in record["pictures"] if each["name"] == "pareto-k")
+    (k, rows), limit = shown["what"], shown["good"]
+    told = f"{(k > limit).sum()} of 60 rows, worst {k.max():.2f}"
+    assert check["value"] == pytest.approx((k > limit).mean())
+    assert check["value"] > 0
+    assert check["remedy"].startswith(f"{told} (rows {rows[k.argmax()]}, ")
+    assert caption.endswith(f": {told}.")
+    assert f"Above {limit:.2g} a row's" in caption
+
+
+def test_without_a_check_of_its_rows_there_is_no_picture_of_pareto_k(short, tmp_path):
+    write_report(short, short.to_datatree(30, groups=["posterior"]), (), tmp_path)
+    _, record = read(tmp_path)
+    assert any("have not weighed rows one by one" in sentence for sentence in record["missing"])
+
+
 def test_the_worst_verdict_counts():
     found = [Check("", 0.0, 0.0, "", verdict) for verdict in Verdict]
     for verdict in (Verdict.FAIL, Verdict.WARN, Verdict.PASS, Verdict.NOT_APPLICABLE):
@@ -232,6 +272,15 @@ def test_a_run_keeps_what_its_report_needs(hostile):
     assert record["fit"]["created"] == json.loads((hostile / store.HEADER).read_text())["created"]
     assert len(record["checks"]) == len(fit.diagnose())
     assert not any("not at hand" in sentence for sentence in record["missing"])
+
+
+def test_the_command_says_what_has_failed(hostile):
+    _, record = read(hostile)
+    _, overall_line, *failed = (hostile.parent / "said.txt").read_text().splitlines()
+    told = ", ".join(f"{record['counts'][verdict]} {verdict}" for verdict in Verdict if verdict in record["counts"])
+    assert overall_line == f"Overall fail: {told}"
+    assert failed
+    assert failed == [f"failed: {each['name']}" for each in record["checks"] if each["verdict"] == "fail"]
 
 
 def test_without_its_data_a_report_says_what_it_cannot_show(hostile, tmp_path):
@@ -263,6 +312,20 @@ def test_a_report_takes_the_place_of_an_older_one_and_leaves_with_its_run(hostil
     assert {path.name for path in tmp_path.iterdir()} == {PAGE, RECORD, store.HEADER, store.TENSORS}
     fit.save(tmp_path, force=True)
     assert {path.name for path in tmp_path.iterdir()} == {store.HEADER, store.TENSORS}
+
+
+def test_a_report_that_was_there_before_its_run_stays(hostile, tmp_path):
+    fit = pplgen.load(hostile)
+    fit.report(tmp_path)
+    (tmp_path / "fit.png").write_text("a picture of mine")
+    fit.save(tmp_path)
+    kept = {PAGE, RECORD, "fit.png", store.HEADER, store.TENSORS}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    # cut short before its header, a run leaves draws that are not those of the next
+    (tmp_path / store.HEADER).unlink()
+    (tmp_path / store.DRAWS).write_text("older")
+    fit.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept - {"fit.png"}
 
 
 def test_a_report_is_written_where_it_can_be(short, tmp_path):

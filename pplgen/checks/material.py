@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pplgen.checks.replicates import Replicates, replicate
 from pplgen.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
+from pplgen.entries import entry_names
 from pplgen.errors import InputError
 from pplgen.estimators import entries_of
 from pplgen.latent import LatentStory
@@ -225,17 +226,16 @@ class Material:
 
     def _scalars(self) -> Iterator[tuple[str, Tensor]]:
         auxiliary = self.story.auxiliary if self.story else frozenset()
-        for name in self._shared:
-            if name in auxiliary or name not in self.weighed.sites:
+        sites = {n: self.weighed.sites[n].double() for n in self._shared if n in self.weighed.sites}
+        entries = entry_names({name: values.shape[1:] for name, values in sites.items()}, self.story, self.columns)
+        for name, values in sites.items():
+            if name in auxiliary:
                 continue
-            values = self.weighed.sites[name].double()
-            for index, column in enumerate(values.reshape(len(values), -1).T):
+            for entry, column in zip(entries[name], values.reshape(len(values), -1).T, strict=True):
                 if column.std() > 1e-6 * (
                     1e-30 + column.abs().mean()
                 ):  # some are constants, such as zeros of a triangle
-                    place = torch.unravel_index(torch.tensor(index), values.shape[1:])
-                    label = ", ".join(str(int(part)) for part in place)
-                    yield (f"{name}[{label}]" if values.ndim > 1 else name), column
+                    yield entry, column
 
     @cached_property
     def row_ratios(self) -> Tensor:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from arviz_stats.utils import ELPDData
 from scipy import stats
 
-from pplgen.checks.check import Check, Verdict, beside
+from pplgen.checks.check import Check, RowShapes, Verdict, beside
 from pplgen.checks.material import Material
 from pplgen.checks.replicates import replicate
+from pplgen.checks.weights import bound_gap, resampled_means, wider
 from pplgen.mixtures import smoothed_weights
 from pplgen.uniformity import holm
 from pplgen.weighing import leave_one_out
 
-__all__ = ["holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
+__all__ = ["LOO", "holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
 
+LOO = "rows with LOO Pareto k above its limit (share)"
+"""Name of the check whose rows a report draws."""
 LEVEL = 0.01
 """Level of the tests, over all of a check's tests together."""
 PRIOR_DRAWS = 1000
+CLEARLY_SMALL = 0.5
+"""Pareto k up to which weights have a finite variance (Vehtari et al. 2024)."""
 SHARE = 0.05
 """Share of rows whose leave-one-out weights may be heavy-tailed before their sum is given up."""
 
@@ -81,27 +85,39 @@ def posterior_predictive(material: Material) -> Check:
 
 def loo(material: Material) -> Check:
     """Share of rows whose leave-one-out weights have a Pareto shape above ``min(1 - 1 / log10(draws), .7)``."""
-    name, source = "rows with LOO Pareto k above its limit (share)", "Magnusson et al. 2019; Vehtari et al. 2024"
+    name, source = LOO, "Magnusson et al. 2019; Vehtari et al. 2024"
     if reason := _why_no_loo(material):
         return beside(name, source, reason)
     found = leave_one_out(material.weighed)
-    shapes = np.asarray(found.pareto_k)
-    high = shapes > found.good_k
-    value, total = float(high.mean()), f"elpd {found.elpd:.2f} +- {found.se:.2f} nats, p {found.p:.1f}"
-    of = "" if len(shapes) == material.pair.num_rows else f" of {len(shapes):,} rows, evenly chosen"
-    if not high.any():
-        return Check(name, value, SHARE, source, Verdict.PASS, f"{total}{of}")
-    which = ", ".join(str(1 + row * material.chosen.step) for row in np.argsort(-shapes)[:3])
-    remedy = f"{int(high.sum())} of {len(shapes):,} rows, worst {shapes.max():.2f} (rows {which}): "
-    if _khat(found, material) > found.good_k:
-        remedy += "the weights of the guide itself are heavy-tailed; see k-hat"
+    k = np.nan_to_num(np.asarray(found.pareto_k, dtype=float), nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    shapes = RowShapes(1 + material.chosen.step * np.arange(len(k)), k, float(found.good_k))
+    value, total = float(shapes.high.mean()), f"elpd {found.elpd:.2f} +- {found.se:.2f} nats, p {found.p:.1f}"
+    of = "" if len(k) == material.pair.num_rows else f" of {len(k):,} rows, evenly chosen"
+    if not shapes.high.any():
+        return Check(name, value, SHARE, source, Verdict.PASS, f"{total}{of}", shapes)
+    which = ", ".join(map(str, shapes.rows[np.argsort(-k)[:3]]))
+    remedy = f"{shapes} (rows {which}): "
+    if doubts := _doubts_of_guide(material):
+        remedy += f"{doubts}, so that it may be the guide's fault rather than the data's; {wider(material)}; "
+        remedy += "only rows that stay high want a look, or a likelihood with heavier tails"
     else:
         remedy += "these rows alone move the posterior: look at them, or take a likelihood with heavier tails"
-    return Check(name, value, SHARE, source, Verdict.WARN if value <= SHARE else Verdict.FAIL, f"{remedy}; {total}{of}")
+    verdict = Verdict.WARN if value <= SHARE else Verdict.FAIL
+    return Check(name, value, SHARE, source, verdict, f"{remedy}; {total}{of}", shapes)
 
 
-def _khat(found: ELPDData, material: Material) -> float:
-    return float(smoothed_weights(material.weighed.log_ratio)[1])
+def _doubts_of_guide(material: Material) -> str:
+    """Say what else speaks against the guide, for its own weights are a part of every row's; empty if nothing does."""
+    if material.sampled:
+        return ""
+    khat = float(smoothed_weights(material.weighed.log_ratio)[1])
+    if khat > CLEARLY_SMALL:
+        return f"the guide's own weights have a Pareto k of {khat:.2f}"
+    if (moved := resampled_means(material)).verdict is Verdict.WARN:
+        return f"weights move a mean by {moved.value:.2g} sd"
+    if (gap := bound_gap(material)).verdict is Verdict.WARN:
+        return f"the ELBO is {gap.value:.2g} nats below the log evidence"
+    return ""
 
 
 def loo_pit(material: Material) -> Check:

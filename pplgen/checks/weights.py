@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplgen.checks.check import Check, Verdict, beside
+from pplgen.checks.check import Check, RowShapes, Verdict, beside
 from pplgen.checks.material import ROWS, SAMPLED, Material
 from pplgen.errors import InputError
 from pplgen.mixtures import CONSTANT, GOOD_K, k_limit, smoothed_weights
 
-__all__ = ["bound_gap", "khat", "khat_of_rows", "khat_of_shared", "resampled_means"]
+__all__ = ["OF_ROWS", "bound_gap", "khat", "khat_of_rows", "khat_of_shared", "resampled_means", "wider"]
 
+OF_ROWS = f"rows with k-hat above {GOOD_K} (share)"
+"""Name of the check whose rows a report of codes draws."""
 GAP = 1.0
 """Nats by which the bound may fall short of the importance-weighted one: the density is then off by a factor of e."""
 SHIFT = 0.25
@@ -40,7 +42,7 @@ def khat(material: Material) -> Check:
     name = "k-hat of all latents"
     if material.why_not_joint:
         return beside(name, PSIS, material.why_not_joint)
-    return _khat(name, material.log_ratios, _wider(material))
+    return _khat(name, material.log_ratios, wider(material))
 
 
 def khat_of_shared(material: Material) -> Check:
@@ -52,7 +54,7 @@ def khat_of_shared(material: Material) -> Check:
         return beside(name, PSIS, "no row has latents of its own, so that this is k-hat of all latents")
     if material.why_no_shared:
         return beside(name, PSIS, material.why_no_shared)
-    return _khat(name, material.shared_ratios, f"where k-hat of rows is high too, mend that first; {_wider(material)}")
+    return _khat(name, material.shared_ratios, f"where k-hat of rows is high too, mend that first; {wider(material)}")
 
 
 def _khat(name: str, log_ratios: Tensor, remedy: str) -> Check:
@@ -74,7 +76,7 @@ def _khat(name: str, log_ratios: Tensor, remedy: str) -> Check:
 
 def khat_of_rows(material: Material) -> Check:
     """Share of rows whose latents have weights with a Pareto shape above .7, at one draw of what all rows share."""
-    name, source = "rows with k-hat above 0.7 (share)", f"{PSIS}; share ours"
+    name, source = OF_ROWS, f"{PSIS}; share ours"
     if reason := SAMPLED if material.sampled else _why_no_rows(material):
         return beside(name, source, reason)
     try:
@@ -83,14 +85,14 @@ def khat_of_rows(material: Material) -> Check:
         return beside(name, source, str(reason))
     if not ratios.isfinite().all():
         return beside(name, source, "the guide gives latents of single rows no density, or an infinite one")
-    shapes = smoothed_weights(ratios)[1]
-    value = float((shapes > GOOD_K).double().mean())
+    k = smoothed_weights(ratios)[1].cpu().numpy()
+    shapes = RowShapes(1 + math.ceil(material.num_rows / len(k)) * np.arange(len(k)), k, GOOD_K)
+    value = float(shapes.high.mean())
     if value <= SHARE:
-        return Check(name, value, SHARE, source, Verdict.PASS)
-    worst = f"of {len(shapes)} rows, the worst {shapes.max():.2f}"
-    remedy = f"{worst}: the guide misses the posterior of these rows' latents; a richer guide (guide='full' or 'flow', "
-    remedy += "where the story has them) or longer training comes closer"
-    return Check(name, value, SHARE, source, Verdict.WARN if value <= 0.5 else Verdict.FAIL, remedy)
+        return Check(name, value, SHARE, source, Verdict.PASS, shapes=shapes)
+    remedy = f"{shapes}: the guide misses the posterior of these rows' latents; a richer guide (guide='full' or "
+    remedy += "'flow', where the story has them) or longer training comes closer"
+    return Check(name, value, SHARE, source, Verdict.WARN if value <= 0.5 else Verdict.FAIL, remedy, shapes)
 
 
 def bound_gap(material: Material) -> Check:
@@ -109,7 +111,7 @@ def bound_gap(material: Material) -> Check:
     if value <= GAP:
         return Check(name, value, GAP, source, Verdict.PASS)
     remedy = (
-        f"the ELBO is at least so much below the log evidence, so it must not choose between models; {_wider(material)}"
+        f"the ELBO is at least so much below the log evidence, so it must not choose between models; {wider(material)}"
     )
     return Check(name, value, GAP, source, Verdict.WARN, remedy)
 
@@ -130,11 +132,11 @@ def resampled_means(material: Material) -> Check:
     # several errors, for it is the largest of many moves
     if value <= max(SHIFT, 4 * error):
         return Check(name, value, SHIFT, source, Verdict.PASS)
-    remedy = f"{names[worst]}: the guide is biased; weigh its draws by sample_stats lp - log_q, or {_wider(material)}"
+    remedy = f"{names[worst]}: the guide is biased; weigh its draws by sample_stats lp - log_q, or {wider(material)}"
     return Check(name, value, SHIFT, source, Verdict.WARN, remedy)
 
 
-def _wider(material: Material) -> str:
+def wider(material: Material) -> str:
     """Say what comes closer to the posterior: a story has the guide that it has."""
     return SECOND if material.story is not None else WIDER
 

@@ -1,0 +1,36 @@
+"""Names of the numbers of sites, the same wherever one is named: in tables, in remedies, in calibrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pplgen.story import Story
+
+__all__ = ["entry_names"]
+
+
+def entry_names(
+    shapes: Mapping[str, Sequence[int]], story: Story | None = None, columns: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Name every number of some sites as ArviZ's tables do, such as ``Sigma[0, eruptions, waiting]``, in C order.
+
+    Parameters
+    ----------
+    shapes
+        Of one draw of each site.
+    story
+        Whose axes and labels they have; ``None`` for a bare pair's, whose entries are counted from 0.
+    columns
+        Names of the story's data; without any, all entries are counted.
+    """
+    dims, labels = ({}, {}) if story is None else (story.dims, story.labels(columns) if columns else {})
+    names = {}
+    for site, shape in shapes.items():
+        axes = dims.get(site, ())
+        known = [labels.get(axis, ()) for axis in axes] if len(axes) == len(shape) else [()] * len(shape)
+        along = [own if len(own) == size else range(size) for own, size in zip(known, shape, strict=True)]
+        places = (", ".join(str(own[i]) for own, i in zip(along, index, strict=True)) for index in np.ndindex(*shape))
+        names[site] = [f"{site}[{place}]" if shape else site for place in places]
+    return names
