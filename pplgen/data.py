@@ -150,7 +150,7 @@ def load_data(
     Raises
     ------
     InputError
-        Where the source is missing, empty, ragged, not numeric or not finite; an empty cell is a missing value.
+        Where the source is missing, empty, ragged, not numeric or not finite; an empty cell, or NA, is missing.
     """
     given = source.values if isinstance(source, Table) else source
     wide = isinstance(given, Tensor) and given.dtype in (torch.float32, torch.float64)

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from pplgen.cells import is_missing, is_number, numeric_column
 from pplgen.errors import DataWarning, InputError, first_line, near_names
 
 __all__ = [
@@ -31,8 +33,6 @@ __all__ = [
     "unnamed_columns",
     "without_row_names",
 ]
-
-_NUMBER = "a number; leave it empty for missing"
 
 Columns = tuple[np.ndarray, tuple[str, ...]]
 """A float64 matrix and the names of its columns; NaN is missing."""
@@ -96,18 +96,28 @@ def refusing(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def _from_csv(path: Path) -> Columns:
-    """Read delimited text; the first line is a header unless all of it is numeric."""
+    """Read delimited text; the first line is a header unless all of it is numbers and words for missing.
+
+    Empty lines are skipped, but for those between the values of a single column, whose rows are missing.
+    """
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with (
         refusing(path, "delimited text in UTF-8", UnicodeDecodeError, csv.Error),
         path.open(newline="", encoding="utf-8-sig") as file,
     ):
-        lines = [line for line in csv.reader(file, delimiter=delimiter) if line]
+        lines = list(dropwhile(lambda line: not line, csv.reader(file, delimiter=delimiter)))
     if not lines:
         raise InputError(f"{str(path)!r}: the file is empty; expected a header and rows of numbers")
     header = lines[0]
-    numbers = [_is_number(cell) for cell in header]
-    if any(numbers) and all(number or not cell.strip() for number, cell in zip(numbers, header, strict=True)):
+    if len(header) == 1:
+        while not lines[-1]:
+            del lines[-1]
+        lines = [line or [""] for line in lines]
+    else:
+        lines = [line for line in lines if line]
+    numbers = [is_number(cell) for cell in header]
+    unnamed = all(number or is_missing(cell) for number, cell in zip(numbers, header, strict=True))
+    if unnamed and any(cell.strip() for cell in header):
         header = list(unnamed_columns(len(header)))
     else:
         if any(numbers):
@@ -181,7 +191,7 @@ def from_frame(frame: pd.DataFrame) -> Columns:
     frame = without_row_names(frame)
     columns = tuple(str(column) for column in frame.columns)
     check_names(columns)
-    numeric = [_numeric_column(frame.iloc[:, j], name) for j, name in enumerate(columns)]
+    numeric = [numeric_column(frame.iloc[:, j], name) for j, name in enumerate(columns)]
     return (np.column_stack(numeric) if numeric else np.empty((len(frame), 0))), columns
 
 
@@ -189,28 +199,6 @@ def check_names(columns: tuple[str, ...]) -> None:
     """Refuse a name that several columns share."""
     if repeated := {column for column in columns if columns.count(column) > 1}:
         raise InputError(f"column {min(repeated)!r} appears more than once; give each column a name of its own")
-
-
-def _numeric_column(column: pd.Series, name: str) -> np.ndarray:
-    """Return a column as float64; empty and null cells are NaN."""
-    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
-        return column.to_numpy(dtype="float64", na_value=np.nan, copy=True)
-    empty = column.isna() | (column.astype(str).str.strip() == "")
-    numbers = np.full(len(column), np.nan)
-    for row, cell in enumerate(column):
-        if not empty.iloc[row]:
-            if not _is_number(cell):
-                raise InputError(f"column {name!r}, row {row + 1}: {str(cell)!r} is not {_NUMBER}")
-            numbers[row] = float(cell)
-    return numbers
-
-
-def _is_number(cell: Any) -> bool:
-    """Whether a cell reads as a number; the word nan does not, for missing cells are empty, and 1_000 does not."""
-    try:
-        return "_" not in str(cell) and not np.isnan(float(cell))
-    except (TypeError, ValueError):
-        return False
 
 
 def without_row_names(frame: pd.DataFrame) -> pd.DataFrame:

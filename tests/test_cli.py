@@ -132,7 +132,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit gaussian-mixture faithful --prior-mean 1,2,3", "one for each of 2 features"),
         ("fit gaussian-mixture faithful --steps 0", "steps=0: expected a whole number"),
         ("fit gaussian-mixture", "Missing argument 'DATA'"),
-        ("fit gaussian-mixture text.csv", "column 'b', row 2: 'n/a' is not a number; leave it empty for missing"),
+        ("fit gaussian-mixture text.csv", "column 'b', row 2: 'about 4' is not a number; leave it empty, or write NA"),
         ("fit gaussian-mixture infinite.csv", "column 'b', row 1: inf is not a finite number"),
         ("fit gaussian-mixture ragged.csv", "row 2: the number of cells is 3, where 2 were expected"),
         ("fit gaussian-mixture empty.csv", "the file is empty"),
@@ -149,7 +149,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, sentence):
     files = {
-        "text": "a,b\n1,2\n3,n/a\n",
+        "text": "a,b\n1,2\n3,about 4\n",
         "infinite": "a,b\n1,inf\n3,4\n",
         "ragged": "a,b\n1,2\n3,4,5\n",
         "empty": "",

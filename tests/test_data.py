@@ -100,6 +100,38 @@ def test_empty_cells_are_missing(tmp_path):
     assert values.isnan().tolist() == [[False, True], [True, False]]
 
 
+@pytest.mark.parametrize(
+    "word", ["NA", "N/A", "n/a", "NaN", "nan", "-nan", "null", "NULL", ".", " NA ", "#N/A", "<NA>"]
+)
+def test_usual_words_for_missing_are_read(tmp_path, word):
+    values = load_data(csv(tmp_path, f"a,b\n1,{word}\n3,2\n")).values
+    assert values.isnan().tolist() == [[False, True], [False, False]]
+    assert load_data(pd.DataFrame({"a": ["1", word]})).values.isnan().tolist() == [[False], [True]]
+    headerless = load_data(csv(tmp_path, f"{word},1\n3,2\n"))
+    assert headerless.columns == ("x0", "x1")
+    assert len(headerless) == 2
+
+
+@pytest.mark.parametrize("word", ["None", "none", "missing", "-", "?", "x"])
+def test_other_words_are_not(tmp_path, word):
+    with pytest.raises(InputError, match=r"column 'b', row 2: .* is not a number"):
+        load_data(csv(tmp_path, f"a,b\n1,2\n1,{word}\n"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_empty_lines_of_one_column_are_gaps(tmp_path, end):
+    """A series keeps its steps; lines below the last value are none."""
+    path = tmp_path / "flow.csv"
+    path.write_bytes(end.join(["", "flow", "1", "", "  ", "4", "", ""]).encode())
+    np.testing.assert_array_equal(load_data(path).values[:, 0].numpy(), [1, np.nan, np.nan, 4])
+    path.write_bytes(end.join(["1", "", "3", ""]).encode())
+    np.testing.assert_array_equal(load_data(path).values[:, 0].numpy(), [1, np.nan, 3])
+
+
+def test_empty_lines_between_cells_are_skipped(tmp_path):
+    assert load_data(csv(tmp_path, "\na,b\n\n1,2\n\n3,4\n\n")).values.tolist() == [[1, 2], [3, 4]]
+
+
 def test_row_counter_is_left_out_with_a_word(tmp_path):
     with pytest.warns(DataWarning, match="column 'rownames' only counts the rows"):
         table = load_data(csv(tmp_path, "rownames,a,b\n1,5,6\n2,7,9\n"))
@@ -110,10 +142,9 @@ def test_row_counter_is_left_out_with_a_word(tmp_path):
     ("text", "sentence"),
     [
         (
-            "eruptions,waiting\n3,1\n2,n/a\n",
-            r"column 'waiting', row 2: 'n/a' is not a number; leave it empty for missing",
+            "eruptions,waiting\n3,1\n2,about 80\n",
+            r"column 'waiting', row 2: 'about 80' is not a number; leave it empty, or write NA, for missing",
         ),
-        ("a,b\n1,nan\n", r"column 'b', row 1: 'nan' is not a number"),
         ("a,b\n1,2\n1,1_000\n", r"column 'b', row 2: '1_000' is not a number"),
         ("a,b\n1,2\n1,1e39\n", r"column 'b', row 2: 1e\+39 is not a finite number in torch.float32"),
         ("a,b\n1,2\n1,inf\n", r"column 'b', row 2: inf is not a finite number"),

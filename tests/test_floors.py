@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "errors": 0,
     "story": 0,
+    "cells": 0,
     "readers": 0,
     "downloads": 0,
     "mnist": 0,

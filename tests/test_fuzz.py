@@ -392,7 +392,7 @@ def desk(run, tmp_path_factory):
     """A folder with what the arguments name."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "own.csv").write_text("a,b\n" + "".join(f"{i % 7},{i % 5}\n" for i in range(20)))
-    (folder / "text.csv").write_text("a,b\n1,2\n3,n/a\n")
+    (folder / "text.csv").write_text("a,b\n1,2\n3,about 4\n")
     np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(20, 2)))
     np.save(folder / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     (folder / "folder").mkdir()
