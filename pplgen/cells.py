@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 
 from pplgen.errors import InputError
 
-__all__ = ["MISSING", "is_missing", "is_number", "numeric_column"]
+__all__ = ["MISSING", "is_missing", "is_number", "numeric_columns"]
 
 MISSING = frozenset(
     ["", ".", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "-nan", "-NaN", "NULL", "null"]
@@ -32,20 +33,52 @@ def is_number(cell: Any) -> bool:
         return False
 
 
-def numeric_column(column: pd.Series, name: str) -> np.ndarray:
-    """Return a column as float64; null cells and words for missing are NaN.
+def numeric_columns(given: Sequence[pd.Series], names: Sequence[str], num_rows: int) -> np.ndarray:
+    """Return columns as float64, shape ``(num_rows, num_columns)``; null cells and words for missing are NaN.
 
     Raises
     ------
     InputError
-        Where a cell is neither, naming the first.
+        Where columns are text, most of their cells being no numbers, naming all of these; or a cell is, naming it.
     """
+    matrix, first, text = np.empty((num_rows, len(given))), "", dict[str, str]()
+    for j, (column, name) in enumerate(zip(given, names, strict=True)):
+        matrix[:, j], wrong = _numbers(column)
+        if not wrong:
+            continue
+        row = wrong[0]
+        told = f"{str(column.iloc[row])!r}"
+        if len(wrong) > num_rows - np.isnan(matrix[:, j]).sum():  # more than there are numbers
+            text[name] = f"{name!r} ({told} in row {row + 1})"
+        first = first or f"column {name!r}, row {row + 1}: {told} is not {_NUMBER}"
+    if text:
+        subject, hold, them = ("columns", "do", "them") if len(text) > 1 else ("column", "does", "it")
+        raise InputError(
+            f"{subject} {_listed(list(text.values()))} {hold} not hold numbers; leave {them} out with --ignore "
+            f"{','.join(text)} (in Python ignore={list(text)}), or code categories 0, 1, 2, ..."
+        )
+    if first:
+        raise InputError(first)
+    return matrix
+
+
+def _numbers(column: pd.Series) -> tuple[np.ndarray, list[int]]:
+    """Return a column's numbers, NaN for all other cells, and the rows of those that are not missing."""
     if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
-        return column.to_numpy(dtype="float64", na_value=np.nan, copy=True)
-    numbers = np.full(len(column), np.nan)
+        return column.to_numpy(dtype="float64", na_value=np.nan, copy=True), []
+    numbers, wrong = np.full(len(column), np.nan), []
     for row, (cell, null) in enumerate(zip(column, column.isna(), strict=True)):
-        if not (null or is_missing(cell)):
-            if not is_number(cell):
-                raise InputError(f"column {name!r}, row {row + 1}: {str(cell)!r} is not {_NUMBER}")
+        if null or is_missing(cell):
+            continue
+        if is_number(cell):
             numbers[row] = float(cell)
-    return numbers
+        else:
+            wrong.append(row)
+    return numbers, wrong
+
+
+def _listed(words: list[str]) -> str:
+    """Join words, the last by and; of many only the first few."""
+    if len(words) > 6:
+        words = [*words[:5], f"{len(words) - 5} others"]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

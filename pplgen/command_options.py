@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["DATA_HELP", "DataArgument", "OutFileOption", "RunArgument", "SeedOption", "SeriesOption", "StoryOption"]
+__all__ = [
+    "DATA_HELP",
+    "DataArgument",
+    "IgnoreOption",
+    "OnlyOption",
+    "OutFileOption",
+    "RunArgument",
+    "SeedOption",
+    "SeriesOption",
+    "StoryOption",
+    "names_in",
+]
 
 DATA_HELP = (
     "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; mnist and "
@@ -23,6 +35,12 @@ OutFileOption = Annotated[
 SeriesOption = Annotated[
     str | None, typer.Option("--series", metavar="COLUMN", help="Column that tells the series of a table apart.")
 ]
+OnlyOption = Annotated[
+    str | None, typer.Option("--only", metavar="COLUMNS", help="Columns to read, with commas between.  [default: all]")
+]
+IgnoreOption = Annotated[
+    str | None, typer.Option("--ignore", metavar="COLUMNS", help="Columns to leave out, such as text and dates.")
+]
 StoryOption = Annotated[
     str | None,
     typer.Option(
@@ -30,3 +48,9 @@ StoryOption = Annotated[
         help="Your own story, where the run is of one: its file is executed, and nothing that the run names.",
     ),
 ]
+
+
+def names_in(text: str | None) -> list[str]:
+    """Read names with commas between them, as a line of a CSV file; none from ``None``."""
+    names = next(csv.reader([text or ""], skipinitialspace=True), [])
+    return [name.strip() for name in names]

@@ -14,9 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pplgen.choosing import Choice
 from pplgen.errors import DataWarning, InputError
 from pplgen.named import NAMED
 from pplgen.readers import from_array, from_file, from_frame, picture_shape
+from pplgen.row_columns import row_labels, row_weights
 
 __all__ = [
     "Fingerprint",
@@ -26,10 +28,9 @@ __all__ = [
     "check_training_columns",
     "check_training_table",
     "column_ranges",
+    "load_chosen",
     "load_data",
     "named_data_sets",
-    "row_labels",
-    "row_weights",
     "warn_of_rounding",
 ]
 
@@ -113,6 +114,8 @@ class Fingerprint:
 def load_data(
     source: Any,
     *,
+    only: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
     labels: Any = None,
     weights: Any = None,
     target: Any = None,
@@ -127,6 +130,10 @@ def load_data(
         The name of a data set (``named_data_sets``), the path of a ``.csv``, ``.tsv``, ``.parquet``, ``.npy`` or
         ``.npz`` file, a pandas ``DataFrame``, an array or tensor of shape ``(num_rows,)`` or
         ``(num_rows, num_features)``, or a ``Table``.
+    only
+        Columns to read, in this order, besides those of labels, weights and target; ``None`` for all.
+    ignore
+        Columns to leave out, such as those of text and dates; nothing in them is looked at.
     labels
         Known values of the rows' discrete latent, such as the component of a mixture, counted from 0: one for each row,
         missing or -1 where it is not known; or the name of the column that holds them, or ``"target"`` for the classes
@@ -152,24 +159,42 @@ def load_data(
     InputError
         Where the source is missing, empty, ragged, not numeric or not finite; an empty cell, or NA, is missing.
     """
+    facts = {"labels": labels, "weights": weights, "target": target}
+    choice = Choice(only, ignore, tuple(given for given in facts.values() if isinstance(given, str)))
+    return load_chosen(source, choice, **facts, dtype=dtype, cache=cache)
+
+
+def load_chosen(
+    source: Any,
+    choice: Choice,
+    *,
+    labels: Any = None,
+    weights: Any = None,
+    target: Any = None,
+    dtype: torch.dtype | None = None,
+    cache: str | Path | None = None,
+) -> Table:
+    """Read some columns of a numeric table, as ``load_data`` does."""
     given = source.values if isinstance(source, Table) else source
     wide = isinstance(given, Tensor) and given.dtype in (torch.float32, torch.float64)
     if dtype is None:
         dtype = given.dtype if wide else torch.get_default_dtype()
     own = (source.labels, source.weights, source.target) if isinstance(source, Table) else (None, None, None)
     if isinstance(source, Table):
-        matrix, columns, name = (given if wide else given.double()).cpu().numpy(), source.columns, source.name
+        matrix, columns = choice.matrix((given if wide else given.double()).cpu().numpy(), source.columns)
+        name = source.name
     elif isinstance(source, pd.DataFrame):
-        matrix, columns, name = *from_frame(source), "table"
+        matrix, columns, name = *from_frame(source, choice), "table"
     elif isinstance(source, (str, Path)) and str(source) in NAMED:
         name = str(source)
         matrix, columns, classes = NAMED[name]("float64" if dtype == torch.float64 else "float32", cache)
+        matrix, columns = choice.matrix(matrix, columns)
         own = (None, None, None if classes is None else torch.from_numpy(classes.astype("int64")))
     elif isinstance(source, (str, Path)):
         path = Path(source)
-        matrix, columns, name = *from_file(path, NAMED), path.stem
+        matrix, columns, name = *from_file(path, NAMED, choice), path.stem
     else:
-        matrix, columns, name = *from_array(source, "the array"), "array"
+        matrix, columns, name = *choice.matrix(*from_array(source, "the array")), "array"
     check_shape(name, matrix.shape)
     values = _as_tensor(matrix, columns, dtype)
     if isinstance(labels, str) and labels == "target" and labels not in columns and own[2] is not None:
@@ -189,42 +214,6 @@ def load_data(
     weights = own[1] if weights is None else row_weights(facts["weights"], len(values)).to(dtype)
     target = own[2] if target is None else row_labels(facts["target"], len(values), "target")
     return Table(values, columns, name, labels, weights, target)
-
-
-def row_labels(given: Any, num_rows: int, what: str = "labels") -> Tensor:
-    """Read one label for each row, missing or -1 where it is not known, as whole numbers with -1 for unknown."""
-    numbers = _one_per_row(what, given, num_rows)
-    numbers = torch.where(numbers.isnan(), -1.0, numbers)
-    _refuse_rows(what, (numbers != numbers.round()) | (numbers < -1), numbers, "0, 1, 2, ..., or nothing")
-    return numbers.long()
-
-
-def row_weights(given: Any, num_rows: int) -> Tensor:
-    """Read one weight for each row, in double precision."""
-    numbers = _one_per_row("weights", given, num_rows)
-    _refuse_rows("weights", ~(numbers.isfinite() & (numbers >= 0)), numbers, "a finite number of at least 0")
-    if not numbers.any():
-        raise InputError("weights: all of them are 0; at least one row must count")
-    return numbers
-
-
-def _one_per_row(what: str, given: Any, num_rows: int) -> Tensor:
-    try:
-        values = given.detach().cpu() if isinstance(given, Tensor) else given
-        numbers = torch.from_numpy(np.array(pd.Series(values).to_numpy("float64", na_value=np.nan), ndmin=1))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: expected one number for each row: {error}") from None
-    if len(numbers) != num_rows:
-        raise InputError(f"{what}: {len(numbers)} values for {num_rows} rows; expected one for each row")
-    return numbers
-
-
-def _refuse_rows(what: str, wrong: Tensor, numbers: Tensor, expected: str) -> None:
-    """Name the first row whose number is wrong."""
-    found = torch.argwhere(wrong)
-    if len(found):
-        row = int(found[0])
-        raise InputError(f"{what}, row {row + 1}: {numbers[row].item():g}: expected {expected}")
 
 
 def named_data_sets() -> tuple[str, ...]:

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from pplgen.cells import is_missing, is_number, numeric_column
+from pplgen.cells import is_missing, is_number, numeric_columns
+from pplgen.choosing import ALL, Choice, unnamed_columns
 from pplgen.errors import DataWarning, InputError, first_line, near_names
 
 __all__ = [
@@ -30,17 +31,11 @@ __all__ = [
     "picture_shape",
     "refusing",
     "require_file",
-    "unnamed_columns",
     "without_row_names",
 ]
 
 Columns = tuple[np.ndarray, tuple[str, ...]]
 """A float64 matrix and the names of its columns; NaN is missing."""
-
-
-def unnamed_columns(number: int) -> tuple[str, ...]:
-    """Names of columns that came without any: x0, x1, ..."""
-    return tuple(f"x{i}" for i in range(number))
 
 
 def picture_shape(columns: Sequence[str]) -> tuple[int, int] | None:
@@ -58,14 +53,14 @@ def picture_shape(columns: Sequence[str]) -> tuple[int, int] | None:
     return (height, width) if all(map(str.__eq__, columns, expected)) else None
 
 
-def from_file(path: Path, names: Iterable[str] = ()) -> Columns:
+def from_file(path: Path, names: Iterable[str] = (), choice: Choice = ALL) -> Columns:
     """Read a file by its suffix; ``names`` are what else could have been meant where there is none."""
     require_file(path, names)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         given = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
         raise InputError(f"{str(path)!r}: cannot read {given}; expected one of {', '.join(_READERS)}")
-    return _READERS[suffix](path)
+    return _READERS[suffix](path, choice)
 
 
 def require_file(path: Path, names: Iterable[str] = ()) -> None:
@@ -95,7 +90,7 @@ def refusing(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
         raise InputError(f"{str(path)!r}: not {kind}: {first_line(error)}") from None
 
 
-def _from_csv(path: Path) -> Columns:
+def _from_csv(path: Path, choice: Choice) -> Columns:
     """Read delimited text; the first line is a header unless all of it is numbers and words for missing.
 
     Empty lines are skipped, but for those between the values of a single column, whose rows are missing.
@@ -129,17 +124,17 @@ def _from_csv(path: Path) -> Columns:
             raise InputError(
                 f"{str(path)!r}, row {row}: the number of cells is {len(line)}, where {len(header)} were expected"
             )
-    return from_frame(pd.DataFrame(lines, columns=header, dtype=object))
+    return from_frame(pd.DataFrame(lines, columns=header, dtype=object), choice)
 
 
-def _from_parquet(path: Path) -> Columns:
+def _from_parquet(path: Path, choice: Choice) -> Columns:
     """Read a Parquet file through pandas."""
     pyarrow = import_optional("pyarrow", repr(str(path)))
     with refusing(path, "a Parquet file", pyarrow.ArrowInvalid):
-        return from_frame(pd.read_parquet(path))
+        return from_frame(pd.read_parquet(path), choice)
 
 
-def _from_numpy(path: Path) -> Columns:
+def _from_numpy(path: Path, choice: Choice) -> Columns:
     """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
     # whatever numpy and zipfile raise of bytes that are no array; a map reads no more than the file holds
     with refusing(path, "a plain numeric NumPy file", Exception), path.open("rb") as file:
@@ -148,7 +143,7 @@ def _from_numpy(path: Path) -> Columns:
         else:
             file.seek(0)
             loaded = _only_array(np.load(file, allow_pickle=False), path)
-    return from_array(loaded, repr(str(path)))
+    return choice.matrix(*from_array(loaded, repr(str(path))))
 
 
 def _only_array(archive: Any, path: Path) -> np.ndarray:
@@ -186,13 +181,14 @@ def as_matrix(array: np.ndarray, where: str) -> np.ndarray:
     return array[:, None] if array.ndim == 1 else array
 
 
-def from_frame(frame: pd.DataFrame) -> Columns:
-    """Take a table's columns as float64, naming the first cell that is not a number."""
-    frame = without_row_names(frame)
+def from_frame(frame: pd.DataFrame, choice: Choice = ALL) -> Columns:
+    """Take a table's columns as float64, naming those that are text, or the first cell that is not a number."""
+    frame = choice.frame(frame)
+    if choice.only is None:
+        frame = without_row_names(frame)
     columns = tuple(str(column) for column in frame.columns)
     check_names(columns)
-    numeric = [numeric_column(frame.iloc[:, j], name) for j, name in enumerate(columns)]
-    return (np.column_stack(numeric) if numeric else np.empty((len(frame), 0))), columns
+    return numeric_columns([frame.iloc[:, j] for j in range(len(columns))], columns, len(frame)), columns
 
 
 def check_names(columns: tuple[str, ...]) -> None:
@@ -221,7 +217,7 @@ def import_optional(module: str, what: str) -> Any:
         raise InputError(f"{what} needs {module.partition('.')[0]}: pip install 'pplgen[data]'") from None
 
 
-_READERS: dict[str, Callable[[Path], Columns]] = {
+_READERS: dict[str, Callable[[Path, Choice], Columns]] = {
     ".csv": _from_csv,
     ".tsv": _from_csv,
     ".parquet": _from_parquet,

@@ -10,11 +10,12 @@ import pandas as pd
 import xarray as xr
 
 from pplgen import store
-from pplgen.data import load_data
+from pplgen.choosing import Choice
+from pplgen.data import Table, load_chosen
 from pplgen.described import series_story
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
-from pplgen.series import load_series
+from pplgen.series import load_chosen_series
 
 __all__ = ["forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
 
@@ -31,10 +32,10 @@ def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
 def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
     """Score rows, and say what their latents are; of series, each step in turn."""
     if _of_series(fit, by):
-        table = load_series(data, by=by)
+        table = _series(fit, data, by)
         density = fit.filter(table)[["log_density"]]
         return series_table(density.merge(fit.smooth(table)))
-    table = load_data(data)
+    table = load_chosen(data, Choice(trained=fit.columns))
     frame = latent_columns(fit, fit.latents(table))
     frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
     frame.insert(0, "row", np.arange(1, len(frame) + 1))
@@ -44,7 +45,7 @@ def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
 def forecast(fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int) -> pd.DataFrame:
     """Forecast series."""
     series_story(fit.pair, "forecast")
-    return series_table(fit.forecast(horizon, load_series(data, by=by), draws=draws, seed=seed))
+    return series_table(fit.forecast(horizon, _series(fit, data, by), draws=draws, seed=seed))
 
 
 def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:
@@ -88,6 +89,11 @@ def series_table(found: xr.Dataset) -> pd.DataFrame:
     frame = pd.DataFrame(columns)
     given = [name for name in frame if name not in ("series", "step", "regime")]
     return frame[frame[given].notna().any(axis=1)]
+
+
+def _series(fit: Fit, data: Any, by: str | None) -> Table:
+    """Read the training columns of series."""
+    return load_chosen_series(data, Choice(trained=fit.columns, beside=() if by is None else (by,)), by)
 
 
 def _of_series(fit: Fit, by: str | None) -> bool:

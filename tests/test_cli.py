@@ -78,6 +78,32 @@ def test_sample_and_predict_write_tables(run):
     assert (scores["component"] == (scores["component_1"] > 0.5)).all()
 
 
+def test_columns_are_chosen_once_and_found_again_by_name(tmp_path):
+    """New rows may have other columns, text among them, in any order."""
+    rows = [f"{i % 7 + (i % 2) * 10},tree {i},{i % 5},May" for i in range(30)]
+    (tmp_path / "own.csv").write_text("\n".join(["a,tree,b,month", *rows]) + "\n")
+    (tmp_path / "new.csv").write_text("month,b,remark,a\nMay,1,good,3\nJune,NA,,4\n")
+    short = ("--steps", 30, "--draws", 10)
+    run = "runs/gaussian-mixture-own"
+    pplgen("fit", "gaussian-mixture", "own.csv", "--ignore", "tree, month", *short, cwd=tmp_path)
+    assert json.loads((tmp_path / run / "header.json").read_text())["columns"] == ["a", "b"]
+    pplgen("fit", "gaussian-mixture", "own.csv", "--only", "b,a", *short, "--out", "other", cwd=tmp_path)
+    assert json.loads((tmp_path / "other" / "header.json").read_text())["columns"] == ["b", "a"]
+    scores = pplgen("predict", run, "new.csv", cwd=tmp_path).stdout.splitlines()
+    (tmp_path / "plain.csv").write_text("a,b\n3,1\n4,\n")
+    assert scores == pplgen("predict", run, "plain.csv", cwd=tmp_path).stdout.splitlines()
+    pplgen("report", run, "own.csv", cwd=tmp_path)
+    (tmp_path / "less.csv").write_text("a,month\n3,May\n")
+    done = pplgen("predict", run, "less.csv", cwd=tmp_path, code=2)
+    assert done.stderr == "pplgen: there is no column 'b'; expected the training columns a, b\n"
+    done = pplgen("fit", "gaussian-mixture", "own.csv", "--force", cwd=tmp_path, code=2)
+    assert "leave them out with --ignore tree,month" in done.stderr
+    done = pplgen("fit", "gaussian-mixture", "own.npy", "--stream", "--only", "a", "--force", cwd=tmp_path, code=2)
+    assert done.stderr == "pplgen: --only: a stream takes all columns; write a file of those that are wanted\n"
+    done = pplgen("compare", "own.csv", "gaussian-mixture:components=1", "--only", "a", cwd=tmp_path)
+    assert "candidates on own, 30 rows" in done.stdout
+
+
 def test_list_names_every_story(tmp_path):
     printed = pplgen("list", cwd=tmp_path).stdout
     assert len(printed.splitlines()) == len(collection())
@@ -133,6 +159,11 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit gaussian-mixture faithful --steps 0", "steps=0: expected a whole number"),
         ("fit gaussian-mixture", "Missing argument 'DATA'"),
         ("fit gaussian-mixture text.csv", "column 'b', row 2: 'about 4' is not a number; leave it empty, or write NA"),
+        (
+            "fit gaussian-mixture words.csv",
+            "column 'b' ('x' in row 1) does not hold numbers; leave it out with --ignore b",
+        ),
+        ("fit gaussian-mixture words.csv --only c", "only='c': expected some of the columns a, b"),
         ("fit gaussian-mixture infinite.csv", "column 'b', row 1: inf is not a finite number"),
         ("fit gaussian-mixture ragged.csv", "row 2: the number of cells is 3, where 2 were expected"),
         ("fit gaussian-mixture empty.csv", "the file is empty"),
@@ -150,6 +181,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
 def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, sentence):
     files = {
         "text": "a,b\n1,2\n3,about 4\n",
+        "words": "a,b\n1,x\n3,y\n",
         "infinite": "a,b\n1,inf\n3,4\n",
         "ragged": "a,b\n1,2\n3,4,5\n",
         "empty": "",

@@ -200,7 +200,7 @@ def test_missing_file_suggests_near_names(tmp_path):
 def test_frames_with_text_and_nulls():
     frame = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [True, False]})
     assert load_data(frame).values.isnan().tolist() == [[False, False], [True, False]]
-    with pytest.raises(InputError, match="column 'when', row 1"):
+    with pytest.raises(InputError, match=r"column 'when' \('2020-01-01 00:00:00' in row 1\) does not hold numbers"):
         load_data(pd.DataFrame({"when": pd.to_datetime(["2020-01-01"])}))
 
 
@@ -209,8 +209,59 @@ def test_arrays_that_are_no_tables():
         load_data([[1, 2], [3]])
     with pytest.raises(InputError, match="inf is not a finite number"):
         load_data(Table(torch.tensor([[torch.inf], [1.0]]), ("a",), "t"))
-    with pytest.raises(InputError, match="column 'a', row 1"):
+    with pytest.raises(InputError, match=r"column 'a' \('1j' in row 1\) does not hold numbers"):
         load_data(pd.DataFrame({"a": [1j, 2j]}))
+
+
+TREES = "tree,day,girth,height,kind\noak,1 May,3.5,20,0\nash,2 May,2.5,18,1\noak,3 May,,25,\n"
+
+
+def test_columns_are_chosen_by_name(tmp_path):
+    path = csv(tmp_path, TREES)
+    for given in (path, pd.read_csv(path)):
+        assert load_data(given, ignore=["tree", "day", "kind"]).columns == ("girth", "height")
+        table = load_data(given, only=["height", "girth"], target="kind")
+        assert table.columns == ("height", "girth")
+        assert table.values[:2].tolist() == [[20, 3.5], [18, 2.5]]
+        assert table.target.tolist() == [0, 1, -1]
+        assert load_data(given, ignore=["tree", "day"], labels="kind").columns == ("girth", "height")
+    assert load_data("faithful", only=["waiting"]).columns == ("waiting",)
+    assert load_data("iris", ignore=["sepal length (cm)"], labels="target").values.shape == (150, 3)
+    assert load_data(load_data("faithful"), ignore=["waiting"]).columns == ("eruptions",)
+    assert load_data(np.ones((2, 3)), ignore=["x1"]).columns == ("x0", "x2")
+
+
+def test_a_row_counter_that_is_asked_for_stays(tmp_path):
+    path = csv(tmp_path, "rownames,a\n1,5\n2,7\n")
+    assert load_data(path, only=["rownames", "a"]).columns == ("rownames", "a")
+    assert load_data(path, ignore=["rownames"]).columns == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"only": ["girt"]}, "only='girt': expected some of the columns tree, .*; did you mean 'girth'"),
+        ({"ignore": ["when"]}, "ignore='when': expected some of the columns tree, day, girth, height, kind"),
+        ({"ignore": "tree"}, r"ignore='tree': expected a list of columns, such as ignore=\['tree'\]"),
+        ({"ignore": ["tree", "day", "girth", "height", "kind"]}, "no column is left of tree, day"),
+        ({"only": ["girth", "girth"]}, "column 'girth' appears more than once"),
+        (
+            {},
+            r"columns 'tree' \('oak' in row 1\) and 'day' \('1 May' in row 1\) do not hold numbers; leave them "
+            r"out with --ignore tree,day \(in Python ignore=\['tree', 'day'\]\), or code categories 0, 1, 2, \.\.\.",
+        ),
+    ],
+)
+def test_mistakes_with_columns(tmp_path, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        load_data(csv(tmp_path, TREES), **options)
+
+
+def test_many_columns_of_text_are_named_in_one_sentence(tmp_path):
+    names = [f"c{i}" for i in range(9)]
+    text = ",".join(names) + "\n" + ",".join("wxyzwxyzw") + "\n"
+    with pytest.raises(InputError, match=r"'c4' \('w' in row 1\) and 4 others do not .* --ignore c0,c1,.*,c8 "):
+        load_data(csv(tmp_path, text))
 
 
 def test_columns_that_lose_their_spread_are_told():

@@ -11,6 +11,8 @@ FLOORS = {
     "errors": 0,
     "story": 0,
     "cells": 0,
+    "choosing": 0,
+    "row_columns": 0,
     "readers": 0,
     "downloads": 0,
     "mnist": 0,

@@ -337,6 +337,8 @@ VALUES_OF = {
     "--augment": ["bernoulli", "x"],
     "--compile": ["graph", "off", "x"],
     "--method": ["svi", "x"],
+    "--only": ["a", "b,a", "x", "", ",", '"a', "a,a"],
+    "--ignore": ["a", "a,b", "x", "", ",,"],
     "--labels": ["a", "b", "target", "x", ""],
     "--weights": ["a", "b", "x"],
     "--series": ["a", "x"],
