@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from pplgen.cells import is_missing, is_number, numeric_columns
+from pplgen.cells import numeric_columns
 from pplgen.choosing import ALL, Choice, unnamed_columns
+from pplgen.delimited import read_cells, with_points
 from pplgen.errors import DataWarning, InputError, first_line, near_names
 
 __all__ = [
@@ -91,40 +91,14 @@ def refusing(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def _from_csv(path: Path, choice: Choice) -> Columns:
-    """Read delimited text; the first line is a header unless all of it is numbers and words for missing.
-
-    Empty lines are skipped, but for those between the values of a single column, whose rows are missing.
-    """
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    """Read delimited text."""
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
     with (
         refusing(path, "delimited text in UTF-8", UnicodeDecodeError, csv.Error),
         path.open(newline="", encoding="utf-8-sig") as file,
     ):
-        lines = list(dropwhile(lambda line: not line, csv.reader(file, delimiter=delimiter)))
-    if not lines:
-        raise InputError(f"{str(path)!r}: the file is empty; expected a header and rows of numbers")
-    header = lines[0]
-    if len(header) == 1:
-        while not lines[-1]:
-            del lines[-1]
-        lines = [line or [""] for line in lines]
-    else:
-        lines = [line for line in lines if line]
-    numbers = [is_number(cell) for cell in header]
-    unnamed = all(number or is_missing(cell) for number, cell in zip(numbers, header, strict=True))
-    if unnamed and any(cell.strip() for cell in header):
-        header = list(unnamed_columns(len(header)))
-    else:
-        if any(numbers):
-            first = ",".join(header)
-            warnings.warn(f"the first line, {first!r}, is taken for names of columns", DataWarning, stacklevel=3)
-        del lines[0]
-    for row, line in enumerate(lines, start=1):
-        if len(line) != len(header):
-            raise InputError(
-                f"{str(path)!r}, row {row}: the number of cells is {len(line)}, where {len(header)} were expected"
-            )
-    return from_frame(pd.DataFrame(lines, columns=header, dtype=object), choice)
+        cells, separator = read_cells(file, repr(str(path)), usual)
+    return _from_chosen(with_points(choice.frame(cells), repr(str(path)), separator), choice)
 
 
 def _from_parquet(path: Path, choice: Choice) -> Columns:
@@ -183,7 +157,11 @@ def as_matrix(array: np.ndarray, where: str) -> np.ndarray:
 
 def from_frame(frame: pd.DataFrame, choice: Choice = ALL) -> Columns:
     """Take a table's columns as float64, naming those that are text, or the first cell that is not a number."""
-    frame = choice.frame(frame)
+    return _from_chosen(choice.frame(frame), choice)
+
+
+def _from_chosen(frame: pd.DataFrame, choice: Choice) -> Columns:
+    """Take all columns of a table, but for a counter of its rows that nobody asked for."""
     if choice.only is None:
         frame = without_row_names(frame)
     columns = tuple(str(column) for column in frame.columns)

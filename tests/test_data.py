@@ -132,6 +132,43 @@ def test_empty_lines_between_cells_are_skipped(tmp_path):
     assert load_data(csv(tmp_path, "\na,b\n\n1,2\n\n3,4\n\n")).values.tolist() == [[1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize(
+    ("text", "columns", "rows"),
+    [
+        ("a;b\n1;2\n3;4\n", "ab", [[1, 2], [3, 4]]),
+        ("a\tb\n1\t2\n3\t4\n", "ab", [[1, 2], [3, 4]]),
+        ("a;b\n1,5;-,25\n3,;4e1\n", "ab", [[1.5, -0.25], [3, 40]]),
+        ("a;b\n1.5;2.25\n", "ab", [[1.5, 2.25]]),
+        ("length, mm;width, mm\n1,5;2,5\n", ("length, mm", "width, mm"), [[1.5, 2.5]]),
+        ('"a";"b"\n"1,5";"2"\n', "ab", [[1.5, 2]]),
+        ("1,5;2,5;3,5\n4,5;5,5;6,5\n", ("x0", "x1", "x2"), [[1.5, 2.5, 3.5], [4.5, 5.5, 6.5]]),
+        ("1,2\n3,4\n", ("x0", "x1"), [[1, 2], [3, 4]]),
+        ("a; in mm,b\n1,2\n", ("a; in mm", "b"), [[1, 2]]),
+        ("level; in mm\n1\n2\n", ("level; in mm",), [[1], [2]]),
+        ("a\tb\n1,250\t0,5\n", "ab", [[1.25, 0.5]]),
+    ],
+)
+def test_what_separates_cells_is_told_by_the_first_lines(tmp_path, text, columns, rows):
+    table = load_data(csv(tmp_path, text))
+    assert table.columns == tuple(columns)
+    assert table.values.tolist() == rows
+
+
+def test_decimal_commas_in_tsv_and_beside_text_that_is_left_out(tmp_path):
+    assert load_data(csv(tmp_path, "flow\n1,5\n\n2,5\n", "flow.tsv")).values[:, 0].isnan().tolist() == [0, 1, 0]
+    path = csv(tmp_path, "day;flow\n01.05;1,5\n02.05;2,5\n")
+    assert load_data(path, ignore=["day"]).values[:, 0].tolist() == [1.5, 2.5]
+    with pytest.raises(InputError, match=r"'1,5' in column 'flow' and '01\.05' in column 'day'; expected decimal"):
+        load_data(path)
+
+
+def test_a_long_line_is_one_cell_to_other_separators(tmp_path):
+    """Longer than the largest cell that Python's reader takes."""
+    names = [f"column_{i}" for i in range(20_000)]
+    text = ",".join(names) + "\n" + ",".join(["1.5"] * len(names)) + "\n"
+    assert load_data(csv(tmp_path, text)).values.shape == (1, 20_000)
+
+
 def test_row_counter_is_left_out_with_a_word(tmp_path):
     with pytest.warns(DataWarning, match="column 'rownames' only counts the rows"):
         table = load_data(csv(tmp_path, "rownames,a,b\n1,5,6\n2,7,9\n"))
@@ -149,7 +186,11 @@ def test_row_counter_is_left_out_with_a_word(tmp_path):
         ("a,b\n1,2\n1,1e39\n", r"column 'b', row 2: 1e\+39 is not a finite number in torch.float32"),
         ("a,b\n1,2\n1,inf\n", r"column 'b', row 2: inf is not a finite number"),
         ("a,b\n1,2\n-1e400,2\n", r"column 'a', row 2: -inf is not a finite number"),
-        ("a,b\n1,2\n1,2,3\n", r"row 2: the number of cells is 3, where 2 were expected"),
+        ("a,b\n1,2\n1,2,3\n", r"row 2: the number of cells is 3, where 2 were expected; .* separated by commas"),
+        ("a;b\n1;2\n1;2;3\n", r"row 2: the number of cells is 3, where 2 were expected; .* separated by semicolons"),
+        ("a\tb\n1\t2\n1,5\n", r"row 2: the number of cells is 1, where 2 were expected; .* separated by tabs"),
+        ("a\tb\n1\t2,500\n", r"column 'b' \('2,500' in row 1\) does not hold numbers"),
+        ("a;b\n1,5;1.234,5\n", r"column 'b' \('1.234,5' in row 1\) does not hold numbers"),
         ("a,b\n1,2\n1\n", r"row 2: the number of cells is 1, where 2 were expected"),
         ("", r"the file is empty"),
         ("\n\n", r"the file is empty"),

@@ -12,6 +12,7 @@ FLOORS = {
     "story": 0,
     "cells": 0,
     "choosing": 0,
+    "delimited": 0,
     "row_columns": 0,
     "readers": 0,
     "downloads": 0,
