@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share; torch is imported once a file is to be written."""
 
 from __future__ import annotations
 
@@ -26,11 +26,23 @@ DATA_HELP = (
     "mnist-test, downloaded once; with 'pip install pplgen[data]' also digits, digits-unit (from 0 to 1), wine, iris, "
     "breast_cancer and nile."
 )
+
+
+def _new_file(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written, before anything is computed for it."""
+    if path is not None:
+        from pplgen import store
+
+        store.check_new(path)
+    return path
+
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that 'pplgen fit' wrote.")]
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of every random number.")]
 OutFileOption = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="New CSV file to write instead of the terminal.")
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="New CSV file to write instead of the terminal.", callback=_new_file),
 ]
 SeriesOption = Annotated[
     str | None, typer.Option("--series", metavar="COLUMN", help="Column that tells the series of a table apart.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import xarray as xr
 from pplgen.models import collection
 
 from pplgen.cli import main
+from pplgen.loading import load
 from pplgen.signature import constructor_options, parse_options, parse_value
 
 TWO_COLUMNS = "a,b\n" + "\n".join(f"{i % 7 + (i % 2) * 10},{i % 5}" for i in range(30)) + "\n"
@@ -78,30 +80,41 @@ def test_sample_and_predict_write_tables(run):
     assert (scores["component"] == (scores["component_1"] > 0.5)).all()
 
 
-def test_columns_are_chosen_once_and_found_again_by_name(tmp_path):
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys):
+    """Run the command line in this process, in a folder of its own, and return what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line, code=0):
+        monkeypatch.setattr(sys, "argv", ["pplgen", *shlex.split(line)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert ended.value.code == code, printed.err
+        return printed
+
+    return run
+
+
+def test_columns_are_chosen_once_and_found_again_by_name(tmp_path, typed):
     """New rows may have other columns, text among them, in any order."""
     rows = [f"{i % 7 + (i % 2) * 10},tree {i},{i % 5},May" for i in range(30)]
     (tmp_path / "own.csv").write_text("\n".join(["a,tree,b,month", *rows]) + "\n")
     (tmp_path / "new.csv").write_text("month,b,remark,a\nMay,1,good,3\nJune,NA,,4\n")
-    short = ("--steps", 30, "--draws", 10)
-    run = "runs/gaussian-mixture-own"
-    pplgen("fit", "gaussian-mixture", "own.csv", "--ignore", "tree, month", *short, cwd=tmp_path)
-    assert json.loads((tmp_path / run / "header.json").read_text())["columns"] == ["a", "b"]
-    pplgen("fit", "gaussian-mixture", "own.csv", "--only", "b,a", *short, "--out", "other", cwd=tmp_path)
-    assert json.loads((tmp_path / "other" / "header.json").read_text())["columns"] == ["b", "a"]
-    scores = pplgen("predict", run, "new.csv", cwd=tmp_path).stdout.splitlines()
     (tmp_path / "plain.csv").write_text("a,b\n3,1\n4,\n")
-    assert scores == pplgen("predict", run, "plain.csv", cwd=tmp_path).stdout.splitlines()
-    pplgen("report", run, "own.csv", cwd=tmp_path)
     (tmp_path / "less.csv").write_text("a,month\n3,May\n")
-    done = pplgen("predict", run, "less.csv", cwd=tmp_path, code=2)
-    assert done.stderr == "pplgen: there is no column 'b'; expected the training columns a, b\n"
-    done = pplgen("fit", "gaussian-mixture", "own.csv", "--force", cwd=tmp_path, code=2)
-    assert "leave them out with --ignore tree,month" in done.stderr
-    done = pplgen("fit", "gaussian-mixture", "own.npy", "--stream", "--only", "a", "--force", cwd=tmp_path, code=2)
-    assert done.stderr == "pplgen: --only: a stream takes all columns; write a file of those that are wanted\n"
-    done = pplgen("compare", "own.csv", "gaussian-mixture:components=1", "--only", "a", cwd=tmp_path)
-    assert "candidates on own, 30 rows" in done.stdout
+    fit, run = "fit gaussian-mixture own.csv --steps 30 --draws 10 --compile off", "runs/gaussian-mixture-own"
+    typed(f"{fit} --ignore 'tree, month'")
+    assert json.loads((tmp_path / run / "header.json").read_text())["columns"] == ["a", "b"]
+    typed(f"{fit} --only b,a --out other")
+    assert json.loads((tmp_path / "other" / "header.json").read_text())["columns"] == ["b", "a"]
+    assert typed(f"predict {run} new.csv").out == typed(f"predict {run} plain.csv").out
+    assert load(run, "own.csv").has_rows
+    done = typed(f"predict {run} less.csv", code=2)
+    assert done.err == "pplgen: there is no column 'b'; expected the training columns a, b\n"
+    assert "leave them out with --ignore tree,month" in typed(f"{fit} --force", code=2).err
+    done = typed("fit gaussian-mixture own.npy --stream --only a --force", code=2)
+    assert done.err == "pplgen: --only: a stream takes all columns; write a file of those that are wanted\n"
 
 
 def test_list_names_every_story(tmp_path):
@@ -132,6 +145,25 @@ def test_no_arguments_show_the_help(monkeypatch, capsys):
         main()
     printed = capsys.readouterr()
     assert len((printed.out + printed.err).splitlines()) > 10
+
+
+@pytest.mark.parametrize("command", ["sample", "predict", "forecast", "encode", "traverse"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_read(tmp_path, monkeypatch, capsys, command):
+    """The run is not even looked for."""
+    (tmp_path / "old.csv").write_text("a\n")
+    monkeypatch.chdir(tmp_path)
+    data = [] if command in ("sample", "traverse") else ["faithful"]
+    for out, sentence in (
+        ("old.csv", "'old.csv' exists already; give the name of a new file"),
+        ("nowhere/new.csv", "'nowhere/new.csv' cannot be written: No such file or directory"),
+        ("old.csv/new.csv", "'old.csv/new.csv' cannot be written: Not a directory"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["pplgen", command, "no-run", *data, "--out", out])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"pplgen: {sentence}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["old.csv"]
 
 
 def test_an_existing_run_is_not_overwritten_without_force(run):
