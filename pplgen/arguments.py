@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pplgen.choosing import Choice
+from pplgen.choosing import Choice, names_among
 from pplgen.data import Table, check_training_table, load_chosen, load_data
 from pplgen.errors import InputError
 from pplgen.row_columns import row_labels, row_weights
@@ -46,7 +46,7 @@ def read_rows(
     trained: Sequence[str] | None = None,
 ) -> Table:
     """Read rows as a story takes them, rows of columns or series of such; of a trained one, its columns alone."""
-    choice = Choice(trained=trained, beside=tuple(each for each in (labels, weights) if isinstance(each, str)))
+    choice = Choice(trained=trained, beside=names_among(weights), coded=names_among(labels))
     if not story.takes_series:
         return load_chosen(data, choice, labels=labels, weights=weights, dtype=dtype)
     if labels is not None:

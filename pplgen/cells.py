@@ -33,8 +33,12 @@ def is_number(cell: Any) -> bool:
         return False
 
 
-def numeric_columns(given: Sequence[pd.Series], names: Sequence[str], num_rows: int) -> np.ndarray:
-    """Return columns as float64, shape ``(num_rows, num_columns)``; null cells and words for missing are NaN.
+def numeric_columns(
+    given: Sequence[pd.Series], names: Sequence[str], num_rows: int, coded: Sequence[str] = ()
+) -> tuple[np.ndarray, dict[str, tuple[str, ...]]]:
+    """Return columns as float64, shape ``(num_rows, num_columns)``, and what the words are in those that are coded.
+
+    Null cells and words for missing are NaN; text in a column of ``coded`` is 0, 1, ..., in the order of the words.
 
     Raises
     ------
@@ -42,13 +46,18 @@ def numeric_columns(given: Sequence[pd.Series], names: Sequence[str], num_rows: 
         Where columns are text, most of their cells being no numbers, naming all of these; or a cell is, naming it.
     """
     matrix, first, text = np.empty((num_rows, len(given))), "", dict[str, str]()
+    words = dict[str, tuple[str, ...]]()
     for j, (column, name) in enumerate(zip(given, names, strict=True)):
         matrix[:, j], wrong = _numbers(column)
         if not wrong:
             continue
+        is_text = len(wrong) > num_rows - np.isnan(matrix[:, j]).sum()  # more than there are numbers
+        if is_text and name in coded:
+            matrix[:, j], words[name] = _coded(column)
+            continue
         row = wrong[0]
         told = f"{str(column.iloc[row])!r}"
-        if len(wrong) > num_rows - np.isnan(matrix[:, j]).sum():  # more than there are numbers
+        if is_text:
             text[name] = f"{name!r} ({told} in row {row + 1})"
         first = first or f"column {name!r}, row {row + 1}: {told} is not {_NUMBER}"
     if text:
@@ -59,7 +68,7 @@ def numeric_columns(given: Sequence[pd.Series], names: Sequence[str], num_rows: 
         )
     if first:
         raise InputError(first)
-    return matrix
+    return matrix, words
 
 
 def _numbers(column: pd.Series) -> tuple[np.ndarray, list[int]]:
@@ -75,6 +84,15 @@ def _numbers(column: pd.Series) -> tuple[np.ndarray, list[int]]:
         else:
             wrong.append(row)
     return numbers, wrong
+
+
+def _coded(column: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return a column of words as 0, 1, ..., and the words in their order."""
+    known = zip(column, column.isna(), strict=True)
+    cells = [None if null or is_missing(cell) else str(cell).strip() for cell, null in known]
+    words = tuple(sorted({cell for cell in cells if cell is not None}))
+    places = {word: place for place, word in enumerate(words)}
+    return np.array([np.nan if cell is None else places[cell] for cell in cells]), words
 
 
 def _listed(words: list[str]) -> str:

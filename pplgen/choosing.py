@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pplgen.errors import InputError, near_names
 
-__all__ = ["ALL", "Choice", "training_places", "unnamed_columns"]
+__all__ = ["ALL", "Choice", "names_among", "training_places", "unnamed_columns"]
 
 
 def unnamed_columns(number: int) -> tuple[str, ...]:
     """Names of columns that came without any: x0, x1, ..."""
     return tuple(f"x{i}" for i in range(number))
+
+
+def names_among(*given: Any) -> tuple[str, ...]:
+    """Return what is the name of a column, among values that may be columns themselves, or ``None``."""
+    return tuple(each for each in given if isinstance(each, str))
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,9 @@ class Choice:
     ignore
         Names of those that are not.
     beside
-        Columns that are read whatever ``only`` says, last: those of labels, weights or series.
+        Columns that are read whatever ``only`` says, last, such as that of weights.
+    coded
+        Further ones beside the data, whose text is coded 0, 1, ...: those of labels or series.
     trained
         Columns of a fit, which are taken in their order from a table that has them among others.
     """
@@ -37,6 +45,7 @@ class Choice:
     only: Sequence[str] | None = None
     ignore: Sequence[str] = ()
     beside: Sequence[str] = ()
+    coded: Sequence[str] = ()
     trained: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -69,13 +78,14 @@ class Choice:
                 if name not in columns:
                     given = f"{option}={name!r}: expected some of the columns {', '.join(columns)}"
                     raise InputError(f"{given}{near_names(name, columns)}")
-        own = [place for place, name in enumerate(columns) if name not in self.beside]
+        others = {*self.beside, *self.coded}
+        own = [place for place, name in enumerate(columns) if name not in others]
         if self.trained is not None:
             places = training_places([columns[place] for place in own], self.trained)
             own = own if places is None else [own[place] for place in places]
         elif self.only is not None:
             own = [place for name in self.only for place in own if columns[place] == name]
-        beside = [place for place, name in enumerate(columns) if name in self.beside]
+        beside = [place for place, name in enumerate(columns) if name in others]
         kept = [*(place for place in own if columns[place] not in self.ignore), *beside]
         if not kept:
             raise InputError(f"ignore: no column is left of {', '.join(columns)}")

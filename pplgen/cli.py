@@ -156,7 +156,7 @@ def _shared(
     ignore: IgnoreOption = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Column of known classes, 0, 1, ..., or target, of a data set."),
+        typer.Option(metavar="COLUMN", help="Column of known classes, words or 0, 1, ...; or target, of a data set."),
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of how much each row counts.")] = None,
     series: SeriesOption = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pplgen.choosing import Choice
+from pplgen.choosing import Choice, names_among
 from pplgen.errors import DataWarning, InputError
 from pplgen.named import NAMED
 from pplgen.readers import from_array, from_file, from_frame, picture_shape
@@ -60,6 +60,8 @@ class Table:
     target
         Class of each row, counted from 0 and -1 where it is not known, shape ``(num_rows,)``; ``None`` without any. No
         story sees it, and it is no part of the fingerprint: it colours pictures and scores what was found.
+    label_names
+        What the labels 0, 1, ... stand for, where they were text; ``None`` where they were not.
     """
 
     values: Tensor
@@ -68,6 +70,7 @@ class Table:
     labels: Tensor | None = None
     weights: Tensor | None = None
     target: Tensor | None = None
+    label_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -136,8 +139,9 @@ def load_data(
         Columns to leave out, such as those of text and dates; nothing in them is looked at.
     labels
         Known values of the rows' discrete latent, such as the component of a mixture, counted from 0: one for each row,
-        missing or -1 where it is not known; or the name of the column that holds them, or ``"target"`` for the classes
-        that a ``Table``, or a data set with a name, has beside its columns. ``None``: a ``Table``'s own.
+        missing or -1 where it is not known; or the name of the column that holds them, numbers or text, which is
+        counted in the order of its words; or ``"target"`` for the classes that a ``Table``, or a data set with a name,
+        has beside its columns. ``None``: a ``Table``'s own.
     weights
         How much each row counts: a number of at least 0 for each, or the name of a column. ``None``: a ``Table``'s own.
     target
@@ -160,7 +164,7 @@ def load_data(
         Where the source is missing, empty, ragged, not numeric or not finite; an empty cell, or NA, is missing.
     """
     facts = {"labels": labels, "weights": weights, "target": target}
-    choice = Choice(only, ignore, tuple(given for given in facts.values() if isinstance(given, str)))
+    choice = Choice(only, ignore, names_among(weights), names_among(labels, target))
     return load_chosen(source, choice, **facts, dtype=dtype, cache=cache)
 
 
@@ -179,12 +183,13 @@ def load_chosen(
     wide = isinstance(given, Tensor) and given.dtype in (torch.float32, torch.float64)
     if dtype is None:
         dtype = given.dtype if wide else torch.get_default_dtype()
+    words: Mapping[str, tuple[str, ...]] = {}
     own = (source.labels, source.weights, source.target) if isinstance(source, Table) else (None, None, None)
     if isinstance(source, Table):
         matrix, columns = choice.matrix((given if wide else given.double()).cpu().numpy(), source.columns)
         name = source.name
     elif isinstance(source, pd.DataFrame):
-        matrix, columns, name = *from_frame(source, choice), "table"
+        matrix, columns, words, name = *from_frame(source, choice), "table"
     elif isinstance(source, (str, Path)) and str(source) in NAMED:
         name = str(source)
         matrix, columns, classes = NAMED[name]("float64" if dtype == torch.float64 else "float32", cache)
@@ -192,7 +197,7 @@ def load_chosen(
         own = (None, None, None if classes is None else torch.from_numpy(classes.astype("int64")))
     elif isinstance(source, (str, Path)):
         path = Path(source)
-        matrix, columns, name = *from_file(path, NAMED, choice), path.stem
+        matrix, columns, words, name = *from_file(path, NAMED, choice), path.stem
     else:
         matrix, columns, name = *choice.matrix(*from_array(source, "the array")), "array"
     check_shape(name, matrix.shape)
@@ -210,10 +215,13 @@ def load_chosen(
         raise InputError(f"{name}: no column is left for the data beside {' and '.join(named)}")
     if len(kept) < len(columns):
         values, columns = values[:, kept].contiguous(), tuple(columns[j] for j in kept)
+    label_names = words.get(named["labels"]) if "labels" in named else None
+    if labels is None and isinstance(source, Table):
+        label_names = source.label_names
     labels = own[0] if labels is None else row_labels(facts["labels"], len(values))
     weights = own[1] if weights is None else row_weights(facts["weights"], len(values)).to(dtype)
     target = own[2] if target is None else row_labels(facts["target"], len(values), "target")
-    return Table(values, columns, name, labels, weights, target)
+    return Table(values, columns, name, labels, weights, target, label_names)
 
 
 def named_data_sets() -> tuple[str, ...]:

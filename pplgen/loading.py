@@ -119,7 +119,7 @@ def load_with_draws(
     header = store.read(directory)[1]
     tree = read_draws(directory)
     if data is not None and by is not None:
-        data = load_chosen_series(data, Choice(trained=header["columns"], beside=(by,)), by)
+        data = load_chosen_series(data, Choice(trained=header["columns"], coded=(by,)), by)
     given = Given(data, labels, weights, story)
     if data is None:
         name = header["data"].get("name")

@@ -6,10 +6,10 @@ import csv
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,8 +34,15 @@ __all__ = [
     "without_row_names",
 ]
 
-Columns = tuple[np.ndarray, tuple[str, ...]]
-"""A float64 matrix and the names of its columns; NaN is missing."""
+
+class Columns(NamedTuple):
+    """Numbers, and what they are called."""
+
+    matrix: np.ndarray
+    """In float64, NaN being missing."""
+    names: tuple[str, ...]
+    words: Mapping[str, tuple[str, ...]]
+    """Of the columns that were text, what 0, 1, ... stand for."""
 
 
 def picture_shape(columns: Sequence[str]) -> tuple[int, int] | None:
@@ -117,7 +124,7 @@ def _from_numpy(path: Path, choice: Choice) -> Columns:
         else:
             file.seek(0)
             loaded = _only_array(np.load(file, allow_pickle=False), path)
-    return choice.matrix(*from_array(loaded, repr(str(path))))
+    return Columns(*choice.matrix(*from_array(loaded, repr(str(path)))), {})
 
 
 def _only_array(archive: Any, path: Path) -> np.ndarray:
@@ -130,7 +137,7 @@ def _only_array(archive: Any, path: Path) -> np.ndarray:
         return np.asarray(archive["x" if "x" in names else names[0]])
 
 
-def from_array(source: Any, where: str) -> Columns:
+def from_array(source: Any, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Take an array or tensor of one or two axes; columns are called x0, x1, ..."""
     if isinstance(source, Tensor):
         tensor = source.detach().cpu()
@@ -166,7 +173,9 @@ def _from_chosen(frame: pd.DataFrame, choice: Choice) -> Columns:
         frame = without_row_names(frame)
     columns = tuple(str(column) for column in frame.columns)
     check_names(columns)
-    return numeric_columns([frame.iloc[:, j] for j in range(len(columns))], columns, len(frame)), columns
+    given = [frame.iloc[:, j] for j in range(len(columns))]
+    matrix, words = numeric_columns(given, columns, len(frame), choice.coded)
+    return Columns(matrix, columns, words)
 
 
 def check_names(columns: tuple[str, ...]) -> None:

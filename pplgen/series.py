@@ -13,7 +13,7 @@ import torch
 from pandas.api.types import is_numeric_dtype
 from torch import Tensor
 
-from pplgen.choosing import Choice
+from pplgen.choosing import Choice, names_among
 from pplgen.data import Table, check_training_columns, column_ranges, load_chosen
 from pplgen.errors import InputError
 from pplgen.row_columns import row_weights
@@ -39,8 +39,8 @@ def load_series(
         shape ``(num_series, num_steps, num_features)``, or a list or tuple of single series, which may differ in
         length.
     by
-        Column that tells the series of a table apart, numbers or, in a data frame, text; series come in the order of
-        their first steps, which keep theirs. Not part of the data.
+        Column that tells the series of a table apart, numbers or text; series come in the order of their first steps,
+        which keep theirs. Not part of the data.
     only, ignore
         Columns to read besides that of ``by``, and columns to leave out, such as dates; as for ``load_data``.
     weights
@@ -58,7 +58,7 @@ def load_series(
     InputError
         As for ``load_data``, naming the series where there are many; and where their columns differ.
     """
-    return load_chosen_series(source, Choice(only, ignore, () if by is None else (by,)), by, weights, dtype)
+    return load_chosen_series(source, Choice(only, ignore, coded=names_among(by)), by, weights, dtype)
 
 
 def load_chosen_series(

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from pplgen import store
-from pplgen.choosing import Choice
+from pplgen.choosing import Choice, names_among
 from pplgen.data import Table, load_chosen
 from pplgen.described import series_story
 from pplgen.errors import InputError
@@ -49,16 +49,22 @@ def forecast(fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, s
 
 
 def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:
-    """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd."""
+    """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd.
+
+    Values go by the names of labels that were text.
+    """
     structure, columns = fit.pair.structure, dict[str, Any]()
+    words = fit.facts.get("data", {}).get("label_names") or []
     for name, values in latents.items():
         label = str(values.dims[-1])
+        parts = values.values.reshape(len(values), -1)
+        named = list(range(parts.shape[1]))
         if name in (*structure.enumerated, *structure.guide_enumerated):
-            columns[label] = values.values.argmax(axis=1)
+            named = [*words, *named[len(words) :]]
+            columns[label] = [named[k] for k in parts.argmax(axis=1)]
         else:
             label = str(name)
-        parts = values.values.reshape(len(values), -1)
-        columns |= {f"{label}_{k}": parts[:, k] for k in range(parts.shape[1])}
+        columns |= {f"{label}_{word}": parts[:, k] for k, word in enumerate(named)}
     return pd.DataFrame(columns)
 
 
@@ -93,7 +99,7 @@ def series_table(found: xr.Dataset) -> pd.DataFrame:
 
 def _series(fit: Fit, data: Any, by: str | None) -> Table:
     """Read the training columns of series."""
-    return load_chosen_series(data, Choice(trained=fit.columns, beside=() if by is None else (by,)), by)
+    return load_chosen_series(data, Choice(trained=fit.columns, coded=names_among(by)), by)
 
 
 def _of_series(fit: Fit, by: str | None) -> bool:

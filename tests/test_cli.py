@@ -117,6 +117,19 @@ def test_columns_are_chosen_once_and_found_again_by_name(tmp_path, typed):
     assert done.err == "pplgen: --only: a stream takes all columns; write a file of those that are wanted\n"
 
 
+def test_labels_that_are_words_name_the_components(tmp_path, typed):
+    rows = [f"{i % 7 + (i % 2) * 10},{('oak', 'ash')[i % 2] if i < 20 else ''},{i % 5}" for i in range(30)]
+    (tmp_path / "own.csv").write_text("\n".join(["a,kind,b", *rows]) + "\n")
+    (tmp_path / "new.csv").write_text("b,a\n2,3\n2,13\n")
+    run = "runs/gaussian-mixture-own"
+    typed("fit gaussian-mixture own.csv --labels kind --components 3 --steps 200 --draws 10 --compile off")
+    assert json.loads((tmp_path / run / "header.json").read_text())["data"]["label_names"] == ["ash", "oak"]
+    header, *scores = typed(f"predict {run} new.csv").out.splitlines()
+    assert header == "row,log_density,component,component_ash,component_oak,component_2"
+    assert [line.split(",")[2] for line in scores] == ["oak", "ash"]
+    assert load(run, "own.csv", labels="kind").table.label_names == ("ash", "oak")
+
+
 def test_list_names_every_story(tmp_path):
     printed = pplgen("list", cwd=tmp_path).stdout
     assert len(printed.splitlines()) == len(collection())

@@ -272,6 +272,23 @@ def test_columns_are_chosen_by_name(tmp_path):
     assert load_data(np.ones((2, 3)), ignore=["x1"]).columns == ("x0", "x2")
 
 
+def test_labels_may_be_words(tmp_path):
+    path = csv(tmp_path, "a,kind\n1,oak\n2, ash\n3,NA\n4,oak\n")
+    for given in (path, pd.read_csv(path), pd.read_csv(path, skipinitialspace=True, dtype={"kind": "category"})):
+        table = load_data(given, labels="kind")
+        assert table.labels.tolist() == [1, 0, -1, 1]
+        assert table.label_names == ("ash", "oak")
+        assert table.columns == ("a",)
+        assert load_data(table).label_names == ("ash", "oak")
+        assert load_data(table, labels=[0, 1, 1, 0]).label_names is None
+        assert load_data(given, target="kind").target.tolist() == [1, 0, -1, 1]
+    with pytest.raises(InputError, match=r"column 'kind' \('oak' in row 1\) does not hold numbers"):
+        load_data(path, weights="kind")
+    assert load_data(csv(tmp_path, "a,kind\n1,0\n2,1\n"), labels="kind").label_names is None
+    with pytest.raises(InputError, match="column 'kind', row 3: 'x' is not a number"):
+        load_data(csv(tmp_path, "a,kind\n1,0\n2,1\n3,x\n"), labels="kind")
+
+
 def test_a_row_counter_that_is_asked_for_stays(tmp_path):
     path = csv(tmp_path, "rownames,a\n1,5\n2,7\n")
     assert load_data(path, only=["rownames", "a"]).columns == ("rownames", "a")

@@ -80,5 +80,7 @@ def test_columns_of_series_are_chosen(tmp_path):
         assert table.columns == ("flow",)
         assert table.values.shape == (2, 2, 1)
         assert pplgen.load_series(table, only=["flow"]).columns == ("flow",)
+    path.write_text("who,flow\nzoe,2\nann,4\nzoe,3\n")
+    assert pplgen.load_series(path, by="who").values[..., 0].tolist()[0] == [2, 3]
     cube = np.arange(12.0).reshape(2, 3, 2)
     assert pplgen.load_series(cube, only=["x1"]).values[0, :, 0].tolist() == [1, 3, 5]
