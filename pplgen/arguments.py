@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pplgen.data import Table, check_training_table, load_data, row_labels, row_weights
+from pplgen.choosing import Choice, names_among
+from pplgen.data import Table, check_training_table, load_chosen, load_data
 from pplgen.errors import InputError
-from pplgen.readers import unnamed_columns
-from pplgen.series import check_training_series, load_series
+from pplgen.row_columns import row_labels, row_weights
+from pplgen.series import check_training_series, load_chosen_series
 from pplgen.story import Story
 from pplgen.streams import RowStream, Survey
 from pplgen.structure import number_of_rows
@@ -39,14 +40,20 @@ SAMPLE = 100_000
 
 
 def read_rows(
-    story: Story | type[Story], data: Any, labels: Any = None, weights: Any = None, dtype: torch.dtype | None = None
+    story: Story | type[Story],
+    data: Any,
+    labels: Any = None,
+    weights: Any = None,
+    dtype: torch.dtype | None = None,
+    trained: Sequence[str] | None = None,
 ) -> Table:
-    """Read rows as a story takes them: rows of columns, or series of such."""
+    """Read rows as a story takes them, rows of columns or series of such; of a trained one, its columns alone."""
+    choice = Choice(trained=trained, beside=names_among(weights), coded=names_among(labels))
     if not story.takes_series:
-        return load_data(data, labels=labels, weights=weights, dtype=dtype)
+        return load_chosen(data, choice, labels=labels, weights=weights, dtype=dtype)
     if labels is not None:
         raise InputError("labels: a state space story takes none")
-    return load_series(data, weights=weights, dtype=dtype)
+    return load_chosen_series(data, choice, weights=weights, dtype=dtype)
 
 
 def training_rows(story: Story, data: Any, labels: Any = None, weights: Any = None) -> Table:
@@ -70,19 +77,11 @@ def surveyed(story: Story, stream: RowStream, seed: int) -> Survey:
 
 
 def new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dtype) -> Tensor:
-    """Read and check rows for a trained story, their columns put in the order of the training ``columns``.
+    """Read and check rows for a trained story: the training ``columns``, in their order, and no others.
 
     Where either side has no names of its own (``x0``, ``x1``, ...), the columns are taken as they stand.
     """
-    table = read_rows(story, data, dtype=dtype)
-    if unnamed_columns(len(columns)) == columns or unnamed_columns(len(table.columns)) == table.columns:
-        pass
-    elif set(columns) <= set(table.columns):
-        order = [table.columns.index(column) for column in columns]
-        table = Table(table.values[..., order], columns, table.name)
-    else:
-        missing = next(column for column in columns if column not in table.columns)
-        raise InputError(f"{table.name}: no column {missing!r}; expected the training columns {', '.join(columns)}")
+    table = read_rows(story, data, dtype=dtype, trained=columns)
     _check(story, table)
     story.notice(table.values)
     return table.values

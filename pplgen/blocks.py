@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pplgen.choosing import unnamed_columns
 from pplgen.data import check_shape
 from pplgen.errors import InputError
 from pplgen.readers import (
@@ -19,7 +20,6 @@ from pplgen.readers import (
     import_optional,
     refusing,
     require_file,
-    unnamed_columns,
     without_row_names,
 )
 

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from pplgen.command_options import DATA_HELP, SeedOption
+from pplgen.story_commands import StoryGroup
 
 __all__ = ["calibrate_app", "calibration_options", "report_calibration"]
 
 calibrate_app = typer.Typer(
+    cls=StoryGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Check a story's inference on data sets simulated from its prior: pplgen calibrate STORY. Exits 1 if not.",
@@ -42,12 +44,13 @@ def calibration_options(
 
 def report_calibration(story: Any, *, out: Path | None, **options: Any) -> None:
     """Calibrate a story, print the table, write the picture, and exit with 1 where ranks are not uniform."""
+    from pplgen import store
     from pplgen.calibrating import calibrate
     from pplgen.distributed import launched
     from pplgen.errors import InputError
 
-    if out is not None and out.exists():
-        raise InputError(f"{str(out)!r} exists already; give the name of a new file")
+    if out is not None:
+        store.check_new(out)
     if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--out {out}: expected a name that ends in .png, .svg or .pdf")
     with launched() as ranks:

@@ -13,12 +13,20 @@ import typer
 import pplgen
 from pplgen import latent_commands, models, run_commands, show_command, trust_commands, verify_command
 from pplgen.calibrate_command import calibrate_app, calibration_options, report_calibration
-from pplgen.command_options import DataArgument, OutFileOption, SeedOption, SeriesOption
+from pplgen.command_options import (
+    DataArgument,
+    IgnoreOption,
+    OnlyOption,
+    OutFileOption,
+    SeedOption,
+    SeriesOption,
+    names_in,
+)
 from pplgen.errors import InputError, Interrupted, printable
 from pplgen.fit_command import check_place, read_data
 from pplgen.heartbeat import RankLost
 from pplgen.signature import constructor_options, parse_options
-from pplgen.story_commands import entry_named, story_command
+from pplgen.story_commands import StoryGroup, entry_named, story_command
 from pplgen.warning_log import WarningLog, speaks
 
 app = typer.Typer(
@@ -29,6 +37,7 @@ app = typer.Typer(
     help="Fit generative models, written as Pyro model/guide pairs, and read their posteriors in ArviZ.",
 )
 fit_app = typer.Typer(
+    cls=StoryGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
@@ -69,12 +78,15 @@ def compare(
     restarts: Annotated[int, typer.Option(help="Independent starts of each; the best is kept.")] = 1,
     bic: Annotated[bool, typer.Option("--bic", help="Add Schwarz's criterion.")] = False,
     series: SeriesOption = None,
+    only: OnlyOption = None,
+    ignore: IgnoreOption = None,
     out: OutFileOption = None,
 ) -> None:
     """Fit several stories and rank them by leave-one-out predictive density, best first."""
     from pplgen import tables
 
-    table = pplgen.load_data(data) if series is None else pplgen.load_series(data, by=series)
+    chosen: dict[str, Any] = {"only": names_in(only) or None, "ignore": names_in(ignore)}
+    table = pplgen.load_data(data, **chosen) if series is None else pplgen.load_series(data, by=series, **chosen)
     stories = {text: _story_of(text, len(table.columns)) for text in candidates}
     ranked = pplgen.compare(stories, table, seed=seed, restarts=restarts, with_bic=bic)
     if out is not None:
@@ -141,9 +153,11 @@ def _shared(
     stream: Annotated[
         bool, typer.Option("--stream", help="Leave the rows in .npy or .parquet, a file or a folder, and read batches.")
     ] = False,
+    only: OnlyOption = None,
+    ignore: IgnoreOption = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Column of known classes, 0, 1, ..., or target, of a data set."),
+        typer.Option(metavar="COLUMN", help="Column of known classes, words or 0, 1, ...; or target, of a data set."),
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of how much each row counts.")] = None,
     series: SeriesOption = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,9 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pplgen.choosing import Choice, names_among
 from pplgen.errors import DataWarning, InputError
 from pplgen.named import NAMED
 from pplgen.readers import from_array, from_file, from_frame, picture_shape
+from pplgen.row_columns import row_labels, row_weights
 
 __all__ = [
     "Fingerprint",
@@ -26,10 +28,9 @@ __all__ = [
     "check_training_columns",
     "check_training_table",
     "column_ranges",
+    "load_chosen",
     "load_data",
     "named_data_sets",
-    "row_labels",
-    "row_weights",
     "warn_of_rounding",
 ]
 
@@ -59,6 +60,8 @@ class Table:
     target
         Class of each row, counted from 0 and -1 where it is not known, shape ``(num_rows,)``; ``None`` without any. No
         story sees it, and it is no part of the fingerprint: it colours pictures and scores what was found.
+    label_names
+        What the labels 0, 1, ... stand for, where they were text; ``None`` where they were not.
     """
 
     values: Tensor
@@ -67,6 +70,7 @@ class Table:
     labels: Tensor | None = None
     weights: Tensor | None = None
     target: Tensor | None = None
+    label_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -113,6 +117,8 @@ class Fingerprint:
 def load_data(
     source: Any,
     *,
+    only: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
     labels: Any = None,
     weights: Any = None,
     target: Any = None,
@@ -127,10 +133,15 @@ def load_data(
         The name of a data set (``named_data_sets``), the path of a ``.csv``, ``.tsv``, ``.parquet``, ``.npy`` or
         ``.npz`` file, a pandas ``DataFrame``, an array or tensor of shape ``(num_rows,)`` or
         ``(num_rows, num_features)``, or a ``Table``.
+    only
+        Columns to read, in this order, besides those of labels, weights and target; ``None`` for all.
+    ignore
+        Columns to leave out, such as those of text and dates; nothing in them is looked at.
     labels
         Known values of the rows' discrete latent, such as the component of a mixture, counted from 0: one for each row,
-        missing or -1 where it is not known; or the name of the column that holds them, or ``"target"`` for the classes
-        that a ``Table``, or a data set with a name, has beside its columns. ``None``: a ``Table``'s own.
+        missing or -1 where it is not known; or the name of the column that holds them, numbers or text, which is
+        counted in the order of its words; or ``"target"`` for the classes that a ``Table``, or a data set with a name,
+        has beside its columns. ``None``: a ``Table``'s own.
     weights
         How much each row counts: a number of at least 0 for each, or the name of a column. ``None``: a ``Table``'s own.
     target
@@ -150,26 +161,45 @@ def load_data(
     Raises
     ------
     InputError
-        Where the source is missing, empty, ragged, not numeric or not finite; an empty cell is a missing value.
+        Where the source is missing, empty, ragged, not numeric or not finite; an empty cell, or NA, is missing.
     """
+    facts = {"labels": labels, "weights": weights, "target": target}
+    choice = Choice(only, ignore, names_among(weights), names_among(labels, target))
+    return load_chosen(source, choice, **facts, dtype=dtype, cache=cache)
+
+
+def load_chosen(
+    source: Any,
+    choice: Choice,
+    *,
+    labels: Any = None,
+    weights: Any = None,
+    target: Any = None,
+    dtype: torch.dtype | None = None,
+    cache: str | Path | None = None,
+) -> Table:
+    """Read some columns of a numeric table, as ``load_data`` does."""
     given = source.values if isinstance(source, Table) else source
     wide = isinstance(given, Tensor) and given.dtype in (torch.float32, torch.float64)
     if dtype is None:
         dtype = given.dtype if wide else torch.get_default_dtype()
+    words: Mapping[str, tuple[str, ...]] = {}
     own = (source.labels, source.weights, source.target) if isinstance(source, Table) else (None, None, None)
     if isinstance(source, Table):
-        matrix, columns, name = (given if wide else given.double()).cpu().numpy(), source.columns, source.name
+        matrix, columns = choice.matrix((given if wide else given.double()).cpu().numpy(), source.columns)
+        name = source.name
     elif isinstance(source, pd.DataFrame):
-        matrix, columns, name = *from_frame(source), "table"
+        matrix, columns, words, name = *from_frame(source, choice), "table"
     elif isinstance(source, (str, Path)) and str(source) in NAMED:
         name = str(source)
         matrix, columns, classes = NAMED[name]("float64" if dtype == torch.float64 else "float32", cache)
+        matrix, columns = choice.matrix(matrix, columns)
         own = (None, None, None if classes is None else torch.from_numpy(classes.astype("int64")))
     elif isinstance(source, (str, Path)):
         path = Path(source)
-        matrix, columns, name = *from_file(path, NAMED), path.stem
+        matrix, columns, words, name = *from_file(path, NAMED, choice), path.stem
     else:
-        matrix, columns, name = *from_array(source, "the array"), "array"
+        matrix, columns, name = *choice.matrix(*from_array(source, "the array")), "array"
     check_shape(name, matrix.shape)
     values = _as_tensor(matrix, columns, dtype)
     if isinstance(labels, str) and labels == "target" and labels not in columns and own[2] is not None:
@@ -185,46 +215,13 @@ def load_data(
         raise InputError(f"{name}: no column is left for the data beside {' and '.join(named)}")
     if len(kept) < len(columns):
         values, columns = values[:, kept].contiguous(), tuple(columns[j] for j in kept)
+    label_names = words.get(named["labels"]) if "labels" in named else None
+    if labels is None and isinstance(source, Table):
+        label_names = source.label_names
     labels = own[0] if labels is None else row_labels(facts["labels"], len(values))
     weights = own[1] if weights is None else row_weights(facts["weights"], len(values)).to(dtype)
     target = own[2] if target is None else row_labels(facts["target"], len(values), "target")
-    return Table(values, columns, name, labels, weights, target)
-
-
-def row_labels(given: Any, num_rows: int, what: str = "labels") -> Tensor:
-    """Read one label for each row, missing or -1 where it is not known, as whole numbers with -1 for unknown."""
-    numbers = _one_per_row(what, given, num_rows)
-    numbers = torch.where(numbers.isnan(), -1.0, numbers)
-    _refuse_rows(what, (numbers != numbers.round()) | (numbers < -1), numbers, "0, 1, 2, ..., or nothing")
-    return numbers.long()
-
-
-def row_weights(given: Any, num_rows: int) -> Tensor:
-    """Read one weight for each row, in double precision."""
-    numbers = _one_per_row("weights", given, num_rows)
-    _refuse_rows("weights", ~(numbers.isfinite() & (numbers >= 0)), numbers, "a finite number of at least 0")
-    if not numbers.any():
-        raise InputError("weights: all of them are 0; at least one row must count")
-    return numbers
-
-
-def _one_per_row(what: str, given: Any, num_rows: int) -> Tensor:
-    try:
-        values = given.detach().cpu() if isinstance(given, Tensor) else given
-        numbers = torch.from_numpy(np.array(pd.Series(values).to_numpy("float64", na_value=np.nan), ndmin=1))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: expected one number for each row: {error}") from None
-    if len(numbers) != num_rows:
-        raise InputError(f"{what}: {len(numbers)} values for {num_rows} rows; expected one for each row")
-    return numbers
-
-
-def _refuse_rows(what: str, wrong: Tensor, numbers: Tensor, expected: str) -> None:
-    """Name the first row whose number is wrong."""
-    found = torch.argwhere(wrong)
-    if len(found):
-        row = int(found[0])
-        raise InputError(f"{what}, row {row + 1}: {numbers[row].item():g}: expected {expected}")
+    return Table(values, columns, name, labels, weights, target, label_names)
 
 
 def named_data_sets() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from pplgen.command_options import names_in
 from pplgen.errors import DataWarning, InputError
 
 __all__ = ["check_place", "read_data"]
@@ -28,18 +29,21 @@ def check_place(directory: Path, *, force: bool, resume: bool) -> bool:
 
 
 def read_data(story_class: Any, data: str, stream: bool, series: str | None, options: dict[str, Any]) -> Any:
-    """Read what a story learns from; labels and weights of rows in memory leave ``options`` for the rows."""
+    """Read what a story learns from; what concerns columns leaves ``options``, of rows that stay in a file nothing."""
     from pplgen.data import load_data
     from pplgen.series import load_series
     from pplgen.streams import stream_data
 
+    chosen: dict[str, Any] = {"only": names_in(options.pop("only")) or None, "ignore": names_in(options.pop("ignore"))}
     if story_class.takes_series:
         given = {"stream": stream, "labels": options.pop("labels"), "weights": options.pop("weights")}
         if unfit := [f"--{name}" for name, value in given.items() if value]:
             raise InputError(f"{unfit[0]}: {story_class.__name__} reads whole series and takes no such option")
-        return load_series(data, by=series)
+        return load_series(data, by=series, **chosen)
     if series is not None:
         raise InputError(f"--series {series}: the rows of {story_class.__name__} are no series")
     if stream:
+        if unfit := [f"--{name}" for name, value in chosen.items() if value]:
+            raise InputError(f"{unfit[0]}: a stream takes all columns; write a file of those that are wanted")
         return stream_data(data)
-    return load_data(data, labels=options.pop("labels"), weights=options.pop("weights"))
+    return load_data(data, **chosen, labels=options.pop("labels"), weights=options.pop("weights"))

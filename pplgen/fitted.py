@@ -285,6 +285,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
             return dict(self.origin.get("data", {}))
         known = [what for what in ("labels", "weights") if getattr(self.table, what) is not None]
         facts = {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
+        facts |= {} if self.table.label_names is None else {"label_names": list(self.table.label_names)}
         return {**facts, "dtype": type_name(self.table.values), "known": known}
 
     @contextlib.contextmanager

@@ -149,8 +149,8 @@ def _require_content(header: dict[str, Any], where: str) -> None:
     else:
         _require(header, OF_A_STORY, where)
         _require(header["data"], DATA, f"{where}, data")
-        if "known" in header["data"]:
-            _require(header["data"], {"known": TEXTS}, f"{where}, data")
+        told = {name: TEXTS for name in ("known", "label_names") if name in header["data"]}
+        _require(header["data"], told, f"{where}, data")
     if header.get("method") == "nuts":
         _require(header, SAMPLED, where)
         _require(header["chains"], CHAINS, f"{where}, chains")

@@ -48,8 +48,11 @@ def kept_rows(tree: xr.DataTree, header: dict[str, Any]) -> Table | None:
         if len(observed) != 1:
             return None
         given = group_of(tree, "constant_data")
-        known = (torch.as_tensor(given[n].values) if n in given else None for n in ("row_labels", "row_weights"))
-        return Table(torch.as_tensor(observed[0].values), tuple(header["columns"]), header["data"]["name"], *known)
+        labels, weights = (
+            torch.as_tensor(given[n].values) if n in given else None for n in ("row_labels", "row_weights")
+        )
+        columns, name = tuple(header["columns"]), header["data"]["name"]
+        return Table(torch.as_tensor(observed[0].values), columns, name, labels, weights)
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from pplgen.data import Table, load_data
+from pplgen.choosing import Choice
+from pplgen.data import Table, load_chosen
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
 from pplgen.tables import latent_columns
@@ -46,7 +47,7 @@ def anomalies(fit: Fit, data: Any, held_out: Any, *, rate: float, draws: int, se
 
 def interpolated(fit: Fit, data: Any, first: int, last: int, num: int, seed: int) -> pd.DataFrame:
     """Lay the steps between two rows out, rows counted from 1."""
-    table = load_data(data)
+    table = load_chosen(data, Choice(trained=fit.columns))
     for what, row in (("--from", first), ("--to", last)):
         if row > len(table):
             raise InputError(f"{what} {row}: {table.name} has {len(table)} rows")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pplgen import store
 from pplgen.arguments import check_device, read_rows
+from pplgen.choosing import Choice
 from pplgen.data import Table, as_finite, named_data_sets
 from pplgen.errors import DataWarning, InputError, first_line
 from pplgen.fitted import Fit
@@ -28,7 +29,7 @@ from pplgen.pair import Pair
 from pplgen.preparing import prepare
 from pplgen.sampled import SampledFit
 from pplgen.sampling import Chains, replay
-from pplgen.series import load_series
+from pplgen.series import load_chosen_series
 from pplgen.story import Story
 from pplgen.training import StopReason, Training
 
@@ -118,7 +119,7 @@ def load_with_draws(
     header = store.read(directory)[1]
     tree = read_draws(directory)
     if data is not None and by is not None:
-        data = load_series(data, by=by)
+        data = load_chosen_series(data, Choice(trained=header["columns"], coded=(by,)), by)
     given = Given(data, labels, weights, story)
     if data is None:
         name = header["data"].get("name")
@@ -204,7 +205,8 @@ def _rows(story: Story, header: dict[str, Any], given: Given) -> Table:
     """Read the training rows in the story's type, once they are found to be those of the run."""
     expected = header["data"]
     own, wanted = TYPES[expected["dtype"]], given.dtype or TYPES[header["dtype"]]
-    read = read_rows(story, given.data, given.labels, given.weights, torch.promote_types(own, wanted))
+    known = (given.labels, given.weights)
+    read = read_rows(story, given.data, *known, torch.promote_types(own, wanted), header["columns"])
     if _in_type(read, own).fingerprint != expected["fingerprint"]:
         for what in expected.get("known", []):
             if getattr(read, what, None) is None:

@@ -32,7 +32,7 @@ Reader = Callable[[str, str | Path | None], NamedData]
 def _faithful(dtype: str, cache: str | Path | None) -> NamedData:
     """Read Old Faithful's eruptions and waiting times, in minutes, 272 x 2."""
     with resources.as_file(resources.files("pplgen") / "datasets" / "faithful.csv") as path:
-        return NamedData(*from_file(path))
+        return NamedData(*from_file(path)[:2])
 
 
 def _scikit_learn(name: str, highest: float = 1.0) -> Reader:
@@ -49,7 +49,7 @@ def _scikit_learn(name: str, highest: float = 1.0) -> Reader:
 def _nile(dtype: str, cache: str | Path | None) -> NamedData:
     """Read the Nile's yearly flow at Aswan, 1871 to 1970, in 10^8 cubic metres, 100 x 1."""
     nile = import_optional("statsmodels.datasets.nile", "data set 'nile'")
-    return NamedData(*from_frame(nile.load_pandas().data[["volume"]]))
+    return NamedData(*from_frame(nile.load_pandas().data[["volume"]])[:2])
 
 
 def _mnist(split: str) -> Reader:

@@ -6,15 +6,18 @@ import csv
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from pplgen.cells import numeric_columns
+from pplgen.choosing import ALL, Choice, unnamed_columns
+from pplgen.delimited import read_cells, with_points
 from pplgen.errors import DataWarning, InputError, first_line, near_names
 
 __all__ = [
@@ -28,19 +31,18 @@ __all__ = [
     "picture_shape",
     "refusing",
     "require_file",
-    "unnamed_columns",
     "without_row_names",
 ]
 
-_NUMBER = "a number; leave it empty for missing"
 
-Columns = tuple[np.ndarray, tuple[str, ...]]
-"""A float64 matrix and the names of its columns; NaN is missing."""
+class Columns(NamedTuple):
+    """Numbers, and what they are called."""
 
-
-def unnamed_columns(number: int) -> tuple[str, ...]:
-    """Names of columns that came without any: x0, x1, ..."""
-    return tuple(f"x{i}" for i in range(number))
+    matrix: np.ndarray
+    """In float64, NaN being missing."""
+    names: tuple[str, ...]
+    words: Mapping[str, tuple[str, ...]]
+    """Of the columns that were text, what 0, 1, ... stand for."""
 
 
 def picture_shape(columns: Sequence[str]) -> tuple[int, int] | None:
@@ -58,14 +60,14 @@ def picture_shape(columns: Sequence[str]) -> tuple[int, int] | None:
     return (height, width) if all(map(str.__eq__, columns, expected)) else None
 
 
-def from_file(path: Path, names: Iterable[str] = ()) -> Columns:
+def from_file(path: Path, names: Iterable[str] = (), choice: Choice = ALL) -> Columns:
     """Read a file by its suffix; ``names`` are what else could have been meant where there is none."""
     require_file(path, names)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         given = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
         raise InputError(f"{str(path)!r}: cannot read {given}; expected one of {', '.join(_READERS)}")
-    return _READERS[suffix](path)
+    return _READERS[suffix](path, choice)
 
 
 def require_file(path: Path, names: Iterable[str] = ()) -> None:
@@ -95,41 +97,25 @@ def refusing(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
         raise InputError(f"{str(path)!r}: not {kind}: {first_line(error)}") from None
 
 
-def _from_csv(path: Path) -> Columns:
-    """Read delimited text; the first line is a header unless all of it is numeric."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+def _from_csv(path: Path, choice: Choice) -> Columns:
+    """Read delimited text."""
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
     with (
         refusing(path, "delimited text in UTF-8", UnicodeDecodeError, csv.Error),
         path.open(newline="", encoding="utf-8-sig") as file,
     ):
-        lines = [line for line in csv.reader(file, delimiter=delimiter) if line]
-    if not lines:
-        raise InputError(f"{str(path)!r}: the file is empty; expected a header and rows of numbers")
-    header = lines[0]
-    numbers = [_is_number(cell) for cell in header]
-    if any(numbers) and all(number or not cell.strip() for number, cell in zip(numbers, header, strict=True)):
-        header = list(unnamed_columns(len(header)))
-    else:
-        if any(numbers):
-            first = ",".join(header)
-            warnings.warn(f"the first line, {first!r}, is taken for names of columns", DataWarning, stacklevel=3)
-        del lines[0]
-    for row, line in enumerate(lines, start=1):
-        if len(line) != len(header):
-            raise InputError(
-                f"{str(path)!r}, row {row}: the number of cells is {len(line)}, where {len(header)} were expected"
-            )
-    return from_frame(pd.DataFrame(lines, columns=header, dtype=object))
+        cells, separator = read_cells(file, repr(str(path)), usual)
+    return _from_chosen(with_points(choice.frame(cells), repr(str(path)), separator), choice)
 
 
-def _from_parquet(path: Path) -> Columns:
+def _from_parquet(path: Path, choice: Choice) -> Columns:
     """Read a Parquet file through pandas."""
     pyarrow = import_optional("pyarrow", repr(str(path)))
     with refusing(path, "a Parquet file", pyarrow.ArrowInvalid):
-        return from_frame(pd.read_parquet(path))
+        return from_frame(pd.read_parquet(path), choice)
 
 
-def _from_numpy(path: Path) -> Columns:
+def _from_numpy(path: Path, choice: Choice) -> Columns:
     """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
     # whatever numpy and zipfile raise of bytes that are no array; a map reads no more than the file holds
     with refusing(path, "a plain numeric NumPy file", Exception), path.open("rb") as file:
@@ -138,7 +124,7 @@ def _from_numpy(path: Path) -> Columns:
         else:
             file.seek(0)
             loaded = _only_array(np.load(file, allow_pickle=False), path)
-    return from_array(loaded, repr(str(path)))
+    return Columns(*choice.matrix(*from_array(loaded, repr(str(path)))), {})
 
 
 def _only_array(archive: Any, path: Path) -> np.ndarray:
@@ -151,7 +137,7 @@ def _only_array(archive: Any, path: Path) -> np.ndarray:
         return np.asarray(archive["x" if "x" in names else names[0]])
 
 
-def from_array(source: Any, where: str) -> Columns:
+def from_array(source: Any, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Take an array or tensor of one or two axes; columns are called x0, x1, ..."""
     if isinstance(source, Tensor):
         tensor = source.detach().cpu()
@@ -176,41 +162,26 @@ def as_matrix(array: np.ndarray, where: str) -> np.ndarray:
     return array[:, None] if array.ndim == 1 else array
 
 
-def from_frame(frame: pd.DataFrame) -> Columns:
-    """Take a table's columns as float64, naming the first cell that is not a number."""
-    frame = without_row_names(frame)
+def from_frame(frame: pd.DataFrame, choice: Choice = ALL) -> Columns:
+    """Take a table's columns as float64, naming those that are text, or the first cell that is not a number."""
+    return _from_chosen(choice.frame(frame), choice)
+
+
+def _from_chosen(frame: pd.DataFrame, choice: Choice) -> Columns:
+    """Take all columns of a table, but for a counter of its rows that nobody asked for."""
+    if choice.only is None:
+        frame = without_row_names(frame)
     columns = tuple(str(column) for column in frame.columns)
     check_names(columns)
-    numeric = [_numeric_column(frame.iloc[:, j], name) for j, name in enumerate(columns)]
-    return (np.column_stack(numeric) if numeric else np.empty((len(frame), 0))), columns
+    given = [frame.iloc[:, j] for j in range(len(columns))]
+    matrix, words = numeric_columns(given, columns, len(frame), choice.coded)
+    return Columns(matrix, columns, words)
 
 
 def check_names(columns: tuple[str, ...]) -> None:
     """Refuse a name that several columns share."""
     if repeated := {column for column in columns if columns.count(column) > 1}:
         raise InputError(f"column {min(repeated)!r} appears more than once; give each column a name of its own")
-
-
-def _numeric_column(column: pd.Series, name: str) -> np.ndarray:
-    """Return a column as float64; empty and null cells are NaN."""
-    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
-        return column.to_numpy(dtype="float64", na_value=np.nan, copy=True)
-    empty = column.isna() | (column.astype(str).str.strip() == "")
-    numbers = np.full(len(column), np.nan)
-    for row, cell in enumerate(column):
-        if not empty.iloc[row]:
-            if not _is_number(cell):
-                raise InputError(f"column {name!r}, row {row + 1}: {str(cell)!r} is not {_NUMBER}")
-            numbers[row] = float(cell)
-    return numbers
-
-
-def _is_number(cell: Any) -> bool:
-    """Whether a cell reads as a number; the word nan does not, for missing cells are empty, and 1_000 does not."""
-    try:
-        return "_" not in str(cell) and not np.isnan(float(cell))
-    except (TypeError, ValueError):
-        return False
 
 
 def without_row_names(frame: pd.DataFrame) -> pd.DataFrame:
@@ -233,7 +204,7 @@ def import_optional(module: str, what: str) -> Any:
         raise InputError(f"{what} needs {module.partition('.')[0]}: pip install 'pplgen[data]'") from None
 
 
-_READERS: dict[str, Callable[[Path], Columns]] = {
+_READERS: dict[str, Callable[[Path, Choice], Columns]] = {
     ".csv": _from_csv,
     ".tsv": _from_csv,
     ".parquet": _from_parquet,

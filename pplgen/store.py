@@ -27,6 +27,7 @@ __all__ = [
     "HEADER",
     "RUN_FILES",
     "TENSORS",
+    "check_new",
     "check_replaceable",
     "check_vacant",
     "provenance",
@@ -113,20 +114,22 @@ def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
     (folder / HEADER).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a text file whole, in a place where there is none yet.
-
-    Raises
-    ------
-    InputError
-        Where there is one, or it cannot be written.
-    """
+def check_new(path: Path) -> None:
+    """Raise ``InputError`` where a file is there already, or none can be written: before what it is for takes long."""
     try:
         taken = path.exists()
+        if not taken:
+            with tempfile.TemporaryFile(dir=path.parent):  # leaves nothing
+                pass
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from None
     if taken:
         raise InputError(f"{str(path)!r} exists already; give the name of a new file")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a text file whole, in a place where there is none yet; ``InputError`` as ``check_new``."""
+    check_new(path)
     write_whole(path, text)
 
 

@@ -10,11 +10,12 @@ import pandas as pd
 import xarray as xr
 
 from pplgen import store
-from pplgen.data import load_data
+from pplgen.choosing import Choice, names_among
+from pplgen.data import Table, load_chosen
 from pplgen.described import series_story
 from pplgen.errors import InputError
 from pplgen.fitted import Fit
-from pplgen.series import load_series
+from pplgen.series import load_chosen_series
 
 __all__ = ["forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
 
@@ -31,10 +32,10 @@ def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
 def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
     """Score rows, and say what their latents are; of series, each step in turn."""
     if _of_series(fit, by):
-        table = load_series(data, by=by)
+        table = _series(fit, data, by)
         density = fit.filter(table)[["log_density"]]
         return series_table(density.merge(fit.smooth(table)))
-    table = load_data(data)
+    table = load_chosen(data, Choice(trained=fit.columns))
     frame = latent_columns(fit, fit.latents(table))
     frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
     frame.insert(0, "row", np.arange(1, len(frame) + 1))
@@ -44,20 +45,26 @@ def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
 def forecast(fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int) -> pd.DataFrame:
     """Forecast series."""
     series_story(fit.pair, "forecast")
-    return series_table(fit.forecast(horizon, load_series(data, by=by), draws=draws, seed=seed))
+    return series_table(fit.forecast(horizon, _series(fit, data, by), draws=draws, seed=seed))
 
 
 def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:
-    """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd."""
+    """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd.
+
+    Values go by the names of labels that were text.
+    """
     structure, columns = fit.pair.structure, dict[str, Any]()
+    words = fit.facts.get("data", {}).get("label_names") or []
     for name, values in latents.items():
         label = str(values.dims[-1])
+        parts = values.values.reshape(len(values), -1)
+        named = list(range(parts.shape[1]))
         if name in (*structure.enumerated, *structure.guide_enumerated):
-            columns[label] = values.values.argmax(axis=1)
+            named = [*words, *named[len(words) :]]
+            columns[label] = [named[k] for k in parts.argmax(axis=1)]
         else:
             label = str(name)
-        parts = values.values.reshape(len(values), -1)
-        columns |= {f"{label}_{k}": parts[:, k] for k in range(parts.shape[1])}
+        columns |= {f"{label}_{word}": parts[:, k] for k, word in enumerate(named)}
     return pd.DataFrame(columns)
 
 
@@ -88,6 +95,11 @@ def series_table(found: xr.Dataset) -> pd.DataFrame:
     frame = pd.DataFrame(columns)
     given = [name for name in frame if name not in ("series", "step", "regime")]
     return frame[frame[given].notna().any(axis=1)]
+
+
+def _series(fit: Fit, data: Any, by: str | None) -> Table:
+    """Read the training columns of series."""
+    return load_chosen_series(data, Choice(trained=fit.columns, coded=names_among(by)), by)
 
 
 def _of_series(fit: Fit, by: str | None) -> bool:

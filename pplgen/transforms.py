@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pplgen.choosing import unnamed_columns
 from pplgen.data import Table, load_data
 from pplgen.errors import InputError
-from pplgen.readers import picture_shape, unnamed_columns
+from pplgen.readers import picture_shape
 
 __all__ = ["binarise", "keep_every", "mask_entries", "mask_top", "redraw_pixels", "rescale"]
 

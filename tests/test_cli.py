@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import xarray as xr
 from pplgen.models import collection
 
 from pplgen.cli import main
+from pplgen.loading import load
 from pplgen.signature import constructor_options, parse_options, parse_value
 
 TWO_COLUMNS = "a,b\n" + "\n".join(f"{i % 7 + (i % 2) * 10},{i % 5}" for i in range(30)) + "\n"
@@ -78,6 +80,56 @@ def test_sample_and_predict_write_tables(run):
     assert (scores["component"] == (scores["component_1"] > 0.5)).all()
 
 
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys):
+    """Run the command line in this process, in a folder of its own, and return what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line, code=0):
+        monkeypatch.setattr(sys, "argv", ["pplgen", *shlex.split(line)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert ended.value.code == code, printed.err
+        return printed
+
+    return run
+
+
+def test_columns_are_chosen_once_and_found_again_by_name(tmp_path, typed):
+    """New rows may have other columns, text among them, in any order."""
+    rows = [f"{i % 7 + (i % 2) * 10},tree {i},{i % 5},May" for i in range(30)]
+    (tmp_path / "own.csv").write_text("\n".join(["a,tree,b,month", *rows]) + "\n")
+    (tmp_path / "new.csv").write_text("month,b,remark,a\nMay,1,good,3\nJune,NA,,4\n")
+    (tmp_path / "plain.csv").write_text("a,b\n3,1\n4,\n")
+    (tmp_path / "less.csv").write_text("a,month\n3,May\n")
+    fit, run = "fit gaussian-mixture own.csv --steps 30 --draws 10 --compile off", "runs/gaussian-mixture-own"
+    typed(f"{fit} --ignore 'tree, month'")
+    assert json.loads((tmp_path / run / "header.json").read_text())["columns"] == ["a", "b"]
+    typed(f"{fit} --only b,a --out other")
+    assert json.loads((tmp_path / "other" / "header.json").read_text())["columns"] == ["b", "a"]
+    assert typed(f"predict {run} new.csv").out == typed(f"predict {run} plain.csv").out
+    assert load(run, "own.csv").has_rows
+    done = typed(f"predict {run} less.csv", code=2)
+    assert done.err == "pplgen: there is no column 'b'; expected the training columns a, b\n"
+    assert "leave them out with --ignore tree,month" in typed(f"{fit} --force", code=2).err
+    done = typed("fit gaussian-mixture own.npy --stream --only a --force", code=2)
+    assert done.err == "pplgen: --only: a stream takes all columns; write a file of those that are wanted\n"
+
+
+def test_labels_that_are_words_name_the_components(tmp_path, typed):
+    rows = [f"{i % 7 + (i % 2) * 10},{('oak', 'ash')[i % 2] if i < 20 else ''},{i % 5}" for i in range(30)]
+    (tmp_path / "own.csv").write_text("\n".join(["a,kind,b", *rows]) + "\n")
+    (tmp_path / "new.csv").write_text("b,a\n2,3\n2,13\n")
+    run = "runs/gaussian-mixture-own"
+    typed("fit gaussian-mixture own.csv --labels kind --components 3 --steps 200 --draws 10 --compile off")
+    assert json.loads((tmp_path / run / "header.json").read_text())["data"]["label_names"] == ["ash", "oak"]
+    header, *scores = typed(f"predict {run} new.csv").out.splitlines()
+    assert header == "row,log_density,component,component_ash,component_oak,component_2"
+    assert [line.split(",")[2] for line in scores] == ["oak", "ash"]
+    assert load(run, "own.csv", labels="kind").table.label_names == ("ash", "oak")
+
+
 def test_list_names_every_story(tmp_path):
     printed = pplgen("list", cwd=tmp_path).stdout
     assert len(printed.splitlines()) == len(collection())
@@ -108,6 +160,25 @@ def test_no_arguments_show_the_help(monkeypatch, capsys):
     assert len((printed.out + printed.err).splitlines()) > 10
 
 
+@pytest.mark.parametrize("command", ["sample", "predict", "forecast", "encode", "traverse"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_read(tmp_path, monkeypatch, capsys, command):
+    """The run is not even looked for."""
+    (tmp_path / "old.csv").write_text("a\n")
+    monkeypatch.chdir(tmp_path)
+    data = [] if command in ("sample", "traverse") else ["faithful"]
+    for out, sentence in (
+        ("old.csv", "'old.csv' exists already; give the name of a new file"),
+        ("nowhere/new.csv", "'nowhere/new.csv' cannot be written: No such file or directory"),
+        ("old.csv/new.csv", "'old.csv/new.csv' cannot be written: Not a directory"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["pplgen", command, "no-run", *data, "--out", out])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"pplgen: {sentence}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["old.csv"]
+
+
 def test_an_existing_run_is_not_overwritten_without_force(run):
     folder, _ = run
     header = folder / "runs" / "gaussian-mixture-own" / "header.json"
@@ -123,6 +194,13 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
     ("arguments", "sentence"),
     [
         ("fit gausian-mixture faithful", "No such command 'gausian-mixture'. Did you mean 'gaussian-mixture'"),
+        (
+            "fit mine.py:GrossErrors own.csv",
+            "'mine.py:GrossErrors': expected a story of the collection; with your own this is done in Python: story = "
+            "GrossErrors(...), pplgen.fit(story, 'data.csv').save('runs/own'); predict, report and others then take "
+            "--story mine.py:GrossErrors",
+        ),
+        ("calibrate mine.py:A", "this is done in Python: story = A(...), pplgen.calibrate(story)"),
         ("fit gaussian-mixture faithfull", "did you mean 'faithful'?"),
         ("fit gaussian-mixture faithful --componets 3", "No such option: --componets"),
         ("fit gaussian-mixture faithful --components 0", "num_components=0: expected a whole number of at least 1"),
@@ -132,7 +210,12 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit gaussian-mixture faithful --prior-mean 1,2,3", "one for each of 2 features"),
         ("fit gaussian-mixture faithful --steps 0", "steps=0: expected a whole number"),
         ("fit gaussian-mixture", "Missing argument 'DATA'"),
-        ("fit gaussian-mixture text.csv", "column 'b', row 2: 'n/a' is not a number; leave it empty for missing"),
+        ("fit gaussian-mixture text.csv", "column 'b', row 2: 'about 4' is not a number; leave it empty, or write NA"),
+        (
+            "fit gaussian-mixture words.csv",
+            "column 'b' ('x' in row 1) does not hold numbers; leave it out with --ignore b",
+        ),
+        ("fit gaussian-mixture words.csv --only c", "only='c': expected some of the columns a, b"),
         ("fit gaussian-mixture infinite.csv", "column 'b', row 1: inf is not a finite number"),
         ("fit gaussian-mixture ragged.csv", "row 2: the number of cells is 3, where 2 were expected"),
         ("fit gaussian-mixture empty.csv", "the file is empty"),
@@ -149,7 +232,8 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, sentence):
     files = {
-        "text": "a,b\n1,2\n3,n/a\n",
+        "text": "a,b\n1,2\n3,about 4\n",
+        "words": "a,b\n1,x\n3,y\n",
         "infinite": "a,b\n1,inf\n3,4\n",
         "ragged": "a,b\n1,2\n3,4,5\n",
         "empty": "",

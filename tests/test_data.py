@@ -100,6 +100,75 @@ def test_empty_cells_are_missing(tmp_path):
     assert values.isnan().tolist() == [[False, True], [True, False]]
 
 
+@pytest.mark.parametrize(
+    "word", ["NA", "N/A", "n/a", "NaN", "nan", "-nan", "null", "NULL", ".", " NA ", "#N/A", "<NA>"]
+)
+def test_usual_words_for_missing_are_read(tmp_path, word):
+    values = load_data(csv(tmp_path, f"a,b\n1,{word}\n3,2\n")).values
+    assert values.isnan().tolist() == [[False, True], [False, False]]
+    assert load_data(pd.DataFrame({"a": ["1", word]})).values.isnan().tolist() == [[False], [True]]
+    headerless = load_data(csv(tmp_path, f"{word},1\n3,2\n"))
+    assert headerless.columns == ("x0", "x1")
+    assert len(headerless) == 2
+
+
+@pytest.mark.parametrize("word", ["None", "none", "missing", "-", "?", "x"])
+def test_other_words_are_not(tmp_path, word):
+    with pytest.raises(InputError, match=r"column 'b', row 2: .* is not a number"):
+        load_data(csv(tmp_path, f"a,b\n1,2\n1,{word}\n"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_empty_lines_of_one_column_are_gaps(tmp_path, end):
+    """A series keeps its steps; lines below the last value are none."""
+    path = tmp_path / "flow.csv"
+    path.write_bytes(end.join(["", "flow", "1", "", "  ", "4", "", ""]).encode())
+    np.testing.assert_array_equal(load_data(path).values[:, 0].numpy(), [1, np.nan, np.nan, 4])
+    path.write_bytes(end.join(["1", "", "3", ""]).encode())
+    np.testing.assert_array_equal(load_data(path).values[:, 0].numpy(), [1, np.nan, 3])
+
+
+def test_empty_lines_between_cells_are_skipped(tmp_path):
+    assert load_data(csv(tmp_path, "\na,b\n\n1,2\n\n3,4\n\n")).values.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "rows"),
+    [
+        ("a;b\n1;2\n3;4\n", "ab", [[1, 2], [3, 4]]),
+        ("a\tb\n1\t2\n3\t4\n", "ab", [[1, 2], [3, 4]]),
+        ("a;b\n1,5;-,25\n3,;4e1\n", "ab", [[1.5, -0.25], [3, 40]]),
+        ("a;b\n1.5;2.25\n", "ab", [[1.5, 2.25]]),
+        ("length, mm;width, mm\n1,5;2,5\n", ("length, mm", "width, mm"), [[1.5, 2.5]]),
+        ('"a";"b"\n"1,5";"2"\n', "ab", [[1.5, 2]]),
+        ("1,5;2,5;3,5\n4,5;5,5;6,5\n", ("x0", "x1", "x2"), [[1.5, 2.5, 3.5], [4.5, 5.5, 6.5]]),
+        ("1,2\n3,4\n", ("x0", "x1"), [[1, 2], [3, 4]]),
+        ("a; in mm,b\n1,2\n", ("a; in mm", "b"), [[1, 2]]),
+        ("level; in mm\n1\n2\n", ("level; in mm",), [[1], [2]]),
+        ("a\tb\n1,250\t0,5\n", "ab", [[1.25, 0.5]]),
+    ],
+)
+def test_what_separates_cells_is_told_by_the_first_lines(tmp_path, text, columns, rows):
+    table = load_data(csv(tmp_path, text))
+    assert table.columns == tuple(columns)
+    assert table.values.tolist() == rows
+
+
+def test_decimal_commas_in_tsv_and_beside_text_that_is_left_out(tmp_path):
+    assert load_data(csv(tmp_path, "flow\n1,5\n\n2,5\n", "flow.tsv")).values[:, 0].isnan().tolist() == [0, 1, 0]
+    path = csv(tmp_path, "day;flow\n01.05;1,5\n02.05;2,5\n")
+    assert load_data(path, ignore=["day"]).values[:, 0].tolist() == [1.5, 2.5]
+    with pytest.raises(InputError, match=r"'1,5' in column 'flow' and '01\.05' in column 'day'; expected decimal"):
+        load_data(path)
+
+
+def test_a_long_line_is_one_cell_to_other_separators(tmp_path):
+    """Longer than the largest cell that Python's reader takes."""
+    names = [f"column_{i}" for i in range(20_000)]
+    text = ",".join(names) + "\n" + ",".join(["1.5"] * len(names)) + "\n"
+    assert load_data(csv(tmp_path, text)).values.shape == (1, 20_000)
+
+
 def test_row_counter_is_left_out_with_a_word(tmp_path):
     with pytest.warns(DataWarning, match="column 'rownames' only counts the rows"):
         table = load_data(csv(tmp_path, "rownames,a,b\n1,5,6\n2,7,9\n"))
@@ -110,15 +179,18 @@ def test_row_counter_is_left_out_with_a_word(tmp_path):
     ("text", "sentence"),
     [
         (
-            "eruptions,waiting\n3,1\n2,n/a\n",
-            r"column 'waiting', row 2: 'n/a' is not a number; leave it empty for missing",
+            "eruptions,waiting\n3,1\n2,about 80\n",
+            r"column 'waiting', row 2: 'about 80' is not a number; leave it empty, or write NA, for missing",
         ),
-        ("a,b\n1,nan\n", r"column 'b', row 1: 'nan' is not a number"),
         ("a,b\n1,2\n1,1_000\n", r"column 'b', row 2: '1_000' is not a number"),
         ("a,b\n1,2\n1,1e39\n", r"column 'b', row 2: 1e\+39 is not a finite number in torch.float32"),
         ("a,b\n1,2\n1,inf\n", r"column 'b', row 2: inf is not a finite number"),
         ("a,b\n1,2\n-1e400,2\n", r"column 'a', row 2: -inf is not a finite number"),
-        ("a,b\n1,2\n1,2,3\n", r"row 2: the number of cells is 3, where 2 were expected"),
+        ("a,b\n1,2\n1,2,3\n", r"row 2: the number of cells is 3, where 2 were expected; .* separated by commas"),
+        ("a;b\n1;2\n1;2;3\n", r"row 2: the number of cells is 3, where 2 were expected; .* separated by semicolons"),
+        ("a\tb\n1\t2\n1,5\n", r"row 2: the number of cells is 1, where 2 were expected; .* separated by tabs"),
+        ("a\tb\n1\t2,500\n", r"column 'b' \('2,500' in row 1\) does not hold numbers"),
+        ("a;b\n1,5;1.234,5\n", r"column 'b' \('1.234,5' in row 1\) does not hold numbers"),
         ("a,b\n1,2\n1\n", r"row 2: the number of cells is 1, where 2 were expected"),
         ("", r"the file is empty"),
         ("\n\n", r"the file is empty"),
@@ -169,7 +241,7 @@ def test_missing_file_suggests_near_names(tmp_path):
 def test_frames_with_text_and_nulls():
     frame = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [True, False]})
     assert load_data(frame).values.isnan().tolist() == [[False, False], [True, False]]
-    with pytest.raises(InputError, match="column 'when', row 1"):
+    with pytest.raises(InputError, match=r"column 'when' \('2020-01-01 00:00:00' in row 1\) does not hold numbers"):
         load_data(pd.DataFrame({"when": pd.to_datetime(["2020-01-01"])}))
 
 
@@ -178,8 +250,76 @@ def test_arrays_that_are_no_tables():
         load_data([[1, 2], [3]])
     with pytest.raises(InputError, match="inf is not a finite number"):
         load_data(Table(torch.tensor([[torch.inf], [1.0]]), ("a",), "t"))
-    with pytest.raises(InputError, match="column 'a', row 1"):
+    with pytest.raises(InputError, match=r"column 'a' \('1j' in row 1\) does not hold numbers"):
         load_data(pd.DataFrame({"a": [1j, 2j]}))
+
+
+TREES = "tree,day,girth,height,kind\noak,1 May,3.5,20,0\nash,2 May,2.5,18,1\noak,3 May,,25,\n"
+
+
+def test_columns_are_chosen_by_name(tmp_path):
+    path = csv(tmp_path, TREES)
+    for given in (path, pd.read_csv(path)):
+        assert load_data(given, ignore=["tree", "day", "kind"]).columns == ("girth", "height")
+        table = load_data(given, only=["height", "girth"], target="kind")
+        assert table.columns == ("height", "girth")
+        assert table.values[:2].tolist() == [[20, 3.5], [18, 2.5]]
+        assert table.target.tolist() == [0, 1, -1]
+        assert load_data(given, ignore=["tree", "day"], labels="kind").columns == ("girth", "height")
+    assert load_data("faithful", only=["waiting"]).columns == ("waiting",)
+    assert load_data("iris", ignore=["sepal length (cm)"], labels="target").values.shape == (150, 3)
+    assert load_data(load_data("faithful"), ignore=["waiting"]).columns == ("eruptions",)
+    assert load_data(np.ones((2, 3)), ignore=["x1"]).columns == ("x0", "x2")
+
+
+def test_labels_may_be_words(tmp_path):
+    path = csv(tmp_path, "a,kind\n1,oak\n2, ash\n3,NA\n4,oak\n")
+    for given in (path, pd.read_csv(path), pd.read_csv(path, skipinitialspace=True, dtype={"kind": "category"})):
+        table = load_data(given, labels="kind")
+        assert table.labels.tolist() == [1, 0, -1, 1]
+        assert table.label_names == ("ash", "oak")
+        assert table.columns == ("a",)
+        assert load_data(table).label_names == ("ash", "oak")
+        assert load_data(table, labels=[0, 1, 1, 0]).label_names is None
+        assert load_data(given, target="kind").target.tolist() == [1, 0, -1, 1]
+    with pytest.raises(InputError, match=r"column 'kind' \('oak' in row 1\) does not hold numbers"):
+        load_data(path, weights="kind")
+    assert load_data(csv(tmp_path, "a,kind\n1,0\n2,1\n"), labels="kind").label_names is None
+    with pytest.raises(InputError, match="column 'kind', row 3: 'x' is not a number"):
+        load_data(csv(tmp_path, "a,kind\n1,0\n2,1\n3,x\n"), labels="kind")
+
+
+def test_a_row_counter_that_is_asked_for_stays(tmp_path):
+    path = csv(tmp_path, "rownames,a\n1,5\n2,7\n")
+    assert load_data(path, only=["rownames", "a"]).columns == ("rownames", "a")
+    assert load_data(path, ignore=["rownames"]).columns == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"only": ["girt"]}, "only='girt': expected some of the columns tree, .*; did you mean 'girth'"),
+        ({"ignore": ["when"]}, "ignore='when': expected some of the columns tree, day, girth, height, kind"),
+        ({"ignore": "tree"}, r"ignore='tree': expected a list of columns, such as ignore=\['tree'\]"),
+        ({"ignore": ["tree", "day", "girth", "height", "kind"]}, "no column is left of tree, day"),
+        ({"only": ["girth", "girth"]}, "column 'girth' appears more than once"),
+        (
+            {},
+            r"columns 'tree' \('oak' in row 1\) and 'day' \('1 May' in row 1\) do not hold numbers; leave them "
+            r"out with --ignore tree,day \(in Python ignore=\['tree', 'day'\]\), or code categories 0, 1, 2, \.\.\.",
+        ),
+    ],
+)
+def test_mistakes_with_columns(tmp_path, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        load_data(csv(tmp_path, TREES), **options)
+
+
+def test_many_columns_of_text_are_named_in_one_sentence(tmp_path):
+    names = [f"c{i}" for i in range(9)]
+    text = ",".join(names) + "\n" + ",".join("wxyzwxyzw") + "\n"
+    with pytest.raises(InputError, match=r"'c4' \('w' in row 1\) and 4 others do not .* --ignore c0,c1,.*,c8 "):
+        load_data(csv(tmp_path, text))
 
 
 def test_columns_that_lose_their_spread_are_told():

@@ -337,6 +337,8 @@ VALUES_OF = {
     "--augment": ["bernoulli", "x"],
     "--compile": ["graph", "off", "x"],
     "--method": ["svi", "x"],
+    "--only": ["a", "b,a", "x", "", ",", '"a', "a,a"],
+    "--ignore": ["a", "a,b", "x", "", ",,"],
     "--labels": ["a", "b", "target", "x", ""],
     "--weights": ["a", "b", "x"],
     "--series": ["a", "x"],
@@ -357,7 +359,7 @@ OPTION = st.one_of(
     st.sampled_from(FLAGS).map(lambda flag: (flag,)),
     JUNK.map(lambda word: (word,)),
 )
-STORIES = ["gaussian-mixture", "gaussian-mixture", "ppca", "gaussian-hmm", "vae", "nothing", ""]
+STORIES = ["gaussian-mixture", "gaussian-mixture", "ppca", "gaussian-hmm", "vae", "mine.py:A", ".py", "nothing", ""]
 WITH_RUN = ["sample", "traverse", "check", "report"]
 WITH_ROWS = ["predict", "forecast", "encode", "reconstruct", "impute", "anomaly", "interpolate"]
 
@@ -392,7 +394,7 @@ def desk(run, tmp_path_factory):
     """A folder with what the arguments name."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "own.csv").write_text("a,b\n" + "".join(f"{i % 7},{i % 5}\n" for i in range(20)))
-    (folder / "text.csv").write_text("a,b\n1,2\n3,n/a\n")
+    (folder / "text.csv").write_text("a,b\n1,2\n3,about 4\n")
     np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(20, 2)))
     np.save(folder / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     (folder / "folder").mkdir()

@@ -70,3 +70,17 @@ def test_text_tells_series_apart_and_files_are_series(tmp_path):
 def test_weights_of_steps_are_refused():
     with pytest.raises(InputError, match="give weights, one for each series"):
         pplgen.load_series(pplgen.load_data(np.ones((3, 2)), weights=[1, 2, 3]))
+
+
+def test_columns_of_series_are_chosen(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("who,day,flow\n1,Mon,2\n1,Tue,3\n2,Mon,4\n")
+    for options in ({"only": ["flow"]}, {"ignore": ["day"]}):
+        table = pplgen.load_series(path, by="who", **options)
+        assert table.columns == ("flow",)
+        assert table.values.shape == (2, 2, 1)
+        assert pplgen.load_series(table, only=["flow"]).columns == ("flow",)
+    path.write_text("who,flow\nzoe,2\nann,4\nzoe,3\n")
+    assert pplgen.load_series(path, by="who").values[..., 0].tolist()[0] == [2, 3]
+    cube = np.arange(12.0).reshape(2, 3, 2)
+    assert pplgen.load_series(cube, only=["x1"]).values[0, :, 0].tolist() == [1, 3, 5]
