@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pplgen.arguments import bare_arguments, read_rows
 from pplgen.batched import Report, train_together
+from pplgen.choosing import unnamed_columns
 from pplgen.distributed import Ranks
 from pplgen.ensemble import Ensemble
 from pplgen.entries import entry_names
@@ -22,7 +23,6 @@ from pplgen.isolation import copy_together, seeded
 from pplgen.joint import given_latents, joint_at, sites_of
 from pplgen.mapped import over_draws
 from pplgen.pair import Pair
-from pplgen.readers import unnamed_columns
 from pplgen.relabelling import component_axes, matched
 from pplgen.settling import settled
 from pplgen.story import Story
