@@ -25,7 +25,7 @@ from pplgen.palette import COLOURS
 from pplgen.second_opinion import side_by_side
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
-options = {"steps": 2000, "compile": "graph"} if SMOKE else {}
+options = {"steps": 1600, "compile": "graph"} if SMOKE else {}
 chains = {"steps": 150, "restarts": 2, "compile": "graph"} if SMOKE else {}
 
 
