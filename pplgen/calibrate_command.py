@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from pplgen.command_options import DATA_HELP, SeedOption
+from pplgen.story_commands import StoryGroup
 
 __all__ = ["calibrate_app", "calibration_options", "report_calibration"]
 
 calibrate_app = typer.Typer(
+    cls=StoryGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Check a story's inference on data sets simulated from its prior: pplgen calibrate STORY. Exits 1 if not.",

@@ -26,7 +26,7 @@ from pplgen.errors import InputError, Interrupted, printable
 from pplgen.fit_command import check_place, read_data
 from pplgen.heartbeat import RankLost
 from pplgen.signature import constructor_options, parse_options
-from pplgen.story_commands import entry_named, story_command
+from pplgen.story_commands import StoryGroup, entry_named, story_command
 from pplgen.warning_log import WarningLog, speaks
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ app = typer.Typer(
     help="Fit generative models, written as Pyro model/guide pairs, and read their posteriors in ArviZ.",
 )
 fit_app = typer.Typer(
+    cls=StoryGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",

@@ -1,4 +1,4 @@
-"""A command for each story, whose options are those that all of them share and the story's own."""
+"""A command for each story, whose options are those that all of them share and the story's own; and their group."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pplgen.errors import InputError, near_names
 from pplgen.signature import Option, parse_value
 
-__all__ = ["entry_named", "story_command"]
+__all__ = ["StoryGroup", "entry_named", "story_command"]
 
 
 def entry_named(name: str, collection: Iterable[Any]) -> Any:
@@ -20,6 +21,23 @@ def entry_named(name: str, collection: Iterable[Any]) -> Any:
     if name not in known:
         raise InputError(f"story {name!r}: expected one of {', '.join(known)}{near_names(name, known)}")
     return known[name]
+
+
+class StoryGroup(TyperGroup):
+    """Commands that go by the names of stories; of a user's own story it says what to do in Python."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of a story."""
+        file, _, name = args[0].partition(":")
+        if file.endswith(".py"):
+            name = name or "CLASS"
+            then = "pplgen.calibrate(story)"
+            if ctx.info_name == "fit":
+                told = f"predict, report and others then take --story {file}:{name}"
+                then = f"pplgen.fit(story, 'data.csv').save('runs/own'); {told}"
+            given = f"{args[0]!r}: expected a story of the collection"
+            raise InputError(f"{given}; with your own this is done in Python: story = {name}(...), {then}")
+        return super().resolve_command(ctx, args)
 
 
 def story_command(

@@ -194,6 +194,13 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
     ("arguments", "sentence"),
     [
         ("fit gausian-mixture faithful", "No such command 'gausian-mixture'. Did you mean 'gaussian-mixture'"),
+        (
+            "fit mine.py:GrossErrors own.csv",
+            "'mine.py:GrossErrors': expected a story of the collection; with your own this is done in Python: story = "
+            "GrossErrors(...), pplgen.fit(story, 'data.csv').save('runs/own'); predict, report and others then take "
+            "--story mine.py:GrossErrors",
+        ),
+        ("calibrate mine.py:A", "this is done in Python: story = A(...), pplgen.calibrate(story)"),
         ("fit gaussian-mixture faithfull", "did you mean 'faithful'?"),
         ("fit gaussian-mixture faithful --componets 3", "No such option: --componets"),
         ("fit gaussian-mixture faithful --components 0", "num_components=0: expected a whole number of at least 1"),

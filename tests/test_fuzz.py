@@ -359,7 +359,7 @@ OPTION = st.one_of(
     st.sampled_from(FLAGS).map(lambda flag: (flag,)),
     JUNK.map(lambda word: (word,)),
 )
-STORIES = ["gaussian-mixture", "gaussian-mixture", "ppca", "gaussian-hmm", "vae", "nothing", ""]
+STORIES = ["gaussian-mixture", "gaussian-mixture", "ppca", "gaussian-hmm", "vae", "mine.py:A", ".py", "nothing", ""]
 WITH_RUN = ["sample", "traverse", "check", "report"]
 WITH_ROWS = ["predict", "forecast", "encode", "reconstruct", "impute", "anomaly", "interpolate"]
 

@@ -346,9 +346,10 @@ test_posterior_is_that_of_quadrature()
 # %% [markdown]
 # ## A place in the collection
 #
-# A story in your own file, as here, has all verbs; to read a run back you give the class again,
-# `pplgen.load(run, x, story=GrossErrors)`, and on the command line `--story FILE.py:GrossErrors`. To move in, it takes
-# two files:
+# A story in your own file, as here, has all verbs. It is fitted in Python, `pplgen.fit(GrossErrors(...), "data.csv")`,
+# and kept by `fit.save("runs/newcomb")`; `pplgen fit` knows the collection alone. To read a run back you give the class
+# again, `pplgen.load(run, x, story=GrossErrors)`, and on the command line `--story FILE.py:GrossErrors`, as in
+# `pplgen predict runs/newcomb new.csv --story FILE.py:GrossErrors`. To move in, it takes two files:
 #
 # - **`models/gross_errors.py`**: the class above. Its module's docstring holds the equations and the reference; it
 #   imports torch, Pyro, `pplgen.story` and pieces that stories share, and stays under 200 lines.
