@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from pplgen.transforms import binarise, keep_every, mask_entries, mask_top, redraw_pixels, rescale
 
 __version__ = "0.1.0"
+
+# in a clone the collection lies beside the toolkit, where only an editable installation would look for it
+_CLONE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.isfile(os.path.join(_CLONE, "models", "cards.toml")):
+    __path__.append(_CLONE)
 
 # torch, Pyro and ArviZ take seconds to import, so each public name is fetched when it is first used
 _HOMES = {

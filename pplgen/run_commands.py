@@ -48,6 +48,7 @@ def forecast(
     horizon: Annotated[int, typer.Option(min=1, help="How many steps.")] = 10,
     series: SeriesOption = None,
     draws: Annotated[int, typer.Option(min=2, help="How many futures are simulated.")] = 500,
+    states: Annotated[bool, typer.Option("--states", help="Add the states that stand behind what is seen.")] = False,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
@@ -57,7 +58,8 @@ def forecast(
     from pplgen.loading import load
 
     fit = load(run, story=story)
-    tables.write_csv(tables.forecast(fit, data, series, horizon=horizon, draws=draws, seed=seed), out)
+    found = tables.forecast(fit, data, series, horizon=horizon, draws=draws, seed=seed, with_states=states)
+    tables.write_csv(found, out)
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -42,10 +42,14 @@ def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
     return frame
 
 
-def forecast(fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int) -> pd.DataFrame:
-    """Forecast series."""
+def forecast(
+    fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int, with_states: bool = False
+) -> pd.DataFrame:
+    """Forecast what is to be seen of series and its regimes, and the states too where they are asked for."""
     series_story(fit.pair, "forecast")
-    return series_table(fit.forecast(horizon, _series(fit, data, by), draws=draws, seed=seed))
+    found = fit.forecast(horizon, _series(fit, data, by), draws=draws, seed=seed)
+    states = [name for name in found.data_vars if str(name).startswith("state_")]
+    return series_table(found if with_states else found.drop_vars(states))
 
 
 def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:

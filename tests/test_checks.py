@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 
 import pplgen
 from pplgen import cli
-from pplgen.checks import codes, components, predictive, sensitivity, weights
+from pplgen.checks import codes, components, predictive, sensitivity, training, weights
 from pplgen.checks.material import Material
 from pplgen.checks.replicates import tail_probability
 from pplgen.diagnostics import Check, Checks, Verdict
@@ -26,6 +26,7 @@ from pplgen.iterates import KEPT, Iterates, followed
 from pplgen.latent import LatentStory
 from pplgen.pair import Pair
 from pplgen.posterior import summarise
+from pplgen.training import StopReason, Training
 from pplgen.weighing import leave_one_out, log_prior, weigh
 
 ROWS = 20
@@ -209,6 +210,32 @@ def test_checks_are_a_tuple_that_knows_names_and_shows_counts():
     assert checks["bound gap"] is second
     with pytest.raises(InputError, match=r"check 'bound gab': expected one of k-hat, .*did you mean 'bound gap'"):
         checks["bound gab"]
+
+
+def run_of(history, iterates, stop=StopReason.CONVERGED):
+    return Training(0, np.asarray(history), 0.0, 0.1, stop, iterates=np.asarray(iterates))
+
+
+def test_a_verdict_that_does_not_follow_from_its_number_says_why():
+    exact, x = known_mean()
+    pair, noise = Pair(exact.model, None, (x,)), np.random.default_rng(0).normal(size=1000)
+    drift = np.linspace([0, 0], [1, 2], 200)
+    settled = judge(training.iterate_rhat, pair, runs=(run_of(0.1 * noise, drift),))
+    assert settled.value > settled.threshold
+    assert settled.verdict is Verdict.PASS
+    assert settled.remedy.startswith("pass, though above the threshold: nothing more is to be gained")
+    short = judge(training.elbo_change, pair, runs=(run_of(100 + 0.1 * noise, drift, StopReason.STEPS),))
+    assert short.value <= short.threshold
+    assert short.remedy.startswith("warn, though within the threshold: the steps ran out")
+    # .05 in means of a hundred terms of deviation 1
+    noisy = judge(
+        training.elbo_change, pair, runs=(run_of(np.tile([1, -1], 500) + 0.05 * (np.arange(1000) > 899), drift),)
+    )
+    assert noisy.value > noisy.threshold
+    assert noisy.verdict is Verdict.PASS
+    assert noisy.remedy.startswith("pass, though above the threshold: it is within its own error")
+    few = judge(predictive.loo, correlated_posterior(covariances=True, outlier=True))
+    assert few.remedy.startswith("warn, though within the threshold: 2 of 80 rows")
 
 
 def test_an_outlier_is_blamed_where_nothing_speaks_against_the_guide():

@@ -369,6 +369,21 @@ def test_mistakes_with_series(series_run, monkeypatch, capsys, arguments, senten
     assert len(printed.err.splitlines()) == 1
 
 
+def test_a_forecast_is_of_what_is_seen_and_has_states_where_asked_for(tmp_path, typed):
+    """Dates of a column are left out, and steps are counted."""
+    lines = [f"2020-01-{i + 1:02d},{i % 5 + i / 10}" for i in range(31)]
+    (tmp_path / "own.csv").write_text("\n".join(["day,flow", *lines]) + "\n")
+    options = "--form autoregression --order 3 --steps 30 --draws 10 --compile off"
+    typed(f"fit linear-gaussian-ssm own.csv --ignore day {options}")
+    asked = "forecast runs/linear-gaussian-ssm-own own.csv --horizon 2"
+    header, *rows = typed(asked).out.splitlines()
+    assert header == "step,flow_mean,flow_sd,flow_lower,flow_upper"
+    assert [row.split(",")[0] for row in rows] == ["32", "33"]
+    longer = typed(f"{asked} --states").out.splitlines()
+    assert longer[0].startswith(f"{header},state_0_mean")
+    assert longer[1].startswith(rows[0])
+
+
 def test_rows_have_no_forecast(run):
     folder, _ = run
     done = pplgen("forecast", "runs/gaussian-mixture-own", "own.csv", cwd=folder, code=2)

@@ -39,6 +39,24 @@ def test_toolkit_and_collection_come_from_one_checkout():
     assert Path(pplgen.__file__).parents[1] == Path(models.__file__).parents[1]
 
 
+def test_a_clone_has_its_collection_without_an_editable_installation():
+    """``python -m pplgen`` in a clone imports the toolkit from its folder, wherever the installed one is."""
+    program = (
+        "import sys\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if 'ditable' not in repr(finder)]\n"
+        "import pplgen.models\n"
+        "print(pplgen.models.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert Path(done.stdout.strip()) == ROOT / "models" / "__init__.py", done.stderr
+
+
+def test_what_users_install_is_no_clone():
+    """In the folder above one, Python would take the clone for an empty package."""
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if ".venv/bin/pip install" in line]
+    assert ["-e" in line.split() for line in commands] == [False, True]
+
+
 def test_nothing_installs_a_top_level_models(tmp_path):
     program = "import importlib.util, sys; sys.exit(importlib.util.find_spec('models') is not None)"
     assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == 0

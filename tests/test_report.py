@@ -234,6 +234,7 @@ def test_the_picture_of_pareto_k_says_what_its_check_says(tmp_path, monkeypatch)
     told = f"{(k > limit).sum()} of 60 rows, worst {k.max():.2f}"
     assert check["value"] == pytest.approx((k > limit).mean())
     assert check["value"] > 0
+    assert check["verdict"] == "fail"
     assert check["remedy"].startswith(f"{told} (rows {rows[k.argmax()]}, ")
     assert caption.endswith(f": {told}.")
     assert f"Above {limit:.2g} a row's" in caption

@@ -12,7 +12,7 @@ import numpy as np
 
 from pplgen.errors import InputError, near_names
 
-__all__ = ["Check", "Checks", "RowShapes", "Verdict", "beside"]
+__all__ = ["Check", "Checks", "RowShapes", "Verdict", "beside", "despite"]
 
 
 class Verdict(enum.StrEnum):
@@ -113,6 +113,11 @@ class Checks(tuple[Check, ...]):
     def __repr__(self) -> str:
         counts = Counter(check.verdict for check in self)
         return f"<Checks: {', '.join(f'{counts[verdict]} {verdict}' for verdict in Verdict if counts[verdict])}>"
+
+
+def despite(verdict: Verdict, value: float, threshold: float, reason: str) -> str:
+    """Begin a remedy, or a note, with why a verdict does not follow from the value and the threshold beside it."""
+    return f"{verdict}, though {'within' if value <= threshold else 'above'} the threshold: {reason}"
 
 
 def beside(name: str, source: str, reason: str) -> Check:

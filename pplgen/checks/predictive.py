@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from pplgen.checks.check import Check, RowShapes, Verdict, beside
+from pplgen.checks.check import Check, RowShapes, Verdict, beside, despite
 from pplgen.checks.material import Material
 from pplgen.checks.replicates import replicate
 from pplgen.checks.weights import bound_gap, resampled_means, wider
@@ -96,13 +96,13 @@ def loo(material: Material) -> Check:
     if not shapes.high.any():
         return Check(name, value, SHARE, source, Verdict.PASS, f"{total}{of}", shapes)
     which = ", ".join(map(str, shapes.rows[np.argsort(-k)[:3]]))
-    remedy = f"{shapes} (rows {which}): "
+    verdict, found_rows = Verdict.WARN if value <= SHARE else Verdict.FAIL, f"{shapes} (rows {which})"
+    remedy = f"{despite(verdict, value, SHARE, found_rows) if verdict is Verdict.WARN else found_rows}: "
     if doubts := _doubts_of_guide(material):
         remedy += f"{doubts}, so that it may be the guide's fault rather than the data's; {wider(material)}; "
         remedy += "only rows that stay high want a look, or a likelihood with heavier tails"
     else:
         remedy += "these rows alone move the posterior: look at them, or take a likelihood with heavier tails"
-    verdict = Verdict.WARN if value <= SHARE else Verdict.FAIL
     return Check(name, value, SHARE, source, verdict, f"{remedy}; {total}{of}", shapes)
 
 

@@ -9,7 +9,7 @@ import torch
 from arviz_stats.base import array_stats
 from torch import Tensor
 
-from pplgen.checks.check import Check, Verdict, beside
+from pplgen.checks.check import Check, Verdict, beside, despite
 from pplgen.checks.components import matched
 from pplgen.checks.material import SAMPLED, Material
 from pplgen.draws import draw_shared
@@ -68,8 +68,8 @@ def iterate_rhat(material: Material) -> Check:
     history = material.runs[0].history
     change, error = _change(history[len(history) // 2 :])
     if abs(change) <= max(AGREEMENT, 2 * error):
-        note = f"{share}, but that is worth {change:.2g} +- {error:.1g} nats: nothing more is to be gained"
-        return Check(name, value, RHAT, source, Verdict.PASS, note)
+        reason = f"nothing more is to be gained; {share}, which is worth {change:.2g} +- {error:.1g} nats"
+        return Check(name, value, RHAT, source, Verdict.PASS, despite(Verdict.PASS, value, RHAT, reason))
     remedy = f"{share}, and the ELBO by {change:.3g} +- {error:.1g} nats: give more steps, or a higher learning_rate"
     return Check(name, value, RHAT, source, Verdict.FAIL, remedy)
 
@@ -87,10 +87,13 @@ def elbo_change(material: Material) -> Check:
     change, error = (value / scale for value in _change(last))
     value = float(abs(change))
     stopped = material.runs[0].stop
-    if value <= CHANGE or value <= 2 * error:
+    if value <= max(CHANGE, 2 * error):
+        noise = f"it is within its own error, {error:.1g}"
         if stopped is StopReason.STEPS:
-            return Check(name, value, CHANGE, DHAKA, Verdict.WARN, stopped.value)
-        return Check(name, value, CHANGE, DHAKA, Verdict.PASS)
+            reason = stopped.value if value <= CHANGE else f"{noise}, but {stopped.value}"
+            return Check(name, value, CHANGE, DHAKA, Verdict.WARN, despite(Verdict.WARN, value, CHANGE, reason))
+        note = "" if value <= CHANGE else despite(Verdict.PASS, value, CHANGE, noise)
+        return Check(name, value, CHANGE, DHAKA, Verdict.PASS, note)
     remedy = f"the ELBO still moves, by {change:+.2g} +- {error:.1g} of itself: give more steps"
     return Check(name, value, CHANGE, DHAKA, Verdict.FAIL, remedy)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplgen.checks.check import Check, RowShapes, Verdict, beside
+from pplgen.checks.check import Check, RowShapes, Verdict, beside, despite
 from pplgen.checks.material import ROWS, SAMPLED, Material
 from pplgen.errors import InputError
 from pplgen.mixtures import CONSTANT, GOOD_K, k_limit, smoothed_weights
@@ -131,7 +131,9 @@ def resampled_means(material: Material) -> Check:
     value = float(moves[worst])
     # several errors, for it is the largest of many moves
     if value <= max(SHIFT, 4 * error):
-        return Check(name, value, SHIFT, source, Verdict.PASS)
+        noise = f"it is within four errors of the weights, {error:.1g} each"
+        note = "" if value <= SHIFT else despite(Verdict.PASS, value, SHIFT, noise)
+        return Check(name, value, SHIFT, source, Verdict.PASS, note)
     remedy = f"{names[worst]}: the guide is biased; weigh its draws by sample_stats lp - log_q, or {wider(material)}"
     return Check(name, value, SHIFT, source, Verdict.WARN, remedy)
 
