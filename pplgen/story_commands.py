@@ -33,17 +33,10 @@ class StoryGroup(TyperGroup):
             name = name or "CLASS"
             then = "pplgen.calibrate(story)"
             if ctx.info_name == "fit":
-<<<<<<< .merge_file_Ee7EAN
-                then = f"pplgen.fit(story, 'data.csv').save('runs/own'), and commands then take --story {file}:{name}"
-            raise InputError(
-                f"{args[0]!r}: with a story of your own this is done in Python: story = {name}(...), {then}"
-            )
-=======
                 told = f"predict, report and others then take --story {file}:{name}"
                 then = f"pplgen.fit(story, 'data.csv').save('runs/own'); {told}"
             given = f"{args[0]!r}: expected a story of the collection"
             raise InputError(f"{given}; with your own this is done in Python: story = {name}(...), {then}")
->>>>>>> .merge_file_2BXL2y
         return super().resolve_command(ctx, args)
 
 
