@@ -38,7 +38,7 @@ def operations_of(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModu
         recorder.note(value, recorder.graph.placeholder(f"input_{place}"))
     with recorder:
         result = function(*inputs)
-    recorder.graph.output(map_aggregate(result, recorder.as_node))
+    recorder.graph.output(recorder.as_output(result))
     return _LazyGraphModule(recorder.root, recorder.graph)  # most are rewritten before they run
 
 
@@ -110,6 +110,17 @@ class _Recorder(TorchDispatchMode):
             node = self.graph.get_attr(name)
             self.note(value, node)
         return node
+
+    def as_output(self, value: Any) -> Any:
+        """Return nodes in place of tensors, however nested; the graph makes named tuples itself."""
+        if isinstance(value, dict):
+            return {name: self.as_output(part) for name, part in value.items()}
+        if not isinstance(value, tuple | list):
+            return self.as_node(value)
+        parts = [self.as_output(part) for part in value]
+        if hasattr(value, "_fields"):
+            return self.graph.call_function(type(value), tuple(parts))
+        return type(value)(parts)
 
     def _depends(self, value: Tensor) -> bool:
         """Whether a tensor's entries may differ with the inputs."""

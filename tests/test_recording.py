@@ -1,11 +1,19 @@
 """The operations of a function as a graph: against the function itself, elsewhere, and against ``make_fx``."""
 
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pplgen.isolation import seeded
 from pplgen.recording import operations_of, unrecorded
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
 
 HELD = torch.arange(6.0).reshape(2, 3)
 
@@ -46,6 +54,7 @@ CASES = {
     "random": lambda x, p: (
         torch.distributions.Gamma(x.exp(), p.exp(), validate_args=False).rsample() + torch.randint(9, (2, 1))
     ),
+    "named tuples": lambda x, p: {"both": Pair(Pair(x * 2, [p]), p + 1)},
     "a number that is always the same": lambda x, p: x * (torch.tensor(2.0) + 1).item() + p,
 }
 
