@@ -20,6 +20,7 @@ from pplgen.checks import codes, components, predictive, sensitivity, training, 
 from pplgen.checks.material import Material
 from pplgen.checks.replicates import tail_probability
 from pplgen.diagnostics import Check, Checks, Verdict
+from pplgen.draws import draw_shared
 from pplgen.errors import InputError
 from pplgen.isolation import seeded
 from pplgen.iterates import KEPT, Iterates, followed
@@ -299,6 +300,54 @@ def test_components():
     assert judge(components.label_switching, apart).value == 0
     # a binomial share of 1,000 draws has an error of .014
     assert judge(components.label_switching, switched).value == pytest.approx(0.25, abs=4 * 0.014)
+
+
+def two_kinds(share):
+    """Rows of two kinds, the second having a share of its own, and two restarts at either order of their means."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(share), infer={"enumerate": "parallel"}).long()
+            pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor([-3.0, 3.0])), 0.2).to_event(1))
+
+    nothing = np.empty(0)
+    runs = tuple(
+        Training(0, nothing, 0.0, 0.1, StopReason.CONVERGED, final=np.array(means, dtype="float32"))
+        for means in ([-3.0, 3.0], [3.0, -3.0])
+    )
+    # as many rows of one kind as of the other: where the guide is, a swap of their means changes nothing
+    return Pair(model, guide, (torch.tensor([-3.0, 3.0]).repeat(10),)), runs
+
+
+def test_a_mode_is_not_named_away_where_components_have_shares_of_their_own():
+    pair, runs = two_kinds(0.6)
+    missed = judge(training.other_modes, pair, runs=runs)
+    assert (missed.value, missed.verdict) == (0.5, Verdict.FAIL)
+    assert "not exchangeable" in judge(components.label_switching, pair).remedy
+    pair, runs = two_kinds(0.5)
+    assert judge(training.other_modes, pair, runs=runs).verdict is Verdict.PASS
+    assert judge(components.label_switching, pair).verdict is Verdict.PASS
+
+
+def test_states_of_a_chain_swap_names_along_both_axes_of_its_transitions():
+    def model(x):
+        P = pyro.sample("P", dist.Dirichlet(torch.ones(3, 3)).to_event(1))
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 5.0).to_event(1))
+        noise = pyro.sample("noise", dist.HalfNormal(torch.ones(2)).to_event(1))
+        z = torch.tensor(0)
+        for step in pyro.markov(range(len(x))):
+            share = torch.full((3,), 1 / 3) if step == 0 else P[z]
+            z = pyro.sample(f"z{step}", dist.Categorical(share), infer={"enumerate": "parallel"})
+            pyro.sample(f"x{step}", dist.Normal(mu[z], noise[0]), obs=x[step])
+
+    def alike(material):
+        return components.exchangeable(material, draw_shared(material.pair, 5))
+
+    assert judge(alike, Pair(model, None, (torch.randn(4),))) == {"P": (-2, -1), "mu": (-1,)}
 
 
 class Shifted(LatentStory):

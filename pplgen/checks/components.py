@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pplgen import relabelling
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.material import Material
+from pplgen.isolation import seeded
+from pplgen.joint import given_latents, joint_at, sites_of
 
-__all__ = ["duplicate_components", "label_switching", "matched"]
+__all__ = ["duplicate_components", "exchangeable", "label_switching"]
 
 AXES = ("component", "regime")
 """Names of axes whose order means nothing."""
@@ -17,6 +23,10 @@ WEIGHTS = {"weights", "pi", "P", "sticks", "alpha"}
 """Sites that say how frequent components are, not what they are."""
 ALIKE = 2.0
 """Posterior deviations of a difference within which all of two components' parameters lie where these are the same."""
+TRIED = 3
+"""Draws of the guide, and as many of the prior, at which the names of components are swapped."""
+ROUNDING = 100
+"""Spacings of floating-point numbers at a log density within which two are the same."""
 SWITCHED = 0.01
 """Share of draws that may be labelled otherwise."""
 
@@ -46,8 +56,11 @@ def label_switching(material: Material) -> Check:
     sites = _sites(material)
     if isinstance(sites, str):
         return beside(name, source, sites)
-    ordered = matched(material, sites, sites)
-    moved = [(ordered[n] != sites[n]).reshape(len(sites[n]), -1).any(1) for n in _axes(material, sites)]
+    axes = exchangeable(material, sites)
+    if not axes:
+        return beside(name, source, "components are not exchangeable: the density tells them apart by their names")
+    ordered = relabelling.matched(sites, sites, axes)
+    moved = [(ordered[n] != sites[n]).reshape(len(sites[n]), -1).any(1) for n in axes]
     value = float(torch.stack(moved).any(0).double().mean())
     if value <= SWITCHED:
         return Check(name, value, SWITCHED, source, Verdict.PASS)
@@ -57,10 +70,55 @@ def label_switching(material: Material) -> Check:
     )
 
 
-def matched(material: Material, sites: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Order the components of each draw as those of a reference, both of shape ``(num_draws, ...)``; others stay."""
+def exchangeable(material: Material, sites: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Axes of sites' draws, counted from the end, along which components may swap names and nothing else changes.
+
+    A story says so by the names of its axes. Of a bare pair it is tried: log p(x, theta) must be the same, but for its
+    rounding, whatever the order along the first axis as long as what is summed out, or along all of them, as in a
+    matrix of transitions. Components of fixed and different shares are not exchangeable.
+    """
     axes = _axes(material, sites)
-    return relabelling.matched(sites, reference, {n: tuple(a - sites[n].ndim for a in axes[n]) for n in axes})
+    if axes and material.story is None:
+        found = next((every for every in (False, True) if _swaps_change_nothing(material, every)), None)
+        axes = {} if found is None else _axes(material, sites, found)
+    return {name: tuple(axis - sites[name].ndim for axis in axes[name]) for name in axes}
+
+
+def _swaps_change_nothing(material: Material, every: bool) -> bool:
+    """Try swaps of a bare pair's components at draws of the guide and of the prior; two of them make up all orders."""
+    pair = material.pair
+    names = pair.structure.latent
+    with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
+        sites = sites_of(pair, names)
+        for function in (pair.guide, pair.model) * TRIED:
+            trace = poutine.trace(function).get_trace(*pair.data)
+            values = {name: trace.nodes[name]["value"] for name in names}
+            axes = _axes(material, {name: values[name][None] for name in pair.structure.shared_latent}, every)
+            for order in (_rolled, _first_two_swapped):
+                moved = {name: order(value, axes.get(name, [])) for name, value in values.items()}
+                before, after = (_joint(material, given_latents(sites, each)) for each in (values, moved))
+                rounding = ROUNDING * torch.finfo(before.dtype).eps
+                if not torch.isclose(after, before, rtol=rounding, atol=rounding, equal_nan=True):
+                    return False
+    return True
+
+
+def _joint(material: Material, guide: Callable[..., None]) -> Tensor:
+    with seeded(0):  # of rows that are drawn anew, the same ones
+        return joint_at(material.pair, guide, material.pair.data)
+
+
+def _rolled(value: Tensor, axes: list[int]) -> Tensor:
+    for axis in axes:
+        value = value.roll(1, axis - 1)
+    return value
+
+
+def _first_two_swapped(value: Tensor, axes: list[int]) -> Tensor:
+    for axis in axes:
+        order = torch.tensor([1, 0, *range(2, value.shape[axis - 1])], device=value.device)
+        value = value.index_select(axis - 1, order)
+    return value
 
 
 def _sites(material: Material) -> dict[str, Tensor] | str:
@@ -73,11 +131,13 @@ def _sites(material: Material) -> dict[str, Tensor] | str:
     return sites if _axes(material, sites) else "nothing that the rows share has an axis of components"
 
 
-def _axes(material: Material, sites: dict[str, Tensor]) -> dict[str, list[int]]:
-    """Axes of components of each site's draws; a bare pair's are the first ones as long as what is summed out."""
+def _axes(material: Material, sites: dict[str, Tensor], every: bool = False) -> dict[str, list[int]]:
+    """Axes of components of each site's draws; a bare pair's are as long as what is summed out: the first, or all."""
     if material.story is None:
-        lengths = {_values(material, name) for name in material.structure.enumerated}
-        return {n: [1] for n, v in sites.items() if v.ndim > 1 and v.shape[1] in lengths and v.shape[1] > 1}
+        lengths = {_values(material, name) for name in material.structure.enumerated} - {1}
+        tried = {n: range(1, v.ndim if every else min(2, v.ndim)) for n, v in sites.items()}
+        own = {n: [axis for axis in tried[n] if v.shape[axis] in lengths] for n, v in sites.items()}
+        return {name: axes for name, axes in own.items() if axes}
     found = {}
     for name in sites:
         dims = material.story.dims.get(name, ())

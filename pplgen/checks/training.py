@@ -10,11 +10,12 @@ from arviz_stats.base import array_stats
 from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, beside, despite
-from pplgen.checks.components import matched
+from pplgen.checks.components import exchangeable
 from pplgen.checks.material import SAMPLED, Material
 from pplgen.draws import draw_shared
 from pplgen.iterates import flat, followed, unflat
 from pplgen.latent import LatentStory
+from pplgen.relabelling import matched
 from pplgen.training import StopReason, Training
 
 __all__ = ["elbo_change", "faults", "iterate_rhat", "other_modes", "restarts_agree"]
@@ -173,7 +174,8 @@ def _places(material: Material, runs: list[Training]) -> list[dict[str, Tensor]]
             places.append(draw_shared(pair, MODE_DRAWS))
     finally:
         pair.restore(now)
-    return [matched(material, place, places[0]) for place in places]
+    axes = exchangeable(material, places[0])
+    return [matched(place, places[0], axes) for place in places]
 
 
 def _apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
