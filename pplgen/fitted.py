@@ -146,7 +146,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
             with self._ready(None):
                 tree = posterior.to_datatree(self.pair, self.columns, draws=number, groups=["posterior"], **options)
         best, data = self.best, self._data_facts
-        shared = posterior.summarise(tree, self.readable_sites(tree)).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
+        shared, left_out = posterior.printed(tree, self.readable_sites(tree))
         each = f", {best.elbo / data['num_rows']:.2f} a row" if data and not len(shared) else ""
         agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
         restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
@@ -158,6 +158,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
             f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{each}{restarts}{failed}",
             f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
             *best.faults,
+            *left_out,
         )
 
     def readable_sites(self, tree: xr.DataTree) -> list[str]:

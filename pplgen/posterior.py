@@ -23,7 +23,7 @@ from pplgen.isolation import seeded
 from pplgen.pair import Pair
 from pplgen.stored import StoredDraws
 
-__all__ = ["GROUPS", "INTERVAL", "group_of", "row_latents", "summarise", "to_datatree"]
+__all__ = ["GROUPS", "INTERVAL", "group_of", "printed", "row_latents", "summarise", "to_datatree"]
 
 GROUPS = (
     "posterior",
@@ -169,6 +169,35 @@ def summarise(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.D
         round_to="none",
     )
     return pd.DataFrame(table).astype(float)
+
+
+def printed(tree: xr.DataTree, sites: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table of ``summarise`` as a terminal shows it, and a line that says what it leaves out.
+
+    Of a matrix that is symmetric in every draw, entries above the diagonal repeat those below.
+    """
+    table = summarise(tree, sites).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
+    symmetric, repeated = [], set()
+    for site in sites:
+        values = group_of(tree, "posterior")[site]
+        if not _is_symmetric(values.values):
+            continue
+        symmetric.append(site)
+        axes = [values[dim].values if dim in values.coords else range(values.sizes[dim]) for dim in values.dims[2:]]
+        for index in np.ndindex(values.shape[2:]):
+            if index[-1] > index[-2]:
+                repeated.add(f"{site}[{', '.join(str(axis[i]) for axis, i in zip(axes, index, strict=True))}]")
+    if not repeated:
+        return table, []
+    kind = "a symmetric matrix, of which" if len(symmetric) == 1 else "symmetric matrices, of which"
+    return table[~table.index.isin(repeated)], [f"{', '.join(symmetric)}: {kind} no entry above the diagonal is shown"]
+
+
+def _is_symmetric(draws: np.ndarray) -> bool:
+    """Tell whether draws of shape ``(num_chains, num_draws, ...)`` are matrices that are their own transposes."""
+    if draws.ndim < 4 or draws.shape[-1] != draws.shape[-2] or draws.shape[-1] < 2:
+        return False
+    return np.allclose(draws, draws.swapaxes(-1, -2), rtol=1e-5, atol=1e-6 * float(np.abs(draws).max()))
 
 
 def _affordable(pair: Pair, draws: int) -> tuple[set[str], set[str]]:

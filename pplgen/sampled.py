@@ -100,14 +100,14 @@ class SampledFit(Fit):
         """
         tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
         names = self.readable_sites(tree)
-        table = posterior.summarise(tree, names).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
+        table, left_out = posterior.printed(tree, names)
         lines = [f"{self.how}; NUTS on {self.path}"]
         if len(table):
             mixing = self._mixing(tree, names)
             table = table.assign(ess=mixing["ess_bulk"], **{"R-hat": mixing["r_hat"]})
             if (worst := mixing["r_hat"].max()) > RHAT:
                 lines.append(f"R-hat {worst:.3f}: the chains have not mixed, or components have swapped names in some")
-        print_table(f"{self.name}, sampled", table, *lines)
+        print_table(f"{self.name}, sampled", table, *lines, *left_out)
 
     @property
     def _tensors(self) -> dict[str, Tensor]:

@@ -152,3 +152,17 @@ def test_a_summary_without_shared_parameters(coded_fit, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("VAE on array, 40 rows\nELBO ")
     assert f", {coded_fit.elbo / 40:.2f} a row" in printed
+
+
+def test_a_printed_table_shows_a_symmetric_matrix_once(faithful_tree):
+    sites = ["mu", "Sigma"]
+    whole, (table, said) = summarise(faithful_tree, sites), posterior.printed(faithful_tree, sites)
+    assert {*whole.index} - {*table.index} == {f"Sigma[{k}, eruptions, waiting]" for k in (0, 1)}
+    np.testing.assert_array_equal(table["mean"], whole.loc[table.index, "mean"])
+    assert said == ["Sigma: a symmetric matrix, of which no entry above the diagonal is shown"]
+    lopsided = faithful_tree.copy()
+    values = lopsided["posterior"]["Sigma"].copy()
+    values[0, 5, 0, 0, 1] *= 2  # in one draw alone
+    lopsided["posterior"] = lopsided["posterior"].to_dataset().assign(Sigma=values)
+    table, said = posterior.printed(lopsided, sites)
+    assert (len(table), said) == (len(whole), [])
