@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["operations_of", "unrecorded"]
+__all__ = ["leaves_of", "operations_of", "unrecorded"]
 
 aten = torch.ops.aten
 
@@ -42,6 +42,13 @@ def operations_of(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModu
     return _LazyGraphModule(recorder.root, recorder.graph)  # most are rewritten before they run
 
 
+def leaves_of(arguments: Any) -> list[Any]:
+    """Return all that stands in the arguments of an operation, however nested."""
+    leaves: list[Any] = []
+    map_aggregate(arguments, leaves.append)
+    return leaves
+
+
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
     """Compute here and now; what comes of it is a constant of a graph that is being recorded."""
@@ -61,8 +68,8 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.graph, self.root = fx.Graph(), nn.Module()
         self._nodes = WeakTensorKeyDictionary()
-        self._constants: dict[fx.Node, Tensor] = {}
-        """Single numbers that do not depend on inputs."""
+        self._constants: set[fx.Node] = set()
+        """Of single numbers that do not depend on inputs."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -73,10 +80,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        tensors: list[Tensor] = []
-        map_aggregate((args, kwargs), lambda value: tensors.append(value) if isinstance(value, Tensor) else None)
         if torch.Tag.data_dependent_output in func.tags:
-            if any(self._depends(value) for value in tensors):
+            if any(isinstance(leaf, Tensor) and self._depends(leaf) for leaf in leaves_of((args, kwargs))):
                 raise RuntimeError(f"{func} asks for a value that depends on the inputs")
             return func(*args, **kwargs)
         if func is aten.lift_fresh.default:  # else what changes the fresh tensor would change the constant
@@ -85,8 +90,8 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self.note(result, node)
-            if result.numel() == 1 and self._is_constant(func, tensors):
-                self._constants[node] = result.clone()
+            if result.numel() == 1 and self._is_constant(node):
+                self._constants.add(node)
         elif isinstance(result, tuple | list):
             for place, value in enumerate(result):
                 if isinstance(value, Tensor):
@@ -127,9 +132,9 @@ class _Recorder(TorchDispatchMode):
         node = self._nodes.get(value)
         return not (node is None or node.op == "get_attr" or node in self._constants)
 
-    def _is_constant(self, func: Any, tensors: list[Tensor]) -> bool:
-        """Whether a result is a number that is the same for all inputs."""
-        if func is aten.lift_fresh_copy.default:
+    def _is_constant(self, node: Any) -> bool:
+        """Whether the result of an operation is the same for all inputs."""
+        if node.target is aten.lift_fresh_copy.default:
             return True
-        known = tensors and all(self._nodes.get(value) in self._constants for value in tensors)
-        return bool(known) and torch.Tag.nondeterministic_seeded not in func.tags
+        known = bool(node.all_input_nodes) and self._constants.issuperset(node.all_input_nodes)
+        return known and torch.Tag.nondeterministic_seeded not in node.target.tags

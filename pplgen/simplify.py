@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate
 
 from pplgen.cheaper import REWRITES, unchanged
 from pplgen.known import Known, Repeated, as_tensors, base_of, device_of, repeated
-from pplgen.recording import unrecorded
+from pplgen.recording import leaves_of, unrecorded
 
 __all__ = ["RANDOM", "Simplified", "merge_equal"]
 
@@ -150,8 +150,7 @@ class Simplified(fx.Interpreter):
         packet = getattr(target, "overloadpacket", None)
         if packet is None or packet in RANDOM or packet in _UNFILLED:
             return None
-        values: list[Any] = []
-        map_aggregate((args, kwargs), lambda leaf: values.append(leaf) if _is_value(leaf) else None)
+        values = [leaf for leaf in leaves_of((args, kwargs)) if _is_value(leaf)]
         if target is aten.eq.Tensor and args[0] is args[1] and not isinstance(args[0], Known):
             # where an entry is not a number, the rest of the loss says so
             return Known(torch.ones((), dtype=torch.bool).expand(args[0].shape))
