@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from pplgen.story import Story
 
-__all__ = ["entry_names"]
+__all__ = ["entries_along", "entry_names"]
 
 
 def entry_names(
@@ -31,6 +32,12 @@ def entry_names(
         axes = dims.get(site, ())
         known = [labels.get(axis, ()) for axis in axes] if len(axes) == len(shape) else [()] * len(shape)
         along = [own if len(own) == size else range(size) for own, size in zip(known, shape, strict=True)]
-        places = (", ".join(str(own[i]) for own, i in zip(along, index, strict=True)) for index in np.ndindex(*shape))
-        names[site] = [f"{site}[{place}]" if shape else site for place in places]
+        names[site] = entries_along(site, along)
     return names
+
+
+def entries_along(site: str, axes: Sequence[Sequence[Any]]) -> list[str]:
+    """Name every number of a site by what its axes are labelled with, in C order."""
+    indices = np.ndindex(*map(len, axes))
+    places = (", ".join(str(own[i]) for own, i in zip(axes, index, strict=True)) for index in indices)
+    return [f"{site}[{place}]" if axes else site for place in places]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pplgen.draws import draw_generated, draw_posterior, draw_predictive, draw_prior, draw_shared, row_densities
+from pplgen.entries import entries_along
 from pplgen.errors import DataWarning, InputError, near_names
 from pplgen.isolation import seeded
 from pplgen.pair import Pair
@@ -184,9 +186,8 @@ def printed(tree: xr.DataTree, sites: Sequence[str]) -> tuple[pd.DataFrame, list
             continue
         symmetric.append(site)
         axes = [values[dim].values if dim in values.coords else range(values.sizes[dim]) for dim in values.dims[2:]]
-        for index in np.ndindex(values.shape[2:]):
-            if index[-1] > index[-2]:
-                repeated.add(f"{site}[{', '.join(str(axis[i]) for axis, i in zip(axes, index, strict=True))}]")
+        above = (index[-1] > index[-2] for index in np.ndindex(values.shape[2:]))
+        repeated |= set(itertools.compress(entries_along(site, axes), above))
     if not repeated:
         return table, []
     kind = "a symmetric matrix, of which" if len(symmetric) == 1 else "symmetric matrices, of which"
