@@ -185,7 +185,9 @@ def printed(tree: xr.DataTree, sites: Sequence[str]) -> tuple[pd.DataFrame, list
         if not _is_symmetric(values.values):
             continue
         symmetric.append(site)
-        axes = [values[dim].values if dim in values.coords else range(values.sizes[dim]) for dim in values.dims[2:]]
+        axes = [
+            list(values[dim].values) if dim in values.coords else range(values.sizes[dim]) for dim in values.dims[2:]
+        ]
         above = (index[-1] > index[-2] for index in np.ndindex(values.shape[2:]))
         repeated |= set(itertools.compress(entries_along(site, axes), above))
     if not repeated:
