@@ -20,7 +20,7 @@ from pplgen.command_options import (
     OutFileOption,
     SeedOption,
     SeriesOption,
-    names_in,
+    chosen_columns,
 )
 from pplgen.errors import InputError, Interrupted, printable
 from pplgen.fit_command import check_place, read_data
@@ -85,7 +85,7 @@ def compare(
     """Fit several stories and rank them by leave-one-out predictive density, best first."""
     from pplgen import tables
 
-    chosen: dict[str, Any] = {"only": names_in(only) or None, "ignore": names_in(ignore)}
+    chosen = chosen_columns(only, ignore)
     table = pplgen.load_data(data, **chosen) if series is None else pplgen.load_series(data, by=series, **chosen)
     stories = {text: _story_of(text, len(table.columns)) for text in candidates}
     ranked = pplgen.compare(stories, table, seed=seed, restarts=restarts, with_bic=bic)

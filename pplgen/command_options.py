@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ __all__ = [
     "SeedOption",
     "SeriesOption",
     "StoryOption",
-    "names_in",
+    "chosen_columns",
 ]
 
 DATA_HELP = (
@@ -62,7 +62,12 @@ StoryOption = Annotated[
 ]
 
 
-def names_in(text: str | None) -> list[str]:
+def chosen_columns(only: str | None, ignore: str | None) -> dict[str, Any]:
+    """Return ``--only`` and ``--ignore`` as ``load_data`` and ``load_series`` take them."""
+    return {"only": _names_in(only) or None, "ignore": _names_in(ignore)}
+
+
+def _names_in(text: str | None) -> list[str]:
     """Read names with commas between them, as a line of a CSV file; none from ``None``."""
     names = next(csv.reader([text or ""], skipinitialspace=True), [])
     return [name.strip() for name in names]

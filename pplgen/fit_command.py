@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pplgen.command_options import names_in
+from pplgen.command_options import chosen_columns
 from pplgen.errors import DataWarning, InputError
 
 __all__ = ["check_place", "read_data"]
@@ -34,7 +34,7 @@ def read_data(story_class: Any, data: str, stream: bool, series: str | None, opt
     from pplgen.series import load_series
     from pplgen.streams import stream_data
 
-    chosen: dict[str, Any] = {"only": names_in(options.pop("only")) or None, "ignore": names_in(options.pop("ignore"))}
+    chosen = chosen_columns(options.pop("only"), options.pop("ignore"))
     if story_class.takes_series:
         given = {"stream": stream, "labels": options.pop("labels"), "weights": options.pop("weights")}
         if unfit := [f"--{name}" for name, value in given.items() if value]:

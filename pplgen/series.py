@@ -105,7 +105,7 @@ def _one(source: Any, number: int, choice: Choice, dtype: torch.dtype | None) ->
 
 
 def _grouped(source: Any, by: str, choice: Choice, dtype: torch.dtype | None) -> Table:
-    """Split steps by the values of a column, which may be text in a data frame."""
+    """Split steps by the values of a column, which may be text."""
     named = source
     if isinstance(source, pd.DataFrame) and by in source.columns and not is_numeric_dtype(source[by]):
         codes = pd.factorize(source[by])[0]

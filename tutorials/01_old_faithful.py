@@ -111,7 +111,7 @@ tree = fit.to_datatree(draws=1000)
 # %%
 checks = fit.diagnose()
 verdicts = {check.name: str(check.verdict) for check in checks}
-k_hat = next(check.value for check in checks if check.name == "k-hat of all latents")
+k_hat = checks["k-hat of all latents"].value
 
 # %% [markdown]
 # k-hat tells how well the guide can be corrected towards the posterior by importance weights; below 0.7 it is close

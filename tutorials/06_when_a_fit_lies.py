@@ -31,8 +31,7 @@ chains = {"steps": 150, "restarts": 2, "compile": "graph"} if SMOKE else {}
 
 def verdict_of(checks, name):
     """Return value and verdict of the check of that name."""
-    check = next(check for check in checks if check.name == name)
-    return check.value, str(check.verdict)
+    return checks[name].value, str(checks[name].verdict)
 
 
 # %% [markdown]
