@@ -270,16 +270,31 @@ print(drift)
 track = drift.smooth(draws=100)
 guess = track["regime_probability"].values[0].argmax(1)
 right = max((guess == regimes[:STEPS]).mean(), (guess != regimes[:STEPS]).mean())  # regimes have no names of their own
-filled = drift.impute(draws=100)[:, 0].numpy()
-low, high = np.quantile(filled[:, lost], [0.05, 0.95], axis=0)
-held = ((positions[:STEPS][lost] > low) & (positions[:STEPS][lost] < high)).mean()
 steps = np.arange(STEPS)
-straight = np.stack([np.interp(steps[lost], steps[~lost], seen[~lost, j]) for j in (0, 1)], 1)
-error = np.sqrt(((filled[:, lost].mean(0) - places[:STEPS][lost]) ** 2).mean())
-error_straight = np.sqrt(((straight - places[:STEPS][lost]) ** 2).mean())
+gap = lost & (steps >= 98) & (steps < 114)  # the twelve in a row, and what may be lost at their edges
+filled = drift.impute(draws=100)[:, 0].numpy()
+low, high = np.quantile(filled, [0.05, 0.95], axis=0)
+inside = (positions[:STEPS] > low) & (positions[:STEPS] < high)
+straight = np.stack([np.interp(steps, steps[~lost], seen[~lost, j]) for j in (0, 1)], 1)
+
+
+def error(guesses, chosen):
+    """Root mean squared distance, per coordinate, of guesses from the true places, over the chosen steps."""
+    return np.sqrt(((guesses - places[:STEPS])[chosen] ** 2).mean())
+
+
 print(f"{100 * right:.0f} % of steps are in the right regime")
-print(f"{100 * held:.0f} % of lost positions are inside their 90 % intervals")
-print(f"error of what was filled in {error:.2f}, of straight lines {error_straight:.2f}")
+for name, chosen in {"lost one by one": lost & ~gap, "lost in a row": gap}.items():
+    print(
+        f"{chosen.sum()} positions {name}: error {error(filled.mean(0), chosen):.2f}, of straight lines "
+        f"{error(straight, chosen):.2f}; {100 * inside[chosen].mean():.0f} % are inside their 90 % intervals"
+    )
+
+# %% [markdown]
+# A single lost position is framed by its neighbours, and its interval can be trusted. The long gap is another matter:
+# nothing in it says when the rule changed, so there are several paths through it. Our guide draws *one* Gaussian path
+# around the regimes that it finds most likely. Sometimes that is the right story, sometimes (try another seed) the
+# wrong one, and then its intervals are too narrow: they tell of noise, not of the other stories.
 
 # %%
 ahead = drift.forecast(AHEAD, draws=300, keep_draws=True)
@@ -325,5 +340,5 @@ assert before_1984 > 0.8
 assert after_1984 < 0.2
 assert agreement(unrest) < agreement(probability)
 assert right > 0.9
-assert (0.65 if SMOKE else 0.75) < held <= 1  # a short fit knows the speeds of turning less well
-assert error < error_straight
+assert inside[lost & ~gap].mean() > 0.75  # 90 % expected of 56 numbers or more: a standard error is 4 %
+assert error(filled.mean(0), lost & ~gap) < error(straight, lost & ~gap)
