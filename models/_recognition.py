@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import torch
 from pplgen.models._gaussian_chain import GaussianChain
+from pplgen.models._networks import redraw
 from pplgen.models._switching import Dynamics
 from pplgen.models._switching_emission import Emission
 from torch import Tensor, nn
@@ -75,12 +76,17 @@ class Recognition(nn.Module):
 
     def __init__(self, kind: str, num_regimes: int, num_states: int, num_features: int) -> None:
         super().__init__()
-        self.kind, self.num_states = kind, num_states
+        self.kind, self.num_regimes, self.num_states = kind, num_regimes, num_states
         own = 2 * num_states + (num_states**2 if kind == "markov" else 0)
         self.encoder = Encoder(num_features, num_regimes + 2 + num_states if kind == KINDS[0] else own)
-        if kind == KINDS[0]:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Draw the network's weights; corrections start at nothing."""
+        redraw(self.encoder)
+        if self.kind == KINDS[0]:
             for part in (self.encoder.emit.weight, self.encoder.emit.bias):
-                torch.nn.init.zeros_(part[num_regimes:])
+                torch.nn.init.zeros_(part[self.num_regimes :])
 
     def forward(self, z: Tensor, y: Tensor, inside: Tensor, dynamics: Dynamics, emission: Emission) -> GaussianChain:
         """Return the distribution of paths of series y, of which z is the standardised form."""
@@ -90,10 +96,11 @@ class Recognition(nn.Module):
         return own_chain(self.kind, outputs, inside, self.num_states)
 
     def learn(self, z: Tensor, inside: Tensor, regimes: Tensor, steps: int = 60) -> None:
-        """Let the network emit given probabilities of regimes, shape ``(num_series, T, K)``, by cross-entropy.
+        """Let a network of new weights emit given probabilities of regimes, ``(num_series, T, K)``, by cross-entropy.
 
         From random soft regimes, which all regimes share alike, the bound alone may never tell them apart.
         """
+        self._begin()
         if self.kind != KINDS[0]:
             return
         optimiser = torch.optim.Adam(self.parameters(), lr=0.01)
@@ -101,7 +108,7 @@ class Recognition(nn.Module):
             for _ in range(steps):
                 chosen = torch.randint(len(z), (min(len(z), SERIES),), device=z.device)
                 outputs = self.encoder(z[chosen], inside[chosen])
-                logits = outputs[..., : regimes.shape[-1]].log_softmax(-1)
+                logits = outputs[..., : self.num_regimes].log_softmax(-1)
                 loss = -(regimes[chosen] * logits).sum(-1)[inside[chosen]].mean()
                 optimiser.zero_grad()
                 loss.backward()

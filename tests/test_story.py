@@ -90,6 +90,15 @@ def test_log_density_is_finite_before_and_after_initialise(story, rows, bound):
     assert math.isfinite(bound.loss(story.model, story.guide, rows))
 
 
+def test_a_start_depends_on_rows_and_seed_not_on_when_the_story_was_made(story, rows):
+    twin = type(story)(**story.config)  # whose weights were drawn later
+    for each in (story, twin):
+        torch.manual_seed(1)
+        each.initialise(rows)
+    for name, value in story.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+
 def test_trains_under_plain_pyro(story, rows, bound):
     """No help from the toolkit: Pyro's own SVI finds the parameters and improves the bound."""
     with warnings.catch_warnings():
