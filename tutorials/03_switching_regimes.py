@@ -265,7 +265,7 @@ lost[-1] = False  # missing steps at the end would mean that the series has ende
 seen[lost] = np.nan
 
 y = torch.tensor(seen, dtype=torch.float32)[None]
-drift = pplgen.fit(SwitchingLDS(2, 2, 2), y, **(options | {"steps": 60 if SMOKE else 300}))
+drift = pplgen.fit(SwitchingLDS(2, 2, 2), y, **(options | ({"steps": 100, "restarts": 2} if SMOKE else {"steps": 300})))
 print(drift)
 track = drift.smooth(draws=100)
 guess = track["regime_probability"].values[0].argmax(1)
