@@ -78,8 +78,17 @@ def describe(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> StateSp
     return _laid_out(over_draws(one, num_draws, latents))
 
 
-def pieces(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Iterator[tuple[slice, dict[str, Tensor], Any]]:
-    """Cut draws into pieces that fit into memory, of at least one draw; arguments as of ``describe``.
+def pieces(
+    pair: Pair, y: Tensor, latents: Latents, num_draws: int, *, paths: int = 0
+) -> Iterator[tuple[slice, dict[str, Tensor], Any]]:
+    """Cut draws into pieces that fit into memory, of at least one draw.
+
+    Parameters
+    ----------
+    pair, y, latents, num_draws
+        As of ``describe``.
+    paths
+        How many paths of a switching story's states are drawn at each.
 
     Yields
     ------
@@ -93,7 +102,8 @@ def pieces(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Iterator[
     elif isinstance(first, HiddenMarkov):
         entries *= first.regimes.numel() ** 2
     else:
-        entries *= first.pi.numel() * max(first.m0.numel(), y.shape[-1]) ** 2
+        D = first.m0.numel()
+        entries *= first.pi.numel() * max(D, y.shape[-1]) ** 2 + paths * D**2
     each = max(1, min(num_draws, most // max(1, entries)))
     for start in range(0, num_draws, each):
         chosen = slice(start, min(start + each, num_draws))

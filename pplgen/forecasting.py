@@ -14,7 +14,7 @@ from pplgen.draws import draw_shared
 from pplgen.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.exact.kalman_scan import kalman_filter_scan
 from pplgen.exact.linear_gaussian import times
-from pplgen.exact.simulation import draw_normal
+from pplgen.exact.simulation import draw_categorical, draw_normal
 from pplgen.pair import Pair
 from pplgen.paths import Paths, draw_hidden, fill, of_regime
 from pplgen.state_space import lengths
@@ -127,7 +127,7 @@ def _switching(
     kim = kim_at_draws(pair, y, latents, model)
     series = torch.arange(len(y), device=y.device)
     mean, covariance = kim.mean[:, series, ends - 1], kim.covariance[:, series, ends - 1]
-    regimes = _draw_regimes(kim.probabilities[:, series, ends - 1].log())
+    regimes = draw_categorical(kim.probabilities[:, series, ends - 1].log())
     draws = torch.arange(len(regimes), device=y.device)[:, None]
     x = draw_normal(mean[draws, series, regimes], covariance[draws, series, regimes])
     by_state = transitions(pair, latents, x)
@@ -167,7 +167,7 @@ def _simulate(
         if regimes is not None and log_transition is not None:
             moves = log_transition(x)
             moves = moves.expand(*x.shape[:-1], *moves.shape[-2:])
-            regimes = _draw_regimes(torch.take_along_dim(moves, regimes[..., None, None], -2).squeeze(-2))
+            regimes = draw_categorical(torch.take_along_dim(moves, regimes[..., None, None], -2).squeeze(-2))
             passed.append(regimes)
         A, b, Q, C, d, R = parameters(steps, regimes)
         x = draw_normal(times(A, x) + b, Q.expand(*x.shape, x.shape[-1]))
@@ -189,9 +189,3 @@ def _at_steps(part: Tensor, steps: Tensor) -> Tensor:
         return part[:, :, 0]
     series = torch.arange(len(steps), device=steps.device)
     return part.expand(len(part), len(steps), part.shape[2], *core)[:, series, steps]
-
-
-def _draw_regimes(log_probabilities: Tensor) -> Tensor:
-    """Draw from categorical distributions, shape of all but the last axis, by Gumbel's noise."""
-    waiting = torch.empty_like(log_probabilities).exponential_()
-    return (log_probabilities - waiting.log()).argmax(dim=-1)

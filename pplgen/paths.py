@@ -8,21 +8,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.described import Latents, chains_given, first_model, per_draw, pieces, series_story
-from pplgen.draws import draw_shared, row_densities
+from pplgen.described import Latents, chains_given, first_model, per_draw, pieces, series_story, transitions
+from pplgen.draws import draw_shared
 from pplgen.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.exact.hmm import forward_backward, sample_paths
 from pplgen.exact.kalman_scan import kalman_filter_scan
 from pplgen.exact.linear_gaussian import times
 from pplgen.exact.simulation import draw_missing, draw_states
+from pplgen.exact.switching import kim_filter
+from pplgen.exact.switching_simulation import draw_switching_paths
 from pplgen.mixtures import GOOD_K, smoothed_weights
 from pplgen.pair import Pair
 from pplgen.state_space import inside
 
-__all__ = ["Guided", "Paths", "draw_guided", "draw_hidden", "draw_paths", "fill", "impute_series", "of_regime"]
+__all__ = [
+    "Paths",
+    "Weighted",
+    "draw_hidden",
+    "draw_paths",
+    "draw_weighted",
+    "fill",
+    "impute_series",
+    "of_regime",
+]
 
 PATHS_OF_A_DRAW = 10
-"""Paths of a guide that share a draw of the parameters, at most."""
+"""Paths that share a draw of the parameters, at most."""
+EVEN = 1.1
+"""Mean square of weights, in units of their squared mean, below which they hardly matter, whatever Pareto k is."""
 ONE_KIND = "a story is of one kind at all draws"
 
 
@@ -44,8 +57,8 @@ class Paths(NamedTuple):
         return Paths(*parts)  # type: ignore[arg-type]
 
 
-class Guided(NamedTuple):
-    """Paths of a switching story's states drawn by its guide, and their weights towards the posterior."""
+class Weighted(NamedTuple):
+    """Paths of a switching story's states drawn from Kim's filter, and their weights towards the posterior."""
 
     paths: Paths
     """At draws of the parameters, one path of each series to a draw."""
@@ -54,17 +67,22 @@ class Guided(NamedTuple):
     probabilities: Tensor
     """Of the regimes given each path, shape ``(num_draws, num_series, T, K)``."""
     pareto_k: Tensor
-    """Shape ``(num_series,)``; above ``GOOD_K`` the weights are not to be trusted, and are all the same."""
+    """Shape ``(num_series,)``."""
+    trusted: Tensor
+    """Whether the weights of each series are used: elsewhere they are all the same. Shape ``(num_series,)``."""
 
     @property
     def estimator(self) -> str:
         """Say in words how the draws were weighted."""
-        good = self.pareto_k <= GOOD_K
-        if good.all():
-            return "importance-weighted"
-        if not good.any():
-            return f"unweighted draws of the guide (Pareto k above {GOOD_K})"
-        return f"importance-weighted, and unweighted draws of the guide where Pareto k is above {GOOD_K}"
+        if self.trusted.all():
+            return "importance-weighted draws from Kim's filter"
+        unweighted = f"unweighted draws from Kim's filter (Pareto k above {GOOD_K})"
+        return f"importance-weighted or {unweighted}" if self.trusted.any() else unweighted
+
+    @property
+    def effective_draws(self) -> Tensor:
+        """Of how many draws of equal weight each series' are worth, shape ``(num_series,)``."""
+        return 1 / self.weights.square().sum(dim=0)
 
     def resampled(self, number: int) -> Paths:
         """Pick so many draws of each series by their weights, systematically, in random order."""
@@ -104,7 +122,7 @@ def draw_paths(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: i
     Returns
     -------
     Paths
-        In random order and equally weighted. Those of a switching story are the guide's, resampled by their weights.
+        In random order and equally weighted. Those of a switching story are resampled by their weights.
     """
     y = data[0]
     match first_model(pair, y, latents):
@@ -114,7 +132,7 @@ def draw_paths(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: i
             hidden, regimes = draw_hidden(pair, y, latents, num_draws)
             return Paths(None, regimes, None, fill(pair, y, hidden, latents))
         case _:
-            return draw_guided(pair, data, latents, num_draws).resampled(num_draws)
+            return draw_weighted(pair, data[0], latents, num_draws).resampled(num_draws)
 
 
 def draw_hidden(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> tuple[Tensor, Tensor]:
@@ -138,39 +156,42 @@ def fill(pair: Pair, y: Tensor, hidden: Tensor, latents: Latents) -> Tensor:
     return per_draw(lambda path: story.fill(y, path), latents, hidden)
 
 
-def draw_guided(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: int) -> Guided:
-    """Let a switching story's guide draw paths of states, and weight them by ``p(x, y) / q(x)``.
+def draw_weighted(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Weighted:
+    """Draw paths of a switching story's states from Kim's filter, and weight them by ``p(x, s, y) / q(x, s)``.
 
     Weights are made for each series on its own, and Pareto-smoothed. A few paths share each draw of the parameters, and
     weigh as much together as those of any other: the guide's parameters have learned from the series already, which
     must not count twice. Arguments as of ``draw_paths``.
     """
-    y = data[0]
-    if data is not pair.data:
-        pair.check_amortised()
     sharing = min(PATHS_OF_A_DRAW, num_draws) if latents else num_draws
-    num_draws = -(-num_draws // sharing) * sharing
-    latents = {name: value[::sharing].repeat_interleave(sharing, 0) for name, value in latents.items()}
-    rows = row_densities(pair, latents, num_draws, data)
-    x = rows.drawn["x"]
-    ratios = rows.log_likelihood.unflatten(0, (-1, sharing))
-    smoothed, pareto_k = smoothed_weights((ratios - ratios.mean(1, keepdim=True)).flatten(0, 1))
+    few = {name: value[::sharing] for name, value in latents.items()}
+    ratios, states = [], []
+    for _, own, model in pieces(pair, y, few, -(-num_draws // sharing), paths=sharing):
+        assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
+        by_state = transitions(pair, own, model.m0.expand(-1, len(y), -1))
+        filtered = kim_filter(y.double(), model, log_transition=by_state)
+        drawn = draw_switching_paths(y.double(), filtered, model, sharing, log_transition=by_state)
+        states.append(drawn.states.transpose(1, 2))  # series and paths change places
+        ratios.append((drawn.log_ratios - filtered.log_likelihood.unsqueeze(-1)).transpose(1, 2))
+    x = torch.cat(states).flatten(0, 1)
+    latents = {name: value.repeat_interleave(sharing, 0) for name, value in few.items()}
+    smoothed, pareto_k = smoothed_weights(torch.cat(ratios).flatten(0, 1))
     together = smoothed.unflatten(0, (-1, sharing))
     weights = (together / together.sum(1, keepdim=True) / len(together)).flatten(0, 1)
-    weights = torch.where(pareto_k <= GOOD_K, weights, 1 / num_draws)
+    trusted = (pareto_k <= GOOD_K) | (weights.square().sum(dim=0) * len(x) < EVEN)
+    weights = torch.where(trusted, weights, 1 / len(x))
     found = []
-    for chosen, own, model in pieces(pair, y, latents, num_draws):
+    for chosen, own, model in pieces(pair, y, latents, len(x)):
         assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
-        chains = chains_given(pair, y, x[chosen], own)
+        chains = chains_given(pair, y, x[chosen].to(y.dtype), own)
         probabilities = forward_backward(chains.log_emission, chains.chain).smoothed
         seed = int(torch.randint(2**31, ()))
         regimes = sample_paths(chains.log_emission, chains.chain, 1, seed=seed).squeeze(0)
         C, d, R = (of_regime(part, regimes) for part in (model.C, model.d, model.R))
-        states = x[chosen].double()
-        complete = draw_missing(y.double(), states, C, d, R)
-        found.append((states, regimes, times(C, states) + d, complete, probabilities))
+        complete = draw_missing(y.double(), x[chosen], C, d, R)
+        found.append((x[chosen], regimes, times(C, x[chosen]) + d, complete, probabilities))
     *parts, probabilities = (torch.cat(part) for part in zip(*found, strict=True))
-    return Guided(Paths(*parts), weights, probabilities, pareto_k)
+    return Weighted(Paths(*parts), weights, probabilities, pareto_k, trusted)
 
 
 def of_regime(part: Tensor, regimes: Tensor) -> Tensor:

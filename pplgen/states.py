@@ -20,7 +20,7 @@ from pplgen.exact.linear_gaussian import times
 from pplgen.exact.switching import SwitchingFiltered, collapse, kim_filter
 from pplgen.mixtures import GaussianMixtures, weighted_moments, weighted_quantile
 from pplgen.pair import Pair
-from pplgen.paths import Guided, Paths, draw_guided, draw_hidden, draw_paths, fill
+from pplgen.paths import Paths, Weighted, draw_hidden, draw_paths, draw_weighted, fill
 from pplgen.posterior import INTERVAL
 from pplgen.state_space import inside
 
@@ -106,7 +106,7 @@ def smooth_series(
     pair, data, columns
         As for ``filter_series``.
     num_draws
-        Draws of the parameters; they count alike, but for paths that a guide draws.
+        Draws of the parameters, which count alike; of a switching story, of whole paths.
     keep_draws
         Whether to add ``state_draw``, ``regime_draw`` and ``y_draw``, whole series drawn from their posterior.
 
@@ -117,16 +117,20 @@ def smooth_series(
         and its 90 % interval from ``state_lower`` to ``state_upper``; of the signal, which is what would be seen
         without noise, ``y_mean``, ``y_sd``, ``y_lower`` and ``y_upper``; and ``regime_probability``.
         A hidden Markov story has no signal: its ``y_mean`` is the series itself with what is missing filled in. Past
-        the end of a shorter series all are NaN. The attribute ``estimator`` says how it was computed, and
-        ``pareto_k`` how far the weights of a guide's paths can be trusted.
+        the end of a shorter series all are NaN. The attribute ``estimator`` says how it was computed, and,
+        of a switching story's weighted paths, ``pareto_k`` and ``effective_draws`` how far each series' can be trusted.
     """
     y = data[0]
     latents = draw_shared(pair, num_draws)
     first = first_model(pair, y, latents)
     if isinstance(first, SwitchingLinearGaussian):
-        guided = draw_guided(pair, data, latents, num_draws)
-        facts: dict[str, Any] = {"estimator": guided.estimator, "pareto_k": guided.pareto_k.tolist()}
-        parts, paths = _of_guided(guided), guided.resampled(num_draws) if keep_draws else None
+        weighted = draw_weighted(pair, y, latents, num_draws)
+        facts: dict[str, Any] = {
+            "estimator": weighted.estimator,
+            "pareto_k": weighted.pareto_k.tolist(),
+            "effective_draws": weighted.effective_draws.tolist(),
+        }
+        parts, paths = _of_weighted(weighted), weighted.resampled(num_draws) if keep_draws else None
     else:
         facts = {"estimator": "exact"}
         if isinstance(first, LinearGaussian):
@@ -210,12 +214,12 @@ def _smoothed_chain(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> 
     return parts | of_draws("y", "feature", filled, filled.new_full((number, 1, 1), 1 / number))
 
 
-def _of_guided(guided: Guided) -> Parts:
+def _of_weighted(weighted: Weighted) -> Parts:
     """Average a switching story's paths by their weights."""
-    states, _, signal, _ = guided.paths
+    states, _, signal, _ = weighted.paths
     assert states is not None and signal is not None, "a switching story has states"  # noqa: PT018
-    weights = guided.weights.unsqueeze(-1)
-    regimes = (weights.unsqueeze(-1) * guided.probabilities).sum(dim=0)
+    weights = weighted.weights.unsqueeze(-1)
+    regimes = (weights.unsqueeze(-1) * weighted.probabilities).sum(dim=0)
     parts = of_draws("state", "state", states, weights) | of_draws("y", "feature", signal, weights)
     return {**parts, "regime_probability": (("series", "time", "regime"), regimes)}
 

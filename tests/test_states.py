@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import pplgen
+from pplgen import paths
 from pplgen.draws import draw_shared
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
+from pplgen.exact.switching import kim_filter
 from pplgen.scores import LogLikelihood
 
 _SPEC = importlib.util.spec_from_file_location("series_toys", Path(__file__).parent / "series_toys.py")
@@ -230,41 +232,54 @@ def test_a_chain_s_forecast_moves_by_its_transitions(coin):
         assert ours == pytest.approx(float(expected), abs=4 * (0.25 / draws) ** 0.5 + 0.02)
 
 
-def test_a_guide_s_paths_are_weighted_to_the_posterior():
-    y = simulated(toys.Drift(known=DRIFT), 2, 4)
-    fit = fitted(toys.Drift(known=DRIFT, width=0.7), y)
+@pytest.mark.parametrize("width", [0.3, 0.7])
+def test_smoothed_paths_are_weighted_to_the_posterior(width):
+    """Whatever the guide of the path is."""
+    y = simulated(toys.Drift(known=DRIFT), 2, 12)
+    y[0, 4:9] = NAN
+    fit = fitted(toys.Drift(known=DRIFT, width=width), y)
     found = fit.smooth(draws=4000)
-    assert found.attrs["estimator"] == "importance-weighted"
-    assert max(found.attrs["pareto_k"]) < 0.7
+    assert found.attrs["estimator"] == "importance-weighted draws from Kim's filter"
+    assert min(found.attrs["effective_draws"]) > 2000
     with fit._ready(None):
         model = fit.story.state_space(y)
     for series in range(2):
         _, expected = enumerate_regimes(y[series], model)
-        # four standard errors of at least 400 effective draws of 4,000
-        error = 4 * expected.covariance[:, 0, 0].sqrt() / 400**0.5
+        # four standard errors of at least 2,000 effective draws
+        error = 4 * expected.covariance[:, 0, 0].sqrt() / 2000**0.5
         ours = torch.as_tensor(found["state_mean"].values[series, :, 0])
         assert ((ours - expected.mean[:, 0]).abs() < error).all()
         sd = torch.as_tensor(found["state_sd"].values[series, :, 0])
         torch.testing.assert_close(
-            sd, expected.covariance[:, 0, 0].sqrt().double(), rtol=4 * (0.5 / 400) ** 0.5, atol=0
+            sd, expected.covariance[:, 0, 0].sqrt().double(), rtol=4 * (0.5 / 2000) ** 0.5, atol=0
         )
         shares = torch.as_tensor(found["regime_probability"].values[series])
-        assert ((shares - expected.probabilities).abs() < 4 * (0.25 / 400) ** 0.5).all()
+        assert ((shares - expected.probabilities).abs() < 4 * (0.25 / 2000) ** 0.5).all()
         # the filter is Kim's, and knows at the end what the smoother knows
         last = fit.filter(draws=10)
         assert last["state_mean"].values[series, -1, 0] == pytest.approx(float(expected.mean[-1, 0]), abs=0.02)
     assert last.attrs["estimator"] == "Kim's filter"
 
 
-def test_a_poor_guide_is_not_weighted(drift):
+def test_paths_that_the_filter_misses_are_not_weighted(drift, monkeypatch):
+    """A filter whose Gaussians are far too narrow: weights of draws from it are worth nothing."""
+
+    def narrow(*arguments, **options):
+        found = kim_filter(*arguments, **options)
+        return found._replace(covariance=found.covariance / 100)
+
+    monkeypatch.setattr(paths, "kim_filter", narrow)
     x = simulated(toys.Drift(known=DRIFT), 1, 60)
     found = drift.smooth(x, draws=400, keep_draws=True)
-    assert found.attrs["estimator"].startswith("unweighted draws of the guide")
+    assert found.attrs["estimator"] == "unweighted draws from Kim's filter (Pareto k above 0.7)"
     assert found.attrs["pareto_k"][0] > 0.7
-    # the guide's own mean and deviation, within four standard errors of 400 draws
-    assert np.abs(found["state_mean"].values[0] - x[0].numpy()).max() < 4.5 * 0.4 / 20
+    assert found.attrs["effective_draws"][0] == pytest.approx(400)
     np.testing.assert_allclose(found["state_draw"].mean("draw"), found["state_mean"], atol=1e-6)
-    filled = drift.impute(torch.cat([x, torch.full_like(x[:, :1], NAN), x], 1), draws=5)
+
+
+def test_unseen_series_with_long_gaps_are_filled_in(drift):
+    x = simulated(toys.Drift(known=DRIFT), 1, 60)
+    filled = drift.impute(torch.cat([x, torch.full_like(x[:, :20], NAN), x], 1), draws=5)
     assert filled.isfinite().all()
 
 

@@ -267,12 +267,12 @@ seen[lost] = np.nan
 y = torch.tensor(seen, dtype=torch.float32)[None]
 drift = pplgen.fit(SwitchingLDS(2, 2, 2), y, **(options | ({"steps": 100, "restarts": 2} if SMOKE else {"steps": 300})))
 print(drift)
-track = drift.smooth(draws=100)
+track = drift.smooth(draws=200)
 guess = track["regime_probability"].values[0].argmax(1)
 right = max((guess == regimes[:STEPS]).mean(), (guess != regimes[:STEPS]).mean())  # regimes have no names of their own
 steps = np.arange(STEPS)
 gap = lost & (steps >= 98) & (steps < 114)  # the twelve in a row, and what may be lost at their edges
-filled = drift.impute(draws=100)[:, 0].numpy()
+filled = drift.impute(draws=200)[:, 0].numpy()
 low, high = np.quantile(filled, [0.05, 0.95], axis=0)
 inside = (positions[:STEPS] > low) & (positions[:STEPS] < high)
 straight = np.stack([np.interp(steps, steps[~lost], seen[~lost, j]) for j in (0, 1)], 1)
@@ -283,7 +283,7 @@ def error(guesses, chosen):
     return np.sqrt(((guesses - places[:STEPS])[chosen] ** 2).mean())
 
 
-print(f"{100 * right:.0f} % of steps are in the right regime")
+print(f"{100 * right:.0f} % of steps are in the right regime, by {track.attrs['estimator']}")
 for name, chosen in {"lost one by one": lost & ~gap, "lost in a row": gap}.items():
     print(
         f"{chosen.sum()} positions {name}: error {error(filled.mean(0), chosen):.2f}, of straight lines "
@@ -291,10 +291,11 @@ for name, chosen in {"lost one by one": lost & ~gap, "lost in a row": gap}.items
     )
 
 # %% [markdown]
-# A single lost position is framed by its neighbours, and its interval can be trusted. The long gap is another matter:
-# nothing in it says when the rule changed, so there are several paths through it. Our guide draws *one* Gaussian path
-# around the regimes that it finds most likely. Sometimes that is the right story, sometimes (try another seed) the
-# wrong one, and then its intervals are too narrow: they tell of noise, not of the other stories.
+# A single lost position is framed by its neighbours. Through the long gap lead several paths, for nothing in it says
+# when the rule changed. The guide of our fit is *one* Gaussian path around the regimes that it finds most likely: good
+# enough to learn from, and no account of the other paths. So `smooth` and `impute` do not ask it. They draw regimes and
+# states from the filter, last step first: once tomorrow is drawn, today is one of the filter's Gaussians, moved by it.
+# A filter of switching regimes is an approximation; what it loses is known of each path, and weighs it.
 
 # %%
 ahead = drift.forecast(AHEAD, draws=300, keep_draws=True)
@@ -341,4 +342,6 @@ assert after_1984 < 0.2
 assert agreement(unrest) < agreement(probability)
 assert right > 0.9
 assert inside[lost & ~gap].mean() > 0.75  # 90 % expected of 56 numbers or more: a standard error is 4 %
-assert error(filled.mean(0), lost & ~gap) < error(straight, lost & ~gap)
+assert inside[gap].mean() > 0.75  # at the least: intervals that hold several paths hold the true one more often
+assert error(filled.mean(0), lost & ~gap) < 0.8 * error(straight, lost & ~gap)
+assert error(filled.mean(0), gap) < 0.8 * error(straight, gap)

@@ -8,14 +8,13 @@ Smoothing, theorems 6.6 and 12.2.)
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pplgen.dynamics import LinearGaussian
-from pplgen.exact.linear_gaussian import symmetrise, times, unroll, without_gaps
+from pplgen.exact.linear_gaussian import log_normal, symmetrise, times, unroll, without_gaps
 from pplgen.exact.shapes import along_time, stack_steps
 
 __all__ = [
@@ -112,9 +111,7 @@ def update(
     across = C @ covariance
     L = torch.linalg.cholesky(symmetrise(across @ C.mT) + R)
     gain = torch.cholesky_solve(across, L).mT
-    squared = torch.linalg.solve_triangular(L, innovation.unsqueeze(-1), upper=False).square().sum(dim=(-2, -1))
-    log_determinant = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-    log_density = -0.5 * (num_seen * math.log(2 * math.pi) + log_determinant + squared)
+    log_density = log_normal(innovation, L, num_seen)
     return mean + times(gain, innovation), _joseph(covariance, gain, C, R), log_density
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from pplgen.dynamics import LinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_series, check_shape
 
-__all__ = ["symmetrise", "times", "unroll", "without_gaps"]
+__all__ = ["log_normal", "symmetrise", "times", "unroll", "without_gaps"]
 
 
 def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
@@ -56,6 +58,24 @@ def without_gaps(y: Tensor, C: Tensor, d: Tensor, R: Tensor) -> tuple[Tensor, Te
         torch.where(seen, d, 0),
         torch.where(both, R, alone),
     )
+
+
+def log_normal(deviation: Tensor, root: Tensor, num_entries: Tensor | None = None) -> Tensor:
+    """Return log densities of normal vectors in nats, shape ``(...)``.
+
+    Parameters
+    ----------
+    deviation
+        From the mean, shape ``(..., D)``.
+    root
+        Cholesky factor of the covariance, shape ``(..., D, D)``.
+    num_entries
+        How many of the entries count, shape ``(...)``, others being zero with a variance of one; by default all.
+    """
+    number: Tensor | int = deviation.shape[-1] if num_entries is None else num_entries
+    squared = torch.linalg.solve_triangular(root, deviation.unsqueeze(-1), upper=False).square().sum(dim=(-2, -1))
+    log_determinant = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    return -0.5 * (number * math.log(2 * math.pi) + log_determinant + squared)
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pplgen.dynamics import LinearGaussian
 from pplgen.exact.kalman import Filtered, backward_kernels
 from pplgen.exact.linear_gaussian import symmetrise, times
 
-__all__ = ["draw_missing", "draw_normal", "draw_states", "square_root"]
+__all__ = ["draw_categorical", "draw_missing", "draw_normal", "draw_states", "square_root"]
 
 
 def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
@@ -76,6 +76,12 @@ def draw_missing(y: Tensor, x: Tensor, C: Tensor, d: Tensor, R: Tensor) -> Tenso
     surprise = torch.where(seen, y - drawn, 0)
     moved = torch.cholesky_solve(surprise.unsqueeze(-1), torch.linalg.cholesky(both)).squeeze(-1)
     return torch.where(seen, y, drawn + times(gain, moved))
+
+
+def draw_categorical(log_probabilities: Tensor) -> Tensor:
+    """Draw places along the last axis, shape of all others, with torch's generator; probabilities need not sum to 1."""
+    waiting = torch.empty_like(log_probabilities).exponential_()
+    return (log_probabilities - waiting.log()).argmax(dim=-1)  # Gumbel noise
 
 
 def draw_normal(mean: Tensor, covariance: Tensor) -> Tensor:

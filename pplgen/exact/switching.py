@@ -30,6 +30,8 @@ __all__ = [
     "kim_smoother",
     "next_step",
     "per_regime",
+    "transitions_at",
+    "with_axes",
 ]
 
 
@@ -91,14 +93,14 @@ def kim_filter(
         Where an observation's predictive covariance is not positive definite.
     """
     parameters = per_regime(y, parameters)
-    branching = _with_axes(parameters, 1)
+    branching = with_axes(parameters, 1)
     log_P = parameters.P.log()
     mean, covariance, log_density = first_step(y[..., 0, :], parameters)
     log_joint = parameters.pi.log() + log_density
     steps = [(log_joint, mean, covariance)]
     for t in range(1, y.shape[-2]):
         if log_transition is not None:
-            log_P = log_transition(mean).diagonal(dim1=-3, dim2=-2).mT
+            log_P = transitions_at(mean, log_transition)
         *branches, log_density = next_step(y[..., t, None, :], mean, covariance, branching)
         log_pairs = log_joint.log_softmax(dim=-1).unsqueeze(-1) + log_P + log_density
         # a regime that cannot be reached weighs nothing; the floor keeps its moments and all gradients finite
@@ -127,7 +129,7 @@ def kim_smoother(filtered: SwitchingFiltered, parameters: SwitchingLinearGaussia
     """
     least = torch.finfo(filtered.mean.dtype).tiny
     _, probabilities, mean, covariance = filtered
-    parameters = _with_axes(parameters, 2)
+    parameters = with_axes(parameters, 2)
     # axes of the pairs: this regime, the next
     pairs = probabilities[..., :-1, :, None] * (parameters.P.unsqueeze(-3) if parameters.pi.ndim > 1 else parameters.P)
     turned = pairs / pairs.sum(dim=-2, keepdim=True).clamp_min(least)
@@ -224,7 +226,12 @@ def per_regime(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingLinea
     )
 
 
-def _with_axes(parameters: SwitchingLinearGaussian, number: int) -> SwitchingLinearGaussian:
+def transitions_at(mean: Tensor, log_transition: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return each regime's transitions at its own mean, of shape ``(..., K, D)``; log probabilities ``(..., K, K)``."""
+    return log_transition(mean).diagonal(dim1=-3, dim2=-2).mT
+
+
+def with_axes(parameters: SwitchingLinearGaussian, number: int) -> SwitchingLinearGaussian:
     """Put axes between the batch axes and the regimes of what the regimes set, where there are batch axes."""
     if parameters.pi.ndim == 1:
         return parameters

@@ -246,3 +246,24 @@ def test_saved_and_loaded(tmp_path):
     fit.save(tmp_path / "run")
     loaded = pplgen.load(tmp_path / "run", y)
     torch.testing.assert_close(loaded.log_likelihood(draws=5), fit.log_likelihood(draws=5))
+
+
+def test_intervals_through_a_long_gap_hold_the_truth_at_their_rate():
+    """A hundred series of known parameters, in each twelve steps lost: long enough for the regime to change unseen."""
+    turns = [[[0.98, -0.15], [0.15, 0.98]], [[0.87, 0.48], [-0.48, 0.87]]]
+    known = {
+        "pi": [0.5, 0.5], "P": [[0.95, 0.05], [0.05, 0.95]], "A": turns, "b": [[0.2, 0.0], [-0.2, 0.3]],
+        "q": [[0.12, 0.12], [0.12, 0.12]], "l": [[0.0], [0.0]], "m0": [0.0, 0.0], "s0": [1.0, 1.0],
+        "C": [[1.0, 0.0], [0.0, 1.0]], "d": [0.0, 0.0], "r": [0.15, 0.15],
+    }  # fmt: skip
+    story = SwitchingLDS(2, 2, 2, known=known)
+    with seeded(0):
+        y = story.simulate(100, 40)
+    seen = y.clone()
+    seen[:, 15:27] = torch.nan
+    fit = pplgen.fit(story, seen, steps=2, compile="off", progress=False)
+    low, high = fit.impute(draws=400, seed=1)[:, :, 15:27].quantile(torch.tensor([0.05, 0.95]), dim=0)
+    inside = ((y[:, 15:27] > low) & (y[:, 15:27] < high)).float().mean((1, 2))
+    # four standard errors of a hundred series, whose steps hang together, and one percent for quantiles of draws
+    assert float(inside.mean()) == pytest.approx(0.9, abs=4 * float(inside.std()) / 100**0.5 + 0.01)
+    assert float(inside.std()) < 0.2

@@ -1,0 +1,114 @@
+"""Draws of regimes and states from Kim's filter against sums over all paths, and against plain simulation."""
+
+import pytest
+import torch
+from torch.distributions import Categorical, Normal
+
+from pplgen.dynamics import SwitchingLinearGaussian
+from pplgen.errors import InputError
+from pplgen.exact.enumeration import enumerate_regimes
+from pplgen.exact.switching import kim_filter, per_regime
+from pplgen.exact.switching_simulation import draw_switching_paths
+
+PATHS = 20_000
+
+
+def drawn(y, parameters, num_paths=PATHS, **options):
+    torch.manual_seed(0)
+    return draw_switching_paths(y, kim_filter(y, parameters, **options), parameters, num_paths, **options)
+
+
+def log_mean(log_ratios):
+    """The estimate of the log-likelihood and its standard error."""
+    relative = (log_ratios - log_ratios.max()).exp()
+    return relative.mean().log() + log_ratios.max(), relative.std() / relative.mean() / len(relative) ** 0.5
+
+
+def test_weighted_paths_have_the_exact_moments(switching_model):
+    y, parameters = switching_model
+    log_likelihood, exact = enumerate_regimes(y, parameters)
+    regimes, states, log_ratios = drawn(y, parameters)
+    estimate, error = log_mean(log_ratios)
+    assert error < 0.02  # nats: the filter loses little here
+    assert abs(estimate - log_likelihood) < 4 * error
+
+    weights = log_ratios.softmax(0)
+    effective = 1 / weights.square().sum()
+    assert effective > PATHS / 10
+    shares = torch.einsum("m,mtk->tk", weights, torch.nn.functional.one_hot(regimes, 3).double())
+    assert ((shares - exact.probabilities).abs() < 4 * (0.25 / effective) ** 0.5).all()
+    mean = torch.einsum("m,mtd->td", weights, states)
+    variances = exact.covariance.diagonal(dim1=-2, dim2=-1)
+    assert ((mean - exact.mean).abs() < 4 * (variances / effective).sqrt()).all()
+    spread = torch.einsum("m,mtd->td", weights, (states - mean).square())
+    # a mixture's fourth moment is at most some six squared variances here
+    torch.testing.assert_close(spread, variances, rtol=4 * (5 / float(effective)) ** 0.5, atol=0)
+
+
+def test_without_regimes_every_path_counts_alike(switching_model):
+    y, parameters = switching_model
+    full = per_regime(y, parameters)
+    alike = full._replace(**{name: getattr(full, name)[:1].expand_as(getattr(full, name)) for name in "AbQCdR"})
+    log_ratios = drawn(y, alike, 50).log_ratios
+    expected = kim_filter(y, alike).log_likelihood
+    torch.testing.assert_close(log_ratios, expected.expand(50), rtol=0, atol=1e-9)  # rounding
+
+
+def test_one_step(switching_model):
+    y, parameters = switching_model
+    regimes, states, log_ratios = drawn(y[:1], parameters, 50)
+    assert regimes.shape == (50, 1)
+    assert states.shape == (50, 1, 2)
+    torch.testing.assert_close(log_ratios, enumerate_regimes(y[:1], parameters)[0].expand(50))
+
+
+def test_batches_of_series_and_parameters(switching_model):
+    y, parameters = switching_model
+    full = per_regime(y, parameters)
+    other = full._replace(P=full.P.flip(0), A=0.5 * full.A, d=full.d + 1)
+    both = SwitchingLinearGaussian(*(torch.stack(pair).unsqueeze(1) for pair in zip(full, other, strict=True)))
+    series = torch.stack([y, y.flip(0), y + 1])
+    regimes, states, log_ratios = drawn(series, both, 4000)
+    assert regimes.shape == (2, 3, 4000, len(y))
+    assert states.shape == (2, 3, 4000, len(y), 2)
+    for draw, own in enumerate((full, other)):
+        exact, _ = enumerate_regimes(series, own)
+        for each in range(3):
+            estimate, error = log_mean(log_ratios[draw, each])
+            assert abs(estimate - exact[each]) < 4.5 * error
+
+
+def test_transitions_that_depend_on_the_state():
+    """Against a million runs of the story itself, weighted by what is seen of them."""
+    as_double = {"dtype": torch.float64}
+    pi, b = torch.tensor([0.6, 0.4], **as_double), torch.tensor([1.0, -1.0], **as_double)
+    P, one = torch.tensor([[0.8, 0.2], [0.3, 0.7]], **as_double), torch.ones(1, 1, **as_double)
+    moves = 0.9 * one, b[:, None], 0.3 * one
+    parameters = SwitchingLinearGaussian(pi, P, 0 * one[0], one, *moves, one, 0 * one[0], one / 4)
+
+    def log_transition(x):
+        return (P.log() + torch.stack([-x[..., 0], x[..., 0]], -1).unsqueeze(-2)).log_softmax(-1)
+
+    y = torch.tensor([[0.3], [torch.nan], [1.4], [-0.5]], **as_double)
+    _, states, log_ratios = drawn(y, parameters, log_transition=log_transition)
+
+    torch.manual_seed(1)
+    s, x, log_seen, path = Categorical(parameters.pi).sample((1_000_000,)), torch.randn(1_000_000, **as_double), 0, []
+    for observation in y[:, 0]:
+        path.append(x)
+        if not observation.isnan():
+            log_seen = log_seen + Normal(x, 0.5).log_prob(observation)
+        s = Categorical(logits=log_transition(x[:, None])[torch.arange(len(s)), s]).sample()
+        x = 0.9 * x + b[s] + 0.3**0.5 * torch.randn_like(x)
+    (ours, error), (theirs, their_error) = log_mean(log_ratios), log_mean(log_seen)
+    assert abs(ours - theirs) < 4 * (error**2 + their_error**2) ** 0.5
+    weights, other = log_ratios.softmax(0), log_seen.softmax(0)
+    mean, expected = weights @ states[..., 0], torch.stack([other @ x for x in path])
+    sd = torch.stack([other @ (x - m).square() for x, m in zip(path, expected, strict=True)]).sqrt()
+    assert ((mean - expected).abs() < 4 * sd * (weights.square().sum() + other.square().sum()).sqrt()).all()
+
+
+def test_no_paths_are_refused(switching_model):
+    y, parameters = switching_model
+    with pytest.raises(InputError, match="num_paths=0; expected at least 1"):
+        drawn(y, parameters, 0)
