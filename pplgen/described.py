@@ -102,8 +102,8 @@ def pieces(
     elif isinstance(first, HiddenMarkov):
         entries *= first.regimes.numel() ** 2
     else:
-        D = first.m0.numel()
-        entries *= first.pi.numel() * max(D, y.shape[-1]) ** 2 + paths * D**2
+        size = max(first.m0.numel(), y.shape[-1])
+        entries *= (first.pi.numel() * size + paths) * size
     each = max(1, min(num_draws, most // max(1, entries)))
     for start in range(0, num_draws, each):
         chosen = slice(start, min(start + each, num_draws))

@@ -11,11 +11,11 @@ from torch import Tensor
 from pplgen.described import Latents, chains_given, first_model, per_draw, pieces, series_story, transitions
 from pplgen.draws import draw_shared
 from pplgen.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
+from pplgen.exact.gaussian_sums import gaussian_sum_filter
 from pplgen.exact.hmm import forward_backward, sample_paths
 from pplgen.exact.kalman_scan import kalman_filter_scan
 from pplgen.exact.linear_gaussian import times
 from pplgen.exact.simulation import draw_missing, draw_states
-from pplgen.exact.switching import kim_filter
 from pplgen.exact.switching_simulation import draw_switching_paths
 from pplgen.mixtures import GOOD_K, smoothed_weights
 from pplgen.pair import Pair
@@ -58,7 +58,7 @@ class Paths(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """Paths of a switching story's states drawn from Kim's filter, and their weights towards the posterior."""
+    """Paths of a switching story's states drawn from sums of Gaussians, and their weights towards the posterior."""
 
     paths: Paths
     """At draws of the parameters, one path of each series to a draw."""
@@ -75,9 +75,9 @@ class Weighted(NamedTuple):
     def estimator(self) -> str:
         """Say in words how the draws were weighted."""
         if self.trusted.all():
-            return "importance-weighted draws from Kim's filter"
-        unweighted = f"unweighted draws from Kim's filter (Pareto k above {GOOD_K})"
-        return f"importance-weighted or {unweighted}" if self.trusted.any() else unweighted
+            return "Gaussian sum smoother, importance-weighted"
+        unweighted = f"unweighted where Pareto k is above {GOOD_K}"
+        return f"Gaussian sum smoother, {'importance-weighted, ' if self.trusted.any() else ''}{unweighted}"
 
     @property
     def effective_draws(self) -> Tensor:
@@ -157,7 +157,7 @@ def fill(pair: Pair, y: Tensor, hidden: Tensor, latents: Latents) -> Tensor:
 
 
 def draw_weighted(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Weighted:
-    """Draw paths of a switching story's states from Kim's filter, and weight them by ``p(x, s, y) / q(x, s)``.
+    """Draw paths of a switching story's states from sums of Gaussians, weighted by ``p(x, s, y) / q(x, s)``.
 
     Weights are made for each series on its own, and Pareto-smoothed. A few paths share each draw of the parameters, and
     weigh as much together as those of any other: the guide's parameters have learned from the series already, which
@@ -169,7 +169,7 @@ def draw_weighted(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> We
     for _, own, model in pieces(pair, y, few, -(-num_draws // sharing), paths=sharing):
         assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
         by_state = transitions(pair, own, model.m0.expand(-1, len(y), -1))
-        filtered = kim_filter(y.double(), model, log_transition=by_state)
+        filtered = gaussian_sum_filter(y.double(), model, log_transition=by_state)
         drawn = draw_switching_paths(y.double(), filtered, model, sharing, log_transition=by_state)
         states.append(drawn.states.transpose(1, 2))  # series and paths change places
         ratios.append((drawn.log_ratios - filtered.log_likelihood.unsqueeze(-1)).transpose(1, 2))

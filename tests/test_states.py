@@ -14,7 +14,7 @@ from pplgen import paths
 from pplgen.draws import draw_shared
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
-from pplgen.exact.switching import kim_filter
+from pplgen.exact.gaussian_sums import gaussian_sum_filter
 from pplgen.scores import LogLikelihood
 
 _SPEC = importlib.util.spec_from_file_location("series_toys", Path(__file__).parent / "series_toys.py")
@@ -239,7 +239,7 @@ def test_smoothed_paths_are_weighted_to_the_posterior(width):
     y[0, 4:9] = NAN
     fit = fitted(toys.Drift(known=DRIFT, width=width), y)
     found = fit.smooth(draws=4000)
-    assert found.attrs["estimator"] == "importance-weighted draws from Kim's filter"
+    assert found.attrs["estimator"] == "Gaussian sum smoother, importance-weighted"
     assert min(found.attrs["effective_draws"]) > 2000
     with fit._ready(None):
         model = fit.story.state_space(y)
@@ -265,13 +265,13 @@ def test_paths_that_the_filter_misses_are_not_weighted(drift, monkeypatch):
     """A filter whose Gaussians are far too narrow: weights of draws from it are worth nothing."""
 
     def narrow(*arguments, **options):
-        found = kim_filter(*arguments, **options)
-        return found._replace(covariance=found.covariance / 100)
+        found = gaussian_sum_filter(*arguments, **options)
+        return found._replace(steps=[step._replace(covariance=step.covariance / 100) for step in found.steps])
 
-    monkeypatch.setattr(paths, "kim_filter", narrow)
+    monkeypatch.setattr(paths, "gaussian_sum_filter", narrow)
     x = simulated(toys.Drift(known=DRIFT), 1, 60)
     found = drift.smooth(x, draws=400, keep_draws=True)
-    assert found.attrs["estimator"] == "unweighted draws from Kim's filter (Pareto k above 0.7)"
+    assert found.attrs["estimator"] == "Gaussian sum smoother, unweighted where Pareto k is above 0.7"
     assert found.attrs["pareto_k"][0] > 0.7
     assert found.attrs["effective_draws"][0] == pytest.approx(400)
     np.testing.assert_allclose(found["state_draw"].mean("draw"), found["state_mean"], atol=1e-6)

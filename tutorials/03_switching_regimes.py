@@ -283,7 +283,7 @@ def error(guesses, chosen):
     return np.sqrt(((guesses - places[:STEPS])[chosen] ** 2).mean())
 
 
-print(f"{100 * right:.0f} % of steps are in the right regime, by {track.attrs['estimator']}")
+print(f"{100 * right:.0f} % of steps are in the right regime ({track.attrs['estimator']})")
 for name, chosen in {"lost one by one": lost & ~gap, "lost in a row": gap}.items():
     print(
         f"{chosen.sum()} positions {name}: error {error(filled.mean(0), chosen):.2f}, of straight lines "
@@ -292,10 +292,11 @@ for name, chosen in {"lost one by one": lost & ~gap, "lost in a row": gap}.items
 
 # %% [markdown]
 # A single lost position is framed by its neighbours. Through the long gap lead several paths, for nothing in it says
-# when the rule changed. The guide of our fit is *one* Gaussian path around the regimes that it finds most likely: good
-# enough to learn from, and no account of the other paths. So `smooth` and `impute` do not ask it. They draw regimes and
-# states from the filter, last step first: once tomorrow is drawn, today is one of the filter's Gaussians, moved by it.
-# A filter of switching regimes is an approximation; what it loses is known of each path, and weighs it.
+# when the rule changed. The guide of our fit is *one* Gaussian path around the regimes that it finds most likely:
+# good enough to learn from, and no account of the other paths. So `smooth` and `impute` do not ask it. They draw
+# regimes and states from a filter, last step first: once tomorrow is drawn, today is one of the filter's Gaussians,
+# moved by it. The filter keeps a few pasts of the regimes apart and lumps the others; what it loses by that is known
+# of each path, and weighs it.
 
 # %%
 ahead = drift.forecast(AHEAD, draws=300, keep_draws=True)

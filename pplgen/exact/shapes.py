@@ -77,3 +77,23 @@ def stack_steps(steps: Sequence[tuple[Tensor, ...]], *dims: int) -> tuple[Tensor
     """Turn one tuple of tensors per step into a tuple of series, each with its time axis at its own place."""
     series = zip(*steps, strict=True)
     return tuple(torch.stack(torch.broadcast_tensors(*part), dim) for part, dim in zip(series, dims, strict=True))
+
+
+def pick(part: Tensor, places: Tensor, core: int) -> Tensor:
+    """Pick entries of the axis that stands in front of the last ``core`` ones.
+
+    Parameters
+    ----------
+    part
+        Shape ``(..., K, *core)``.
+    places
+        Integers below K. Its axes broadcast with those of ``part`` in front of K, which may be fewer or of length 1.
+
+    Returns
+    -------
+    Tensor
+        The shape of ``places``, then the core.
+    """
+    own = part.expand(*places.shape, *part.shape[-core - 1 :])
+    index = places[(..., *(None,) * (core + 1))].expand(*places.shape, 1, *part.shape[part.ndim - core :])
+    return own.gather(places.ndim, index).squeeze(places.ndim)

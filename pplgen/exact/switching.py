@@ -30,7 +30,6 @@ __all__ = [
     "kim_smoother",
     "next_step",
     "per_regime",
-    "transitions_at",
     "with_axes",
 ]
 
@@ -100,7 +99,7 @@ def kim_filter(
     steps = [(log_joint, mean, covariance)]
     for t in range(1, y.shape[-2]):
         if log_transition is not None:
-            log_P = transitions_at(mean, log_transition)
+            log_P = log_transition(mean).diagonal(dim1=-3, dim2=-2).mT
         *branches, log_density = next_step(y[..., t, None, :], mean, covariance, branching)
         log_pairs = log_joint.log_softmax(dim=-1).unsqueeze(-1) + log_P + log_density
         # a regime that cannot be reached weighs nothing; the floor keeps its moments and all gradients finite
@@ -224,11 +223,6 @@ def per_regime(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingLinea
     return parameters._replace(
         **{name: getattr(parameters, name).expand(*batch, K, *sizes) for name, sizes in switching.items()}
     )
-
-
-def transitions_at(mean: Tensor, log_transition: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return each regime's transitions at its own mean, of shape ``(..., K, D)``; log probabilities ``(..., K, K)``."""
-    return log_transition(mean).diagonal(dim1=-3, dim2=-2).mT
 
 
 def with_axes(parameters: SwitchingLinearGaussian, number: int) -> SwitchingLinearGaussian:

@@ -1,4 +1,4 @@
-"""Paths of switching linear Gaussian models drawn from their posterior, last step first, from Kim's filter."""
+"""Paths of switching linear Gaussian models drawn from their posterior, from a filter's sums of Gaussians."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.errors import InputError
+from pplgen.exact.gaussian_sums import GaussianSum, GaussianSums
 from pplgen.exact.kalman import backward_kernel, predict
 from pplgen.exact.linear_gaussian import log_normal, times, without_gaps
+from pplgen.exact.shapes import pick
 from pplgen.exact.simulation import draw_categorical, draw_normal
-from pplgen.exact.switching import SwitchingFiltered, per_regime, transitions_at, with_axes
+from pplgen.exact.switching import per_regime, with_axes
 
 __all__ = ["SwitchingPaths", "draw_switching_paths"]
 
@@ -32,7 +34,7 @@ class SwitchingPaths(NamedTuple):
 
 def draw_switching_paths(
     y: Tensor,
-    filtered: SwitchingFiltered,
+    filtered: GaussianSums,
     parameters: SwitchingLinearGaussian,
     num_paths: int,
     *,
@@ -50,7 +52,7 @@ def draw_switching_paths(
     y
         Observations, NaN where missing, shape ``(..., T, E)``.
     filtered, parameters, log_transition
-        What ``kim_filter`` returned, and what it ran with.
+        What ``gaussian_sum_filter`` returned, and what it ran with.
     num_paths
         M.
 
@@ -68,52 +70,46 @@ def draw_switching_paths(
     parameters = per_regime(y, parameters)
     if num_paths < 1:
         raise InputError(f"num_paths={num_paths}; expected at least 1")
-    moves = with_axes(parameters, 1)
-    log_shares = filtered.probabilities.clamp_min(torch.finfo(y.dtype).tiny).log()
-    # each with an axis of paths in front of that of the steps
-    known = log_shares.unsqueeze(-3), filtered.mean.unsqueeze(-4), filtered.covariance.unsqueeze(-5)
+    moves, log_P = with_axes(parameters, 1), parameters.P.log()[..., None, None, :, :]
+    batch = filtered.log_densities.shape[:-1]
+    # an axis of paths in front of that of the terms
+    known = [GaussianSum(*(part.unsqueeze(len(batch)) for part in step)) for step in filtered.steps]
 
-    s = draw_categorical(known[0][..., -1, :].expand(*filtered.mean.shape[:-3], num_paths, -1))
-    x = draw_normal(_in_regimes(known[1][..., -1, :, :], s, 1), _in_regimes(known[2][..., -1, :, :, :], s, 2))
-    steps, log_predicted, log_taken = [(s, x)], [], []
-    for t in reversed(range(y.shape[-2] - 1)):
-        log_share, mean, covariance = known[0][..., t, :], known[1][..., t, :, :], known[2][..., t, :, :, :]
-        log_P = moves.P.log().unsqueeze(-3) if log_transition is None else transitions_at(mean, log_transition)
-        into_next = _in_regimes(log_P.mT, s, 1)
-        A, b, Q = _in_regimes(moves.A, s, 2), _in_regimes(moves.b, s, 1), _in_regimes(moves.Q, s, 2)
-        expected, spread = predict(mean, covariance, A.unsqueeze(-3), b.unsqueeze(-2), Q.unsqueeze(-3))
-        log_next = log_share + into_next + log_normal(x.unsqueeze(-2) - expected, torch.linalg.cholesky(spread))
-        log_predicted.append(log_next.logsumexp(dim=-1))
-        s = draw_categorical(log_next)
-        log_taken.append(_in_regimes(into_next, s, 0))
-        G, g, L = backward_kernel(_in_regimes(mean, s, 1), _in_regimes(covariance, s, 2), A, b, Q)
+    term = draw_categorical(known[-1].log_weights.expand(*batch, num_paths, -1))
+    s, mean, covariance = _picked(known[-1], term)
+    x = draw_normal(mean, covariance)
+    regimes, states, log_ratios = [s], [x], filtered.log_densities[..., :1]
+    for now, after in zip(known[-2::-1], known[:0:-1], strict=True):
+        rows = pick(log_P if log_transition is None else log_transition(now.mean), now.regimes, 1)
+        into_next = pick(rows.mT, s, 1)
+        A, b, Q = pick(moves.A, s, 2), pick(moves.b, s, 1), pick(moves.Q, s, 2)
+        expected, spread = predict(now.mean, now.covariance, A.unsqueeze(-3), b.unsqueeze(-2), Q.unsqueeze(-3))
+        log_next = now.log_weights + into_next + log_normal(x.unsqueeze(-2) - expected, torch.linalg.cholesky(spread))
+        log_ratios = log_ratios + log_next.logsumexp(dim=-1) - _log_density(after, s, x)
+        term = draw_categorical(log_next)
+        before, mean, covariance = _picked(now, term)
+        G, g, L = backward_kernel(mean, covariance, A, b, Q)
         x = draw_normal(times(G, x) + g, L)
-        steps.append((s, x))
-    s, x = torch.stack([s for s, _ in steps[::-1]], -1), torch.stack([x for _, x in steps[::-1]], -2)
-
+        if log_transition is not None:
+            log_ratios = log_ratios + pick(pick(log_transition(x), before, 1), s, 0) - pick(into_next, term, 0)
+        s = before
+        regimes.append(s)
+        states.append(x)
+    s, x = torch.stack(regimes[::-1], -1), torch.stack(states[::-1], -2)
     # the first step is exact
-    log_share, mean, covariance = known[0][..., 1:, :], known[1][..., 1:, :, :], known[2][..., 1:, :, :, :]
-    later, roots = s[..., 1:], torch.linalg.cholesky(covariance)
-    log_kept = _in_regimes(log_share, later, 0)
-    log_kept = log_kept + log_normal(x[..., 1:, :] - _in_regimes(mean, later, 1), _in_regimes(roots, later, 2))
-    log_seen = _log_emission(y[..., None, 1:, :], x[..., 1:, :], with_axes(parameters, 2))
-    log_ratios = filtered.log_densities[..., :1] + (_in_regimes(log_seen, later, 0) - log_kept).sum(dim=-1)
-    if log_predicted:
-        log_ratios = log_ratios + torch.stack(log_predicted, -1).sum(dim=-1)
-    if log_transition is not None and log_taken:
-        moved = _in_regimes(_in_regimes(log_transition(x[..., :-1, :]), s[..., :-1], 1), later, 0)
-        log_ratios = log_ratios + (moved - torch.stack(log_taken[::-1], -1)).sum(dim=-1)
-    return SwitchingPaths(s, x, log_ratios)
+    log_seen = pick(_log_emission(y[..., None, 1:, :], x[..., 1:, :], with_axes(parameters, 2)), s[..., 1:], 0)
+    return SwitchingPaths(s, x, log_ratios + log_seen.sum(dim=-1))
 
 
-def _in_regimes(part: Tensor, regimes: Tensor, core: int) -> Tensor:
-    """Take each regime's value of a part, ``(..., K, *core)`` with so many axes behind the regimes', which broadcast.
+def _picked(known: GaussianSum, term: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return regime, mean and covariance of chosen terms."""
+    return pick(known.regimes, term, 0), pick(known.mean, term, 1), pick(known.covariance, term, 2)
 
-    The axes in front of K broadcast with those of ``regimes``, whose shape the result has but for the core.
-    """
-    own = part.expand(*regimes.shape, *part.shape[-core - 1 :])
-    index = regimes[(..., *(None,) * (core + 1))].expand(*regimes.shape, 1, *part.shape[part.ndim - core :])
-    return own.gather(regimes.ndim, index).squeeze(regimes.ndim)
+
+def _log_density(known: GaussianSum, regimes: Tensor, x: Tensor) -> Tensor:
+    """Return the log density of regimes and states in nats, shape ``(..., M)``."""
+    terms = known.log_weights + log_normal(x.unsqueeze(-2) - known.mean, torch.linalg.cholesky(known.covariance))
+    return torch.where(known.regimes == regimes.unsqueeze(-1), terms, -torch.inf).logsumexp(dim=-1)
 
 
 def _log_emission(y: Tensor, x: Tensor, parameters: SwitchingLinearGaussian) -> Tensor:

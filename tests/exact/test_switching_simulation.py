@@ -1,4 +1,4 @@
-"""Draws of regimes and states from Kim's filter against sums over all paths, and against plain simulation."""
+"""Draws of regimes and states from sums of Gaussians against sums over all paths, and against plain simulation."""
 
 import pytest
 import torch
@@ -7,15 +7,18 @@ from torch.distributions import Categorical, Normal
 from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
+from pplgen.exact.gaussian_sums import gaussian_sum_filter
 from pplgen.exact.switching import kim_filter, per_regime
 from pplgen.exact.switching_simulation import draw_switching_paths
 
 PATHS = 20_000
 
 
-def drawn(y, parameters, num_paths=PATHS, **options):
+def drawn(y, parameters, num_paths=PATHS, most=0, **options):
     torch.manual_seed(0)
-    return draw_switching_paths(y, kim_filter(y, parameters, **options), parameters, num_paths, **options)
+    return draw_switching_paths(
+        y, gaussian_sum_filter(y, parameters, most=most, **options), parameters, num_paths, **options
+    )
 
 
 def log_mean(log_ratios):
@@ -24,10 +27,11 @@ def log_mean(log_ratios):
     return relative.mean().log() + log_ratios.max(), relative.std() / relative.mean() / len(relative) ** 0.5
 
 
-def test_weighted_paths_have_the_exact_moments(switching_model):
+@pytest.mark.parametrize("most", [0, 8])
+def test_weighted_paths_have_the_exact_moments(switching_model, most):
     y, parameters = switching_model
     log_likelihood, exact = enumerate_regimes(y, parameters)
-    regimes, states, log_ratios = drawn(y, parameters)
+    regimes, states, log_ratios = drawn(y, parameters, most=most)
     estimate, error = log_mean(log_ratios)
     assert error < 0.02  # nats: the filter loses little here
     assert abs(estimate - log_likelihood) < 4 * error
