@@ -30,6 +30,7 @@ __all__ = [
     "fill",
     "impute_series",
     "of_regime",
+    "smoothed_states",
 ]
 
 PATHS_OF_A_DRAW = 10
@@ -165,17 +166,10 @@ def draw_weighted(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> We
     """
     sharing = min(PATHS_OF_A_DRAW, num_draws) if latents else num_draws
     few = {name: value[::sharing] for name, value in latents.items()}
-    ratios, states = [], []
-    for _, own, model in pieces(pair, y, few, -(-num_draws // sharing), paths=sharing):
-        assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
-        by_state = transitions(pair, own, model.m0.expand(-1, len(y), -1))
-        filtered = gaussian_sum_filter(y.double(), model, log_transition=by_state)
-        drawn = draw_switching_paths(y.double(), filtered, model, sharing, log_transition=by_state)
-        states.append(drawn.states.transpose(1, 2))  # series and paths change places
-        ratios.append((drawn.log_ratios - filtered.log_likelihood.unsqueeze(-1)).transpose(1, 2))
-    x = torch.cat(states).flatten(0, 1)
+    x, ratios, likelihood = smoothed_states(pair, y, few, -(-num_draws // sharing), sharing)
+    x = x.flatten(0, 1)
     latents = {name: value.repeat_interleave(sharing, 0) for name, value in few.items()}
-    smoothed, pareto_k = smoothed_weights(torch.cat(ratios).flatten(0, 1))
+    smoothed, pareto_k = smoothed_weights((ratios - likelihood.unsqueeze(1)).flatten(0, 1))
     together = smoothed.unflatten(0, (-1, sharing))
     weights = (together / together.sum(1, keepdim=True) / len(together)).flatten(0, 1)
     trusted = (pareto_k <= GOOD_K) | (weights.square().sum(dim=0) * len(x) < EVEN)
@@ -192,6 +186,31 @@ def draw_weighted(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> We
         found.append((x[chosen], regimes, times(C, x[chosen]) + d, complete, probabilities))
     *parts, probabilities = (torch.cat(part) for part in zip(*found, strict=True))
     return Weighted(Paths(*parts), weights, probabilities, pareto_k, trusted)
+
+
+def smoothed_states(
+    pair: Pair, y: Tensor, latents: Latents, num_draws: int, num_paths: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw paths of a switching story's states at draws of the parameters, from a filter of sums of Gaussians.
+
+    Returns
+    -------
+    states : Tensor
+        Shape ``(num_draws, num_paths, num_series, T, D)``.
+    log_ratios : Tensor
+        ``log p(y, s, x) - log q(s, x)`` in nats, shape ``(num_draws, num_paths, num_series)``.
+    log_likelihood : Tensor
+        The filter's, an approximation, in nats, shape ``(num_draws, num_series)``.
+    """
+    found = []
+    for _, own, model in pieces(pair, y, latents, num_draws, paths=num_paths):
+        assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
+        by_state = transitions(pair, own, model.m0.expand(-1, len(y), -1))
+        filtered = gaussian_sum_filter(y.double(), model, log_transition=by_state)
+        drawn = draw_switching_paths(y.double(), filtered, model, num_paths, log_transition=by_state)
+        found.append((drawn.states.transpose(1, 2), drawn.log_ratios.transpose(1, 2), filtered.log_likelihood))
+    states, log_ratios, log_likelihood = (torch.cat(part) for part in zip(*found, strict=True))
+    return states, log_ratios, log_likelihood
 
 
 def of_regime(part: Tensor, regimes: Tensor) -> Tensor:

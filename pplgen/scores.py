@@ -21,6 +21,7 @@ from pplgen.exact.particles import rao_blackwellised_filter
 from pplgen.latent import LatentStory
 from pplgen.mixtures import GOOD_K, smoothed_weights
 from pplgen.pair import Pair, rows_of
+from pplgen.paths import smoothed_states
 from pplgen.state_space import StateSpaceStory, lengths
 from pplgen.states import filter_densities
 from pplgen.stored import StoredDraws
@@ -30,6 +31,7 @@ __all__ = ["LeaveFutureOut", "LogLikelihood", "latent_densities", "leave_future_
 
 ESTIMATORS = {
     "exact": "exact",
+    "gaussian-sum": "Gaussian sum smoother, importance-weighted",
     "importance": "importance-weighted",
     "kim": "Kim's filter",
     "particle": "particle filter",
@@ -37,6 +39,8 @@ ESTIMATORS = {
 """Names of estimators as arguments, and in words."""
 BLOCK_NUMBERS = 2**24
 """Numbers that are kept of a block of rows with codes: 64 MiB."""
+PATHS = 2
+"""Paths of regimes and states at each draw of the parameters; the estimate is unbiased whatever their number."""
 PARTICLES, RUNS = 200, 2
 """Particles of each run, and runs at each draw of the parameters; the estimate is unbiased whatever their number."""
 
@@ -50,7 +54,8 @@ class LogLikelihood(Tensor):
     ----------
     estimator : str
         ``exact``, where all but the parameters is summed or integrated out; ``importance-weighted``, latents of single
-        rows being drawn from the guide; ``Kim's filter``, an approximation; ``particle filter``.
+        rows being drawn from the guide; ``Gaussian sum smoother``, importance-weighted, regimes and states being drawn
+        from sums of Gaussians; ``Kim's filter``, an approximation; ``particle filter``.
     standard_error : Tensor
         Of each row, in nats, from the spread of the draws by the delta method, shape ``(num_rows,)``.
     """
@@ -104,22 +109,23 @@ def row_log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator:
     draws
         Draws of the guide.
     estimator
-        ``importance``, ``kim`` or ``particle``, for a switching linear Gaussian story, by default the first. Other
-        pairs have one of their own.
+        ``gaussian-sum``, ``importance``, ``kim`` or ``particle``, for a switching linear Gaussian story, by default the
+        first. Other pairs have one of their own.
     """
     latents = draw_shared(pair, draws)
-    own = "importance" if pair.structure.row_latent else "exact"
-    chosen = estimator or own
-    offered = [own]
+    offered = ["importance" if pair.structure.row_latent else "exact"]
     if isinstance(pair.story, StateSpaceStory):
         model = first_model(pair, data[0], latents)
         if isinstance(model, SwitchingLinearGaussian):
-            offered = ["importance", "kim", "particle"]
+            offered = ["gaussian-sum", "importance", "kim", "particle"]
+    chosen = estimator or offered[0]
     if chosen not in offered:
         name = type(pair.story).__name__ if pair.story else "this pair"
         raise InputError(f"estimator={estimator!r}: {name} has {' or '.join(map(repr, offered))}")
     if chosen == "kim":
         densities = filter_densities(pair, data[0], latents, draws)[0].sum(dim=-1)
+    elif chosen == "gaussian-sum":
+        densities = _by_sums(pair, data[0], latents, draws)
     elif chosen == "particle":
         densities = _by_particles(pair, data[0], latents, draws)
     else:
@@ -250,6 +256,13 @@ def _require_training_series(pair: Pair, y: Tensor) -> None:
         )
 
 
+def _by_sums(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor:
+    """Estimate the log density of each series at each draw, shape ``(num_draws, num_series)``."""
+    if not latents:  # every path is a draw
+        return smoothed_states(pair, y, latents, 1, num_draws)[1].squeeze(0)
+    return smoothed_states(pair, y, latents, num_draws, PATHS)[1].logsumexp(dim=1) - math.log(PATHS)
+
+
 def _by_particles(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor:
     """Estimate the log density of each series at each draw, shape ``(num_draws, num_series)``."""
     rows = []
@@ -258,7 +271,7 @@ def _by_particles(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor
         model = describe(pair, y, own, 1)
         assert isinstance(model, SwitchingLinearGaussian), "a story is of one kind at all draws"
         if transitions(pair, own, model.m0.expand(-1, len(y), -1)) is not None:
-            raise InputError("estimator='particle': the regimes depend on the state; expected 'importance' or 'kim'")
+            raise InputError("estimator='particle': the regimes depend on the state; expected another one")
         alone = SwitchingLinearGaussian(*(part[0, 0] for part in model))
         seeds = torch.randint(2**31, (len(y),)).tolist()
         runs = [
