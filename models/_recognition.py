@@ -79,11 +79,10 @@ class Recognition(nn.Module):
         self.kind, self.num_regimes, self.num_states = kind, num_regimes, num_states
         own = 2 * num_states + (num_states**2 if kind == "markov" else 0)
         self.encoder = Encoder(num_features, num_regimes + 2 + num_states if kind == KINDS[0] else own)
-        self._begin()
+        self._begin_corrections()
 
-    def _begin(self) -> None:
-        """Draw the network's weights; corrections start at nothing."""
-        redraw(self.encoder)
+    def _begin_corrections(self) -> None:
+        """Let corrections start at nothing."""
         if self.kind == KINDS[0]:
             for part in (self.encoder.emit.weight, self.encoder.emit.bias):
                 torch.nn.init.zeros_(part[self.num_regimes :])
@@ -100,7 +99,8 @@ class Recognition(nn.Module):
 
         From random soft regimes, which all regimes share alike, the bound alone may never tell them apart.
         """
-        self._begin()
+        redraw(self.encoder)
+        self._begin_corrections()
         if self.kind != KINDS[0]:
             return
         optimiser = torch.optim.Adam(self.parameters(), lr=0.01)

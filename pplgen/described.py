@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pplgen.dynamics import HiddenMarkov, LinearGaussian, MarkovChain, StateSpace, SwitchingLinearGaussian
 from pplgen.errors import InputError
+from pplgen.exact.gaussian_sums import MOST as MOST_PASTS
 from pplgen.exact.switching import per_regime
 from pplgen.mapped import over_draws
 from pplgen.pair import Pair
@@ -88,7 +89,7 @@ def pieces(
     pair, y, latents, num_draws
         As of ``describe``.
     paths
-        How many paths of a switching story's states are drawn at each.
+        How many paths of a switching story's states are drawn at each, from sums of Gaussians.
 
     Yields
     ------
@@ -102,8 +103,9 @@ def pieces(
     elif isinstance(first, HiddenMarkov):
         entries *= first.regimes.numel() ** 2
     else:
-        size = max(first.m0.numel(), y.shape[-1])
-        entries *= (first.pi.numel() * size + paths) * size
+        K, D = first.pi.numel(), first.m0.numel()
+        size = max(D, y.shape[-1])
+        entries *= (K * size + paths) * size + ((MOST_PASTS + K) * D * (D + 2) if paths else 0)
     each = max(1, min(num_draws, most // max(1, entries)))
     for start in range(0, num_draws, each):
         chosen = slice(start, min(start + each, num_draws))

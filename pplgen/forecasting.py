@@ -14,6 +14,7 @@ from pplgen.draws import draw_shared
 from pplgen.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.exact.kalman_scan import kalman_filter_scan
 from pplgen.exact.linear_gaussian import times
+from pplgen.exact.shapes import pick
 from pplgen.exact.simulation import draw_categorical, draw_normal
 from pplgen.pair import Pair
 from pplgen.paths import Paths, draw_hidden, fill, of_regime
@@ -165,9 +166,7 @@ def _simulate(
     states, passed, signal, seen = [], [], [], []
     for steps in ahead.T:
         if regimes is not None and log_transition is not None:
-            moves = log_transition(x)
-            moves = moves.expand(*x.shape[:-1], *moves.shape[-2:])
-            regimes = draw_categorical(torch.take_along_dim(moves, regimes[..., None, None], -2).squeeze(-2))
+            regimes = draw_categorical(pick(log_transition(x), regimes, 1))
             passed.append(regimes)
         A, b, Q, C, d, R = parameters(steps, regimes)
         x = draw_normal(times(A, x) + b, Q.expand(*x.shape, x.shape[-1]))

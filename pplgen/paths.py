@@ -19,7 +19,7 @@ from pplgen.exact.simulation import draw_missing, draw_states
 from pplgen.exact.switching_simulation import draw_switching_paths
 from pplgen.mixtures import GOOD_K, smoothed_weights
 from pplgen.pair import Pair
-from pplgen.state_space import inside
+from pplgen.state_space import inside, lengths
 
 __all__ = [
     "Paths",
@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 PATHS_OF_A_DRAW = 10
-"""Paths that share a draw of the parameters, at most."""
+"""Paths that share a draw of the parameters."""
+LEAST_PATHS = 100
+"""Paths that are weighted, at the least: of fewer, weights say little."""
 EVEN = 1.1
 """Mean square of weights, in units of their squared mean, below which they hardly matter, whatever Pareto k is."""
 ONE_KIND = "a story is of one kind at all draws"
@@ -76,9 +78,9 @@ class Weighted(NamedTuple):
     def estimator(self) -> str:
         """Say in words how the draws were weighted."""
         if self.trusted.all():
-            return "Gaussian sum smoother, importance-weighted"
+            return "Gaussian sum smoother (importance-weighted)"
         unweighted = f"unweighted where Pareto k is above {GOOD_K}"
-        return f"Gaussian sum smoother, {'importance-weighted, ' if self.trusted.any() else ''}{unweighted}"
+        return f"Gaussian sum smoother ({'importance-weighted; ' if self.trusted.any() else ''}{unweighted})"
 
     @property
     def effective_draws(self) -> Tensor:
@@ -162,11 +164,12 @@ def draw_weighted(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> We
 
     Weights are made for each series on its own, and Pareto-smoothed. A few paths share each draw of the parameters, and
     weigh as much together as those of any other: the guide's parameters have learned from the series already, which
-    must not count twice. Arguments as of ``draw_paths``.
+    must not count twice. Arguments as of ``draw_paths``; there may be more paths than draws were asked for.
     """
-    sharing = min(PATHS_OF_A_DRAW, num_draws) if latents else num_draws
-    few = {name: value[::sharing] for name, value in latents.items()}
-    x, ratios, likelihood = smoothed_states(pair, y, few, -(-num_draws // sharing), sharing)
+    few = {name: value[::PATHS_OF_A_DRAW] for name, value in latents.items()}
+    number = -(-num_draws // PATHS_OF_A_DRAW) if latents else 1
+    sharing = -(-max(num_draws, LEAST_PATHS) // number)
+    x, ratios, likelihood = smoothed_states(pair, y, few, number, sharing)
     x = x.flatten(0, 1)
     latents = {name: value.repeat_interleave(sharing, 0) for name, value in few.items()}
     smoothed, pareto_k = smoothed_weights((ratios - likelihood.unsqueeze(1)).flatten(0, 1))
@@ -206,8 +209,9 @@ def smoothed_states(
     for _, own, model in pieces(pair, y, latents, num_draws, paths=num_paths):
         assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
         by_state = transitions(pair, own, model.m0.expand(-1, len(y), -1))
-        filtered = gaussian_sum_filter(y.double(), model, log_transition=by_state)
-        drawn = draw_switching_paths(y.double(), filtered, model, num_paths, log_transition=by_state)
+        options: dict[str, Any] = {"lengths": lengths(y).clamp_min(1), "log_transition": by_state}
+        filtered = gaussian_sum_filter(y.double(), model, **options)
+        drawn = draw_switching_paths(y.double(), filtered, model, num_paths, **options)
         found.append((drawn.states.transpose(1, 2), drawn.log_ratios.transpose(1, 2), filtered.log_likelihood))
     states, log_ratios, log_likelihood = (torch.cat(part) for part in zip(*found, strict=True))
     return states, log_ratios, log_likelihood

@@ -31,7 +31,7 @@ __all__ = ["LeaveFutureOut", "LogLikelihood", "latent_densities", "leave_future_
 
 ESTIMATORS = {
     "exact": "exact",
-    "gaussian-sum": "Gaussian sum smoother, importance-weighted",
+    "gaussian-sum": "Gaussian sum smoother (importance-weighted)",
     "importance": "importance-weighted",
     "kim": "Kim's filter",
     "particle": "particle filter",

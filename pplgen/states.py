@@ -118,7 +118,8 @@ def smooth_series(
         without noise, ``y_mean``, ``y_sd``, ``y_lower`` and ``y_upper``; and ``regime_probability``.
         A hidden Markov story has no signal: its ``y_mean`` is the series itself with what is missing filled in. Past
         the end of a shorter series all are NaN. The attribute ``estimator`` says how it was computed, and,
-        of a switching story's weighted paths, ``pareto_k`` and ``effective_draws`` how far each series' can be trusted.
+        of a switching story's weighted paths, ``pareto_k`` and ``effective_draws`` how far those of each series can be
+        trusted: k means little where nearly all draws are effective.
     """
     y = data[0]
     latents = draw_shared(pair, num_draws)

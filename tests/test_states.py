@@ -239,7 +239,7 @@ def test_smoothed_paths_are_weighted_to_the_posterior(width):
     y[0, 4:9] = NAN
     fit = fitted(toys.Drift(known=DRIFT, width=width), y)
     found = fit.smooth(draws=4000)
-    assert found.attrs["estimator"] == "Gaussian sum smoother, importance-weighted"
+    assert found.attrs["estimator"] == "Gaussian sum smoother (importance-weighted)"
     assert min(found.attrs["effective_draws"]) > 2000
     with fit._ready(None):
         model = fit.story.state_space(y)
@@ -271,10 +271,16 @@ def test_paths_that_the_filter_misses_are_not_weighted(drift, monkeypatch):
     monkeypatch.setattr(paths, "gaussian_sum_filter", narrow)
     x = simulated(toys.Drift(known=DRIFT), 1, 60)
     found = drift.smooth(x, draws=400, keep_draws=True)
-    assert found.attrs["estimator"] == "Gaussian sum smoother, unweighted where Pareto k is above 0.7"
+    assert found.attrs["estimator"] == "Gaussian sum smoother (unweighted where Pareto k is above 0.7)"
     assert found.attrs["pareto_k"][0] > 0.7
     assert found.attrs["effective_draws"][0] == pytest.approx(400)
     np.testing.assert_allclose(found["state_draw"].mean("draw"), found["state_mean"], atol=1e-6)
+
+
+def test_a_single_draw_is_one_of_many_weighted_ones(drift):
+    found = drift.smooth(simulated(toys.Drift(known=DRIFT), 1, 60), draws=1)
+    assert found.attrs["effective_draws"][0] > 50
+    assert found["state_sd"].values.min() > 0
 
 
 def test_unseen_series_with_long_gaps_are_filled_in(drift):

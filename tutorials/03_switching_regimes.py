@@ -283,7 +283,7 @@ def error(guesses, chosen):
     return np.sqrt(((guesses - places[:STEPS])[chosen] ** 2).mean())
 
 
-print(f"{100 * right:.0f} % of steps are in the right regime ({track.attrs['estimator']})")
+print(f"{100 * right:.0f} % of steps are in the right regime: {track.attrs['estimator']}")
 for name, chosen in {"lost one by one": lost & ~gap, "lost in a row": gap}.items():
     print(
         f"{chosen.sum()} positions {name}: error {error(filled.mean(0), chosen):.2f}, of straight lines "

@@ -17,10 +17,12 @@ from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.exact.shapes import pick
 from pplgen.exact.switching import collapse, first_step, next_step, per_regime, with_axes
 
-__all__ = ["GaussianSum", "GaussianSums", "gaussian_sum_filter"]
+__all__ = ["MOST", "GaussianSum", "GaussianSums", "gaussian_sum_filter"]
 
 LEAST = 1e-3
 """Weight from which on a past stays apart."""
+MOST = 8
+"""Pasts that stay apart, unless told otherwise."""
 
 
 class GaussianSum(NamedTuple):
@@ -54,7 +56,8 @@ def gaussian_sum_filter(
     y: Tensor,
     parameters: SwitchingLinearGaussian,
     *,
-    most: int = 8,
+    most: int = MOST,
+    lengths: Tensor | None = None,
     log_transition: Callable[[Tensor], Tensor] | None = None,
 ) -> GaussianSums:
     """Filter series.
@@ -66,6 +69,8 @@ def gaussian_sum_filter(
     most
         Pasts of the regimes that are kept apart, at most, beside one Gaussian for each regime. Without any it is Kim's
         filter.
+    lengths
+        Number of steps of each series, integers of shape ``(...)``; T where not given. Past its end nothing moves.
     log_transition
         As of ``kim_filter``; used at the mean of each term.
 
@@ -79,13 +84,20 @@ def gaussian_sum_filter(
     mean, covariance, log_density = first_step(y[..., 0, :], parameters)
     log_joint = (parameters.pi.log() + log_density).clamp_min(torch.finfo(y.dtype).min)
     log_densities = [log_joint.logsumexp(dim=-1)]
-    regimes = torch.arange(log_joint.shape[-1], device=y.device).expand(log_joint.shape)
-    steps = [GaussianSum(log_joint.log_softmax(dim=-1), regimes, mean, covariance)]
+    every_regime = torch.arange(log_joint.shape[-1], device=y.device)
+    steps = [GaussianSum(log_joint.log_softmax(dim=-1), every_regime.expand(log_joint.shape), mean, covariance)]
     for t in range(1, y.shape[-2]):
         log_weights, regimes, mean, covariance = steps[-1]
         moves = pick(log_P if log_transition is None else log_transition(mean), regimes, 1)
         branch_mean, branch_covariance, log_density = next_step(y[..., t, None, :], mean, covariance, branching)
-        log_pairs = (log_weights.unsqueeze(-1) + moves + log_density).clamp_min(torch.finfo(y.dtype).min)
+        log_pairs = log_weights.unsqueeze(-1) + moves + log_density
+        if lengths is not None:
+            ended = (t >= lengths)[..., None, None]
+            stays = torch.where(regimes.unsqueeze(-1) == every_regime, log_weights.unsqueeze(-1), -torch.inf)
+            log_pairs = torch.where(ended, stays, log_pairs)
+            branch_mean = torch.where(ended.unsqueeze(-1), mean.unsqueeze(-2), branch_mean)
+            branch_covariance = torch.where(ended[..., None, None], covariance.unsqueeze(-3), branch_covariance)
+        log_pairs = log_pairs.clamp_min(torch.finfo(y.dtype).min)
         log_densities.append(log_pairs.logsumexp(dim=(-2, -1)))
         log_weights = log_pairs - log_densities[-1][..., None, None]
         steps.append(_reduced(log_weights, branch_mean, branch_covariance, most))
@@ -98,7 +110,7 @@ def _reduced(log_weights: Tensor, mean: Tensor, covariance: Tensor, most: int) -
     regimes = torch.arange(K, device=mean.device).expand(*batch, M, K)
     every = GaussianSum(log_weights.flatten(-2), regimes.flatten(-2), mean.flatten(-3, -2), covariance.flatten(-4, -3))
     kept = min(most, int((every.log_weights.exp() >= LEAST).sum(dim=-1).max()))
-    if kept >= M * K:
+    if kept + K >= M * K:
         return every
     top = every.log_weights.topk(kept, dim=-1).indices
     rest = every.log_weights.exp().scatter(-1, top, 0.0).unflatten(-1, (M, K))

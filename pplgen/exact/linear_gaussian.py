@@ -11,7 +11,7 @@ from pplgen.dynamics import LinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_series, check_shape
 
-__all__ = ["log_normal", "symmetrise", "times", "unroll", "without_gaps"]
+__all__ = ["log_normal", "log_normals", "symmetrise", "times", "unroll", "without_gaps"]
 
 
 def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
@@ -72,9 +72,14 @@ def log_normal(deviation: Tensor, root: Tensor, num_entries: Tensor | None = Non
     num_entries
         How many of the entries count, shape ``(...)``, others being zero with a variance of one; by default all.
     """
-    number: Tensor | int = deviation.shape[-1] if num_entries is None else num_entries
-    squared = torch.linalg.solve_triangular(root, deviation.unsqueeze(-1), upper=False).square().sum(dim=(-2, -1))
-    log_determinant = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    return log_normals(deviation.unsqueeze(-1), root, num_entries).squeeze(-1)
+
+
+def log_normals(deviations: Tensor, root: Tensor, num_entries: Tensor | None = None) -> Tensor:
+    """Do what ``log_normal`` does for P vectors side by side, ``(..., D, P)``, which share ``root``; ``(..., P)``."""
+    number: Tensor | int = deviations.shape[-2] if num_entries is None else num_entries.unsqueeze(-1)
+    squared = torch.linalg.solve_triangular(root, deviations, upper=False).square().sum(dim=-2)
+    log_determinant = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1, keepdim=True)
     return -0.5 * (number * math.log(2 * math.pi) + log_determinant + squared)
 
 

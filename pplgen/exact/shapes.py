@@ -9,7 +9,7 @@ from torch import Size, Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["along_time", "broadcast_batches", "check_dtypes", "check_series", "check_shape", "stack_steps"]
+__all__ = ["along_time", "broadcast_batches", "check_dtypes", "check_series", "check_shape", "pick", "stack_steps"]
 
 
 def check_shape(name: str, tensor: Tensor, *sizes: int) -> None:

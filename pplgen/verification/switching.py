@@ -19,6 +19,7 @@ from pplgen.exact.switching import kim_filter
 from pplgen.exact.switching_simulation import SwitchingPaths, draw_switching_paths
 from pplgen.fitting import fit
 from pplgen.models import SwitchingLDS
+from pplgen.scores import LogLikelihood
 from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.densities import over_all_paths
 from pplgen.verification.sources import Sources
@@ -63,10 +64,8 @@ def _particles(sources: Sources) -> Estimate:
 
 def _sums(sources: Sources) -> Estimate:
     y = sources.growth()
-    ratios = _paths(y, 2000).log_ratios
-    relative = (ratios - ratios.max()).exp()
-    error = relative.std() / relative.mean() / math.sqrt(len(relative))
-    return Estimate(float(relative.mean().log() + ratios.max()), float(error))
+    found = LogLikelihood.of_draws(_paths(y, 2000).log_ratios.unsqueeze(-1), "importance-weighted")
+    return Estimate(float(found), float(found.standard_error))
 
 
 def _smoothed(sources: Sources) -> float:

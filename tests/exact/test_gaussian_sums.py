@@ -71,8 +71,21 @@ def test_batches_of_series_and_parameters(switching_model):
     for draw, own in enumerate((full, other)):
         for each in range(3):
             alone = gaussian_sum_filter(series[each], own, most=3)
-            # a sum in a batch keeps as many terms as the series that needs most of them
-            torch.testing.assert_close(together.log_densities[draw, each], alone.log_densities, rtol=0, atol=0.01)
+            torch.testing.assert_close(together.log_densities[draw, each], alone.log_densities)
+
+
+def test_past_the_end_of_a_series_nothing_moves(switching_model):
+    y, parameters = switching_model
+    unstable = per_regime(y, parameters)._replace(A=2 * per_regime(y, parameters).A)
+    lengths = torch.tensor([len(y), 3, 1])
+    series = torch.stack([y, y, y])
+    found = gaussian_sum_filter(series, unstable, lengths=lengths)
+    for each, length in enumerate(lengths):
+        alone = gaussian_sum_filter(y[:length], unstable)
+        torch.testing.assert_close(found.log_densities[each, :length], alone.log_densities)
+        assert (found.log_densities[each, length:].abs() < 1e-9).all()  # rounding
+        at_end, later = found.steps[length - 1].mean[each], found.steps[-1].mean[each]
+        assert later.abs().max() <= at_end.abs().max() * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("most", [0, 4])

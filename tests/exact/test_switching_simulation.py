@@ -82,7 +82,26 @@ def test_batches_of_series_and_parameters(switching_model):
             assert abs(estimate - exact[each]) < 4.5 * error
 
 
-def test_transitions_that_depend_on_the_state():
+def test_past_the_end_of_a_series_its_last_state_stays(switching_model):
+    y, parameters = switching_model
+    lengths = torch.tensor([len(y), 4, 1])
+    series = torch.stack([y, y, y])
+    regimes, states, log_ratios = drawn(series, parameters, lengths=lengths)
+    for each, length in enumerate(lengths.tolist()):
+        assert (regimes[each, :, length:] == regimes[each, :, length - 1 : length]).all()
+        assert (states[each, :, length:] == states[each, :, length - 1 : length]).all()
+        exact, smoothed = enumerate_regimes(y[:length], parameters)
+        estimate, error = log_mean(log_ratios[each])
+        assert abs(estimate - exact) < 4 * error + 1e-9  # rounding, where all weigh alike
+        # what was drawn at each step is not moved by what is beyond the end
+        weights = log_ratios[each].softmax(0)
+        mean = torch.einsum("m,mtd->td", weights, states[each, :, :length])
+        variances = smoothed.covariance.diagonal(dim1=-2, dim2=-1)
+        assert ((mean - smoothed.mean).abs() < 4.5 * (variances * weights.square().sum()).sqrt()).all()
+
+
+@pytest.mark.parametrize("most", [0, 8])
+def test_transitions_that_depend_on_the_state(most):
     """Against a million runs of the story itself, weighted by what is seen of them."""
     as_double = {"dtype": torch.float64}
     pi, b = torch.tensor([0.6, 0.4], **as_double), torch.tensor([1.0, -1.0], **as_double)
@@ -93,23 +112,28 @@ def test_transitions_that_depend_on_the_state():
     def log_transition(x):
         return (P.log() + torch.stack([-x[..., 0], x[..., 0]], -1).unsqueeze(-2)).log_softmax(-1)
 
-    y = torch.tensor([[0.3], [torch.nan], [1.4], [-0.5]], **as_double)
-    _, states, log_ratios = drawn(y, parameters, log_transition=log_transition)
+    y = torch.tensor([[0.3], [torch.nan], [torch.nan], [1.4], [-0.5]], **as_double)
+    regimes, states, log_ratios = drawn(y, parameters, most=most, log_transition=log_transition)
 
     torch.manual_seed(1)
     s, x, log_seen, path = Categorical(parameters.pi).sample((1_000_000,)), torch.randn(1_000_000, **as_double), 0, []
+    passed = []
     for observation in y[:, 0]:
         path.append(x)
+        passed.append(s)
         if not observation.isnan():
             log_seen = log_seen + Normal(x, 0.5).log_prob(observation)
         s = Categorical(logits=log_transition(x[:, None])[torch.arange(len(s)), s]).sample()
         x = 0.9 * x + b[s] + 0.3**0.5 * torch.randn_like(x)
     (ours, error), (theirs, their_error) = log_mean(log_ratios), log_mean(log_seen)
+    assert error < 0.02  # nats
     assert abs(ours - theirs) < 4 * (error**2 + their_error**2) ** 0.5
     weights, other = log_ratios.softmax(0), log_seen.softmax(0)
     mean, expected = weights @ states[..., 0], torch.stack([other @ x for x in path])
     sd = torch.stack([other @ (x - m).square() for x, m in zip(path, expected, strict=True)]).sqrt()
     assert ((mean - expected).abs() < 4 * sd * (weights.square().sum() + other.square().sum()).sqrt()).all()
+    shares, others = weights @ (regimes == 0).double(), torch.stack([other @ (s == 0).double() for s in passed])
+    assert ((shares - others).abs() < 4 * 0.5 * (weights.square().sum() + other.square().sum()).sqrt()).all()
 
 
 def test_no_paths_are_refused(switching_model):
