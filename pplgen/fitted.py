@@ -175,7 +175,7 @@ class Fit(SeriesVerbs, LatentVerbs, TrustVerbs):
         pair), or what ``stream_data`` returns; ``None`` for the training rows. It is ``log mean_s p(x_i | theta_s)``
         over draws of the guide; latents of single rows are integrated out by importance sampling from the guide. A
         switching story offers ``estimator="gaussian-sum"``, taken unless told otherwise, ``"importance"`` (the guide's
-        paths), ``"kim"`` and ``"particle"``. ``estimator`` and ``standard_error`` of the tensor say how far to trust it.
+        paths), ``"kim"`` and ``"particle"``. Its ``estimator`` and ``standard_error`` say how far it can be trusted.
         """
         if isinstance(x, RowStream) and not isinstance(self.story, StateSpaceStory):
             blocks = (Table(block, x.columns, x.name) for block in x.blocks())
