@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pplgen.dynamics import LinearGaussian, SwitchingLinearGaussian
+from pplgen.exact.switching import per_regime
 
 
 def normal(seed):
@@ -92,3 +93,13 @@ def switching_model():
         d=draw(2),
         R=covariance(draw(3, 2, 2)),
     )
+
+
+@pytest.fixture
+def switching_models(switching_model):
+    """Three short series; two models of them; and these as one, with batch axes for both."""
+    y, parameters = switching_model
+    full = per_regime(y, parameters)
+    other = full._replace(P=full.P.flip(0), A=0.5 * full.A, d=full.d + 1)
+    both = SwitchingLinearGaussian(*(torch.stack(pair).unsqueeze(1) for pair in zip(full, other, strict=True)))
+    return torch.stack([y, y.flip(0), y + 1]), (full, other), both

@@ -61,14 +61,10 @@ def test_more_pasts_come_closer_through_a_gap():
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
-def test_batches_of_series_and_parameters(switching_model):
-    y, parameters = switching_model
-    full = per_regime(y, parameters)
-    other = full._replace(P=full.P.flip(0), A=0.5 * full.A, d=full.d + 1)
-    both = SwitchingLinearGaussian(*(torch.stack(pair).unsqueeze(1) for pair in zip(full, other, strict=True)))
-    series = torch.stack([y, y.flip(0), y + 1])
+def test_batches_of_series_and_parameters(switching_models):
+    series, models, both = switching_models
     together = gaussian_sum_filter(series, both, most=3)
-    for draw, own in enumerate((full, other)):
+    for draw, own in enumerate(models):
         for each in range(3):
             alone = gaussian_sum_filter(series[each], own, most=3)
             torch.testing.assert_close(together.log_densities[draw, each], alone.log_densities)

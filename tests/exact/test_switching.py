@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pplgen.dynamics import LinearGaussian, MarkovChain, SwitchingLinearGaussian
+from pplgen.dynamics import LinearGaussian, MarkovChain
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.hmm import forward_backward
@@ -128,15 +128,11 @@ def test_misfits_are_said(switching_model, changes, sentence):
             solve(y, parameters._replace(**changes))
 
 
-def test_batches_of_parameters(switching_model):
-    y, parameters = switching_model
-    full = per_regime(y, parameters)
-    other = full._replace(P=full.P.flip(0), A=0.5 * full.A, d=full.d + 1)
-    both = SwitchingLinearGaussian(*(torch.stack(pair).unsqueeze(1) for pair in zip(full, other, strict=True)))
-    series = torch.stack([y, y.flip(0), y + 1])
+def test_batches_of_parameters(switching_models):
+    series, models, both = switching_models
     filtered = kim_filter(series, both)
     smoothed = kim_smoother(filtered, both)
-    for draw, own in enumerate((full, other)):
+    for draw, own in enumerate(models):
         alone = kim_filter(series, own)
         for ours, theirs in zip((*filtered, *smoothed), (*alone, *kim_smoother(alone, own)), strict=True):
             torch.testing.assert_close(ours[draw], theirs)

@@ -66,16 +66,12 @@ def test_one_step(switching_model):
     torch.testing.assert_close(log_ratios, enumerate_regimes(y[:1], parameters)[0].expand(50))
 
 
-def test_batches_of_series_and_parameters(switching_model):
-    y, parameters = switching_model
-    full = per_regime(y, parameters)
-    other = full._replace(P=full.P.flip(0), A=0.5 * full.A, d=full.d + 1)
-    both = SwitchingLinearGaussian(*(torch.stack(pair).unsqueeze(1) for pair in zip(full, other, strict=True)))
-    series = torch.stack([y, y.flip(0), y + 1])
+def test_batches_of_series_and_parameters(switching_models):
+    series, models, both = switching_models
     regimes, states, log_ratios = drawn(series, both, 4000)
-    assert regimes.shape == (2, 3, 4000, len(y))
-    assert states.shape == (2, 3, 4000, len(y), 2)
-    for draw, own in enumerate((full, other)):
+    assert regimes.shape == (2, 3, 4000, series.shape[1])
+    assert states.shape == (2, 3, 4000, series.shape[1], 2)
+    for draw, own in enumerate(models):
         exact, _ = enumerate_regimes(series, own)
         for each in range(3):
             estimate, error = log_mean(log_ratios[draw, each])
