@@ -130,15 +130,15 @@ def chains_given(pair: Pair, y: Tensor, x: Tensor, latents: Latents) -> HiddenMa
     return chains
 
 
-def transitions(pair: Pair, latents: Latents, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+def transitions(pair: Pair, latents: Latents, model: SwitchingLinearGaussian) -> Callable[[Tensor], Tensor] | None:
     """Return a story's transitions of regimes as a function of states, where they depend on them.
 
     Parameters
     ----------
     pair, latents
         As for ``describe``.
-    x
-        Some states of shape ``(num_draws, num_series, D)``, to see whether they do.
+    model
+        What the story is at the draws; its first state shows whether they do.
 
     Returns
     -------
@@ -149,7 +149,7 @@ def transitions(pair: Pair, latents: Latents, x: Tensor) -> Callable[[Tensor], T
     if type(story).log_transition is StateSpaceStory.log_transition:
         return None
     dtype = next((value.dtype for value in latents.values()), torch.get_default_dtype())
-    there = poutine.condition(story.log_transition, _first(latents))(x[0].to(dtype))
+    there = poutine.condition(story.log_transition, _first(latents))(model.m0[0].to(dtype))
     if there is None or there.ndim == 2:  # the same matrix for all states
         return None
 

@@ -131,7 +131,7 @@ def _switching(
     regimes = draw_categorical(kim.probabilities[:, series, ends - 1].log())
     draws = torch.arange(len(regimes), device=y.device)[:, None]
     x = draw_normal(mean[draws, series, regimes], covariance[draws, series, regimes])
-    by_state = transitions(pair, latents, x)
+    by_state = transitions(pair, latents, model)
 
     def moved(x: Tensor) -> Tensor:
         return model.P.log() if by_state is None else by_state(x)

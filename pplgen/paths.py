@@ -104,19 +104,19 @@ def impute_series(pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
     Returns shape ``(num_draws, num_series, T, E)``; seen entries are repeated, and steps past a series' end are NaN.
     """
     y = data[0]
-    drawn = draw_paths(pair, data, draw_shared(pair, num_draws), num_draws).y.to(y.dtype)
+    drawn = draw_paths(pair, y, draw_shared(pair, num_draws), num_draws).y.to(y.dtype)
     return torch.where(inside(y).unsqueeze(-1), drawn, torch.nan)
 
 
-def draw_paths(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: int) -> Paths:
+def draw_paths(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Paths:
     """Draw whole series from ``p(x, s, y_missing | y_seen, theta)`` at draws of the parameters.
 
     Parameters
     ----------
     pair
         Of a state space story.
-    data
-        Arguments of model and guide, the series first.
+    y
+        Series, NaN where missing, shape ``(num_series, T, E)``.
     latents
         Draws of the parameters.
     num_draws
@@ -127,7 +127,6 @@ def draw_paths(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: i
     Paths
         In random order and equally weighted. Those of a switching story are resampled by their weights.
     """
-    y = data[0]
     match first_model(pair, y, latents):
         case LinearGaussian():
             return _gaussian(pair, y, latents, num_draws)
@@ -135,7 +134,7 @@ def draw_paths(pair: Pair, data: tuple[Any, ...], latents: Latents, num_draws: i
             hidden, regimes = draw_hidden(pair, y, latents, num_draws)
             return Paths(None, regimes, None, fill(pair, y, hidden, latents))
         case _:
-            return draw_weighted(pair, data[0], latents, num_draws).resampled(num_draws)
+            return draw_weighted(pair, y, latents, num_draws).resampled(num_draws)
 
 
 def draw_hidden(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> tuple[Tensor, Tensor]:
@@ -208,7 +207,7 @@ def smoothed_states(
     found = []
     for _, own, model in pieces(pair, y, latents, num_draws, paths=num_paths):
         assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
-        by_state = transitions(pair, own, model.m0.expand(-1, len(y), -1))
+        by_state = transitions(pair, own, model)
         options: dict[str, Any] = {"lengths": lengths(y).clamp_min(1), "log_transition": by_state}
         filtered = gaussian_sum_filter(y.double(), model, **options)
         drawn = draw_switching_paths(y.double(), filtered, model, num_paths, **options)

@@ -270,7 +270,7 @@ def _by_particles(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor
         own = at(latents, slice(s, s + 1))
         model = describe(pair, y, own, 1)
         assert isinstance(model, SwitchingLinearGaussian), "a story is of one kind at all draws"
-        if transitions(pair, own, model.m0.expand(-1, len(y), -1)) is not None:
+        if transitions(pair, own, model) is not None:
             raise InputError("estimator='particle': the regimes depend on the state; expected another one")
         alone = SwitchingLinearGaussian(*(part[0, 0] for part in model))
         seeds = torch.randint(2**31, (len(y),)).tolist()

@@ -138,7 +138,7 @@ def smooth_series(
             parts = _smoothed_gaussian(pair, y, latents, num_draws)
         else:
             parts = _smoothed_chain(pair, y, latents, num_draws)
-        paths = draw_paths(pair, data, latents, num_draws) if keep_draws else None
+        paths = draw_paths(pair, y, latents, num_draws) if keep_draws else None
     if paths is not None:
         parts |= drawn_parts(paths)
     return series_dataset(parts, columns, y, **facts)
@@ -160,8 +160,7 @@ def filter_densities(pair: Pair, y: Tensor, latents: Latents, num_draws: int) ->
 
 def kim_at_draws(pair: Pair, y: Tensor, latents: Latents, model: SwitchingLinearGaussian) -> SwitchingFiltered:
     """Run Kim's filter at each draw, with the story's own transitions where these depend on the state."""
-    somewhere = model.m0.expand(-1, len(y), -1)
-    return kim_filter(y.double(), model, log_transition=transitions(pair, latents, somewhere))
+    return kim_filter(y.double(), model, log_transition=transitions(pair, latents, model))
 
 
 def series_dataset(

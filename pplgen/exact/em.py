@@ -7,7 +7,6 @@ log-likelihood never decreases (Bishop 2006, section 9.2, equations 9.23 to 9.28
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pplgen.errors import InputError
+from pplgen.exact.linear_gaussian import log_normal
 
 __all__ = ["EMResult", "GaussianMixtureParameters", "climb_from", "e_step", "em", "m_step"]
 
@@ -65,11 +65,7 @@ def e_step(x: Tensor, parameters: GaussianMixtureParameters) -> tuple[Tensor, Te
         Where a covariance is not positive definite: a component has collapsed.
     """
     L = torch.linalg.cholesky(parameters.Sigma)
-    deviation = (x[:, None, :] - parameters.mu).unsqueeze(-1)
-    mahalanobis = torch.linalg.solve_triangular(L, deviation, upper=False).square().sum(dim=(-2, -1))
-    log_determinant = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-    log_density = -0.5 * (x.shape[1] * math.log(2 * math.pi) + log_determinant + mahalanobis)
-    log_joint = parameters.weights.log() + log_density
+    log_joint = parameters.weights.log() + log_normal(x[:, None, :] - parameters.mu, L)
     log_marginal = log_joint.logsumexp(dim=1, keepdim=True)
     return (log_joint - log_marginal).exp(), log_marginal.sum()
 

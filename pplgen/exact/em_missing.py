@@ -8,7 +8,6 @@ M-step (Ghahramani and Jordan 1994, Supervised learning from incomplete data via
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.exact.em import EMResult, GaussianMixtureParameters, climb_from
+from pplgen.exact.linear_gaussian import log_normals
 
 __all__ = ["Expectations", "e_step_missing", "em_missing", "m_step_missing"]
 
@@ -58,9 +58,7 @@ def e_step_missing(x: Tensor, parameters: GaussianMixtureParameters) -> Expectat
         seen, missing = torch.nonzero(~gap).squeeze(1), torch.nonzero(gap).squeeze(1)
         L = torch.linalg.cholesky(parameters.Sigma[:, seen][:, :, seen])
         deviation = (x[rows][:, None, seen] - parameters.mu[:, seen]).unsqueeze(-1)
-        squared = torch.linalg.solve_triangular(L, deviation, upper=False).square().sum(dim=(-2, -1))
-        log_determinant = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-        log_joint[rows] += -0.5 * (len(seen) * math.log(2 * math.pi) + log_determinant + squared)
+        log_joint[rows] += log_normals(deviation, L).squeeze(-1)
         if len(missing):
             across = parameters.Sigma[:, missing][:, :, seen]
             slope = torch.cholesky_solve(across.mT, L).mT

@@ -17,6 +17,7 @@ from pplgen.dynamics import MarkovChain
 from pplgen.errors import InputError
 from pplgen.exact.scan import Elements, associative_scan
 from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_shape
+from pplgen.exact.simulation import draw_categorical
 
 __all__ = ["Posterior", "forward_backward", "log_normaliser", "sample_paths", "viterbi"]
 
@@ -131,16 +132,11 @@ def sample_paths(
     first, links = _path_weights(log_emission, chain, lengths)
     forward = _forward(first, links)
     generator = torch.Generator(device=first.device).manual_seed(seed)
-
-    def draw(logits: Tensor) -> Tensor:
-        waiting = torch.empty(num_paths, *first.shape, dtype=first.dtype, device=first.device)
-        return (logits - waiting.exponential_(generator=generator).log()).argmax(dim=-1)  # Gumbel noise
-
-    path = [draw(forward[..., -1, :])]
+    path = [draw_categorical(forward[..., -1, :].expand(num_paths, *first.shape), generator)]
     for t in reversed(range(links.shape[-3])):
         link = links[..., t, :, :].expand(num_paths, *first.shape, -1)
         into_next = torch.take_along_dim(link, path[-1][..., None, None], -1).squeeze(-1)
-        path.append(draw(forward[..., t, :] + into_next))
+        path.append(draw_categorical(forward[..., t, :] + into_next, generator))
     return torch.stack(path[::-1], -1)
 
 

@@ -78,9 +78,17 @@ def draw_missing(y: Tensor, x: Tensor, C: Tensor, d: Tensor, R: Tensor) -> Tenso
     return torch.where(seen, y, drawn + times(gain, moved))
 
 
-def draw_categorical(log_probabilities: Tensor) -> Tensor:
-    """Draw places along the last axis, shape of all others, with torch's generator; probabilities need not sum to 1."""
-    waiting = torch.empty_like(log_probabilities).exponential_()
+def draw_categorical(log_probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw places along the last axis, shape of all others; probabilities need not sum to 1.
+
+    Parameters
+    ----------
+    log_probabilities
+        Shape ``(..., K)``.
+    generator
+        By default torch's own.
+    """
+    waiting = torch.empty_like(log_probabilities).exponential_(generator=generator)
     return (log_probabilities - waiting.log()).argmax(dim=-1)  # Gumbel noise
 
 

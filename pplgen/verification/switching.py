@@ -77,7 +77,8 @@ def _smoothed(sources: Sources) -> float:
 
 
 def _paths(y: Tensor, num_paths: int) -> SwitchingPaths:
-    return draw_switching_paths(y, gaussian_sum_filter(y, _switching(y)), _switching(y), num_paths)
+    model = _switching(y)
+    return draw_switching_paths(y, gaussian_sum_filter(y, model), model, num_paths)
 
 
 def _along_a_path(sources: Sources) -> float:
