@@ -14,7 +14,7 @@ import torch
 from scipy.io import loadmat
 from torch import Tensor
 
-from pplgen.data import Table
+from pplgen.data.table import Table
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "static_binarized_mnist"
 SHAPES = {"train": (50_000, 784), "valid": (10_000, 784), "test": (10_000, 784)}

@@ -9,9 +9,9 @@ import pyro
 import torch
 from pyro.infer import ELBO, SVI
 
-from pplgen.engine import Engine, State
-from pplgen.graph import tensors_of, trace
-from pplgen.pair import Pair
+from pplgen.compiler.graph import tensors_of, trace
+from pplgen.inference.engine import Engine, State
+from pplgen.story.pair import Pair
 
 
 def runner(step, state, steps):

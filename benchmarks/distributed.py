@@ -20,13 +20,13 @@ import torch.multiprocessing as mp
 from harness import compare, report
 from pplgen.models import GaussianMixture
 
-from pplgen.batches import batching
-from pplgen.distributed import ALONE, Ranks
-from pplgen.engine import Engine, State
-from pplgen.graph import tensors_of, trace
-from pplgen.isolation import seeded
-from pplgen.pair import Pair
-from pplgen.sharding import Shard, shard_of
+from pplgen.compiler.graph import tensors_of, trace
+from pplgen.distributed.ranks import ALONE, Ranks
+from pplgen.distributed.sharding import Shard, shard_of
+from pplgen.inference.engine import Engine, State
+from pplgen.inference.minibatches import batching
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
 
 SIZES = (100, 10_000, 1_000_000)
 """Entries of the all-reduces that are timed alone."""

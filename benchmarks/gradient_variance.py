@@ -10,10 +10,10 @@ from harness import report
 from pplgen.models import VAE
 
 import pplgen
-from pplgen.bounds import bound_of
-from pplgen.graph import trace
-from pplgen.isolation import seeded
-from pplgen.pair import Pair
+from pplgen.compiler.graph import trace
+from pplgen.inference.objectives import bound_of
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
 
 BATCH, DRAWS, STEPS = 128, 500, 1000
 ESTIMATORS = (("analytic", 1), ("sampled", 1), ("sampled", 10), ("score-function", 1), ("score-function", 10))

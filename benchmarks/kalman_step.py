@@ -16,12 +16,12 @@ import pyro.distributions as dist
 import torch
 from contenders import engine_contender, svi_contender
 from harness import compare
-from pplgen.models._linear_gaussian import LinearGaussianSeries
+from pplgen.models._distributions.linear_gaussian import LinearGaussianSeries
 from pyro.infer import Trace_ELBO
 from torch.distributions import constraints
 
-from pplgen.dynamics import LinearGaussian
-from pplgen.pair import Pair
+from pplgen.story.dynamics import LinearGaussian
+from pplgen.story.pair import Pair
 
 D, E = 4, 2
 SIZES = ((100, 1), (1_000, 1), (10_000, 1), (100, 64), (1_000, 64))

@@ -16,7 +16,7 @@ from harness import compare
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 
-from pplgen.pair import Pair
+from pplgen.story.pair import Pair
 
 K, D = 5, 8
 

@@ -20,11 +20,11 @@ import torch
 from binarised_mnist import load_binarised, why_absent
 from harness import report
 from pplgen.models import VAE
-from pplgen.models._codes import PRIORS, REAL
+from pplgen.models._guides.code_families import PRIORS, REAL
 
 import pplgen
-from pplgen.data import Table
-from pplgen.training import Progress
+from pplgen.data.table import Table
+from pplgen.inference.svi import Progress
 
 WARM_UP, CODES = 10_000, 200
 LAST_RATE = 0.03

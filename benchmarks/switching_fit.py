@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from harness import report
 from pplgen.models import SwitchingLDS
-from pplgen.models._switching import Dynamics, SwitchingPath
-from pplgen.models._switching_emission import Emission
+from pplgen.models._distributions.switching import Dynamics, SwitchingPath
+from pplgen.models._distributions.switching_emission import Emission
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from pplgen.batched import train_together
-from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.exact.switching import kim_filter, kim_smoother
-from pplgen.isolation import seeded
-from pplgen.pair import Pair
-from pplgen.training import Adam
+from pplgen.inference.restarts import train_together
+from pplgen.inference.svi import Adam
+from pplgen.story.dynamics import SwitchingLinearGaussian
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
 
 T, D, E, STARTS, STEPS = 500, 2, 10, 10, 30
 NUMBERS = (5, 10, 40)

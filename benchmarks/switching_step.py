@@ -11,8 +11,8 @@ from harness import compare
 from pplgen.models import SwitchingLDS
 from pyro.infer import Trace_ELBO
 
-from pplgen.isolation import seeded
-from pplgen.pair import Pair
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
 
 LENGTHS = (100, 1_000, 10_000)
 

@@ -22,7 +22,7 @@ import torch
 from harness import report
 from safetensors.torch import load_file
 
-from pplgen.checkpoint import NAME
+from pplgen.storage.checkpoint import NAME
 
 N, D, K, PIECE = 10_000_000, 16, 10, 100_000
 OPTIONS = ["--stream", "--components", str(K), "--batch-size", "10000", "--steps", "2000", "--draws", "100"]

@@ -15,7 +15,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.nn import functional as F
 
-from pplgen.pair import Pair
+from pplgen.story.pair import Pair
 
 BATCH = 128
 

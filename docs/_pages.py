@@ -15,8 +15,8 @@ from pplgen.models import Entry
 from sphinx.application import Sphinx
 
 from pplgen import models
-from pplgen.digits import as_claimed, as_measured
-from pplgen.show_command import calibration_lines, measured
+from pplgen.cli.show import calibration_lines, measured
+from pplgen.verification.digits import as_claimed, as_measured
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

@@ -14,8 +14,8 @@ from typing import Any
 
 import pplgen
 from pplgen import models
-from pplgen.diagnostics import Verdict
-from pplgen.show_command import calibration_word
+from pplgen.checks.table import Verdict
+from pplgen.cli.show import calibration_word
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "models" / "calibrations.json"

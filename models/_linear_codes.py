@@ -20,12 +20,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._likelihoods import NormalEntries
-from pplgen.models._missing import WhereSeen
+from pplgen.models._distributions.likelihoods import NormalEntries
+from pplgen.models._distributions.missing import WhereSeen
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pplgen.latent import LatentStory
+from pplgen.story.latent import LatentStory
 
 
 class LinearStory(LatentStory):

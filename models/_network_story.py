@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pplgen.models._likelihoods import KINDS, NOISES, likelihood_of
-from pplgen.models._missing import WhereSeen
-from pplgen.models._networks import DecoderNetwork, check_network, redraw
+from pplgen.models._distributions.likelihoods import KINDS, NOISES, likelihood_of
+from pplgen.models._distributions.missing import WhereSeen
+from pplgen.models._guides.networks import DecoderNetwork, check_network, redraw
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplgen.latent import LatentStory
-from pplgen.story import check_choice, check_count
+from pplgen.story.base import check_choice, check_count
+from pplgen.story.latent import LatentStory
 
 
 class NetworkStory(LatentStory):

@@ -7,11 +7,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._gaussians import GaussianComponents
+from pplgen.models._distributions.gaussians import GaussianComponents
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplgen.story import InputError
+from pplgen.story.base import InputError
 
 
 class ComponentRows:

@@ -31,8 +31,8 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
 from pplgen.models._network_story import NetworkStory
-from pplgen.models._networks import DecoderNetwork, EncoderNetwork
 from pyro.nn import PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints

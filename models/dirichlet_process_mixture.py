@@ -26,14 +26,14 @@ import math
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._covariances import gaussian_components
+from pplgen.models._distributions.covariances import gaussian_components
 from pplgen.models._rows import GaussianRows
-from pplgen.models._seeding import kmeans_plus_plus
+from pplgen.models._starts.seeding import kmeans_plus_plus
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pplgen.story import Story, check_count, check_positive, pyro_method
+from pplgen.story.base import Story, check_count, check_positive, pyro_method
 
 
 class DirichletProcessMixture(GaussianRows, Story):

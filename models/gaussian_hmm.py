@@ -9,11 +9,11 @@ The story, for series y of T steps, and K regimes::
     s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
     y_t | s_t     ~ the emissions of regime s_t               Normal(mu[s_t], diag(sigma[s_t]^2))
 
-``pplgen.models._emissions`` and ``_discrete_emissions`` hold the kinds of emissions and their priors. Unless given,
+``_distributions/emissions.py`` and ``discrete_emissions.py`` hold the kinds of emissions and their priors. Unless given,
 the priors' scales are set from the columns by ``initialise``.
 
 The path of regimes is summed out exactly, and missing entries are integrated out. The guide of the parameters is normal
-on the unconstrained scale, and starts at a mode of the posterior with its curvature (``pplgen.models._parameters``).
+on the unconstrained scale, and starts at a mode of the posterior with its curvature (``_guides/parameters.py``).
 
 References
 ----------
@@ -28,16 +28,16 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._chain import HiddenMarkovSeries
-from pplgen.models._discrete_emissions import EMISSIONS
-from pplgen.models._emissions import per_regime
-from pplgen.models._first_regimes import first_regimes
-from pplgen.models._parameters import Parameters, plain_known
+from pplgen.models._distributions.chain import HiddenMarkovSeries
+from pplgen.models._distributions.discrete_emissions import EMISSIONS
+from pplgen.models._distributions.emissions import per_regime
+from pplgen.models._guides.parameters import Parameters, plain_known
+from pplgen.models._starts.first_regimes import first_regimes
 from torch import Tensor
 
-from pplgen.dynamics import HiddenMarkov, MarkovChain
-from pplgen.state_space import StateSpaceStory, lengths
-from pplgen.story import InputError, check_choice, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.story.base import InputError, check_choice, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.story.dynamics import HiddenMarkov, MarkovChain
+from pplgen.story.state_space import StateSpaceStory, lengths
 
 
 class GaussianHMM(StateSpaceStory):

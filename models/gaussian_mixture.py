@@ -10,7 +10,7 @@ The story, for rows x_i of D features and K components::
 
 With alpha = 1 and kappa = .01 this is the weak conjugate prior of Fraley and Raftery (2007), for narrower components:
 its density falls to zero faster than any likelihood can rise as a component collapses.
-``pplgen.models._gaussians`` holds the priors of the covariances. Unless given, m are the columns' means and s .15 of
+``_distributions/gaussians.py`` holds the priors of the covariances. Unless given, m are the columns' means and s .15 of
 their standard deviations, set by ``initialise`` (from a sample of rows that are streamed), and before it 0 and 1.
 
 The guide is the conjugate family, each factor with parameters of its own: q(pi) is Dirichlet. The index z is summed out
@@ -29,15 +29,15 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._climbing import soft_clusters
-from pplgen.models._covariances import gaussian_components
+from pplgen.models._distributions.covariances import gaussian_components
+from pplgen.models._guides.weights import weights_guide
 from pplgen.models._rows import GaussianRows
-from pplgen.models._weights import weights_guide
+from pplgen.models._starts.merge_split import soft_clusters
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from pplgen.story import Story, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.story.base import Story, check_count, check_per_feature, check_positive, pyro_method
 
 
 class GaussianMixture(GaussianRows, Story):

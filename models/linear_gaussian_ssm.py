@@ -36,15 +36,15 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._linear_gaussian import LinearGaussianSeries
-from pplgen.models._parameters import Parameters, plain_known
-from pplgen.models._seeding import column_scales
-from pplgen.models._zeros import NormalWithZeros, start_of_loadings
+from pplgen.models._distributions.linear_gaussian import LinearGaussianSeries
+from pplgen.models._distributions.zeros import NormalWithZeros, start_of_loadings
+from pplgen.models._guides.parameters import Parameters, plain_known
+from pplgen.models._starts.seeding import column_scales
 from torch import Tensor
 
-from pplgen.dynamics import LinearGaussian
-from pplgen.state_space import StateSpaceStory
-from pplgen.story import InputError, check_choice, check_count, pyro_method
+from pplgen.story.base import InputError, check_choice, check_count, pyro_method
+from pplgen.story.dynamics import LinearGaussian
+from pplgen.story.state_space import StateSpaceStory
 
 FORMS = ("free", "level", "trend", "autoregression")
 MOST_CORRELATED = 100  # parameters, up to which the guide holds their correlations

@@ -15,8 +15,8 @@ all is given them. In simulations they are ``mu[s_t] + Normal(0, sigma[s_t])`` a
 
 Unless given, m and w are the mean and twice the standard deviation of the data, and s is .15 of the latter, set by
 ``initialise``. The path of regimes is summed out exactly, by a chain of windows of regimes
-(``pplgen.models._switching_autoregression``). The guide of the parameters is normal on the unconstrained scale, and
-starts at a mode of the posterior with its curvature (``pplgen.models._parameters``).
+(``_distributions/switching_autoregression.py``). The guide of the parameters is normal on the unconstrained scale, and
+starts at a mode of the posterior with its curvature (``_guides/parameters.py``).
 
 References
 ----------
@@ -31,16 +31,16 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._emissions import DiagonalEmission, per_regime
-from pplgen.models._first_regimes import autoregressive_start
-from pplgen.models._inverse_wishart import inverse_chi
-from pplgen.models._parameters import Parameters, plain_known
-from pplgen.models._switching_autoregression import SwitchingAutoregression
+from pplgen.models._distributions.emissions import DiagonalEmission, per_regime
+from pplgen.models._distributions.inverse_wishart import inverse_chi
+from pplgen.models._distributions.switching_autoregression import SwitchingAutoregression
+from pplgen.models._guides.parameters import Parameters, plain_known
+from pplgen.models._starts.first_regimes import autoregressive_start
 from torch import Tensor
 
-from pplgen.dynamics import HiddenMarkov
-from pplgen.state_space import StateSpaceStory, inside, lengths
-from pplgen.story import InputError, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.story.base import InputError, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.story.dynamics import HiddenMarkov
+from pplgen.story.state_space import StateSpaceStory, inside, lengths
 
 MOST_WINDOWS = 1024  # whose chain has a million transitions
 

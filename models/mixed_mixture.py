@@ -8,7 +8,7 @@ The story, for rows x_i whose columns are measurements, counts, yes and no, or c
     x_id | z_i = k  ~ the likelihood of column d's kind, at theta_kd
 
 With columns that are all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture for
-counts; with ``student``, one that outliers do not pull. ``pplgen.models._columns`` and ``_categories`` hold the kinds:
+counts; with ``student``, one that outliers do not pull. ``_distributions/columns.py`` and ``_categories`` hold the kinds:
 their priors, likelihoods and guides. The index z is summed out exactly; missing entries count for nothing.
 
 References
@@ -24,17 +24,17 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._categories import columns_of
-from pplgen.models._columns import Columns
-from pplgen.models._missing import SideBySide
+from pplgen.models._distributions.categories import columns_of
+from pplgen.models._distributions.columns import Columns
+from pplgen.models._distributions.missing import SideBySide
+from pplgen.models._guides.weights import weights_guide
 from pplgen.models._rows import ComponentRows
-from pplgen.models._seeding import column_scales, kmeans_plus_plus
-from pplgen.models._weights import weights_guide
+from pplgen.models._starts.seeding import column_scales, kmeans_plus_plus
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pplgen.story import InputError, Story, check_count, check_positive, pyro_method
+from pplgen.story.base import InputError, Story, check_count, check_positive, pyro_method
 
 
 class MixedMixture(ComponentRows, Story):

@@ -33,15 +33,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models import VAE
-from pplgen.models._classes import check_classes
-from pplgen.models._codes import LEAST, REAL
-from pplgen.models._first_codes import cluster_codes, train_codes
+from pplgen.models._guides.classes import check_classes
+from pplgen.models._guides.code_families import LEAST, REAL
 from pplgen.models._network_story import NetworkStory
+from pplgen.models._starts.first_latents import cluster_codes, train_codes
 from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplgen.story import InputError, check_choice
+from pplgen.story.base import InputError, check_choice
 
 
 class MixtureVAE(VAE, NetworkStory):

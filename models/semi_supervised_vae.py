@@ -36,7 +36,7 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._classes import (
+from pplgen.models._guides.classes import (
     ClassEncoderNetwork,
     CodeAndClass,
     check_classes,
@@ -44,14 +44,14 @@ from pplgen.models._classes import (
     pinned,
     warn_of_unknown,
 )
-from pplgen.models._codes import GUIDES, CodePrior, Codes
+from pplgen.models._guides.code_families import GUIDES, CodePrior, Codes
+from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
 from pplgen.models._network_story import NetworkStory
-from pplgen.models._networks import DecoderNetwork, EncoderNetwork
 from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplgen.story import check_choice, check_count, check_positive
+from pplgen.story.base import check_choice, check_count, check_positive
 
 
 class SemiSupervisedVAE(NetworkStory):

@@ -17,7 +17,7 @@ Priors, with m and s the columns' means and standard deviations::
     C  ~ Normal(0, s)           d ~ Normal(m, s)
 
 The guide draws the parameters, then each path x from a Gaussian chain: a network reads the series and emits soft
-regimes, and the chain is the exact posterior of the dynamics averaged under them (``pplgen.models._recognition``, with
+regimes, and the chain is the exact posterior of the dynamics averaged under them (``_guides/recognition.py``, with
 simpler guides for comparison). Given a path its regimes are a hidden Markov chain, summed out exactly in log2 T rounds;
 ``TraceEnum_ELBO`` over ``pyro.markov``, s_t enumerated, gives the same number along the path at many times the cost.
 
@@ -34,17 +34,17 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._parameters import Parameters, plain_known
-from pplgen.models._recognition import KINDS, Recognition
-from pplgen.models._seeding import column_scales
-from pplgen.models._switching import Dynamics, SwitchingPath
-from pplgen.models._switching_emission import Emission, SwitchingObservations
-from pplgen.models._switching_start import begin, regimes_under
+from pplgen.models._distributions.switching import Dynamics, SwitchingPath
+from pplgen.models._distributions.switching_emission import Emission, SwitchingObservations
+from pplgen.models._guides.parameters import Parameters, plain_known
+from pplgen.models._guides.recognition import KINDS, Recognition
+from pplgen.models._starts.seeding import column_scales
+from pplgen.models._starts.switching_start import begin, regimes_under
 from torch import Tensor
 
-from pplgen.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
-from pplgen.state_space import StateSpaceStory, inside
-from pplgen.story import check_choice, check_count, check_positive, pyro_method
+from pplgen.story.base import check_choice, check_count, check_positive, pyro_method
+from pplgen.story.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
+from pplgen.story.state_space import StateSpaceStory, inside
 
 
 class SwitchingLDS(StateSpaceStory):

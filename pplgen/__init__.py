@@ -7,18 +7,18 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pplgen.calibrating import calibrate
-    from pplgen.calibration import Calibration
-    from pplgen.comparing import compare
-    from pplgen.data import Table, load_data
+    from pplgen.calibration.calibrate import calibrate
+    from pplgen.calibration.result import Calibration
+    from pplgen.data.series import load_series
+    from pplgen.data.streams import stream_data
+    from pplgen.data.table import Table, load_data
+    from pplgen.data.transforms import binarise, keep_every, mask_entries, mask_top, redraw_pixels, rescale
     from pplgen.errors import InputError
-    from pplgen.fitted import Fit
-    from pplgen.fitting import fit
-    from pplgen.loading import load
-    from pplgen.series import load_series
-    from pplgen.story import Story
-    from pplgen.streams import stream_data
-    from pplgen.transforms import binarise, keep_every, mask_entries, mask_top, redraw_pixels, rescale
+    from pplgen.fitting.compare import compare
+    from pplgen.fitting.fit import fit
+    from pplgen.fitting.load import load
+    from pplgen.fitting.result import Fit
+    from pplgen.story.base import Story
 
 __version__ = "0.1.0"
 
@@ -29,24 +29,24 @@ if os.path.isfile(os.path.join(_CLONE, "models", "cards.toml")):
 
 # torch, Pyro and ArviZ take seconds to import, so each public name is fetched when it is first used
 _HOMES = {
-    "Calibration": "pplgen.calibration",
-    "Fit": "pplgen.fitted",
+    "Calibration": "pplgen.calibration.result",
+    "Fit": "pplgen.fitting.result",
     "InputError": "pplgen.errors",
-    "Story": "pplgen.story",
-    "Table": "pplgen.data",
-    "binarise": "pplgen.transforms",
-    "calibrate": "pplgen.calibrating",
-    "compare": "pplgen.comparing",
-    "fit": "pplgen.fitting",
-    "keep_every": "pplgen.transforms",
-    "load": "pplgen.loading",
-    "load_data": "pplgen.data",
-    "load_series": "pplgen.series",
-    "mask_entries": "pplgen.transforms",
-    "mask_top": "pplgen.transforms",
-    "redraw_pixels": "pplgen.transforms",
-    "rescale": "pplgen.transforms",
-    "stream_data": "pplgen.streams",
+    "Story": "pplgen.story.base",
+    "Table": "pplgen.data.table",
+    "binarise": "pplgen.data.transforms",
+    "calibrate": "pplgen.calibration.calibrate",
+    "compare": "pplgen.fitting.compare",
+    "fit": "pplgen.fitting.fit",
+    "keep_every": "pplgen.data.transforms",
+    "load": "pplgen.fitting.load",
+    "load_data": "pplgen.data.table",
+    "load_series": "pplgen.data.series",
+    "mask_entries": "pplgen.data.transforms",
+    "mask_top": "pplgen.data.transforms",
+    "redraw_pixels": "pplgen.data.transforms",
+    "rescale": "pplgen.data.transforms",
+    "stream_data": "pplgen.data.streams",
 }
 
 __all__ = [

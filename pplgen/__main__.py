@@ -1,5 +1,5 @@
 """Run the command line as ``python -m pplgen``."""
 
-from pplgen.cli import main
+from pplgen.cli.main import main
 
 main()

@@ -10,8 +10,8 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pplgen.comparing import bic
-from pplgen.fitting import fit
+from pplgen.fitting.compare import bic
+from pplgen.fitting.fit import fit
 from pplgen.models import GaussianMixture as Story
 
 __all__ = ["GaussianMixture"]

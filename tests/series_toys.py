@@ -3,14 +3,14 @@
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._chain import HiddenMarkovSeries
-from pplgen.models._missing import MarginalNormal, WhereSeen
-from pplgen.models._parameters import Parameters
+from pplgen.models._distributions.chain import HiddenMarkovSeries
+from pplgen.models._distributions.missing import MarginalNormal, WhereSeen
+from pplgen.models._guides.parameters import Parameters
 
-from pplgen.dynamics import HiddenMarkov, LinearGaussian, MarkovChain, SwitchingLinearGaussian
 from pplgen.exact.hmm import log_normaliser
-from pplgen.state_space import StateSpaceStory, lengths
-from pplgen.story import pyro_method
+from pplgen.story.base import pyro_method
+from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, MarkovChain, SwitchingLinearGaussian
+from pplgen.story.state_space import StateSpaceStory, lengths
 
 
 class LevelSeries(dist.TorchDistribution):

@@ -17,7 +17,7 @@ from pplgen.models import collection
 from typer.main import get_command
 
 import pplgen
-from pplgen.cli import app
+from pplgen.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = sorted(

@@ -138,7 +138,7 @@ FLOORS = {
 }
 """A module imports only from its own floor or below; the collection, only the contracts and its own pieces."""
 
-CALLED_LATE = {("trust_verbs.py", "pplgen.report")}
+CALLED_LATE = {("trust_verbs.py", "pplgen.report.page")}
 """Imports inside a method of ``Fit`` that reaches upward once it is called."""
 
 STORY_MAY_IMPORT = {
@@ -147,11 +147,11 @@ STORY_MAY_IMPORT = {
     "contextlib",
     "itertools",
     "math",
-    "pplgen.dynamics",
-    "pplgen.latent",
+    "pplgen.story.dynamics",
+    "pplgen.story.latent",
     "pplgen.models",
-    "pplgen.state_space",
-    "pplgen.story",
+    "pplgen.story.state_space",
+    "pplgen.story.base",
     "pyro",
     "torch",
     "typing",

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from pplgen.models import GaussianMixture
 
 import pplgen
-from pplgen import InputError, checkpoint, store
-from pplgen.cli import main
+from pplgen import InputError
+from pplgen.cli.main import main
 from pplgen.errors import DataWarning
-from pplgen.headers import sealed
+from pplgen.storage import checkpoint
+from pplgen.storage import run_folder as store
+from pplgen.storage.header import sealed
 
 PATIENCE = {signal.ITIMER_PROF: 60, signal.ITIMER_REAL: 600}
 """Seconds of computing, and by the clock of a machine that does other things too, after which a case hangs."""

@@ -9,8 +9,8 @@ import pytest
 
 import pplgen
 from pplgen import models
-from pplgen.cli import main
-from pplgen.show_command import calibration_word
+from pplgen.cli.main import main
+from pplgen.cli.show import calibration_word
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,11 +16,13 @@ import torch
 from pplgen.models import GaussianMixture
 
 import pplgen
-from pplgen import InputError, checkpoint, store
-from pplgen.headers import sealed
-from pplgen.kept_draws import read_draws
-from pplgen.loading import load_with_draws
-from pplgen.report import PAGE
+from pplgen import InputError
+from pplgen.fitting.load import load_with_draws
+from pplgen.fitting.saved_draws import read_draws
+from pplgen.report.page import PAGE
+from pplgen.storage import checkpoint
+from pplgen.storage import run_folder as store
+from pplgen.storage.header import sealed
 
 QUICK = {"steps": 5, "compile": "off", "progress": False}
 
@@ -129,7 +131,7 @@ def test_headers_and_draws_and_checkpoints(pickles, run, tmp_path, packed):
 
 @pytest.mark.parametrize("story", ["os:mkdir", "builtins:eval", "pplgen.models.gaussian_mixture:torch", "evil:Story"])
 def test_a_header_names_nothing_that_runs(run, mark, tmp_path, monkeypatch, story):
-    (tmp_path / "evil.py").write_text(f"import os; os.mkdir({str(mark)!r})\nfrom pplgen.story import Story")
+    (tmp_path / "evil.py").write_text(f"import os; os.mkdir({str(mark)!r})\nfrom pplgen.story.base import Story")
     (run / "evil.py").write_text((tmp_path / "evil.py").read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -19,10 +19,10 @@ from pplgen.models import DirichletProcessMixture, GaussianMixture
 
 import pplgen
 from pplgen.exact.em import GaussianMixtureParameters, e_step, em
-from pplgen.palette import COLOURS
-from pplgen.plots import plot_mixture
-from pplgen.posterior_plots import plot_loo_pit, plot_predictive
-from pplgen.replicates import left_out, observed_columns
+from pplgen.plots.fit import plot_mixture
+from pplgen.plots.palette import COLOURS
+from pplgen.plots.posterior import plot_loo_pit, plot_predictive
+from pplgen.report.observed import left_out, observed_columns
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 options = {"restarts": 2, "steps": 600, "compile": "graph"} if SMOKE else {"restarts": 8}

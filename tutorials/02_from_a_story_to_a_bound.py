@@ -24,8 +24,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 import pplgen
 from pplgen.exact.em import GaussianMixtureParameters, e_step, em, m_step
 from pplgen.exact.ppca import ppca
-from pplgen.mixtures import smoothed_weights
-from pplgen.palette import COLOURS
+from pplgen.plots.palette import COLOURS
+from pplgen.posterior.weighted import smoothed_weights
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 torch.set_default_dtype(torch.float64)

@@ -18,11 +18,11 @@ from pplgen.models import LinearGaussianSSM, MarkovSwitchingAR, SwitchingLDS
 from torch.distributions import Normal
 
 import pplgen
-from pplgen.dynamics import LinearGaussian
 from pplgen.exact.kalman import kalman_filter
 from pplgen.exact.kalman_scan import diffuse_log_likelihood
-from pplgen.palette import COLOURS
-from pplgen.series_plots import plot_forecast, plot_regimes, plot_series
+from pplgen.plots.palette import COLOURS
+from pplgen.plots.series import plot_forecast, plot_regimes, plot_series
+from pplgen.story.dynamics import LinearGaussian
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 options = {"steps": 300, "compile": "graph"} if SMOKE else {"restarts": 4}

@@ -24,10 +24,10 @@ from scipy.stats import norm
 from sklearn.neighbors import KNeighborsClassifier
 
 import pplgen
-from pplgen.estimators import ScoreFunction_ELBO
 from pplgen.exact.ppca import ppca
-from pplgen.latent_plots import plot_anomalies, plot_inpainting, plot_latent_map, plot_reconstructions
-from pplgen.palette import COLOURS
+from pplgen.inference.estimators import ScoreFunction_ELBO
+from pplgen.plots.latent import plot_anomalies, plot_inpainting, plot_latent_map, plot_reconstructions
+from pplgen.plots.palette import COLOURS
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 TRAINING = {

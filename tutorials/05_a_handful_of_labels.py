@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 import pplgen
-from pplgen.palette import COLOURS
+from pplgen.plots.palette import COLOURS
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 PER_CLASS = (3, 100) if SMOKE else (1, 3, 5, 10, 30, 100)

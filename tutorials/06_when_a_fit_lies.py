@@ -21,8 +21,8 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal
 
 import pplgen
-from pplgen.palette import COLOURS
-from pplgen.second_opinion import side_by_side
+from pplgen.fitting.second_opinion import side_by_side
+from pplgen.plots.palette import COLOURS
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 options = {"steps": 1600, "compile": "graph"} if SMOKE else {}

@@ -26,8 +26,8 @@ from pyro.nn import PyroParam
 from torch.distributions import constraints
 
 import pplgen
-from pplgen.palette import COLOURS
-from pplgen.story import InputError, Story, check_count, check_positive, pyro_method
+from pplgen.plots.palette import COLOURS
+from pplgen.story.base import InputError, Story, check_count, check_positive, pyro_method
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 
@@ -352,7 +352,7 @@ test_posterior_is_that_of_quadrature()
 # `pplgen predict runs/newcomb new.csv --story FILE.py:GrossErrors`. To move in, it takes two files:
 #
 # - **`models/gross_errors.py`**: the class above. Its module's docstring holds the equations and the reference; it
-#   imports torch, Pyro, `pplgen.story` and pieces that stories share, and stays under 200 lines.
+#   imports torch, Pyro, `pplgen.story.base` and pieces that stories share, and stays under 200 lines.
 # - **`tests/models/test_gross_errors.py`**: `quadrature` and the test above. A reference that others may use goes
 #   into `pplgen/exact` instead.
 #

@@ -24,8 +24,8 @@ import torch
 from torch.distributions import constraints
 
 import pplgen
-from pplgen.graph import trace
-from pplgen.palette import COLOURS
+from pplgen.compiler.graph import trace
+from pplgen.plots.palette import COLOURS
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 RESTARTS = 16 if SMOKE else 64
@@ -69,7 +69,7 @@ def guide(x):
 # %% [markdown]
 # ## Trace
 #
-# `pplgen.graph.trace` runs the pair's bound and its backward pass once and writes down each tensor operation.
+# `pplgen.compiler.graph.trace` runs the pair's bound and its backward pass once and writes down each tensor operation.
 # Handlers, constraints, plates and the sum over components are gone from what is left; there is nothing but
 # arithmetic and random numbers. (`fit` does all of this by itself. We do it by hand here in order to look.)
 

@@ -9,11 +9,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen import relabelling
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.material import Material
-from pplgen.isolation import seeded
-from pplgen.joint import given_latents, joint_at, sites_of
+from pplgen.inference.log_joint import given_latents, joint_at, sites_of
+from pplgen.posterior import relabelling
+from pplgen.story.isolation import seeded
 
 __all__ = ["duplicate_components", "exchangeable", "label_switching"]
 

@@ -14,17 +14,17 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from pplgen.checks.replicates import Replicates, replicate
-from pplgen.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
-from pplgen.entries import entry_names
 from pplgen.errors import InputError
-from pplgen.estimators import entries_of
-from pplgen.latent import LatentStory
-from pplgen.pair import Pair, rows_of
-from pplgen.scores import latent_densities
-from pplgen.stored import StoredDraws
-from pplgen.structure import number_of_rows
-from pplgen.training import Training
-from pplgen.weighing import INNER, Weighed, integrated, weigh
+from pplgen.inference.estimators import entries_of
+from pplgen.inference.stored_draws import StoredDraws
+from pplgen.inference.svi import Training
+from pplgen.posterior.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
+from pplgen.posterior.importance import INNER, Weighed, integrated, weigh
+from pplgen.posterior.likelihood import latent_densities
+from pplgen.posterior.names import entry_names
+from pplgen.story.latent import LatentStory
+from pplgen.story.pair import Pair, rows_of
+from pplgen.story.structure import number_of_rows
 
 __all__ = ["REPLICATES", "SAMPLED", "Material"]
 

@@ -9,10 +9,10 @@ from scipy import stats
 from pplgen.checks.check import Check, RowShapes, Verdict, beside, despite
 from pplgen.checks.material import Material
 from pplgen.checks.replicates import replicate
+from pplgen.checks.uniformity import holm
 from pplgen.checks.weights import bound_gap, resampled_means, wider
-from pplgen.mixtures import smoothed_weights
-from pplgen.uniformity import holm
-from pplgen.weighing import leave_one_out
+from pplgen.posterior.importance import leave_one_out
+from pplgen.posterior.weighted import smoothed_weights
 
 __all__ = ["LOO", "holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
 

@@ -10,9 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pplgen.compiler.vectorised import over_draws
 from pplgen.errors import InputError
-from pplgen.mapped import over_draws
-from pplgen.pair import Pair
+from pplgen.story.pair import Pair
 
 __all__ = ["Replicates", "replicate", "tail_probability"]
 

@@ -8,8 +8,8 @@ import torch
 
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.material import Material
-from pplgen.draws import draw_posterior
-from pplgen.structure import number_of_rows
+from pplgen.posterior.draws import draw_posterior
+from pplgen.story.structure import number_of_rows
 
 __all__ = ["counted_rows", "non_finite"]
 

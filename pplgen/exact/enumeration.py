@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import LinearGaussian, SwitchingLinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.kalman import kalman_filter, rts_smoother
 from pplgen.exact.switching import SwitchingSmoothed, collapse, per_regime
+from pplgen.story.dynamics import LinearGaussian, SwitchingLinearGaussian
 
 __all__ = ["MAX_PATHS", "enumerate_regimes"]
 

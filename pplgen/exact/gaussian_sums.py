@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.exact.shapes import pick
 from pplgen.exact.switching import collapse, first_step, next_step, per_regime, with_axes
+from pplgen.story.dynamics import SwitchingLinearGaussian
 
 __all__ = ["MOST", "GaussianSum", "GaussianSums", "gaussian_sum_filter"]
 

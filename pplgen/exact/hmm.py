@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import MarkovChain
 from pplgen.errors import InputError
 from pplgen.exact.scan import Elements, associative_scan
 from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_shape
 from pplgen.exact.simulation import draw_categorical
+from pplgen.story.dynamics import MarkovChain
 
 __all__ = ["Posterior", "forward_backward", "log_normaliser", "sample_paths", "viterbi"]
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import LinearGaussian
 from pplgen.exact.linear_gaussian import log_normal, symmetrise, times, unroll, without_gaps
 from pplgen.exact.shapes import along_time, stack_steps
+from pplgen.story.dynamics import LinearGaussian
 
 __all__ = [
     "Filtered",

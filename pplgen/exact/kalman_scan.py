@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import LinearGaussian
 from pplgen.exact.kalman import Filtered, Smoothed, backward_kernels, over_all_batches, predict, update
 from pplgen.exact.linear_gaussian import symmetrise, times, unroll, without_gaps
 from pplgen.exact.scan import Elements, associative_scan
+from pplgen.story.dynamics import LinearGaussian
 
 __all__ = ["diffuse_log_likelihood", "kalman_filter_scan", "rts_smoother_scan"]
 

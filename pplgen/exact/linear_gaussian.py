@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import LinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_series, check_shape
+from pplgen.story.dynamics import LinearGaussian
 
 __all__ = ["log_normal", "log_normals", "symmetrise", "times", "unroll", "without_gaps"]
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.switching import first_step, next_step, per_regime
+from pplgen.story.dynamics import SwitchingLinearGaussian
 
 __all__ = ["LogMarginal", "rao_blackwellised_filter"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import LinearGaussian
 from pplgen.exact.kalman import Filtered, backward_kernels
 from pplgen.exact.linear_gaussian import symmetrise, times
+from pplgen.story.dynamics import LinearGaussian
 
 __all__ = ["draw_categorical", "draw_missing", "draw_normal", "draw_states", "square_root"]
 

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.kalman import backward_kernel, predict, update
 from pplgen.exact.linear_gaussian import symmetrise, times
 from pplgen.exact.shapes import check_dtypes, check_series, stack_steps
+from pplgen.story.dynamics import SwitchingLinearGaussian
 
 __all__ = [
     "SwitchingFiltered",

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.gaussian_sums import GaussianSum, GaussianSums
 from pplgen.exact.kalman import backward_kernel, predict
@@ -16,6 +15,7 @@ from pplgen.exact.linear_gaussian import log_normal, log_normals, times, without
 from pplgen.exact.shapes import pick
 from pplgen.exact.simulation import draw_categorical, draw_normal
 from pplgen.exact.switching import per_regime, with_axes
+from pplgen.story.dynamics import SwitchingLinearGaussian
 
 __all__ = ["SwitchingPaths", "draw_switching_paths"]
 

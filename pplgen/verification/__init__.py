@@ -1,1 +1,4 @@
-"""Every exact check and reference value that the documentation claims, measured again on the machine at hand."""
+"""The documentation's claims, measured again.
+
+May import: fitting, calibration and the collection. Start reading at `running.py`; a file per subject holds its claims.
+"""

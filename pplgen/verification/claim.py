@@ -11,7 +11,7 @@ from functools import partial
 import pyro
 
 from pplgen.errors import first_line
-from pplgen.isolation import seeded
+from pplgen.story.isolation import seeded
 from pplgen.verification.sources import NotAtHand, Sources
 
 __all__ = ["Claim", "Estimate", "Outcome", "Result", "measure"]

@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.dynamics import MarkovChain
-from pplgen.state_space import StateSpaceStory
+from pplgen.story.dynamics import MarkovChain
+from pplgen.story.state_space import StateSpaceStory
 
 __all__ = ["density", "from_prior", "over_all_paths"]
 

@@ -12,12 +12,12 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
-from pplgen.engine import Engine, State, why_not_compiled
-from pplgen.graph import Graph, trace
-from pplgen.isolation import seeded
+from pplgen.compiler.graph import Graph, trace
+from pplgen.inference.engine import Engine, State, why_not_compiled
+from pplgen.inference.svi import Adam
 from pplgen.models import VAE, GaussianMixture
-from pplgen.pair import Pair
-from pplgen.training import Adam
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim
 from pplgen.verification.sources import NotAtHand, Sources
 

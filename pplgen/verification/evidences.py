@@ -14,8 +14,8 @@ from pplgen.exact.conjugate import (
     wishart_evidence,
 )
 from pplgen.models import GaussianMixture, MixedMixture
-from pplgen.pair import Pair
-from pplgen.story import Story
+from pplgen.story.base import Story
+from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim
 from pplgen.verification.sources import Sources
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pplgen.exact.em import GaussianMixtureParameters, climb_from, e_step, em, m_step
 from pplgen.exact.em_missing import e_step_missing, em_missing
-from pplgen.fitted import Fit
-from pplgen.fitting import fit
+from pplgen.fitting.fit import fit
+from pplgen.fitting.result import Fit
 from pplgen.models import DirichletProcessMixture, GaussianMixture, MixedMixture
-from pplgen.posterior import group_of
+from pplgen.posterior.datatree import group_of
 from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.sources import Sources, needs
 

@@ -11,11 +11,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplgen.bounds import bound_of
-from pplgen.fitted import Fit
-from pplgen.fitting import fit
-from pplgen.latent import LatentStory
+from pplgen.fitting.fit import fit
+from pplgen.fitting.result import Fit
+from pplgen.inference.objectives import bound_of
 from pplgen.models import VAE, MixtureVAE, SemiSupervisedVAE
+from pplgen.story.latent import LatentStory
 from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.sources import Sources
 

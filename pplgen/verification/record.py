@@ -14,9 +14,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from pplgen.digits import as_claimed, as_measured
-from pplgen.store import provenance
+from pplgen.storage.run_folder import provenance
 from pplgen.verification.claim import Claim, Result
+from pplgen.verification.digits import as_claimed, as_measured
 from pplgen.verification.sources import FILES
 
 __all__ = ["as_json", "as_markdown", "counted", "fixed_cells", "numbers"]

@@ -10,11 +10,11 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Categorical, MultivariateNormal, Normal, Poisson, biject_to
 
-from pplgen.dynamics import MarkovChain
 from pplgen.exact.hmm import forward_backward, log_normaliser
-from pplgen.fitting import fit
+from pplgen.fitting.fit import fit
 from pplgen.models import GaussianHMM, MarkovSwitchingAR
-from pplgen.posterior import group_of
+from pplgen.posterior.datatree import group_of
+from pplgen.story.dynamics import MarkovChain
 from pplgen.verification.claim import Claim
 from pplgen.verification.densities import density, from_prior, over_all_paths
 from pplgen.verification.sources import Sources, needs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pplgen.errors import InputError, near_names
-from pplgen.verification import codes, engine, evidences, mixtures, networks, regimes, series, switching, trust
+from pplgen.verification import engine, evidences, latents, mixtures, networks, regimes, series, switching, trust
 from pplgen.verification.claim import Claim, Outcome, Result, measure
 from pplgen.verification.sources import Sources
 
@@ -17,7 +17,7 @@ FAMILIES: dict[str, tuple[Claim, ...]] = {
     "series": series.CLAIMS,
     "regimes": regimes.CLAIMS,
     "switching": switching.CLAIMS,
-    "codes": codes.CLAIMS,
+    "latents": latents.CLAIMS,
     "networks": networks.CLAIMS,
     "engine": engine.CLAIMS,
     "trust": trust.CLAIMS,

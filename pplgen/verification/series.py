@@ -13,12 +13,12 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
-from pplgen.dynamics import LinearGaussian
 from pplgen.exact.kalman import kalman_filter
 from pplgen.exact.kalman_scan import diffuse_log_likelihood
-from pplgen.fitting import fit
+from pplgen.fitting.fit import fit
 from pplgen.models import LinearGaussianSSM
-from pplgen.posterior import group_of
+from pplgen.posterior.datatree import group_of
+from pplgen.story.dynamics import LinearGaussian
 from pplgen.verification.claim import Claim
 from pplgen.verification.densities import density, from_prior
 from pplgen.verification.sources import Sources, needs

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplgen.data import load_data
+from pplgen.data.table import load_data
 
 __all__ = ["EIGHT_SCHOOLS", "FIRST_GROWTH", "NotAtHand", "Sources", "needs"]
 

@@ -10,16 +10,16 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Normal
 
-from pplgen.draws import row_densities
-from pplgen.dynamics import MarkovChain, SwitchingLinearGaussian
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.gaussian_sums import gaussian_sum_filter
 from pplgen.exact.particles import rao_blackwellised_filter
 from pplgen.exact.switching import kim_filter
 from pplgen.exact.switching_simulation import SwitchingPaths, draw_switching_paths
-from pplgen.fitting import fit
+from pplgen.fitting.fit import fit
 from pplgen.models import SwitchingLDS
-from pplgen.scores import LogLikelihood
+from pplgen.posterior.draws import row_densities
+from pplgen.posterior.likelihood import LogLikelihood
+from pplgen.story.dynamics import MarkovChain, SwitchingLinearGaussian
 from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.densities import over_all_paths
 from pplgen.verification.sources import Sources

@@ -15,17 +15,17 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
-from pplgen.calibrating import calibrate
-from pplgen.calibration import Calibration
+from pplgen.calibration.calibrate import calibrate
+from pplgen.calibration.result import Calibration
 from pplgen.checks import weights
 from pplgen.checks.material import Material
-from pplgen.diagnostics import Verdict
-from pplgen.fitting import fit
-from pplgen.pair import Pair
-from pplgen.posterior import group_of
+from pplgen.checks.table import Verdict
+from pplgen.fitting.fit import fit
+from pplgen.posterior.datatree import group_of
+from pplgen.posterior.importance import leave_one_out, weigh
+from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.sources import Sources
-from pplgen.weighing import leave_one_out, weigh
 
 __all__ = ["CLAIMS"]
 

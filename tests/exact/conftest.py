@@ -5,8 +5,8 @@ import csv
 import pytest
 import torch
 
-from pplgen.dynamics import LinearGaussian, SwitchingLinearGaussian
 from pplgen.exact.switching import per_regime
+from pplgen.story.dynamics import LinearGaussian, SwitchingLinearGaussian
 
 
 def normal(seed):

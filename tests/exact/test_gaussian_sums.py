@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.gaussian_sums import gaussian_sum_filter
 from pplgen.exact.switching import kim_filter, per_regime
+from pplgen.story.dynamics import SwitchingLinearGaussian
 
 ALL = 10**6
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from pplgen.dynamics import MarkovChain
 from pplgen.errors import InputError
 from pplgen.exact.hmm import forward_backward, log_normaliser, sample_paths, viterbi
+from pplgen.story.dynamics import MarkovChain
 
 T, K = 5, 3
 LENGTHS = torch.tensor([5, 3])

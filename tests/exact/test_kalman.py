@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pplgen.dynamics import LinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.kalman import kalman_filter, rts_smoother
 from pplgen.exact.kalman_scan import kalman_filter_scan, rts_smoother_scan
+from pplgen.story.dynamics import LinearGaussian
 
 ALGORITHMS = pytest.mark.parametrize(
     ("filter_series", "smooth"),

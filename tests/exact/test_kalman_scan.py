@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import pplgen
-from pplgen.dynamics import LinearGaussian
 from pplgen.exact.kalman import kalman_filter, rts_smoother
 from pplgen.exact.kalman_scan import diffuse_log_likelihood, kalman_filter_scan, rts_smoother_scan
 from pplgen.exact.linear_gaussian import symmetrise
+from pplgen.story.dynamics import LinearGaussian
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from pplgen.dynamics import LinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.kalman import kalman_filter
 from pplgen.exact.particles import rao_blackwellised_filter
 from pplgen.exact.switching import per_regime
+from pplgen.story.dynamics import LinearGaussian
 
 
 def test_agrees_with_enumeration(switching_model):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from pplgen.dynamics import LinearGaussian, MarkovChain
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.hmm import forward_backward
 from pplgen.exact.kalman import kalman_filter, rts_smoother
 from pplgen.exact.switching import collapse, kim_filter, kim_smoother, per_regime
+from pplgen.story.dynamics import LinearGaussian, MarkovChain
 
 CLOSE = {"rtol": 0, "atol": 1e-10}  # six steps of well-conditioned float64
 

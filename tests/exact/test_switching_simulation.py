@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.distributions import Categorical, Normal
 
-from pplgen.dynamics import SwitchingLinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.gaussian_sums import gaussian_sum_filter
 from pplgen.exact.switching import kim_filter, per_regime
 from pplgen.exact.switching_simulation import draw_switching_paths
+from pplgen.story.dynamics import SwitchingLinearGaussian
 
 PATHS = 20_000
 

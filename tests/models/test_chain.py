@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from pplgen.models._chain import HiddenMarkovSeries, log_normaliser, log_product, marginals, sample_chain
-from pplgen.models._missing import WhereSeen
+from pplgen.models._distributions.chain import HiddenMarkovSeries, log_normaliser, log_product, marginals, sample_chain
+from pplgen.models._distributions.missing import WhereSeen
 from pyro.distributions import Normal
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pplgen.dynamics import MarkovChain
 from pplgen.exact.hmm import forward_backward
+from pplgen.story.dynamics import MarkovChain
 
 LENGTHS = (1, 2, 3, 4, 5, 8, 33, 100)
 

@@ -7,7 +7,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 import pplgen
 from pplgen.exact.em import GaussianMixtureParameters, e_step
-from pplgen.isolation import seeded
+from pplgen.story.isolation import seeded
 
 K, D, N = 6, 3, 12_000
 

@@ -7,7 +7,7 @@ from pplgen.models import GaussianMixture
 import pplgen
 from pplgen.exact.conjugate import shared_variance_evidence, wishart_evidence
 from pplgen.exact.em import GaussianMixtureParameters, e_step
-from pplgen.pair import Pair
+from pplgen.story.pair import Pair
 
 KAPPA = 0.01
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pplgen.models import GaussianHMM, LinearGaussianSSM, _first_regimes
-from pplgen.models._inverse_wishart import InverseWishart, inverse_chi
+from pplgen.models._distributions.inverse_wishart import InverseWishart, inverse_chi
 from pyro import poutine
 from torch.distributions import Categorical, MultivariateNormal, Normal, Poisson, Wishart, biject_to
 

@@ -14,8 +14,8 @@ import pplgen
 from pplgen.errors import InputError
 from pplgen.exact.conjugate import wishart_evidence
 from pplgen.exact.em import GaussianMixtureParameters, e_step, em
-from pplgen.isolation import seeded
-from pplgen.pair import Pair
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
 
 FAITHFUL_MAXIMUM = -1130.26396  # K = 2, full covariance
 

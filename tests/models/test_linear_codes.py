@@ -9,7 +9,7 @@ from pyro.infer import Trace_ELBO
 
 import pplgen
 from pplgen.exact.ppca import LinearCodes, em_linear_codes, fill_in
-from pplgen.isolation import seeded
+from pplgen.story.isolation import seeded
 
 STORIES = [PPCA, FactorAnalysis]
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from pplgen.models import LinearGaussianSSM
-from pplgen.models._linear_gaussian import LinearGaussianSeries
+from pplgen.models._distributions.linear_gaussian import LinearGaussianSeries
 from pyro import poutine
 from torch.distributions import MultivariateNormal
 
 import pplgen
-from pplgen.dynamics import LinearGaussian
 from pplgen.errors import InputError
 from pplgen.exact.kalman import kalman_filter
+from pplgen.story.dynamics import LinearGaussian
 
 CLOSE = {"rtol": 0, "atol": 1e-8}  # some ten float64 steps of size 10 to 100, rounded to 1e-16 of it
 NILE_KNOWN = {"m0": 1000.0, "s0": 1000.0}

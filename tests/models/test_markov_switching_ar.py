@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pplgen.models import MarkovSwitchingAR
-from pplgen.models._switching_autoregression import SwitchingAutoregression, stationary
+from pplgen.models._distributions.switching_autoregression import SwitchingAutoregression, stationary
 from pyro import poutine
 from torch.distributions import Normal, biject_to
 

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import GaussianMixture
-from pplgen.models._missing import MarginalNormal, WhereSeen
+from pplgen.models._distributions.missing import MarginalNormal, WhereSeen
 
 import pplgen
 from pplgen.exact.em import GaussianMixtureParameters, em

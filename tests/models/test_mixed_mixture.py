@@ -10,7 +10,7 @@ from pplgen.models import MixedMixture
 import pplgen
 from pplgen.errors import InputError
 from pplgen.exact.conjugate import dirichlet_evidence, gamma_poisson_evidence, shared_variance_evidence
-from pplgen.pair import Pair
+from pplgen.story.pair import Pair
 
 GENERATOR = torch.Generator().manual_seed(0)
 N = 120

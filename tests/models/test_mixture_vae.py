@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import pplgen
 from pplgen.errors import InputError
-from pplgen.pair import Pair
+from pplgen.story.pair import Pair
 
 
 @pytest.mark.parametrize("kl_weight", [1.0, 0.5])

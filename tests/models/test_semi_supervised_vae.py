@@ -11,10 +11,10 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 
 import pplgen
-from pplgen.batches import batching
 from pplgen.errors import DataWarning, InputError
-from pplgen.isolation import seeded
-from pplgen.pair import Pair
+from pplgen.inference.minibatches import batching
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import SwitchingLDS
-from pplgen.models._switching import Dynamics, SwitchingPath
-from pplgen.models._switching_emission import Emission
+from pplgen.models._distributions.switching import Dynamics, SwitchingPath
+from pplgen.models._distributions.switching_emission import Emission
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 
 import pplgen
-from pplgen.draws import row_densities
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.hmm import forward_backward
-from pplgen.isolation import seeded
-from pplgen.pair import Pair
+from pplgen.posterior.draws import row_densities
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
 from pplgen.verification.switching import GROWTH
 
 TWELVE_QUARTERS, ALL_QUARTERS = -19.794290757, -209.141

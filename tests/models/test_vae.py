@@ -7,7 +7,7 @@ import torch
 from pplgen.models import VAE
 
 import pplgen
-from pplgen.pair import Pair
+from pplgen.story.pair import Pair
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "normal", "categorical"])

@@ -1,0 +1,1 @@
+"""Distributions that stories share and Pyro lacks."""

@@ -1,0 +1,144 @@
+r"""Paths of a continuous state whose dynamics switch, the regimes summed out.
+
+Given a path x the regimes are a hidden Markov chain that is seen through the steps of the path::
+
+    p(x) = p(x_1) sum_s p(s_1) prod_t p(s_t | s_{t-1}, x_{t-1}) Normal(x_t; A[s_t] x_{t-1} + b[s_t], Q[s_t])
+
+so the sum is a normaliser of ``_chain``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pplgen.models._distributions.chain import log_normaliser
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class Dynamics(NamedTuple):
+    """How regime and state move: K regimes, D dimensions."""
+
+    log_pi: Tensor
+    """``log p(s_1)``, shape ``(K,)``."""
+    log_P: Tensor
+    """``log p(s_t | s_{t-1})`` up to the recurrence, shape ``(K, K)``."""
+    m0: Tensor
+    """``E[x_1]``, shape ``(D,)``."""
+    L0: Tensor
+    """Cholesky factor of ``Cov[x_1]``, shape ``(D, D)``."""
+    A: Tensor
+    """Shape ``(K, D, D)``."""
+    b: Tensor
+    """Shape ``(K, D)``."""
+    L: Tensor
+    """Cholesky factors of ``Q``, shape ``(K, D, D)``."""
+    W: Tensor | None = None
+    """``p(s_t | s_{t-1}, x_{t-1})`` is proportional to ``P exp(W x_{t-1})``, shape ``(K, D)``; ``None`` for ``P``."""
+
+    @classmethod
+    def of(cls, theta: Mapping[str, Tensor]) -> Dynamics:
+        """Sort parameters by name; the Cholesky factor of each Q is ``B diag(q)``, with ones and ``l`` in B."""
+        L = torch.diag_embed(theta["q"])
+        if "l" in theta:
+            L = L + (theta["l"] @ _below(L)).unflatten(-1, L.shape[1:]) * theta["q"].unsqueeze(-2)
+        start = theta["m0"], torch.diag_embed(theta["s0"])
+        return cls(theta["pi"].log(), theta["P"].log(), *start, theta["A"], theta["b"], L, theta.get("W"))
+
+    def log_transition(self, x: Tensor) -> Tensor:
+        """Log probabilities of the next regime given the state, shape ``(..., K, K)``, or ``(K, K)`` where they agree.
+
+        Parameters
+        ----------
+        x
+            States, shape ``(..., D)``.
+        """
+        if self.W is None:
+            return self.log_P
+        return (self.log_P + (x @ self.W.mT).unsqueeze(-2)).log_softmax(-1)
+
+    def log_steps(self, x: Tensor) -> Tensor:
+        """Log density in nats of each step of a path but the first in each regime, shape ``(..., T - 1, K)``."""
+        K, D, _ = self.A.shape
+        whiten = torch.linalg.solve_triangular(self.L, torch.eye(D, dtype=x.dtype, device=x.device), upper=False)
+        now, before = whiten.reshape(K * D, D), (whiten @ self.A).reshape(K * D, D)
+        shift = (whiten @ self.b.unsqueeze(-1)).reshape(K * D)
+        noise = (x[..., 1:, :] @ now.mT - x[..., :-1, :] @ before.mT - shift).unflatten(-1, (K, D))
+        log_volume = self.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * noise.square().sum(-1) - log_volume - 0.5 * D * math.log(2 * math.pi)
+
+
+class SwitchingPath(dist.TorchDistribution):
+    """Paths of the state.
+
+    Parameters
+    ----------
+    dynamics
+        Of regime and state.
+    inside
+        Steps that belong to the series, shape ``(..., T)``. Past a series' end its steps are standard normal, as they
+        are in the guides, and so count for nothing.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = False
+
+    def __init__(self, dynamics: Dynamics, inside: Tensor) -> None:
+        self.dynamics, self.inside = dynamics, inside
+        event = torch.Size([inside.shape[-1], dynamics.m0.shape[-1]])
+        super().__init__(inside.shape[:-1], event, validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> SwitchingPath:
+        """Repeat along new axes of series."""
+        return SwitchingPath(self.dynamics, self.inside.expand(*batch_shape, -1))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in nats, shape ``(...)``."""
+        return self._start(value) + log_normaliser(*self.chain(value))
+
+    def chain(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the chain of regimes that a path tells of, as ``log_normaliser`` takes it."""
+        steps = torch.where(self.inside[..., 1:, None], self.dynamics.log_steps(x), 0.0)
+        # the first step says nothing of its regime
+        seen = torch.nn.functional.pad(steps, (0, 0, 1, 0))
+        log_pi = self.dynamics.log_pi.expand(*seen.shape[:-2], -1)
+        return log_pi, self.dynamics.log_transition(x[..., :-1, :]), seen
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw paths."""
+        return self.sample_with_regimes(torch.Size(sample_shape))[0]
+
+    def sample_with_regimes(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw paths and their regimes, shapes ``(..., T, D)`` and ``(..., T)``."""
+        log_pi, _, m0, L0, A, b, L, _ = self.dynamics
+        shape = (*sample_shape, *self.batch_shape)
+        s = dist.Categorical(logits=log_pi.expand(*shape, -1)).sample()
+        x = m0 + (L0 @ torch.randn(*shape, len(m0), 1, dtype=m0.dtype, device=m0.device)).squeeze(-1)
+        states, regimes = [x], [s]
+        for _ in range(1, self.event_shape[0]):
+            every = self.dynamics.log_transition(x).expand(*shape, *self.dynamics.log_P.shape)
+            logits = torch.gather(every, -2, s[..., None, None].expand(*shape, 1, every.shape[-1])).squeeze(-2)
+            s = dist.Categorical(logits=logits).sample()
+            noise = torch.randn(*shape, len(m0), 1, dtype=m0.dtype, device=m0.device)
+            x = (A[s] @ x.unsqueeze(-1) + L[s] @ noise).squeeze(-1) + b[s]
+            states.append(x)
+            regimes.append(s)
+        return torch.stack(states, -2), torch.stack(regimes, -1)
+
+    def _start(self, x: Tensor) -> Tensor:
+        """Log density of the first step, and of those past the end."""
+        first = dist.MultivariateNormal(self.dynamics.m0, scale_tril=self.dynamics.L0).log_prob(x[..., 0, :])
+        outside = -0.5 * (x.square() + math.log(2 * math.pi)).sum(-1)
+        return first + torch.where(self.inside, 0.0, outside).sum(-1)
+
+
+def _below(L: Tensor) -> Tensor:
+    """Places below the diagonal of a matrix, row by row, as unit vectors of its entries."""
+    D = L.shape[-1]
+    every = torch.eye(D * D, dtype=L.dtype, device=L.device)
+    return torch.stack([every[D * i + j] for i in range(D) for j in range(i)])

@@ -1,0 +1,172 @@
+r"""Autoregressions whose regimes are summed out: a chain of windows of regimes.
+
+With ``d_t = y_t - mu[s_t]`` the step ``d_t = sum_i phi_i[s_t] d_{t-i} + N(0, sigma[s_t]^2)`` depends on the regimes
+``s_{t-w}, ..., s_t``, where w is the order p, or 0 where all regimes have one mean. Such a window is one of
+``H = K^(w + 1)`` hidden states, numbered as digits in base K with ``s_t`` the last. Windows that are w + 1 steps apart
+share no regime: w + 1 steps make one matrix without structural zeros, whose entries are sums and no products.
+
+References
+----------
+Hamilton (1989), A new approach to the economic analysis of nonstationary time series and the business cycle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from pplgen.models._distributions.chain import log_normaliser, log_product, sample_chain
+from torch import Tensor
+
+from pplgen.story.dynamics import MarkovChain
+
+
+class SwitchingAutoregression(dist.TorchDistribution):
+    """Series of one feature given their first p steps, which have no density; shorter ones end in NaN.
+
+    Parameters
+    ----------
+    P
+        Transitions from rows to columns, rows summing to one, shape ``(K, K)``.
+    mu, sigma
+        Mean and standard deviation of each regime, shape ``(K,)``.
+    phi
+        Coefficients of the lags 1, ..., p, shape ``(K, p)``.
+    num_steps
+        Length T of the series.
+    memory
+        How many regimes before the present one matter: w.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    has_rsample = False
+
+    def __init__(self, P: Tensor, mu: Tensor, sigma: Tensor, phi: Tensor, num_steps: int, memory: int) -> None:
+        self.P, self.mu, self.sigma, self.phi = P, mu, sigma, phi
+        self.num_steps, self.memory = num_steps, memory
+        self.K, self.order = phi.shape
+        super().__init__(torch.Size(), torch.Size([num_steps, 1]), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> SwitchingAutoregression:
+        """Repeat along new axes of series."""
+        new = SwitchingAutoregression(self.P, self.mu, self.sigma, self.phi, self.num_steps, self.memory)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+    def chain(self) -> MarkovChain:
+        """Return the chain of windows, which begins as it would after a long time."""
+        log_P, log_initial = self.P.log(), stationary(self.P).log()
+        H = self.K ** (self.memory + 1)
+        for _ in range(self.memory):
+            log_initial = (log_initial.unsqueeze(-1) + log_P.repeat(len(log_initial) // self.K, 1)).flatten()
+        before = torch.arange(H, device=log_P.device)[:, None]
+        after = torch.arange(H, device=log_P.device)
+        follows = before % (H // self.K) == after // self.K
+        links = log_P.repeat(H // self.K, 1).repeat(1, H // self.K)
+        return MarkovChain(log_initial, torch.where(follows, links, -torch.inf))
+
+    def log_emission(self, value: Tensor) -> Tensor:
+        """Log density of each step in each window in nats, zero in the first p and past the end, ``(..., T, H)``."""
+        y, q, T = value.squeeze(-1), self.memory + 1, value.shape[-2]
+        gap = y.isnan()
+        y = torch.where(gap, 0.0, y)
+        expected = self._along(self.mu, q - 1, q)
+        for lag in range(1, min(self.order, T) + 1):
+            earlier = torch.nn.functional.pad(y[..., : T - lag], (lag, 0))
+            deviation = earlier.reshape(*y.shape, *[1] * q) - self._along(self.mu, max(q - 1 - lag, 0), q)
+            expected = expected + self._along(self.phi[:, lag - 1], q - 1, q) * deviation
+        density = dist.Normal(expected, self._along(self.sigma, q - 1, q)).log_prob(y.reshape(*y.shape, *[1] * q))
+        density = _contiguous(density.expand(*y.shape, *[self.K] * q)).flatten(-q)
+        scored = ~gap & (torch.arange(T, device=y.device) >= self.order)
+        return torch.where(scored.unsqueeze(-1), density, 0.0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in nats given the first p steps, shape ``batch_shape``."""
+        emission, chain = self.log_emission(value)[..., self.order :, :], self.chain()
+        H, q = emission.shape[-1], self.memory + 1
+        if q == 1 or emission.shape[-2] <= q:
+            if emission.shape[-2] == 0:
+                return emission.sum((-2, -1))
+            return log_normaliser(chain.log_initial.expand(*emission.shape[:-2], H), chain.log_transition, emission)
+        first = chain.log_initial + emission[..., 0, :]
+        blocks = self._blocks(emission[..., 1:, :])
+        return (first.unsqueeze(-1) + log_product(blocks)).flatten(-2).logsumexp(-1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw series; their first p steps as if those before them were at their means."""
+        shape = torch.Size([*sample_shape, *self.batch_shape])
+        K, initial = self.K, stationary(self.P).log()
+        path = sample_chain(initial.expand(*shape, K), self.P.log().expand(*shape, K, K), self.num_steps)
+        return self.continued(self.mu.new_full((*shape, self.num_steps, 1), torch.nan), path)
+
+    def continued(self, y: Tensor, regimes: Tensor) -> Tensor:
+        """Draw the missing ends of series along paths of regimes, shape ``(..., T)``.
+
+        The last p deviations ``d_t, ..., d_{t-p+1}`` are an affine map of those before, a constant one where y is
+        seen. Maps of neighbours are composed, which takes log2 T rounds.
+        """
+        y, mean, phi = y.squeeze(-1), self.mu[regimes], self.phi[regimes]
+        gap, p = y.isnan(), self.order
+        deviation = torch.where(gap, self.sigma[regimes] * torch.randn_like(mean), y - mean)
+        if p:
+            shift = torch.eye(p, dtype=mean.dtype, device=mean.device)[:-1].expand(*mean.shape, p - 1, p)
+            maps = torch.cat([torch.where(gap.unsqueeze(-1), phi, 0.0).unsqueeze(-2), shift], -2)
+            state = torch.nn.functional.pad(deviation[..., None, None], (0, 0, 0, p - 1))
+            stride = 1
+            while stride < y.shape[-1]:
+                later = maps[..., stride:, :, :]
+                reached = state[..., stride:, :, :] + _product(later, state[..., :-stride, :, :])
+                state = torch.cat([state[..., :stride, :, :], reached], -3)
+                maps = torch.cat([maps[..., :stride, :, :], _product(later, maps[..., :-stride, :, :])], -3)
+                stride *= 2
+            deviation = state[..., 0, 0]
+        return torch.where(gap, mean + deviation, y).unsqueeze(-1)
+
+    def _blocks(self, emission: Tensor) -> Tensor:
+        """Return the log weights from windows to those w + 1 steps later, shape ``(..., blocks, H, H)``."""
+        q, K, T = self.memory + 1, self.K, emission.shape[-2]
+        emission = torch.nn.functional.pad(emission, (0, 0, 0, -T % q))  # further steps without y weigh nothing
+        emission = emission.unflatten(-2, (-1, q))
+        total = emission.new_zeros([1] * 2 * q)
+        for step in range(q):  # regimes of the windows before and after are 2q axes
+            ones_before, ones_after = [1] * (step + 1), [1] * (q - 1 - step)
+            link = self.P.log().reshape(*[1] * (q - 1 + step), K, K, *ones_after)
+            weight = emission[..., step, :].unflatten(-1, [K] * q)
+            total = total + link + weight.reshape(*emission.shape[:-2], *ones_before, *[K] * q, *ones_after)
+        total = _contiguous(total.expand(*emission.shape[:-2], *[K] * 2 * q))
+        return total.flatten(-q).flatten(-q - 1, -2)
+
+    def _along(self, values: Tensor, axis: int, axes: int) -> Tensor:
+        """Lay one value for each regime along one axis of several."""
+        return values.reshape(*[1] * axis, -1, *[1] * (axes - 1 - axis))
+
+
+def stationary(P: Tensor) -> Tensor:
+    """Return the probabilities that transitions leave as they are, shape ``(K,)``.
+
+    One regime after the other is taken out of the chain, without subtractions, in which digits would be lost.
+
+    References
+    ----------
+    Grassmann, Taksar and Heyman (1985), Regenerative analysis and steady state distributions for Markov chains.
+    """
+    visits = []
+    for last in range(len(P) - 1, 0, -1):
+        leaving = P[last, :last]
+        visits.append(P[:last, last] / leaving.sum().clamp_min(torch.finfo(P.dtype).tiny))
+        P = P[:last, :last] + visits[-1].unsqueeze(-1) * leaving
+    pi = torch.ones_like(P[0])
+    for each in reversed(visits):
+        pi = torch.cat([pi, (pi * each).sum(0, keepdim=True)])
+    return pi / pi.sum()
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply small matrices."""
+    return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """Lay a tensor out so that its axes can be joined, whatever axes of batches are added to it later."""
+    return x.clone(memory_format=torch.contiguous_format)

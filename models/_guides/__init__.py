@@ -1,0 +1,1 @@
+"""What the guides of stories share: networks, families, coordinates."""

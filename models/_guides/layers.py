@@ -1,0 +1,89 @@
+"""Layers that networks are made of: dense ones, and small convolutions for square pictures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pplgen.story.base import InputError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+    "elu": nn.ELU,
+}
+CHANNELS = (16, 32)
+"""Of the two convolutions of a picture."""
+
+
+def dense(widths: Sequence[int], activation: str) -> nn.Sequential:
+    """Return linear layers with an activation between each two."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def picture_side(num_features: int) -> int:
+    """Return the side of a square picture that two convolutions can halve, or raise ``InputError``."""
+    side = math.isqrt(num_features)
+    if side * side != num_features or side % 4:
+        raise InputError(
+            f"network='convolutional': {num_features} features are no square picture with sides that are multiples of 4"
+        )
+    return side
+
+
+class PictureEncoder(nn.Module):
+    """Two convolutions that halve a picture each, and dense layers."""
+
+    def __init__(
+        self, hidden: Sequence[int], activation: str, num_inputs: int, num_features: int, num_outputs: int
+    ) -> None:
+        super().__init__()
+        self.side = picture_side(num_features)
+        self.per_pixel = num_inputs // num_features
+        first, second = CHANNELS
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(self.per_pixel, first, 4, stride=2, padding=1),
+            ACTIVATIONS[activation](),
+            nn.Conv2d(first, second, 4, stride=2, padding=1),
+            ACTIVATIONS[activation](),
+            nn.Flatten(),
+        )
+        self.layers = dense((second * (self.side // 4) ** 2, *hidden, num_outputs), activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read pictures that are laid out as rows, numbers of a kind side by side: ``(..., per_pixel * side^2)``."""
+        pictures = x.reshape(-1, self.per_pixel, self.side, self.side)
+        outputs: Tensor = self.layers(self.convolutions(pictures))
+        return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
+
+
+class PictureDecoder(nn.Module):
+    """Dense layers, and two transposed convolutions that double a picture each."""
+
+    def __init__(
+        self, hidden: Sequence[int], activation: str, num_inputs: int, num_features: int, per_pixel: int
+    ) -> None:
+        super().__init__()
+        first, second = CHANNELS
+        self.side = picture_side(num_features)
+        self.layers = dense((num_inputs, *reversed(hidden), second * (self.side // 4) ** 2), activation)
+        self.convolutions = nn.Sequential(
+            ACTIVATIONS[activation](),
+            nn.ConvTranspose2d(second, first, 4, stride=2, padding=1),
+            ACTIVATIONS[activation](),
+            nn.ConvTranspose2d(first, per_pixel, 4, stride=2, padding=1),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return outputs of every pixel, shape ``(..., per_pixel * side^2)``, those of a kind side by side."""
+        small = self.layers(z).reshape(-1, CHANNELS[1], self.side // 4, self.side // 4)
+        return torch.reshape(self.convolutions(small), (*z.shape[:-1], -1))

@@ -1,0 +1,1 @@
+"""Where stories start: functions from rows to values."""

@@ -1,0 +1,67 @@
+"""The table of checks of a fit, run one after the other on the same material, and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+
+from pplgen.checks import components, latents, optimisation, predictive, sensitivity, values, weights
+from pplgen.checks.check import Check, Checks, Verdict, beside
+from pplgen.checks.material import Material
+from pplgen.errors import first_line
+from pplgen.inference.svi import Training
+from pplgen.story.pair import Pair
+
+__all__ = ["CHECKS", "Check", "Checks", "Verdict", "run_checks"]
+
+CHECKS: tuple[Callable[[Material], Check], ...] = (
+    values.non_finite,
+    values.counted_rows,
+    optimisation.faults,
+    optimisation.iterate_rhat,
+    optimisation.elbo_change,
+    optimisation.restarts_agree,
+    optimisation.other_modes,
+    weights.khat,
+    weights.khat_of_shared,
+    weights.khat_of_rows,
+    weights.bound_gap,
+    weights.resampled_means,
+    predictive.prior_predictive,
+    predictive.posterior_predictive,
+    predictive.loo,
+    predictive.loo_pit,
+    sensitivity.prior_sensitivity,
+    components.duplicate_components,
+    components.label_switching,
+    latents.active_units,
+    latents.row_gap,
+    latents.amortisation_gap,
+)
+"""Every check, in the order of the table: a function of the same material."""
+
+
+def run_checks(
+    pair: Pair,
+    rows: tuple[Any, ...] | None = None,
+    runs: tuple[Training, ...] = (),
+    *,
+    has_rows: bool = True,
+    columns: Sequence[str] = (),
+) -> Checks:
+    """Run all checks; call it inside ``pair.isolated``. Arguments are those of ``Material``."""
+    with torch.no_grad(), pyro.validation_enabled(False):
+        material = Material(pair, rows, runs, has_rows=has_rows, columns=columns)
+        return Checks(_run(check, material) for check in CHECKS)
+
+
+def _run(check: Callable[[Material], Check], material: Material) -> Check:
+    """Run one check; what a pair's own code raises on new data or draws leaves the others standing."""
+    try:
+        return check(material)
+    except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError) as error:
+        name = check.__name__.replace("_", " ")
+        return beside(name, "", f"it stopped with {type(error).__name__}: {first_line(error)}")

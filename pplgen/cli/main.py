@@ -1,0 +1,279 @@
+"""The command line; the only file that looks the collection up by name."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import pplgen
+from pplgen import models
+from pplgen.cli import latent_commands, run_commands
+from pplgen.cli import show as show_command
+from pplgen.cli import trust as trust_commands
+from pplgen.cli import verify as verify_command
+from pplgen.cli.calibrate import calibrate_app, calibration_options, report_calibration
+from pplgen.cli.fit import check_place, read_data
+from pplgen.cli.options import (
+    DataArgument,
+    IgnoreOption,
+    OnlyOption,
+    OutFileOption,
+    SeedOption,
+    SeriesOption,
+    chosen_columns,
+)
+from pplgen.cli.story_arguments import StoryGroup, entry_named, story_command
+from pplgen.cli.warning_log import WarningLog, speaks
+from pplgen.distributed.heartbeat import RankLost
+from pplgen.errors import InputError, Interrupted, printable
+from pplgen.story.signature import constructor_options, parse_options
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Fit generative models, written as Pyro model/guide pairs, and read their posteriors in ArviZ.",
+)
+fit_app = typer.Typer(
+    cls=StoryGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
+)
+app.add_typer(fit_app, name="fit")
+for _commands in (run_commands, latent_commands, trust_commands, verify_command):
+    _commands.add_commands(app)
+show_command.add_commands(app, models)
+app.add_typer(calibrate_app, name="calibrate")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(pplgen.__version__)
+        raise typer.Exit
+
+
+@app.command("list")
+def list_stories() -> None:
+    """List the stories, one line each."""
+    entries = models.collection()
+    width = max(len(entry.name) for entry in entries)
+    for entry in entries:
+        typer.echo(f"{entry.name:<{width}}  {entry.summary}")
+
+
+@app.command()
+def compare(
+    data: DataArgument,
+    candidates: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CANDIDATE...", help="Stories with their options, such as 'gaussian-mixture:components=3'."
+        ),
+    ],
+    seed: SeedOption = 0,
+    restarts: Annotated[int, typer.Option(help="Independent starts of each; the best is kept.")] = 1,
+    bic: Annotated[bool, typer.Option("--bic", help="Add Schwarz's criterion.")] = False,
+    series: SeriesOption = None,
+    only: OnlyOption = None,
+    ignore: IgnoreOption = None,
+    out: OutFileOption = None,
+) -> None:
+    """Fit several stories and rank them by leave-one-out predictive density, best first."""
+    from pplgen.cli import tables
+
+    chosen = chosen_columns(only, ignore)
+    table = pplgen.load_data(data, **chosen) if series is None else pplgen.load_series(data, by=series, **chosen)
+    stories = {text: _story_of(text, len(table.columns)) for text in candidates}
+    ranked = pplgen.compare(stories, table, seed=seed, restarts=restarts, with_bic=bic)
+    if out is not None:
+        tables.write_csv(ranked.rename_axis("candidate"), out, index=True)
+    else:
+        from pplgen.report.console import print_table
+
+        numbers = ranked[[name for name in ("elpd", "elpd_diff", "dse", "p", "bic") if name in ranked]].astype(float)
+        doubtful = [str(name) for name in ranked.index[ranked["warning"].astype(bool)]]
+        notes = [f"{name}: some rows have a high Pareto k, so its elpd is not to be trusted" for name in doubtful]
+        title = f"{len(stories)} candidates on {table.name}, {len(table)} rows"
+        print_table(title, numbers, *notes, label="candidate", digits=6)
+
+
+def _story_of(text: str, num_features: int) -> Any:
+    """Build a story from its name and options, ``gaussian-mixture:components=3;covariance=tied``."""
+    name, _, rest = text.partition(":")
+    entry = entry_named(name, models.collection())
+    options = parse_options(rest, constructor_options(entry.definition))
+    return getattr(models, entry.class_name)(**options, num_features=num_features)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    with _WARNINGS.captured():
+        try:
+            code = app(standalone_mode=False)
+        except InputError as error:
+            _fail(str(error) if speaks() else "")
+        except RankLost as error:
+            _fail(str(error), code=1)
+        except typer.Abort:
+            _fail("interrupted; nothing was written", code=130)
+        except Exception as error:
+            # typer's usage errors know how to say themselves; anything else is a defect and shows its traceback
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(error.format_message(), err=True)
+                sys.exit(2)
+            _fail(error.format_message())
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    """Print one sentence and leave; processes beside the first one leave the user's mistakes to it."""
+    if message:
+        typer.echo(f"pplgen: {printable(' '.join(message.split()))}", err=True)
+    sys.exit(code)
+
+
+_WARNINGS = WarningLog()
+ANEW = ("--force", "--resume")
+"""What the command that fits again goes without."""
+
+
+def _shared(
+    *,
+    data: DataArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/STORY-DATA]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a run that is there already.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Leave the rows in .npy or .parquet, a file or a folder, and read batches.")
+    ] = False,
+    only: OnlyOption = None,
+    ignore: IgnoreOption = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of known classes, words or 0, 1, ...; or target, of a data set."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of how much each row counts.")] = None,
+    series: SeriesOption = None,
+    seed: SeedOption = 0,
+    method: Annotated[str, typer.Option(help="svi, or nuts: draws of Pyro's NUTS, exact but for their noise.")] = "svi",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps at most; of NUTS, draws of a chain.  [default: 10,000; 1,000]")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Adam's, before the first plateau.")] = 0.02,
+    clip: Annotated[float | None, typer.Option(help="Largest entry of the gradient.  [default: any]")] = None,
+    decay: Annotated[float, typer.Option(help="Factor of the learning rate at each step.")] = 1.0,
+    restarts: Annotated[
+        int | None, typer.Option(help="Independent starts, the best is kept; of NUTS, chains.  [default: 1; 4]")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Steps over which the ELBO is averaged before its trend is judged.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows per step.  [default: all or, of very many, some]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.  [default: cpu]")] = None,
+    elbo: Annotated[
+        str | None, typer.Option(help="sampled, analytic, score-function or importance.  [default: sampled]")
+    ] = None,
+    num_particles: Annotated[int, typer.Option("--particles", help="Draws of the guide in each step.")] = 1,
+    free_bits: Annotated[float | None, typer.Option(help="Nats that an entry of a code may cost for nothing.")] = None,
+    warm_up: Annotated[int, typer.Option(help="Steps over which the codes' terms come to count.")] = 0,
+    augment: Annotated[str | None, typer.Option(help="bernoulli: draw pixels anew from grey values.")] = None,
+    compile: Annotated[  # noqa: A002
+        str,
+        typer.Option(help="auto, inductor, graph or off: compile when it repays, at once, never, or run plain Pyro."),
+    ] = "auto",
+    shard: Annotated[str, typer.Option(help="What processes of torchrun share: rows or restarts.")] = "rows",
+    draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run of the same command.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How often to keep where the fit stands, for --resume.")
+    ] = 10.0,
+) -> None:
+    """Hold the options that every story's ``fit`` shares; never called."""
+
+
+def _fit(
+    entry: models.Entry,
+    config: dict[str, Any],
+    *,
+    data: str,
+    out: Path | None,
+    force: bool,
+    draws: int,
+    resume: bool,
+    stream: bool,
+    series: str | None,
+    **options: Any,
+) -> None:
+    """Fit, write the run directory and print the summary; of several processes the first does the latter two."""
+    from pplgen.data.blocks import stream_name
+    from pplgen.distributed.ranks import launched
+    from pplgen.plots import fit as plots
+    from pplgen.storage import atomic as durable
+    from pplgen.storage import checkpoint
+    from pplgen.storage import run_folder as store
+
+    directory = out or Path("runs") / f"{entry.name}-{stream_name(data)}"
+    story_class = getattr(models, entry.class_name)
+    with launched(options["device"]) as ranks, ranks.watched():
+        kept = ranks.once(lambda: check_place(directory, force=force, resume=resume))
+        force = force or (resume and kept)  # a run was being replaced there, or had just been written
+        rows = ranks.in_turn(lambda: read_data(story_class, data, stream, series, options))
+        shared = ranks.size > 1 and options["shard"] == "restarts"
+        if options["compile"] != "off" and options["method"] == "svi" and not shared:
+            options["checkpoint"] = directory
+            if not resume:
+                ranks.once(lambda: checkpoint.remove(directory))
+        elif resume and kept:
+            raise InputError("--resume: with these options no checkpoint is kept; give those of the killed run")
+        made = ranks.once(lambda: durable.missing(directory))
+        try:
+            fit = pplgen.fit(story_class(**config, num_features=len(rows.columns)), rows, **options)
+        except InputError as error:
+            if ranks.first:
+                # what cannot be fitted cannot be resumed
+                if not resume and options.get("checkpoint") and not isinstance(error, Interrupted):
+                    checkpoint.remove(directory)
+                durable.remove_empty(made)
+            raise
+        if not ranks.first:
+            return
+        fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in ANEW)])
+        tree = fit.to_datatree(draws)
+        try:
+            with store.staged(directory, force=force) as folder:
+                fit.write(folder)
+                tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
+                plots.save_picture(plots.picture(fit, tree), folder / "fit.png")
+                if _WARNINGS.lines:
+                    (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
+        except InputError as error:
+            kept = checkpoint.found(directory)
+            raise InputError(f"{error}{'; the fit is kept there, for --resume' if kept else ''}") from error
+        checkpoint.remove(directory)
+    fit.summary(tree=tree)
+    typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
+
+
+def _calibrate(entry: models.Entry, config: dict[str, Any], **options: Any) -> None:
+    """Build the story and calibrate it."""
+    num_features = options.pop("num_features")
+    report_calibration(getattr(models, entry.class_name)(**config, num_features=num_features), **options)
+
+
+for _entry in models.collection():
+    _options = [option for option in constructor_options(_entry.definition) if option.name != "num_features"]
+    for _app, _common, _run in ((fit_app, _shared, _fit), (calibrate_app, calibration_options, _calibrate)):
+        _app.command(_entry.name, help=_entry.summary)(story_command(partial(_run, _entry), _options, _common))

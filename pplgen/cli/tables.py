@@ -1,0 +1,123 @@
+"""What the command line writes as CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pplgen.data.columns import Choice, names_among
+from pplgen.data.series import load_chosen_series
+from pplgen.data.table import Table, load_chosen
+from pplgen.errors import InputError
+from pplgen.fitting.result import Fit
+from pplgen.storage import run_folder as store
+from pplgen.timeseries.parameters import series_story
+
+__all__ = ["forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
+
+
+def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
+    """Draw new rows; series in long form, with a column ``series`` that counts from 1 where there are several."""
+    rows = fit.sample(num_rows, seed=seed)
+    frame = pd.DataFrame(rows.flatten(0, -2).numpy(), columns=list(fit.columns))
+    if rows.ndim == 3 and num_rows > 1:
+        frame.insert(0, "series", np.repeat(np.arange(1, num_rows + 1), rows.shape[1]))
+    return frame
+
+
+def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
+    """Score rows, and say what their latents are; of series, each step in turn."""
+    if _of_series(fit, by):
+        table = _series(fit, data, by)
+        density = fit.filter(table)[["log_density"]]
+        return series_table(density.merge(fit.smooth(table)))
+    table = load_chosen(data, Choice(trained=fit.columns))
+    frame = latent_columns(fit, fit.latents(table))
+    frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
+    frame.insert(0, "row", np.arange(1, len(frame) + 1))
+    return frame
+
+
+def forecast(
+    fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int, with_states: bool = False
+) -> pd.DataFrame:
+    """Forecast what is to be seen of series and its regimes, and the states too where they are asked for."""
+    series_story(fit.pair, "forecast")
+    found = fit.forecast(horizon, _series(fit, data, by), draws=draws, seed=seed)
+    states = [name for name in found.data_vars if str(name).startswith("state_")]
+    return series_table(found if with_states else found.drop_vars(states))
+
+
+def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:
+    """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd.
+
+    Values go by the names of labels that were text.
+    """
+    structure, columns = fit.pair.structure, dict[str, Any]()
+    words = fit.facts.get("data", {}).get("label_names") or []
+    for name, values in latents.items():
+        label = str(values.dims[-1])
+        parts = values.values.reshape(len(values), -1)
+        named = list(range(parts.shape[1]))
+        if name in (*structure.enumerated, *structure.guide_enumerated):
+            named = [*words, *named[len(words) :]]
+            columns[label] = [named[k] for k in parts.argmax(axis=1)]
+        else:
+            label = str(name)
+        columns |= {f"{label}_{word}": parts[:, k] for k, word in enumerate(named)}
+    return pd.DataFrame(columns)
+
+
+def series_table(found: xr.Dataset) -> pd.DataFrame:
+    """Lay out what was found of series, a row for each step, steps counted from 1; nothing past the ends.
+
+    Columns are ``flow_mean``, ``flow_sd``, ``flow_lower`` and ``flow_upper`` of a data column ``flow``, the same of
+    each state, the likeliest regime, and each one's probability.
+    """
+    num_series, num_steps = found.sizes["series"], found.sizes["time"]
+    steps = found["step"].values if "step" in found.coords else np.tile(found["time"].values, (num_series, 1))
+    columns: dict[str, np.ndarray] = {}
+    if num_series > 1:
+        columns["series"] = np.repeat(np.arange(1, num_series + 1), num_steps)
+    columns["step"] = steps.reshape(-1) + 1
+    for name, values in found.data_vars.items():
+        flat = values.values.reshape(num_series * num_steps, -1)
+        axis = str(values.dims[-1])
+        if values.dims == ("series", "time"):
+            columns[str(name)] = flat[:, 0]
+        elif name == "regime_probability":
+            likeliest = np.where(np.isnan(flat[:, 0]), 0, np.nan_to_num(flat).argmax(axis=1))
+            columns |= {"regime": likeliest.astype(int), **{f"regime_{k}": flat[:, k] for k in range(flat.shape[1])}}
+        elif values.dims == ("series", "time", axis):
+            what = str(name).removeprefix("state_").removeprefix("y_")
+            labels = [str(label) if axis == "feature" else f"{axis}_{label}" for label in found[axis].values]
+            columns |= {f"{label}_{what}": flat[:, j] for j, label in enumerate(labels)}
+    frame = pd.DataFrame(columns)
+    given = [name for name in frame if name not in ("series", "step", "regime")]
+    return frame[frame[given].notna().any(axis=1)]
+
+
+def _series(fit: Fit, data: Any, by: str | None) -> Table:
+    """Read the training columns of series."""
+    return load_chosen_series(data, Choice(trained=fit.columns, coded=names_among(by)), by)
+
+
+def _of_series(fit: Fit, by: str | None) -> bool:
+    """Tell whether a fit is of series; a column that tells them apart goes with no other."""
+    takes_series = fit.story is not None and fit.story.takes_series
+    if by is not None and not takes_series:
+        raise InputError(f"--series {by}: the rows of {fit.name} are no series")
+    return takes_series
+
+
+def write_csv(frame: pd.DataFrame, out: Path | None, *, index: bool = False, digits: int = 6) -> None:
+    """Write a table to a new file, or to standard output."""
+    text = frame.to_csv(index=index, float_format=f"%.{digits}g")
+    if out is None:
+        print(text, end="")
+    else:
+        store.write_new(out, text)

@@ -1,0 +1,87 @@
+"""Commands that say how far a fit can be trusted; torch is imported once one of them runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pplgen.cli.options import DATA_HELP, RunArgument, SeriesOption, StoryOption
+
+__all__ = ["add_commands"]
+
+GivenDataArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[DATA]", help=f"The data of the fit, where the run does not keep them. {DATA_HELP}"),
+]
+LabelsOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of labels, as for the fit.")]
+WeightsOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of weights, as for the fit.")]
+CheckSeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of the checks.  [default: the fit's]")]
+
+
+def check(
+    run: RunArgument,
+    data: GivenDataArgument = None,
+    labels: LabelsOption = None,
+    weights: WeightsOption = None,
+    series: SeriesOption = None,
+    story: StoryOption = None,
+    seed: CheckSeedOption = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="nuts|RUN", help="Compare means and deviations with those of NUTS, or of another run."),
+    ] = None,
+) -> None:
+    """Check how far a run can be trusted: values, thresholds, verdicts and remedies. Writes nothing.
+
+    Ends with exit code 1 where a check has failed, and 0 otherwise.
+    """
+    from pplgen.checks.table import Checks, Verdict
+    from pplgen.fitting import second_opinion
+    from pplgen.fitting.load import load_with_draws
+    from pplgen.report.console import print_checks
+
+    fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
+    checks = fit.diagnose(seed=seed)
+    if against is not None:
+        other = second_opinion.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against), story=story)[0]
+        compared = second_opinion.against(fit, other)
+        print_checks(f"{fit.name} against {against}", compared)
+        checks = Checks((*checks, *compared))
+    if any(each.verdict is Verdict.FAIL for each in checks):
+        raise typer.Exit(1)
+
+
+def report(
+    run: RunArgument,
+    data: GivenDataArgument = None,
+    labels: LabelsOption = None,
+    weights: WeightsOption = None,
+    series: SeriesOption = None,
+    story: StoryOption = None,
+    seed: CheckSeedOption = None,
+) -> None:
+    """Write a run's report.html, one page to read anywhere, and report.json: checks, pictures, what was fitted.
+
+    Prints the verdict, and the checks that have failed; ends with exit code 0 all the same.
+    """
+    from pplgen.checks.table import Verdict
+    from pplgen.fitting.load import load_with_draws
+
+    fit, tree = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
+    page = fit.report(run, tree=tree, seed=seed)
+    typer.echo(f"Written to {run}: {page.name}, {page.with_suffix('.json').name}")
+    record = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    counts = ", ".join(f"{record['counts'][verdict]} {verdict}" for verdict in Verdict if verdict in record["counts"])
+    typer.echo(f"Overall {record['verdict']}: {counts}")
+    for each in record["checks"]:
+        if each["verdict"] == Verdict.FAIL:
+            typer.echo(f"failed: {each['name']}")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (check, report):
+        app.command()(command)

@@ -1,0 +1,73 @@
+"""The command that measures the documentation's claims again; torch is imported once it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["add_commands"]
+
+
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Stories, families of claims, or claims.  [default: all]"),
+    ] = None,
+    slow: Annotated[bool, typer.Option("--all", help="Measure those too that take longer, most of them fits.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Data that are not shipped, by the names that docs/verified.md lists."),
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results as JSON.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there already.")] = False,
+) -> None:
+    """Measure every exact check and reference value of the documentation again: claimed beside measured.
+
+    Ends with exit code 1 where a claim does not hold. Those whose data are not at hand are counted, and no failure.
+    """
+    from pplgen.errors import InputError
+    from pplgen.storage.run_folder import check_replaceable, write_whole
+    from pplgen.verification import record
+    from pplgen.verification.claim import Outcome, Result
+    from pplgen.verification.running import chosen, verify
+    from pplgen.verification.sources import Sources
+
+    if data is not None and not data.is_dir():
+        raise InputError(f"--data {data}: expected a folder")
+    for path in (markdown, json):
+        if path is not None:
+            check_replaceable(path)
+            if path.exists() and not force:
+                raise InputError(f"{str(path)!r} exists already; give --force or the name of a new file")
+
+    def show(result: Result) -> None:
+        claimed, measured, allowed = record.numbers(result)
+        line = f"{result.outcome:<9}{result.claim.name:<34}{claimed:>15}{measured:>17}{allowed:>10}"
+        typer.echo(f"{line}  {result.claim.source}")
+        if result.outcome is Outcome.FAILS:
+            typer.echo(f"{'':9}{result.claim.what}{': ' if result.note else ''}{result.note}")
+
+    typer.echo(f"{'verdict':<9}{'claim':<34}{'claimed':>15}{'measured':>17}{'within':>10}  source")
+    sources = Sources(data)
+    results = {
+        family: verify(claims, sources, slow=slow, notice=show) for family, claims in chosen(names or ()).items()
+    }
+    every = [result for members in results.values() for result in members]
+    for reason in sorted({result.note for result in every if result.outcome is Outcome.NOT_RUN}):
+        number = sum(result.outcome is Outcome.NOT_RUN and result.note == reason for result in every)
+        typer.echo(f"{number} not run: {reason}")
+    typer.echo(record.counted(every))
+    if markdown is not None:
+        write_whole(markdown, record.as_markdown(results))
+    if json is not None:
+        write_whole(json, record.as_json(every))
+    if any(result.outcome is Outcome.FAILS for result in every):
+        raise typer.Exit(1)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(verify)

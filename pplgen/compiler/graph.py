@@ -1,0 +1,203 @@
+"""A model and a guide as one pure ATen graph of (loss, gradients)(parameters, data).
+
+Pyro's ELBO and its backward pass run once, recorded: handlers, constraints, plates, enumeration and automatic
+guides all vanish, and what is left is a few hundred ATen operations. Nothing is trusted because it was traced: the
+graph is compared with Pyro's own loss and gradients on fresh parameters and fresh data before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, fx
+
+from pplgen.compiler.functional import clean, lift
+from pplgen.compiler.recording import operations_of
+from pplgen.compiler.tracing import NotTraceable, require_equal, traceable
+from pplgen.errors import first_line
+from pplgen.story.isolation import modules_of, seeded, unwarned
+from pplgen.story.pair import Pair, rows_of
+from pplgen.story.structure import number_of_rows
+
+__all__ = ["Graph", "buffers_of", "tensors_of", "trace"]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Loss and gradients of a pair as a pure function.
+
+    Attributes
+    ----------
+    module
+        Takes every parameter, in the order of ``names``, the ``buffers``, and the tensors among the pair's arguments;
+        returns the loss and the list of gradients. Random numbers come from torch's generator.
+    names
+        Unconstrained parameters of the pair.
+    shapes
+        Their shapes.
+    buffers
+        Buffers of the pair's modules, such as priors taken from the data, as they were when it was traced.
+    """
+
+    module: fx.GraphModule
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    buffers: tuple[Tensor, ...]
+
+    def pack(self, values: dict[str, Tensor]) -> Tensor:
+        """Lay a pair's ``snapshot`` out as one vector."""
+        return torch.cat([values[name].reshape(-1) for name in self.names])
+
+    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return a vector's parameters by name, as ``Pair.restore`` takes them."""
+        return dict(zip(self.names, self._split(vector), strict=True))
+
+    def loss_and_gradient(self, vector: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate loss and gradient of one parameter vector; ``inputs`` are buffers and then tensors of the data."""
+        loss, gradients = self.module(*self._split(vector), *inputs)
+        return loss, torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        parts = vector.split([shape.numel() for shape in self.shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def tensors_of(data: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Return the tensors among a pair's arguments: the inputs of its graph."""
+    return tuple(value for value in data if isinstance(value, Tensor))
+
+
+def buffers_of(pair: Pair) -> list[Tensor]:
+    """Return the buffers of a pair's modules, each once."""
+    buffers = [buffer for module in modules_of(pair.model, pair.guide) for buffer in module.buffers()]
+    return list({id(buffer): buffer for buffer in buffers}.values())
+
+
+def trace(
+    pair: Pair,
+    bound: ELBO,
+    data: tuple[Any, ...],
+    scale: contextlib.AbstractContextManager[Any] | None = None,
+) -> Graph:
+    """Trace a pair's loss and gradients and prove them; call it inside ``pair.isolated``.
+
+    Parameters
+    ----------
+    pair
+        The pair; its parameters are left as they were.
+    bound
+        The loss, one of Pyro's.
+    data
+        Arguments of model and guide, of the shapes that the graph will be given.
+    scale
+        Handler around every evaluation, such as the one that makes a minibatch stand for all rows.
+
+    Raises
+    ------
+    NotTraceable
+        Where the pair branches on values, keeps state in Python or in buffers, or the graph's loss or gradients differ
+        from Pyro's.
+    """
+    scale = scale or contextlib.nullcontext()
+    parameters = dict(sorted(pyro.get_param_store().named_parameters()))
+    if not parameters:
+        raise NotTraceable("it has no parameters")
+
+    def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return _pyro_loss_and_gradients(pair, bound, _arguments(data, tensors), scale, list(parameters.values()))
+
+    inputs = tensors_of(data)
+    try:
+        with _stateless(pair), traceable():
+            raw = operations_of(evaluate, *inputs)
+    except NotTraceable:
+        raise
+    except Exception as error:
+        raise NotTraceable(f"tracing stopped: {type(error).__name__}: {first_line(error)}") from error
+    buffers = buffers_of(pair)
+    lift(raw, [*parameters.values(), *buffers])
+    shapes = tuple(value.shape for value in parameters.values())
+    try:
+        module = clean(raw, [*parameters.values(), *buffers, *inputs])
+    except Exception as error:
+        raise NotTraceable(f"simplifying stopped: {type(error).__name__}: {first_line(error)}") from error
+    graph = Graph(module, tuple(parameters), shapes, tuple(buffers))
+    for sample in (data, _resampled(data)):
+        _prove(graph, pair, bound, sample, scale, list(parameters.values()))
+    return graph
+
+
+def _arguments(data: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Put tensors back among the arguments that are none."""
+    remaining = iter(tensors)
+    return tuple(next(remaining) if isinstance(value, Tensor) else value for value in data)
+
+
+def _pyro_loss_and_gradients(
+    pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: Any, parameters: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Let Pyro compute loss and gradients, and leave no gradient behind."""
+    for parameter in parameters:
+        parameter.grad = None
+    with torch.enable_grad(), scale:
+        loss = bound.loss_and_grads(pair.model, pair.guide, *data)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return torch.as_tensor(loss), gradients
+
+
+@contextlib.contextmanager
+def _stateless(pair: Pair) -> Iterator[None]:
+    """Refuse a pair whose evaluation changes buffers or Pyro's store, and put the buffers back."""
+    buffers = [
+        (name, buffer, buffer.clone())
+        for module in modules_of(pair.model, pair.guide)
+        for name, buffer in module.named_buffers()
+    ]
+    stored = pair.snapshot()
+    yield
+    changed = [name for name, buffer, before in buffers if not torch.equal(buffer, before)]
+    for _, buffer, before in buffers:
+        buffer.copy_(before)
+    after = pair.snapshot()
+    changed += [name for name in after if name not in stored or not torch.equal(after[name], stored[name])]
+    if changed:
+        raise NotTraceable(f"evaluating it changes {changed[0]!r}, which a pure function cannot")
+
+
+def _resampled(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Draw rows with replacement, the same for every argument that has them."""
+    rows = number_of_rows(data)
+    if not rows:
+        return data
+    chosen = torch.randint(rows, (rows,))
+    return tuple(
+        rows_of(value, chosen.to(value.device) if isinstance(value, Tensor) else chosen, rows) for value in data
+    )
+
+
+def _prove(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: Any, parameters: list[Tensor]) -> None:
+    """Compare the graph with Pyro at fresh parameters and a shared seed, or raise ``NotTraceable``."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        seed = int(torch.randint(2**31, ()))
+        with seeded(seed), pyro.validation_enabled(False), unwarned():
+            loss, gradients = _pyro_loss_and_gradients(pair, bound, data, scale, parameters)
+        with seeded(seed), torch.no_grad():
+            held = [parameter.detach() for parameter in parameters]
+            traced = graph.module(*held, *graph.buffers, *tensors_of(data))
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.data.copy_(value)
+    require_equal("loss", traced[0], loss)
+    for name, ours, theirs in zip(graph.names, traced[1], gradients, strict=True):
+        require_equal(f"gradient of {name!r}", ours, theirs)

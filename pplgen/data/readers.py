@@ -1,0 +1,213 @@
+"""Files, arrays and frames as a float64 matrix with named columns; errors name column and row."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from pplgen.data.cells import numeric_columns
+from pplgen.data.columns import ALL, Choice, unnamed_columns
+from pplgen.data.delimited import read_cells, with_points
+from pplgen.errors import DataWarning, InputError, first_line, near_names
+
+__all__ = [
+    "Columns",
+    "as_matrix",
+    "check_names",
+    "from_array",
+    "from_file",
+    "from_frame",
+    "import_optional",
+    "picture_shape",
+    "refusing",
+    "require_file",
+    "without_row_names",
+]
+
+
+class Columns(NamedTuple):
+    """Numbers, and what they are called."""
+
+    matrix: np.ndarray
+    """In float64, NaN being missing."""
+    names: tuple[str, ...]
+    words: Mapping[str, tuple[str, ...]]
+    """Of the columns that were text, what 0, 1, ... stand for."""
+
+
+def picture_shape(columns: Sequence[str]) -> tuple[int, int] | None:
+    """Return height and width of the pictures that rows are, told by columns ``pixel_0_0``, ``pixel_0_1``, ... .
+
+    ``None`` where columns have other names, or are not all the pixels, row by row.
+    """
+    found = re.fullmatch(r"pixel_(\d+)_(\d+)", columns[-1]) if len(columns) else None
+    if found is None:
+        return None
+    height, width = int(found[1]) + 1, int(found[2]) + 1
+    if height * width != len(columns):
+        return None
+    expected = (f"pixel_{i}_{j}" for i in range(height) for j in range(width))
+    return (height, width) if all(map(str.__eq__, columns, expected)) else None
+
+
+def from_file(path: Path, names: Iterable[str] = (), choice: Choice = ALL) -> Columns:
+    """Read a file by its suffix; ``names`` are what else could have been meant where there is none."""
+    require_file(path, names)
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
+        given = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
+        raise InputError(f"{str(path)!r}: cannot read {given}; expected one of {', '.join(_READERS)}")
+    return _READERS[suffix](path, choice)
+
+
+def require_file(path: Path, names: Iterable[str] = ()) -> None:
+    """Refuse a path without a file, suggesting near names among its neighbours and ``names``."""
+    folder = path.parent
+    try:
+        if path.is_file():
+            return
+        beside = [str(folder / entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{str(path)!r}: cannot be read: {error.strerror}") from None
+    known = ", ".join(names)
+    expected = f"expected a file or one of {known}" if known else "expected a file"
+    raise InputError(f"{str(path)!r}: there is no such file; {expected}{near_names(str(path), [*names, *beside])}")
+
+
+@contextmanager
+def refusing(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
+    """Say of a library's errors, in one sentence, that a file is not of its kind or cannot be read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{str(path)!r}: cannot be read: {error}") from None
+    except errors as error:
+        raise InputError(f"{str(path)!r}: not {kind}: {first_line(error)}") from None
+
+
+def _from_csv(path: Path, choice: Choice) -> Columns:
+    """Read delimited text."""
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    with (
+        refusing(path, "delimited text in UTF-8", UnicodeDecodeError, csv.Error),
+        path.open(newline="", encoding="utf-8-sig") as file,
+    ):
+        cells, separator = read_cells(file, repr(str(path)), usual)
+    return _from_chosen(with_points(choice.frame(cells), repr(str(path)), separator), choice)
+
+
+def _from_parquet(path: Path, choice: Choice) -> Columns:
+    """Read a Parquet file through pandas."""
+    pyarrow = import_optional("pyarrow", repr(str(path)))
+    with refusing(path, "a Parquet file", pyarrow.ArrowInvalid):
+        return from_frame(pd.read_parquet(path), choice)
+
+
+def _from_numpy(path: Path, choice: Choice) -> Columns:
+    """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
+    # whatever numpy and zipfile raise of bytes that are no array; a map reads no more than the file holds
+    with refusing(path, "a plain numeric NumPy file", Exception), path.open("rb") as file:
+        if file.read(2) != b"PK":
+            loaded: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+        else:
+            file.seek(0)
+            loaded = _only_array(np.load(file, allow_pickle=False), path)
+    return Columns(*choice.matrix(*from_array(loaded, repr(str(path)))), {})
+
+
+def _only_array(archive: Any, path: Path) -> np.ndarray:
+    """Read the only array of an npz file, or the one called x."""
+    with archive:
+        names = archive.files
+        if "x" not in names and len(names) != 1:
+            held = ", ".join(names) or "none"
+            raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
+        return np.asarray(archive["x" if "x" in names else names[0]])
+
+
+def from_array(source: Any, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Take an array or tensor of one or two axes; columns are called x0, x1, ..."""
+    if isinstance(source, Tensor):
+        tensor = source.detach().cpu()
+        source = tensor.double() if tensor.is_floating_point() else tensor
+    try:
+        array = np.asarray(source)
+    except ValueError:
+        raise InputError(f"{where}: its rows differ in length; expected (num_rows, num_features)") from None
+    matrix = as_matrix(array, where)
+    if 0 in matrix.shape:  # before columns are named, of which an empty file may claim billions
+        given = f"{where}: the data are empty, with shape {matrix.shape}"
+        raise InputError(f"{given}; give at least one row and one column")
+    return np.array(matrix, dtype="float64"), unnamed_columns(matrix.shape[1])
+
+
+def as_matrix(array: np.ndarray, where: str) -> np.ndarray:
+    """View numbers of one or two axes as ``(num_rows, num_features)``."""
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{where}: values of type {array.dtype}; expected numbers")
+    if array.ndim not in (1, 2):
+        raise InputError(f"{where}: shape {array.shape}; expected (num_rows, num_features)")
+    return array[:, None] if array.ndim == 1 else array
+
+
+def from_frame(frame: pd.DataFrame, choice: Choice = ALL) -> Columns:
+    """Take a table's columns as float64, naming those that are text, or the first cell that is not a number."""
+    return _from_chosen(choice.frame(frame), choice)
+
+
+def _from_chosen(frame: pd.DataFrame, choice: Choice) -> Columns:
+    """Take all columns of a table, but for a counter of its rows that nobody asked for."""
+    if choice.only is None:
+        frame = without_row_names(frame)
+    columns = tuple(str(column) for column in frame.columns)
+    check_names(columns)
+    given = [frame.iloc[:, j] for j in range(len(columns))]
+    matrix, words = numeric_columns(given, columns, len(frame), choice.coded)
+    return Columns(matrix, columns, words)
+
+
+def check_names(columns: tuple[str, ...]) -> None:
+    """Refuse a name that several columns share."""
+    if repeated := {column for column in columns if columns.count(column) > 1}:
+        raise InputError(f"column {min(repeated)!r} appears more than once; give each column a name of its own")
+
+
+def without_row_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """Drop, with a warning, the unnamed row counter that R and pandas write as a first column."""
+    if frame.shape[1] < 2 or str(frame.columns[0]) not in ("", "rownames", "Unnamed: 0"):
+        return frame
+    first = pd.to_numeric(frame.iloc[:, 0], errors="coerce")
+    if len(first) and first.iloc[0] in (0, 1) and (first.diff().iloc[1:] == 1).all():
+        message = f"column {str(frame.columns[0])!r} only counts the rows and is left out; rename it to keep it"
+        warnings.warn(message, DataWarning, stacklevel=3)
+        return frame.iloc[:, 1:]
+    return frame
+
+
+def import_optional(module: str, what: str) -> Any:
+    """Import an optional package, or say which installation brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{what} needs {module.partition('.')[0]}: pip install 'pplgen[data]'") from None
+
+
+_READERS: dict[str, Callable[[Path, Choice], Columns]] = {
+    ".csv": _from_csv,
+    ".tsv": _from_csv,
+    ".parquet": _from_parquet,
+    ".npy": _from_numpy,
+    ".npz": _from_numpy,
+}

@@ -1,0 +1,105 @@
+"""From what is given to ``fit`` to pairs that stand where a restart starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from pplgen.data.streams import RowStream
+from pplgen.data.table import Table
+from pplgen.distributed.ranks import ALONE, Ranks
+from pplgen.errors import InputError
+from pplgen.fitting.run_facts import type_name
+from pplgen.inference.arguments import Facts, bare_arguments, bare_facts, surveyed, training_rows
+from pplgen.inference.nonfinite import explain_start
+from pplgen.story.base import Story
+from pplgen.story.pair import Pair
+
+__all__ = ["Prepared", "prepare"]
+
+
+class Prepared(NamedTuple):
+    """Checked data, and how a restart starts from them."""
+
+    start: Callable[[], Pair]
+    table: Table | None
+    origin: dict[str, Any]
+
+
+def prepare(
+    model: Story | Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    data: Any,
+    labels: Any,
+    weights: Any,
+    seed: int,
+    device: torch.device | None,
+    *,
+    options: dict[str, Any],
+    ranks: Ranks = ALONE,
+) -> Prepared:
+    """Read and check the data: a story starts near its rows, a bare pair as its parameters' own starts say.
+
+    Of several ranks the first one alone goes through all rows of a stream.
+    """
+    if isinstance(data, RowStream):
+        if not isinstance(model, Story):
+            raise InputError("a stream of rows needs a Story; a bare pair takes tensors")
+        if labels is not None or weights is not None:
+            raise InputError("labels and weights need rows in memory; load_data(path) reads them all")
+        with ranks.watched():
+            survey = ranks.once(lambda: surveyed(model, data, seed))
+        facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
+        facts["dtype"] = type_name(survey.sample)
+        origin = {"columns": data.columns, "data": facts, "options": options}
+        return Prepared(_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
+    if isinstance(model, Story):
+        table = training_rows(model, data, labels, weights)
+        x, known = table.values.to(device), _moved((table.labels, table.weights), device)
+
+        def start_near() -> Pair:
+            pair = Pair.of_story(model, x, *known)
+            pair.columns = table.columns
+            return pair
+
+        return Prepared(_numerically(start_near), table, {"options": options})
+    arguments = bare_arguments(data, device, model, guide)
+    where = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
+    known = _moved(bare_facts(arguments, labels, weights), device or where)
+
+    def bare() -> Pair:
+        return Pair(model, guide, arguments, device)
+
+    def start() -> Pair:
+        try:
+            pair = bare()
+        except InputError:
+            raise
+        except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined]
+            if found := explain_start(bare):
+                raise InputError(f"the model cannot be evaluated where it starts: {found}") from error
+            raise
+        pair.learn_facts(*known)
+        return pair
+
+    return Prepared(start, None, {"options": options})
+
+
+def _moved(facts: Facts, device: torch.device | None) -> Facts:
+    """Take labels and weights to a device."""
+    labels, weights = (None if each is None else each.to(device) for each in facts)
+    return labels, weights
+
+
+def _numerically(start: Callable[[], Pair]) -> Callable[[], Pair]:
+    """Say in a sentence where a story cannot start near its rows."""
+
+    def checked() -> Pair:
+        try:
+            return start()
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise InputError(f"data and priors do not fit together numerically; check their scale: {error}") from error
+
+    return checked

@@ -1,0 +1,220 @@
+"""``Fit``: a trained pair and what can be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pplgen.data.streams import RowStream
+from pplgen.data.table import Table
+from pplgen.errors import InputError
+from pplgen.fitting.diagnostic_methods import DiagnosticMethods
+from pplgen.fitting.latent_methods import LatentMethods
+from pplgen.fitting.run_facts import kept_buffers, pair_facts, type_name
+from pplgen.fitting.series_methods import SeriesMethods
+from pplgen.inference.svi import Training
+from pplgen.posterior import datatree as posterior
+from pplgen.posterior.fitted_pair import AGREEMENT
+from pplgen.posterior.latents import is_plain
+from pplgen.posterior.likelihood import LogLikelihood
+from pplgen.posterior.predictive import impute_rows, sample_rows
+from pplgen.report.console import print_table
+from pplgen.storage import run_folder as store
+from pplgen.storage.user_code import import_path
+from pplgen.story.base import check_count
+from pplgen.story.pair import Pair
+from pplgen.story.state_space import StateSpaceStory
+from pplgen.timeseries.likelihood import log_likelihood
+from pplgen.timeseries.paths import impute_series
+
+__all__ = ["Fit"]
+
+
+class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
+    """A trained pair, with what can be asked of it.
+
+    Its attributes are those of ``pplgen.posterior.fitted_pair.FittedPair``.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        runs: tuple[Training, ...],
+        *,
+        table: Table | None,
+        seed: int,
+        num_failed: int = 0,
+        path: str = "",
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        self.pair, self.runs, self.table, self.seed, self.num_failed = pair, runs, table, seed, num_failed
+        self.path, self.origin = path, origin or {}
+        self.columns: tuple[str, ...] = table.columns if table is not None else tuple(self.origin.get("columns", ()))
+
+    def __repr__(self) -> str:
+        return f"<Fit of {self.name}: ELBO {self.elbo:.2f} +- {self.best.elbo_error:.2f}; {self.stop.value}>"
+
+    def to_datatree(
+        self, draws: int = 1000, *, groups: Iterable[str] | None = None, seed: int | None = None
+    ) -> xr.DataTree:
+        """Lay draws out for ArviZ; see ``pplgen.posterior.datatree.to_datatree``.
+
+        A fit without its rows at hand, streamed or loaded without them, has the ``posterior`` group alone; the latter
+        only where it is asked for.
+        """
+        check_count("draws", draws, minimum=2)
+        if not self.has_rows:
+            if groups is None and self.pair.source is not None:
+                groups = ["posterior"]
+            if groups is None or set(groups) != {"posterior"}:
+                raise InputError(f"{self._without_rows}, or ask for groups=['posterior'] alone")
+        facts = {"story": self.name, "seed": self.seed, "elbo": self.elbo, "stop": self.stop.name}
+        with self._ready(seed):
+            return posterior.to_datatree(
+                self.pair, self.columns, draws=draws, groups=groups, attributes=facts, has_rows=self.has_rows
+            )
+
+    def summary(self, draws: int = 1000, *, tree: xr.DataTree | None = None) -> None:
+        """Print mean, sd and 90 % interval of every parameter, the ELBO, and why the fit stopped.
+
+        ``tree`` holds draws that are at hand; otherwise ``draws`` are made.
+        """
+        if tree is None:
+            # latents of single rows are in no table; where there are no others, two draws say all
+            number = check_count("draws", draws, minimum=2) if self.pair.structure.shared_latent else 2
+            options: dict[str, Any] = {"has_rows": self.has_rows, "without": self.pair.structure.per_row}
+            with self._ready(None):
+                tree = posterior.to_datatree(self.pair, self.columns, draws=number, groups=["posterior"], **options)
+        best, data = self.best, self._data_facts
+        shared, left_out = posterior.printed(tree, self.readable_sites(tree))
+        each = f", {best.elbo / data['num_rows']:.2f} a row" if data and not len(shared) else ""
+        agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
+        restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
+        failed = f"; {self.num_failed} restarts broke down" if self.num_failed else ""
+        rows = "series" if self.story and self.story.takes_series else "rows"
+        print_table(
+            f"{self.name} on {data['name']}, {data['num_rows']:,} {rows}" if data else self.name,
+            shared,
+            f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{each}{restarts}{failed}",
+            f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
+            *best.faults,
+            *left_out,
+        )
+
+    def log_likelihood(
+        self, x: Any = None, *, draws: int = 500, estimator: str | None = None, seed: int | None = None
+    ) -> LogLikelihood:
+        """Log posterior predictive density of each row in nats, discrete latents summed out, shape ``(num_rows,)``.
+
+        ``x`` is whatever ``load_data`` takes (series, for a state space story; a bare model's arguments, for a bare
+        pair), or what ``stream_data`` returns; ``None`` for the training rows. It is ``log mean_s p(x_i | theta_s)``
+        over draws of the guide; latents of single rows are integrated out by importance sampling from the guide. A
+        switching story offers ``estimator="gaussian-sum"``, taken unless told otherwise, ``"importance"`` (the guide's
+        paths), ``"kim"`` and ``"particle"``. Its ``estimator`` and ``standard_error`` say how far it can be trusted.
+        """
+        if isinstance(x, RowStream) and not isinstance(self.story, StateSpaceStory):
+            blocks = (Table(block, x.columns, x.name) for block in x.blocks())
+            options: dict[str, Any] = {"draws": draws, "estimator": estimator, "seed": seed}
+            return LogLikelihood.joined([self.log_likelihood(block, **options) for block in blocks])
+        rows = self._rows(x)
+        with self._ready(seed):
+            return log_likelihood(self.pair, rows, check_count("draws", draws), estimator)
+
+    def latents(self, x: Any = None, *, draws: int = 500, seed: int | None = None) -> xr.Dataset:
+        """Posterior of each row's latents: probabilities of discrete ones, mean and sd of continuous ones.
+
+        ``x`` as in ``log_likelihood``. A mixture's responsibilities are ``fit.latents(x)["z"]``, dimensions
+        ``(row, component)``. Those of series are what ``smooth`` finds.
+        """
+        if self.story is not None and self.story.takes_series:
+            return self.smooth(x, draws=draws, seed=seed)
+        if is_plain(self.story):
+            return self.encode(x, seed=seed)
+        rows = self._rows(x)
+        with self._ready(seed):
+            return posterior.row_latents(self.pair, rows, check_count("draws", draws))
+
+    def sample(self, num_rows: int, *, seed: int | None = None) -> Tensor:
+        """Draw new rows from a story's posterior predictive distribution, shape ``(num_rows, num_features)``."""
+        if self.story is None:
+            raise InputError(
+                "new rows need a Story, whose model simulates from None; "
+                "to_datatree(groups=['posterior_predictive']) replicates the observed rows of any pair"
+            )
+        check_count("num_rows", num_rows)
+        with self._ready(seed):
+            return sample_rows(self.story, self.pair, num_rows).cpu()
+
+    def impute(self, x: Any = None, *, draws: int = 100, seed: int | None = None) -> Tensor:
+        """Draw the missing entries of rows given the others, shape ``(draws, num_rows, ...)``.
+
+        ``x`` as in ``log_likelihood``; entries that are not missing are repeated. With NaN in place of the top half of
+        pictures it inpaints, of spoilt pixels it denoises, of all but a coarser grid it super-resolves; see
+        ``latent_plots.plot_inpainting``.
+        """
+        if self.story is None:
+            raise InputError("a bare pair does not say how to impute; a Story with a method 'complete' does")
+        rows, number = self._rows(x), check_count("draws", draws)
+        with self._ready(seed):
+            if self.story.takes_series:
+                return impute_series(self.pair, rows, number).cpu()
+            return impute_rows(self.story, self.pair, rows, number).cpu()
+
+    def save(self, directory: str | Path, *, force: bool = False) -> None:
+        """Write parameters and header into ``directory``; a run that is there already stays unless ``force``.
+
+        ``pplgen.load`` reads it back, a story of your own or a bare pair with the code that you give it again.
+        """
+        with store.staged(Path(directory), force=force) as folder:
+            self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write parameters and header into a folder of ``store.staged``, beside whatever else goes there."""
+        store.write(folder, self._tensors | kept_buffers(self.pair), {**self.facts, **pair_facts(self.pair)})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was fitted to what, how and with what; the header of a saved run."""
+        story = self.story
+        facts = {
+            **self.origin,
+            "story": self.name if story is None else import_path(type(story)),
+            "config": {} if story is None else story.config,
+            "columns": list(self.columns),
+            "seed": self.seed,
+            "path": self.path,
+            **self._how_it_went,
+        }
+        if "created" not in self.origin:
+            facts |= {"data": self._data_facts, **store.provenance()}
+        return facts
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        """What training ended with, and how it went."""
+        with self.pair.isolated():
+            tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
+        if all(len(run.final) for run in self.runs):
+            tensors["finals"] = torch.from_numpy(np.stack([run.final for run in self.runs]))
+        return tensors | self.best.tensors
+
+    @property
+    def _how_it_went(self) -> dict[str, Any]:
+        """What a header tells of the training."""
+        return {"best": self.runs.index(self.best), "num_failed": self.num_failed, "runs": [r.facts for r in self.runs]}
+
+    @property
+    def _data_facts(self) -> dict[str, Any]:
+        """Name, length and fingerprint of the training rows; empty for a bare pair."""
+        if self.table is None:
+            return dict(self.origin.get("data", {}))
+        known = [what for what in ("labels", "weights") if getattr(self.table, what) is not None]
+        facts = {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
+        facts |= {} if self.table.label_names is None else {"label_names": list(self.table.label_names)}
+        return {**facts, "dtype": type_name(self.table.values), "known": known}

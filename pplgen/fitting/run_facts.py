@@ -1,0 +1,110 @@
+"""What a saved run holds of a pair beside its parameters, so that it can be told and rebuilt."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pplgen.errors import InputError
+from pplgen.inference.stored_draws import StoredDraws
+from pplgen.storage.user_code import COLLECTION, called, digest_of
+from pplgen.story.isolation import modules_of
+from pplgen.story.pair import Pair, check_shapes
+
+__all__ = [
+    "arguments_fingerprint",
+    "finite",
+    "kept_buffers",
+    "named",
+    "pair_facts",
+    "restore_buffers",
+    "source_digest",
+    "type_name",
+]
+
+
+def kept_buffers(pair: Pair) -> dict[str, Tensor]:
+    """Return a story's buffers, or those of a bare pair's modules, by the names that a run gives them."""
+    if pair.story is not None:
+        return {f"buffer/{name}": value for name, value in pair.story.named_buffers()}
+    modules = [module for module in modules_of(pair.model, pair.guide) if not isinstance(module, StoredDraws)]
+    distinct = list({id(module): module for module in modules}.values())
+    return {
+        f"buffer/{index}.{name}": value
+        for index, module in enumerate(distinct)
+        for name, value in module.named_buffers()
+    }
+
+
+@torch.no_grad()
+def restore_buffers(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Set buffers in place from what a run holds of them.
+
+    Raises
+    ------
+    InputError
+        Where names, shapes or kinds of numbers differ.
+    """
+    check_shapes("buffer", given, own)
+    for name, value in own.items():
+        if given[name].is_complex() or given[name].is_floating_point() != value.is_floating_point():
+            raise InputError(f"buffer {name!r} has the type {given[name].dtype}, where {value.dtype} was expected")
+        value.copy_(given[name])
+
+
+def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the tensors whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def finite(what: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that are numbers, all of them finite.
+
+    Raises
+    ------
+    InputError
+        Where one is not.
+    """
+    for name, value in tensors.items():
+        if not (value.is_floating_point() and value.isfinite().all()):
+            raise InputError(f"{what} {name!r} does not hold finite numbers")
+    return tensors
+
+
+def type_name(values: Tensor) -> str:
+    """Return the name of a tensor's type, such as ``"float32"``."""
+    return str(values.dtype).removeprefix("torch.")
+
+
+def pair_facts(pair: Pair) -> dict[str, Any]:
+    """Return what a header tells of a pair: floating-point type, or parts and data, and the digest of its code."""
+    digest = source_digest(pair)
+    facts: dict[str, Any] = {} if digest is None else {"source_sha256": digest}
+    if pair.story is not None:
+        return facts | {"dtype": type_name(next(pair.story.parameters()))}
+    parts = {"model": called(pair.model), "guide": called(pair.guide)}
+    return facts | {"pair": parts, "arguments_sha256": arguments_fingerprint(pair.data)}
+
+
+def source_digest(pair: Pair) -> str | None:
+    """Digest of a user's own story, or of a bare pair's model and guide; ``None`` where there is no code of theirs."""
+    if pair.story is not None:
+        own = type(pair.story)
+        return None if own.__module__.startswith(COLLECTION) else digest_of(own)
+    return digest_of(pair.model, pair.guide)
+
+
+def arguments_fingerprint(data: tuple[Any, ...]) -> str:
+    """SHA-256 of the arguments of a bare pair: type, shape and entries of tensors, and what else is a plain value."""
+    digest = hashlib.sha256()
+    for value in data:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            plain = value is None or isinstance(value, (bool, int, float, str))
+            digest.update((repr(value) if plain else type(value).__qualname__).encode())
+    return digest.hexdigest()

@@ -1,0 +1,293 @@
+"""Many parameter sets, one program: the graph mapped over restarts, with Adam inside, compiled where that pays."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pplgen.compiler.functional import last_output
+from pplgen.compiler.graph import Graph
+from pplgen.compiler.recording import operations_of
+from pplgen.compiler.tracing import NotTraceable, require_equal
+from pplgen.distributed.ranks import ALONE, Ranks, silent, talks
+from pplgen.errors import first_line
+from pplgen.story.isolation import flushed, seeded
+
+__all__ = ["Engine", "State", "compile_graph", "why_not_compiled"]
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+NODES_PER_CALL = 1000
+"""Nodes of a compiled call at most: as many steps are unrolled into it as fit."""
+
+
+class State(NamedTuple):
+    """Where an optimisation of R parameter vectors stands."""
+
+    vectors: Tensor
+    """Unconstrained parameters, shape ``(R, P)``."""
+    mean: Tensor
+    """Adam's first moment, shape ``(R, P)``."""
+    square: Tensor
+    """Adam's second moment, shape ``(R, P)``."""
+    taken: Tensor
+    """Steps taken, a scalar."""
+
+    @classmethod
+    def start(cls, vectors: Tensor) -> State:
+        """Return the state before the first step."""
+        return cls(vectors, torch.zeros_like(vectors), torch.zeros_like(vectors), vectors.new_zeros(()))
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A call that takes several steps at once."""
+
+    call: Any
+    num_steps: int
+
+
+class Engine:
+    """Optimisation steps for R parameter vectors at once.
+
+    One pure step takes ``(state, rates, buffers, tensors)``, evaluates the graph for every vector with its own random
+    numbers, and moves each by Adam at its own rate; a rate of zero leaves a vector where it is.
+
+    Parameters
+    ----------
+    graph
+        A proved graph.
+    state
+        Example state; its number of vectors is R.
+    data
+        The tensors of every step; or an endless iterator over those of one step each, minibatches.
+    clip
+        Largest absolute value of an entry of the gradient; ``None`` for any.
+    decay
+        Factor of the learning rates at each step.
+    buffers
+        The pair's buffers, where each vector has its own: shape ``(R, ...)`` each. ``None`` for the graph's.
+    own_data
+        Whether each vector has data of its own: every tensor of ``data`` of shape ``(R, ...)``.
+    warm_up
+        Which of the buffers rises to one, and over how many steps.
+    ranks
+        Processes whose gradients and losses are averaged; all of them take the same steps.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        state: State,
+        data: tuple[Tensor, ...] | Iterator[tuple[Tensor, ...]],
+        *,
+        clip: float | None = None,
+        decay: float = 1.0,
+        buffers: tuple[Tensor, ...] | None = None,
+        own_data: bool = False,
+        warm_up: tuple[int, int] | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.ranks = ranks
+        self.graph, self.data, self.clip, self.decay, self.warm_up = graph, data, clip, decay, warm_up
+        self._own_data, self._own_buffers = own_data, buffers is not None
+        self._buffers = graph.buffers if buffers is None else buffers
+        self.num_traces = 0
+        self._example = state
+        self._single = self._traced(1)
+        self._block = self._single
+
+    @property
+    def block_size(self) -> int:
+        """Steps of one compiled call; one before ``compile``."""
+        return self._block.num_steps
+
+    def run(
+        self, state: State, rates: Tensor, num_steps: int, notice: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[State, Tensor]:
+        """Take ``num_steps`` steps.
+
+        Parameters
+        ----------
+        state
+            Where to start.
+        rates
+            Learning rate of each vector, shape ``(R, 1)``.
+        num_steps
+            How many.
+        notice
+            Called after each call of the program with the steps taken here and the vectors, which stay on the device.
+
+        Returns
+        -------
+        tuple
+            The state after them and the losses in nats, shape ``(num_steps, R)``.
+        """
+        losses = []
+        taken = 0
+        with torch.no_grad(), flushed():
+            while taken < num_steps:
+                fits = num_steps - taken >= self._block.num_steps
+                program = self._block if fits else self._single
+                *moved, loss = program.call(*state, *self._inputs(rates, program.num_steps))
+                state = State(*moved)
+                losses.append(loss)
+                taken += program.num_steps
+                if notice:
+                    notice(taken, state.vectors)
+            # code compiled for other numbers of rows may round Adam's steps otherwise
+            return State(*self.ranks.aligned(state)), self.ranks.mean(torch.cat(losses))
+
+    def evaluate(self, vectors: Tensor, num_times: int) -> Tensor:
+        """Return the losses at parameter vectors, evaluated several times, in nats, shape ``(num_times, R)``."""
+        state, rates = State.start(vectors.clone()), vectors.new_zeros((len(vectors), 1))
+        if self.warm_up:
+            state = state._replace(taken=state.taken + self.warm_up[1])
+        if self._block is not self._single:
+            return self.run(state, rates, num_times)[1]
+        losses_alone = last_output(self._single.call)
+        with torch.no_grad():
+            losses = torch.cat([losses_alone(*state, *self._inputs(rates, 1)) for _ in range(num_times)])
+            return self.ranks.mean(losses)
+
+    def compile(self, rates: Tensor) -> None:
+        """Compile the step, several of them to a call, and prove it against the graph.
+
+        Raises
+        ------
+        NotTraceable
+            Where the compiler is missing, fails, or computes something else.
+        """
+        if reason := why_not_compiled():
+            raise NotTraceable(reason)
+        nodes = len(self.graph.module.graph.nodes)
+        num_steps = max(n for n in (1, 2, 5, 10, 20) if n == 1 or n * nodes <= NODES_PER_CALL)
+        traced = self._traced(num_steps)
+        # away from where it stands: near an optimum the first step of Adam is the sign of a gradient of rounding errors
+        away = self._example._replace(vectors=self._example.vectors + 0.1 * torch.randn_like(self._example.vectors))
+        if self.warm_up:
+            away = away._replace(taken=away.taken + self.warm_up[1] // 2)
+        arguments = (*away, *self._inputs(rates, num_steps))
+        try:
+            together = compile_graph(traced.call, arguments)
+            for seed in range(2):
+                with seeded(seed), silent(), torch.no_grad():
+                    expected = traced.call(*arguments)
+                with seeded(seed), silent(), torch.no_grad():
+                    given = together(*arguments)
+                for what, ours, theirs in zip((*State._fields, "losses"), given, expected, strict=True):
+                    require_equal(f"compiled step's {what}", ours, theirs, "the graph's")
+        except NotTraceable:
+            raise
+        except Exception as error:
+            raise NotTraceable(f"the compiler stopped: {type(error).__name__}: {first_line(error)}") from error
+        self._block = _Program(together, num_steps)
+
+    def discard_compiled(self) -> None:
+        """Go on with the graph, as where another rank could not compile its own."""
+        self._block = self._single
+
+    def _traced(self, num_steps: int) -> _Program:
+        """Flatten so many steps into one graph of plain ATen operations."""
+        self.num_traces += 1
+        rates = self._example.vectors.new_zeros((len(self._example.vectors), 1))
+
+        def steps(vectors: Tensor, mean: Tensor, square: Tensor, taken: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            state, losses = State(vectors, mean, square, taken), []
+            rates, *others = inputs
+            buffers, tensors = others[: len(self._buffers)], others[len(self._buffers) :]
+            for index in range(num_steps):
+                batch = tensors if isinstance(self.data, tuple) else [value[index] for value in tensors]
+                state, loss = self._step(state, rates, buffers, batch)
+                losses.append(loss)
+            return (*state, torch.stack(losses))
+
+        try:
+            with torch.no_grad(), silent():
+                return _Program(operations_of(steps, *self._example, *self._inputs(rates, num_steps)), num_steps)
+        except Exception as error:
+            raise NotTraceable(
+                f"a batch of restarts cannot be traced: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+    def _inputs(self, rates: Tensor, num_steps: int) -> tuple[Tensor, ...]:
+        """Everything that a call takes beside the state; minibatches stacked, one for each of its steps."""
+        if isinstance(self.data, tuple):
+            return (rates, *self._buffers, *self.data)
+        batches = [next(self.data) for _ in range(num_steps)]
+        return (rates, *self._buffers, *(torch.stack(values) for values in zip(*batches, strict=True)))
+
+    def _step(
+        self, state: State, rates: Tensor, buffers: Sequence[Tensor], tensors: Sequence[Tensor]
+    ) -> tuple[State, Tensor]:
+        """Evaluate every vector and move it by Adam (Kingma and Ba 2015)."""
+        if self.warm_up:
+            which, over = self.warm_up
+            weight = ((state.taken + 1) / over).clamp(max=1).to(buffers[which].dtype).expand_as(buffers[which])
+            buffers = [*buffers[:which], weight, *buffers[which + 1 :]]
+        if len(state.vectors) == 1 and not (self._own_data or self._own_buffers):
+            loss, gradient = self.graph.loss_and_gradient(state.vectors[0], *buffers, *tensors)
+            losses, gradients = loss[None], gradient[None]
+        else:
+            own = [self._own_buffers] * len(buffers) + [self._own_data] * len(tensors)
+            along = (0, *(0 if each else None for each in own))
+            mapped = torch.func.vmap(self.graph.loss_and_gradient, in_dims=along, randomness="different")
+            losses, gradients = mapped(state.vectors, *buffers, *tensors)
+        gradients = self.ranks.mean(gradients)
+        if self.clip is not None:
+            gradients = gradients.clamp(-self.clip, self.clip)
+        taken = state.taken + 1
+        mean = BETAS[0] * state.mean + (1 - BETAS[0]) * gradients
+        square = BETAS[1] * state.square + (1 - BETAS[1]) * gradients * gradients
+        direction = mean / (1 - BETAS[0] ** taken) / ((square / (1 - BETAS[1] ** taken)).sqrt() + EPSILON)
+        moved = state.vectors - rates * (direction if self.decay == 1 else self.decay**taken * direction)
+        vectors = torch.where(rates > 0, moved, state.vectors)
+        return State(vectors, mean, square, taken), losses
+
+
+@contextlib.contextmanager
+def _torchs_own_warnings() -> Iterator[None]:
+    """Leave out what torch's compiler says of its own use of what torch has deprecated."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module="torch")
+        yield
+
+
+def compile_graph(module: Any, arguments: tuple[Tensor, ...], *, cpp_wrapper: bool = False) -> Any:
+    """Compile a graph for inputs of these shapes; compiled code is kept on disk for later processes.
+
+    One that talks to other processes is not recorded by CUDA as a whole. With ``cpp_wrapper`` the calls of the kernels
+    are compiled as well. That takes longer, and repays where a call is a fraction of a millisecond, as a single
+    likelihood's is; steps of the engine already come many to a call.
+    """
+    with _torchs_own_warnings(), torch.no_grad():
+        from torch._guards import TracingContext, tracing
+        from torch._inductor import compile_fx, config
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        recorded = arguments[0].is_cuda and not talks(module)
+        # random numbers come from torch's own generator, so that compiled and traced steps draw the same at a seed
+        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": recorded, "cpp_wrapper": cpp_wrapper}
+        # and the cache on disk is keyed only where the shapes are known to a tracing context
+        with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+            return compile_fx.compile_fx(module, list(arguments))
+
+
+def why_not_compiled() -> str | None:
+    """Say in a line why nothing can be compiled here; ``None`` where it can."""
+    try:
+        with _torchs_own_warnings():
+            from torch._inductor.cpp_builder import get_cpp_compiler
+
+            get_cpp_compiler()
+    except Exception as error:
+        return f"no C++ compiler was found, so the uncompiled graph runs: {first_line(error)}"
+    return None

@@ -1,0 +1,73 @@
+"""Restarts that ranks share: who runs which, and the best of them wherever it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pplgen.distributed.ranks import ALONE, Ranks
+from pplgen.distributed.sharding import align
+from pplgen.errors import InputError
+from pplgen.inference.svi import Training
+from pplgen.story.base import check_choice
+from pplgen.story.pair import Pair
+
+__all__ = ["best_of", "sharing"]
+
+
+def sharing(shard: str | None, method: str, restarts: int, checkpoint: object) -> tuple[Ranks, Ranks, Ranks]:
+    """Return the ranks of a fit, those that share its rows, and those that share its restarts.
+
+    Of the last two at least one is this process alone.
+
+    Raises
+    ------
+    InputError
+        Where what they are to share is unknown, or cannot be shared.
+    """
+    if shard is None:
+        return ALONE, ALONE, ALONE
+    check_choice("shard", shard, ("rows", "restarts"))
+    ranks = Ranks.here()
+    if ranks.size > 1 and method == "nuts":
+        raise InputError("method='nuts' runs in one process; with shard=None each rank samples on its own")
+    if ranks.size == 1 or shard == "rows":
+        return ranks, ranks, ALONE
+    if restarts < ranks.size:
+        raise InputError(f"restarts={restarts}: expected one at least for each of the {ranks.size} ranks")
+    if checkpoint is not None:
+        raise InputError("checkpoint: restarts that ranks share keep none")
+    return ranks, ALONE, ranks
+
+
+def best_of(
+    pairs: Sequence[Pair], results: Sequence[Training | None], ranks: Ranks
+) -> tuple[Pair | None, list[Training | None]]:
+    """Return the pair of the best restart, and how all restarts went, the same on all ranks.
+
+    Parameters
+    ----------
+    pairs, results
+        This rank's restarts: of all of them every ``ranks.size``-th, from number ``ranks.rank`` on. ``None`` is one
+        that broke down; those that an interrupt prevented are left out.
+    ranks
+        Processes that share the restarts.
+
+    Returns
+    -------
+    tuple
+        The pair with the highest final ELBO, ``None`` where none has any; and the results in order, without those that
+        broke down where another did not.
+    """
+    every = ranks.gathered(list(results))
+    places = [(index, rank) for index in range(max(map(len, every))) for rank in range(ranks.size)]
+    places = [(index, rank) for index, rank in places if index < len(every[rank])]
+    joined = [every[rank][index] for index, rank in places]
+    if any(run is not None and not run.broke_down for run in joined):
+        joined = [None if run is None or run.broke_down else run for run in joined]
+    done = [(run.rank, place) for run, place in zip(joined, places, strict=True) if run is not None]
+    if not done:
+        return None, joined
+    index, owner = max(done, key=lambda each: each[0])[1]
+    pair = pairs[index if owner == ranks.rank else 0]
+    align(pair, ranks, owner)
+    return pair, joined

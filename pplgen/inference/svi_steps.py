@@ -1,0 +1,194 @@
+"""Steps of plain Pyro, with a way back to the last good state and a second look at the step that broke down."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, SVI
+from torch import Tensor
+
+from pplgen.distributed.ranks import ALONE, Ranks
+from pplgen.distributed.sharding import AveragedBound
+from pplgen.errors import InputError
+from pplgen.inference.convergence import WINDOW
+from pplgen.inference.nonfinite import explain
+from pplgen.story.isolation import continue_from, generator_states
+from pplgen.story.pair import Pair
+
+__all__ = ["Steps", "quietly"]
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where a run stood after a step."""
+
+    taken: int
+    parameters: dict[str, Tensor]
+    optimisers: dict[Tensor, dict[str, Any]]
+    """Adam's moments, count and learning rate, of each parameter that has moved."""
+
+
+class Steps:
+    """Steps of Pyro's SVI from wherever they were kept last; use it inside ``pair.isolated``.
+
+    The first step runs with Pyro's and torch's validation as it was found, the rest without.
+
+    Parameters
+    ----------
+    pair
+        Trained in place.
+    schedule
+        Pyro's optimiser, of ``Adam.for_pyro``.
+    bound
+        What is maximised.
+    batches_from
+        Arguments of every step after so many.
+    warm_up
+        Steps over which the weight of the codes' terms rises to one.
+    seed
+        From which several ranks draw.
+    ranks
+        Processes that share the rows; all of them take the same steps.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        schedule: Any,
+        bound: ELBO,
+        batches_from: Callable[[int], Iterator[tuple[Any, ...]]],
+        warm_up: int = 0,
+        *,
+        seed: int = 0,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.pair, self.bound, self.warm_up, self.seed, self.ranks = pair, bound, warm_up, seed, ranks
+        own: Any = bound if ranks.size == 1 else AveragedBound(bound, ranks)
+        self.svi = SVI(pair.model, pair.guide, schedule, own.loss, own.loss_and_grads)
+        self._batches_from = batches_from
+        self.batches = batches_from(0)
+        self.taken = 0
+        self.keep()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every parameter is finite: a finite loss may have a gradient that is not."""
+        return all(bool(value.isfinite().all()) for value in self.pair.snapshot().values())
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        held: Any = next((each.optimizer.param_groups[0] for each in self._schedulers.values()), None)
+        return float((held or self._defaults)["lr"])
+
+    @property
+    def kept(self) -> int:
+        """Steps until the last good state."""
+        return self._good.taken
+
+    def take(self) -> float:
+        """Take a step and return its ELBO; NaN where a factorisation broke down."""
+        self.taken += 1
+        batch = self._next(self.batches, self.taken)
+        if self.taken > 1:
+            return self._value(batch)
+        try:
+            return -self.svi.step(*batch)
+        except InputError:
+            raise
+        except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
+            # of several ranks the others may wait for this one's gradients, so that it cannot take the step again
+            if self.ranks.size > 1 or self.explain()[1] is None:
+                raise
+            return math.nan
+
+    def keep(self) -> None:
+        """Take this for the last good state."""
+        states = {value: copy.deepcopy(each.optimizer.state_dict()) for value, each in self._schedulers.items()}
+        self._good = _State(self.taken, self.pair.snapshot(), states)
+        self._since = self.taken, generator_states()
+
+    def lower(self, factor: float) -> None:
+        """Multiply the learning rate of the last good state."""
+        self._defaults["lr"] *= factor
+        for state in self._good.optimisers.values():
+            for group in state["param_groups"]:
+                group["lr"] *= factor
+
+    def go_on(self) -> None:
+        """Go on from the last good state, with the batches and random numbers that come next."""
+        self.go_back()
+        self._since = self.taken, generator_states()
+
+    def go_back(self) -> None:
+        """Return to the parameters and moments of the last good state."""
+        self.pair.restore(self._good.parameters)
+        for value in list(self._schedulers):
+            if value in self._good.optimisers:
+                state = copy.deepcopy(self._good.optimisers[value])
+                self._schedulers[value].optimizer.load_state_dict(state)
+            else:
+                del self._schedulers[value]
+
+    def explain(self) -> tuple[int, str | None]:
+        """Take the steps from the last good state on again, up to the one that breaks down, and go back.
+
+        Returns
+        -------
+        tuple
+            The step and what broke down in it; where none does again, the last step and ``None``.
+        """
+        taken, generators = self._since
+        again = self._batches_from(taken)
+        try:
+            with torch.random.fork_rng():
+                self.go_back()
+                continue_from(generators)
+                for step in range(taken + 1, self.taken + 1):
+                    before, generators = self.pair.snapshot(), generator_states()
+                    batch = self._next(again, step)
+                    if math.isfinite(self._value(batch)) and self.is_finite:
+                        continue
+                    self.pair.restore(before)
+                    continue_from(generators)
+                    return step, self.ranks.first_found(explain(self.pair, self.bound, batch))
+        finally:
+            self.go_back()
+        return self.taken, None
+
+    @property
+    def _schedulers(self) -> dict[Any, Any]:
+        held: dict[Any, Any] = self.svi.optim.optim_objs
+        return held
+
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        """What the optimiser of a parameter starts with."""
+        held: dict[str, Any] = self.svi.optim.pt_optim_args
+        return held
+
+    def _next(self, batches: Iterator[tuple[Any, ...]], step: int) -> tuple[Any, ...]:
+        """Return the arguments of a step, with the codes' terms and the ranks' random numbers as they are in it."""
+        if step % WINDOW == 1:
+            self.ranks.reseed(self.seed, step - 1, apart=bool(self.pair.structure.row_latent))
+        if self.warm_up and self.pair.kl_weight is not None:
+            self.pair.kl_weight.fill_(min(1.0, step / self.warm_up))
+        return next(batches)
+
+    def _value(self, batch: tuple[Any, ...]) -> float:
+        try:
+            return -quietly(self.svi.step, batch)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return math.nan
+
+
+def quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
+    """Call without validation, which costs as much as the mathematics."""
+    with pyro.validation_enabled(False):
+        return float(call(*batch))

@@ -1,0 +1,186 @@
+"""Where restarts that run together stand: each is judged window by window, on its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pplgen.inference.convergence import WINDOW, PlateauWatch
+from pplgen.inference.engine import BETAS, State
+from pplgen.inference.iterates import Iterates
+from pplgen.inference.nonfinite import LOWERED, NOT_LOOKED_AT, STRIKES, strike
+from pplgen.inference.svi import DECAY, PLATEAUS, Adam, StopReason
+
+__all__ = ["Lane", "Met", "Standing"]
+
+Met = tuple[int, str | None]
+"""A step, and what was not finite in it."""
+
+
+@dataclass
+class Lane:
+    """One restart among those that run together."""
+
+    watch: PlateauWatch
+    history: list[float] = field(default_factory=list)
+    stop: StopReason | None = None
+    faults: list[str] = field(default_factory=list)
+    """What was not finite on the way, a sentence each."""
+    kept: int = 0
+    """Step of its last good state."""
+    iterates: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """Where it had been when it stopped, shape ``(num_kept, num_followed)``."""
+
+
+@dataclass
+class Standing:
+    """Where R restarts stand."""
+
+    state: State
+    rates: Tensor
+    """Learning rate of each, zero where it has stopped, shape ``(R, 1)``."""
+    good: State
+    """Last state of each in which all was finite, on its own memory."""
+    lanes: list[Lane]
+    taken: int = 0
+    """Steps taken."""
+    iterates: Iterates = field(default_factory=Iterates)
+    """Where all of them have been."""
+
+    @classmethod
+    def start(cls, vectors: Tensor, optimiser: Adam) -> Standing:
+        """Return where restarts stand before the first step, at parameters of shape ``(R, P)``."""
+        rates = vectors.new_full((len(vectors), 1), optimiser.learning_rate)
+        lanes = [Lane(PlateauWatch(optimiser.patience)) for _ in vectors]
+        return cls(State.start(vectors), rates, State.start(vectors.clone()), lanes)
+
+    @property
+    def running(self) -> bool:
+        """Whether any restart has not stopped."""
+        return any(lane.stop is None for lane in self.lanes)
+
+    @property
+    def best_mean(self) -> float:
+        """Best smoothed ELBO among the restarts, in nats."""
+        means = [float(np.mean(lane.history[-WINDOW:])) for lane in self.lanes if lane.history]
+        return max(means, default=math.nan)
+
+    def notice(self, steps: int, vectors: Tensor) -> None:
+        """Keep what is due of the parameters, so many steps into a window."""
+        self.iterates.notice(self.taken + steps, vectors)
+
+    def stop(self, reason: StopReason) -> None:
+        """Stop what has not stopped."""
+        for index, lane in enumerate(self.lanes):
+            if lane.stop is None:
+                self._halt(index, reason)
+
+    def _halt(self, index: int, reason: StopReason) -> None:
+        """Stop one restart, whose iterates end here."""
+        lane = self.lanes[index]
+        lane.stop, self.rates[index] = reason, 0.0
+        kept = self.iterates.stacked()
+        lane.iterates = kept[:, index].clone() if len(kept) else kept
+
+    def struck(self, state: State, losses: Tensor) -> list[int]:
+        """Return which of the running restarts a window has left with what is not finite."""
+        sound = (state.vectors.isfinite().all(dim=1) & losses.isfinite().all(dim=0)).tolist()
+        return [index for index, lane in enumerate(self.lanes) if lane.stop is None and not sound[index]]
+
+    def advance(
+        self, state: State, losses: Tensor, *, judge: bool = True, met: Mapping[int, Met] | None = None
+    ) -> None:
+        """Take a window's losses, ``(num_steps, R)``: keep good states, cut rates at plateaus, stop what is done.
+
+        What has been ``struck`` goes back to its last good state, alone and at a lower rate, and stops the last time.
+
+        Parameters
+        ----------
+        state, losses
+            After the window, and in it.
+        judge
+            Whether to look for plateaus; not in a bound that is being warmed up.
+        met
+            Step and fault of those that were struck, as far as they were looked for.
+        """
+        struck = self.struck(state, losses)
+        kept, self.taken = self.taken, self.taken + len(losses)
+        back = torch.tensor([index in struck for index in range(len(self.lanes))], device=state.vectors.device)
+        self.state = self._put_back(state, back, kept)
+        stopped = torch.tensor([lane.stop is not None for lane in self.lanes], device=back.device)
+        vectors = torch.where(stopped[:, None], self.good.vectors, self.state.vectors)
+        self.good = State(vectors, *(value.clone() for value in self.state[1:]))
+        elbos = (-losses).cpu().numpy()
+        for index, lane in enumerate(self.lanes):
+            if index in struck:
+                self._strike(index, *(met or {}).get(index, (self.taken, NOT_LOOKED_AT)))
+            elif lane.stop is None:
+                window = elbos[:, index].tolist()
+                lane.history.extend(window)
+                lane.kept = self.taken
+                if judge and len(window) == WINDOW and lane.watch.plateau(window):
+                    self.rates[index] *= DECAY
+                    if lane.watch.plateaus == PLATEAUS:
+                        self._halt(index, StopReason.CONVERGED)
+        self.iterates.mark()
+
+    def _put_back(self, state: State, back: Tensor, kept: int) -> State:
+        """Let some restarts have their last good state, of after so many steps; moments as Adam sees them then."""
+        good = self.good
+        if kept:
+            # Adam divides by 1 - beta^t, t being the steps of all
+            corrections = ((1 - beta**self.taken) / (1 - beta**kept) for beta in BETAS)
+            mean, square = (factor * part for factor, part in zip(corrections, good[1:3], strict=True))
+            good = good._replace(mean=mean, square=square)
+        vectors, mean, square = (
+            torch.where(back[:, None], old, new) for old, new in zip(good[:3], state[:3], strict=True)
+        )
+        return State(vectors, mean, square, state.taken)
+
+    def _strike(self, index: int, step: int, what: str | None) -> None:
+        """Lower the rate of a restart that went back; stop it the last time."""
+        lane = self.lanes[index]
+        self.rates[index] *= LOWERED
+        self.iterates.go_back(self.good.vectors[index], index)
+        lane.faults.append(strike(what, step, len(lane.faults) + 1, lane.kept, float(self.rates[index])))
+        if len(lane.faults) == STRIKES:
+            self._halt(index, StopReason.NOT_FINITE)
+
+    def frozen(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Lay everything out as tensors and JSON-able facts."""
+        tensors = {**self.state._asdict(), "rates": self.rates, "good": self.good.vectors}
+        tensors |= {
+            f"history{index}": torch.tensor(lane.history, dtype=torch.float64) for index, lane in enumerate(self.lanes)
+        }
+        tensors |= {f"iterates{index}": lane.iterates for index, lane in enumerate(self.lanes)}
+        tensors["iterates"] = self.iterates.stacked()
+        facts = [
+            {
+                "watch": vars(lane.watch),
+                "stop": lane.stop.name if lane.stop else None,
+                "faults": lane.faults,
+                "kept": lane.kept,
+            }
+            for lane in self.lanes
+        ]
+        return tensors, {"taken": self.taken, "stride": self.iterates.stride, "lanes": facts}
+
+    @classmethod
+    def thawed(cls, tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device) -> Standing:
+        """Return what ``frozen`` laid out."""
+        lanes = []
+        for index, lane in enumerate(facts["lanes"]):
+            stop = None if lane["stop"] is None else StopReason[lane["stop"]]
+            history, iterates = tensors[f"history{index}"].tolist(), tensors[f"iterates{index}"]
+            lanes.append(Lane(PlateauWatch(**lane["watch"]), history, stop, lane["faults"], lane["kept"], iterates))
+        moved = {name: value.to(device) for name, value in tensors.items()}
+        state = State(*(moved[name] for name in State._fields))
+        kept = Iterates(list(moved["iterates"]), facts["stride"])
+        good = State(moved["good"], *(value.clone() for value in state[1:]))
+        return cls(state, moved["rates"], good, lanes, facts["taken"], kept)

@@ -1,0 +1,276 @@
+"""The pictures that any posterior has: against its data, against its prior, its scalars in pairs, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from textwrap import fill
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from arviz_stats.base import array_stats
+from arviz_stats.ecdf_utils import compute_ecdf, ecdf_pit
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+
+from pplgen.errors import InputError
+from pplgen.plots.palette import COLOURS
+from pplgen.posterior.datatree import group_of
+from pplgen.posterior.weighted import GOOD_K
+
+__all__ = [
+    "Scalar",
+    "distinct",
+    "plot_fan",
+    "plot_loo_pit",
+    "plot_pairs",
+    "plot_pareto_k",
+    "plot_predictive",
+    "plot_prior_posterior",
+    "related",
+    "scalars",
+]
+
+BAND = (0.05, 0.95)
+"""Quantiles of replicates between which their band lies."""
+FAN = {0.9: 0.25, 0.5: 0.5}
+"""Probabilities of the bands of a fan and how strong their colour is."""
+MOST_VALUES, MOST_BINS = 30, 40
+"""Whole numbers that are drawn one by one at most, and bins of other numbers."""
+WIDEST = 12
+"""Standard deviations of the posterior to either side of it that a picture shows of the prior at most."""
+SIMULTANEOUS, SIMULATIONS = 0.95, 500
+"""Probability that an ECDF of uniform numbers stays inside its band, and ECDFs that are simulated to find the band."""
+IDENTICAL = 0.999
+"""Correlation from which on two scalars are one, such as the two weights of a mixture."""
+ROUNDING = 1e-6
+"""Of single precision, relative to a number's size: a smaller spread is none."""
+LETTERS = 16
+"""Of a line of the names of scalars that stand in pairs."""
+LEGEND: dict[str, Any] = {"fontsize": "small", "frameon": False}
+
+
+class Scalar(NamedTuple):
+    """One number of a site."""
+
+    site: str
+    place: tuple[int, ...]
+    """Of the number in the site's own axes."""
+    label: str
+    """As in the table of parameters, ``mu[0, eruptions]``."""
+
+    def draws(self, tree: xr.DataTree, group: str = "posterior") -> np.ndarray:
+        """Return its draws, shape ``(num_draws,)``."""
+        values: Any = group_of(tree, group)[self.site].values
+        return values.reshape(-1, *values.shape[2:])[:, *self.place]
+
+
+def scalars(tree: xr.DataTree, sites: Iterable[str]) -> list[Scalar]:
+    """List the numbers of some sites of the posterior group, site after site."""
+    found = []
+    for site in sites:
+        values = group_of(tree, "posterior")[site]
+        axes = [values[dim].values if dim in values.coords else range(values.sizes[dim]) for dim in values.dims[2:]]
+        for index in np.ndindex(values.shape[2:]):
+            label = ", ".join(str(axis[place]) for axis, place in zip(axes, index, strict=True))
+            found.append(Scalar(site, index, f"{site}[{label}]" if index else site))
+    return found
+
+
+def distinct(tree: xr.DataTree, chosen: list[Scalar]) -> list[Scalar]:
+    """Leave out scalars without spread, and those that one before them tells, as one weight of a mixture the other."""
+    draws = np.stack([scalar.draws(tree) for scalar in chosen]).astype(float) if chosen else np.empty((0, 2))
+    spread = draws.std(axis=1)
+    varied = spread > ROUNDING * np.abs(draws).max(axis=1)
+    draws = (draws - draws.mean(axis=1, keepdims=True)) / np.where(varied, spread, 1.0)[:, None]
+    alike = np.abs(draws @ draws.T) / draws.shape[1] > IDENTICAL
+    return [scalar for i, scalar in enumerate(chosen) if varied[i] and not alike[i, :i].any()]
+
+
+def related(tree: xr.DataTree, chosen: list[Scalar], num: int) -> list[Scalar]:
+    """Return ``num`` of several scalars, among which are the most correlated ones, in their order."""
+    correlation = np.abs(np.corrcoef(np.stack([scalar.draws(tree) for scalar in chosen]).astype(float)))
+    np.fill_diagonal(correlation, -1.0)
+    kept: list[int] = []
+    for flat in np.argsort(-correlation, axis=None, kind="stable"):
+        kept += [int(place) for place in np.unravel_index(flat, correlation.shape) if place not in kept]
+        if len(kept) >= num:
+            break
+    return [chosen[place] for place in sorted(kept[:num])]
+
+
+def plot_predictive(axes: Axes, observed: np.ndarray, replicated: np.ndarray, name: str = "x") -> None:
+    """Draw how one column is distributed, and how replicates of it are: 90 % of them in each bin.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    observed
+        The column, NaN where missing, shape ``(num_rows,)``. Few different whole numbers are drawn one by one.
+    replicated
+        Draws of the posterior predictive distribution, shape ``(num_draws, num_rows)``; as many rows or others.
+    name
+        Of the column.
+    """
+    seen = observed[np.isfinite(observed)]
+    if not len(seen):
+        raise InputError(f"column {name!r}: there is no value to draw")
+    whole = bool((seen == np.round(seen)).all()) and np.ptp(seen) < MOST_VALUES
+    if whole:
+        low, high = min(seen.min(), np.quantile(replicated, 0.01)), max(seen.max(), np.quantile(replicated, 0.99))
+        edges = np.arange(np.floor(low), min(np.ceil(high), low + 2 * MOST_VALUES) + 2) - 0.5
+    else:
+        low, high = np.quantile(replicated, [0.005, 0.995])
+        ends = (min(seen.min(), low), max(seen.max(), high))
+        edges = np.histogram_bin_edges(seen, "auto", range=ends)
+        if not 8 <= len(edges) - 1 <= MOST_BINS:
+            edges = np.linspace(*ends, np.clip(len(edges), 8, MOST_BINS) + 1)
+    width = np.diff(edges)
+    shares = np.stack([np.histogram(row, edges)[0] / (len(row) * width) for row in replicated])
+    lower, upper = np.quantile(shares, BAND, axis=0)
+    axes.stairs(upper, edges, baseline=lower, fill=True, color=(COLOURS[0], 0.35), label="replicates, 90 %")
+    axes.stairs(np.median(shares, axis=0), edges, baseline=None, color=COLOURS[0], lw=1)
+    axes.stairs(np.histogram(seen, edges)[0] / (len(seen) * width), edges, color="0.15", lw=1.4, label="data")
+    axes.set(xlabel=name, ylabel="share of rows" if whole else "density")
+
+
+def plot_fan(axes: Axes, observed: np.ndarray, replicated: np.ndarray, name: str = "y") -> None:
+    """Draw one series over time against replicates of it: their median and bands that hold 50 and 90 % of them.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    observed
+        NaN where missing, shape ``(num_steps,)``.
+    replicated
+        Draws of whole series from the posterior predictive distribution, shape ``(num_draws, num_steps)``.
+    name
+        Of what is measured.
+    """
+    steps = np.arange(len(observed))
+    for mass, strength in FAN.items():
+        lower, upper = np.quantile(replicated, [(1 - mass) / 2, (1 + mass) / 2], axis=0)
+        face = 1 - strength * (1 - np.array(to_rgb(COLOURS[0])))
+        axes.fill_between(steps, lower, upper, color=face, lw=0, label=f"replicates, {100 * mass:.0f} %")
+    axes.plot(steps, np.median(replicated, axis=0), color=COLOURS[0], lw=1.2)
+    axes.plot(steps, observed, color="0.15", lw=0.6, marker=".", ms=3, label="data")
+    axes.set(xlabel="step", ylabel=name)
+
+
+def plot_prior_posterior(axes: Axes, tree: xr.DataTree, scalar: Scalar) -> None:
+    """Draw the densities of one scalar before and after the data; of a wide prior the part around the posterior."""
+    prior, posterior = scalar.draws(tree, "prior"), scalar.draws(tree)
+    centre, spread = np.median(posterior), posterior.std()
+    ends = [
+        min(posterior.min(), max(np.quantile(prior, 0.05), centre - WIDEST * spread)),
+        max(posterior.max(), min(np.quantile(prior, 0.95), centre + WIDEST * spread)),
+    ]
+    room = 0.05 * (ends[1] - ends[0]) or 1.0
+    ends = [ends[0] - room, ends[1] + room]
+    for draws, colour, name in ((prior, "0.45", "prior"), (posterior, COLOURS[0], "posterior")):
+        # a density estimate of a heavy-tailed prior needs a sensible range; the share outside it scales it down
+        inside = draws[(draws >= ends[0]) & (draws <= ends[1])]
+        if np.ptp(inside) == 0 if len(inside) > 1 else True:
+            axes.axvline(float(inside[0]) if len(inside) else np.nan, color=colour, label=name)
+            continue
+        grid, density, _ = array_stats.kde(inside, grid_len=128)
+        density = density * len(inside) / len(draws)
+        axes.fill_between(grid, 0, density, color=colour, alpha=0.3, lw=0)
+        axes.plot(grid, density, color=colour, lw=1.4, label=name)
+    axes.set(xlabel=scalar.label, xlim=ends, yticks=[])
+    axes.set_ylim(bottom=0)
+
+
+def plot_pairs(grid: np.ndarray, tree: xr.DataTree, chosen: list[Scalar]) -> None:
+    """Draw scalars against one another.
+
+    Parameters
+    ----------
+    grid
+        Axes, shape ``(num, num)``; those above the diagonal are taken away.
+    tree
+        A fit's draws.
+    chosen
+        ``num`` scalars, such as ``related`` returns.
+    """
+    draws = [scalar.draws(tree) for scalar in chosen]
+    for (i, j), axes in np.ndenumerate(grid):
+        if j > i:
+            axes.remove()
+            continue
+        if i == j:
+            axes.hist(draws[i], bins=25, color=COLOURS[0], alpha=0.6)
+            axes.set_yticks([])
+        else:
+            axes.scatter(draws[j], draws[i], s=4, color=COLOURS[0], alpha=0.25, linewidths=0, rasterized=True)
+            with np.errstate(invalid="ignore"):
+                correlation = np.corrcoef(draws[j], draws[i])[0, 1]
+            axes.set_title(f"r = {correlation:.2f}", fontsize="small", pad=2)
+        axes.locator_params(nbins=3)
+        axes.tick_params(labelsize="x-small", labelbottom=i == len(chosen) - 1, labelleft=j == 0 and i > 0)
+        if i == len(chosen) - 1:
+            axes.set_xlabel(fill(chosen[j].label, LETTERS), fontsize="x-small")
+        if j == 0:
+            axes.set_ylabel(fill(chosen[i].label, LETTERS), fontsize="x-small")
+
+
+def plot_loo_pit(axes: Axes, values: np.ndarray, name: str = "x", *, colour: str = COLOURS[0]) -> bool:
+    """Draw the ECDF of probability integral transforms less the uniform one, with its simultaneous 95 % band.
+
+    Crosses mark where it leaves the band.
+
+    Parameters
+    ----------
+    axes
+        Where to draw; several columns of as many rows go into one picture, whose band is that of each alone.
+    values
+        ``p(y_i < what was seen | the other rows)`` of each row, shape ``(num_rows,)``.
+    name, colour
+        Of the column.
+
+    Returns
+    -------
+    bool
+        Whether the ECDF stays inside the band.
+
+    References
+    ----------
+    Säilynoja, Bürkner and Vehtari (2022), Graphical test for discrete uniformity and its applications in
+    goodness-of-fit evaluation and multiple sample comparison.
+    """
+    points, _, lower, upper = ecdf_pit(np.full(len(values), 0.5), SIMULTANEOUS, SIMULATIONS)
+    ecdf = compute_ecdf(values, points)
+    if not axes.lines:
+        axes.fill_between(points, lower - points, upper - points, step="mid", color="0.85", lw=0, label="95 % band")
+        axes.axhline(0, color="0.5", lw=0.8)
+    axes.plot(points, ecdf - points, color=colour, lw=1.4, drawstyle="steps-mid", label=name)
+    outside = (ecdf < lower) | (ecdf > upper)
+    axes.plot(points[outside], (ecdf - points)[outside], "x", color=colour, ms=7, mew=1.6)
+    axes.set(xlabel="LOO-PIT", ylabel="ECDF less uniform")
+    axes.legend(**LEGEND)
+    return not outside.any()
+
+
+def plot_pareto_k(axes: Axes, k: np.ndarray, rows: np.ndarray | None = None, *, good: float = GOOD_K) -> None:
+    """Draw Pareto k of all rows, or of some, shape ``(num_rows,)`` each; those above ``good`` in another colour.
+
+    Rows whose k is not finite are drawn at the edges: all weights alike below, no tail to fit above.
+    """
+    finite = k[np.isfinite(k)]
+    low, high = (min(finite.min(), 0.0), max(finite.max(), good)) if len(finite) else (0.0, good)
+    room = 0.08 * (high - low)
+    heights = np.clip(k, low - room, high + room)
+    rows = np.arange(len(k)) if rows is None else rows
+    for which, colour, marker, name in (
+        (k <= good, COLOURS[0], "o", "to be trusted"),
+        (~(k <= good), COLOURS[1], "D", "not"),
+    ):
+        if which.any():
+            label = f"{name}: {which.sum():,} rows"
+            axes.scatter(rows[which], heights[which], s=10, color=colour, marker=marker, alpha=0.7, lw=0, label=label)
+    for level in (0.5, good):
+        axes.axhline(level, color="0.4", lw=0.8, ls="--")
+    axes.set(xlabel="row", ylabel="Pareto k", ylim=(low - 2 * room, high + 4 * room))
+    axes.legend(**LEGEND, loc="upper right", ncols=2)

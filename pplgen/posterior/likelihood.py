@@ -1,0 +1,127 @@
+"""Log densities of rows, with their estimator and its Monte Carlo error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pplgen.posterior.draws import draw_shared, row_densities
+from pplgen.posterior.latents import is_plain, log_weights, row_blocks
+from pplgen.story.latent import LatentStory
+from pplgen.story.pair import Pair, rows_of
+
+__all__ = ["EXACT", "IMPORTANCE", "LogLikelihood", "density_estimator", "latent_densities", "row_log_likelihood"]
+
+EXACT, IMPORTANCE = "exact", "importance-weighted"
+"""Names of the estimators of rows."""
+BLOCK_NUMBERS = 2**24
+"""Numbers that are kept of a block of rows with latent variables: 64 MiB."""
+
+
+class LogLikelihood(Tensor):
+    """Log density of each row in nats, shape ``(num_rows,)``, that knows how it was computed.
+
+    What is computed from it is a plain tensor.
+
+    Attributes
+    ----------
+    estimator : str
+        ``exact``, where all but the parameters is summed or integrated out; ``importance-weighted``, latents of single
+        rows being drawn from the guide; ``Gaussian sum smoother``, importance-weighted, regimes and states being drawn
+        from sums of Gaussians; ``Kim's filter``, an approximation; ``particle filter``.
+    standard_error : Tensor
+        Of each row, in nats, from the spread of the draws by the delta method, shape ``(num_rows,)``.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    estimator: str
+    standard_error: Tensor
+
+    @classmethod
+    def of_draws(cls, log_densities: Tensor, estimator: str) -> LogLikelihood:
+        """Average densities over draws, shape ``(num_draws, num_rows)``."""
+        top = log_densities.amax(dim=0)
+        top = torch.where(top.isfinite(), top, 0.0)  # impossible at every draw
+        relative = (log_densities - top).exp()
+        mean = relative.mean(dim=0)
+        error = torch.zeros_like(mean)
+        if len(relative) > 1:
+            error = relative.std(dim=0) / (mean.clamp_min(torch.finfo(mean.dtype).tiny) * math.sqrt(len(relative)))
+        elif estimator != "exact":
+            error = torch.full_like(mean, math.nan)
+        return cls.told(top + mean.log(), error, estimator)
+
+    @classmethod
+    def told(cls, values: Tensor, standard_error: Tensor, estimator: str) -> LogLikelihood:
+        """Attach what is known of log densities."""
+        told = values.detach().as_subclass(cls)
+        told.standard_error, told.estimator = standard_error, estimator
+        return told
+
+    @classmethod
+    def joined(cls, parts: Sequence[LogLikelihood]) -> LogLikelihood:
+        """Put the rows of several after one another."""
+        errors = torch.cat([part.standard_error for part in parts])
+        return cls.told(torch.cat([part.as_subclass(Tensor) for part in parts]), errors, parts[0].estimator)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        error = self.standard_error.max().item() if len(self) else 0.0
+        return f"LogLikelihood({self.as_subclass(Tensor)!r}, {self.estimator}, standard errors up to {error:.2g} nats)"
+
+
+def density_estimator(pair: Pair) -> str:
+    """Return how densities of a pair's rows are estimated: by importance sampling where these have latents."""
+    return IMPORTANCE if pair.structure.row_latent else EXACT
+
+
+def row_log_likelihood(
+    pair: Pair, data: tuple[Any, ...], draws: int, latents: dict[str, Tensor] | None = None
+) -> LogLikelihood:
+    """Posterior predictive log density of each row of ``data`` in nats, ``log mean_s p(x_i | theta_s)``.
+
+    Call it inside ``pair.isolated``.
+
+    Parameters
+    ----------
+    pair, data
+        A pair, and arguments of its model.
+    draws
+        Draws of the guide.
+    latents
+        Draws of what all rows share, where they are at hand.
+    """
+    latents = draw_shared(pair, draws) if latents is None else latents
+    estimator = density_estimator(pair)
+    if data is not pair.data:
+        pair.check_amortised()
+    if isinstance(pair.story, LatentStory):
+        blocks = latent_densities(pair, data, draws, latents)
+        return LogLikelihood.joined([LogLikelihood.of_draws(block, estimator) for block in blocks])
+    return LogLikelihood.of_draws(row_densities(pair, latents, draws, data).log_likelihood, estimator)
+
+
+def latent_densities(
+    pair: Pair, data: tuple[Any, ...], draws: int, latents: dict[str, Tensor] | None = None
+) -> Iterator[Tensor]:
+    """Weigh codes of a latent-variable story's rows, block by block; call it inside ``pair.isolated``.
+
+    Yields
+    ------
+    Tensor
+        ``log p(x_i, z_is) - log q(z_is | x_i)`` in nats, discrete latents summed out, shape ``(draws, block)``.
+    """
+    story, x = pair.story, data[0]
+    assert isinstance(story, LatentStory), "only they have codes"
+    if is_plain(story):
+        with torch.no_grad(), pyro.validation_enabled(False):
+            yield from log_weights(story, x, draws)
+        return
+    for block in row_blocks(len(x), BLOCK_NUMBERS // (draws * (1 + story.num_latents))):
+        rows = tuple(rows_of(value, block, len(x)) for value in data)
+        yield row_densities(pair, latents or {}, draws, rows).log_likelihood

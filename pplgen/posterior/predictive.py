@@ -1,0 +1,62 @@
+"""New rows, and the missing entries of given ones, drawn from a trained pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pplgen.compiler.vectorised import over_draws
+from pplgen.posterior.draws import draw_shared
+from pplgen.posterior.latents import complete_rows, row_blocks
+from pplgen.story.base import Story
+from pplgen.story.latent import PROPOSALS, LatentStory
+from pplgen.story.pair import Pair, rows_of
+
+__all__ = ["impute_rows", "sample_rows"]
+
+IMPUTED = 2**22
+"""Entries of a block of rows whose missing ones are drawn at once."""
+
+
+def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) -> Tensor:
+    """Draw new rows from a story's posterior predictive distribution; call it inside ``pair.isolated``.
+
+    Rows share at most ``max_draws`` draws of the latents, evenly and in random order; shape ``(num_rows, ...)``.
+    """
+    num_draws = min(num_rows, max_draws)
+    each = -(-num_rows // num_draws)
+    shared = draw_shared(pair, num_draws)
+    rows = over_draws(lambda latent: poutine.condition(story.model, latent)(None, num_rows=each), num_draws, shared)
+    return rows.transpose(0, 1).flatten(0, 1)[:num_rows][torch.randperm(num_rows)]
+
+
+def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
+    """Draw missing entries of rows given the others, at draws of the latents; call it inside ``pair.isolated``.
+
+    Returns shape ``(num_draws, num_rows, ...)``; entries that are not missing are repeated. Rows go in blocks, so that
+    memory does not grow with them beyond what is returned.
+    """
+    x = data[0]
+    # the contract's own way, in which the draws of a row can share their proposals
+    pooled = type(story).complete is LatentStory.complete
+    if isinstance(story, LatentStory) and pooled and not pair.structure.shared_latent:
+        with torch.no_grad(), pyro.validation_enabled(False):
+            return complete_rows(story, x, num_draws)
+    shared = draw_shared(pair, num_draws)
+    complete = pair.heeding(story.complete)
+    each = PROPOSALS if isinstance(story, LatentStory) else 1
+    drawn = []
+    for block in row_blocks(len(x), IMPUTED // (each * x[0].numel())):
+        rows = tuple(rows_of(value, block, len(x)) for value in data)
+
+        def completed(latent: Mapping[str, Tensor], rows: tuple[Any, ...] = rows) -> Tensor:
+            whole: Tensor = poutine.condition(complete, latent)(*rows)
+            return whole
+
+        drawn.append(over_draws(completed, num_draws, shared))
+    return torch.cat(drawn, dim=1)

@@ -1,0 +1,104 @@
+"""What a terminal shows of a fit: a bar while it runs, a table at its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pplgen.checks.check import Check
+from pplgen.errors import printable
+from pplgen.inference.svi import Progress as Update
+
+__all__ = ["ProgressCallback", "print_checks", "print_table", "reporting"]
+
+ProgressCallback = Callable[[Update], None]
+
+TABLE_ROWS = 60
+"""Rows of the printed table at most."""
+
+
+@contextlib.contextmanager
+def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | None]:
+    """Yield the callback for a fit: a bar on standard error for ``True``, nothing for ``False``, else ``progress``."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    console = Console(stderr=True)
+    if not (progress and (console.is_terminal or console.is_jupyter)):
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("step {task.completed:,}  ELBO {task.fields[elbo]:,.2f}  {task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("fitting", total=None, elbo=float("nan"), rate="")
+
+        def show(update: Update) -> None:
+            together = update.restart == update.restarts
+            which = f"{update.restarts} restarts" if together else f"restart {update.restart} of {update.restarts}"
+            label = update.doing if update.restarts == 1 else f"{which}, {update.doing}"
+            bar.update(
+                task,
+                description=label,
+                total=update.steps,
+                completed=update.step,
+                elbo=update.elbo,
+                rate=f"{update.steps_per_second:.0f} steps/s  {update.rows_per_second:,.0f} rows/s",
+            )
+
+        yield show
+
+
+def print_table(title: str, table: pd.DataFrame, *lines: str, label: str = "parameter", digits: int = 4) -> None:
+    """Print a table of numbers and words, its first rows where they are many, and lines below it.
+
+    Of an empty table only the title is printed.
+    """
+    console = Console()
+    title = _plain(title)
+    rows = Table(title=title, title_justify="left")
+    rows.add_column(label, overflow="fold", ratio=2)
+    for column, values in table.items():
+        if all(isinstance(value, str) for value in values):  # words make room for numbers
+            rows.add_column(_plain(str(column)), overflow="fold", min_width=8)
+        else:
+            rows.add_column(_plain(str(column)), justify="right", no_wrap=True)
+    for name, values in table.head(TABLE_ROWS).iterrows():
+        rows.add_row(_plain(str(name)), *(_plain(v) if isinstance(v, str) else f"{v:.{digits}g}" for v in values))
+    console.print(rows if len(table) else title)
+    if len(table) > TABLE_ROWS:
+        console.print(f"and {len(table) - TABLE_ROWS:,} more: arviz_stats.summary(fit.to_datatree())", highlight=False)
+    for line in lines:
+        console.print(_plain(line), highlight=False)
+
+
+def print_checks(name: str, checks: tuple[Check, ...]) -> None:
+    """Print the checks that apply as a table, and below it what to do about those that did not pass."""
+    applied = [check for check in checks if check.applies]
+    table = pd.DataFrame(
+        {
+            "verdict": [str(check.verdict) for check in applied],
+            "value": [check.value for check in applied],
+            "threshold": [check.threshold for check in applied],
+            "source": [check.source for check in applied],
+        },
+        index=[check.name for check in applied],
+        dtype=object,
+    )
+    lines = [f"{check.name}: {check.remedy}" for check in applied if check.remedy]
+    beside = [f"{check.name}: not applicable, {check.remedy}" for check in checks if not check.applies]
+    print_table(f"Checks of {name}", table, *lines, *beside, label="check")
+
+
+def _plain(text: str) -> str:
+    """Return text that is printed as it is, neither markup nor control."""
+    return escape(printable(text))

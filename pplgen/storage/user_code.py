@@ -1,0 +1,111 @@
+"""Code that a user brings: where it is told to be, what it reads like, and whether it is as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from pplgen.errors import InputError, first_line, near_names
+from pplgen.story.base import Story
+
+__all__ = ["COLLECTION", "called", "digest_of", "import_path", "own_story", "source_of", "story_in_file"]
+
+COLLECTION = "pplgen.models."
+"""Stories below this package come with the toolkit; all others are a user's own."""
+LIBRARIES = ("pplgen.", "pyro.", "torch.")
+"""Whose code is told by their versions."""
+
+
+def import_path(kind: type) -> str:
+    """Return module and name of a class, ``"mymodel:MyStory"``."""
+    return f"{kind.__module__}:{kind.__name__}"
+
+
+def called(part: Any) -> str:
+    """Return module and name of a model or a guide: a function's own, or those of an object's class."""
+    function = inspect.unwrap(part)
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{getattr(function, '__module__', None) or type(function).__module__}:{name}"
+
+
+def source_of(what: Any) -> str | None:
+    """Return the code of a function or class, ``None`` where it is not to be had."""
+    try:
+        return inspect.cleandoc("\n" + inspect.getsource(what))
+    except (OSError, TypeError):
+        return None
+
+
+def digest_of(*parts: Any) -> str | None:
+    """Digest of the code of classes, with those that they derive from, and functions; ``None`` where none is to be had.
+
+    That of libraries is left out. Of any other object the code is its class's.
+    """
+    kinds: list[Any] = []
+    for part in map(inspect.unwrap, parts):
+        own = part if inspect.isroutine(part) or isinstance(part, type) else type(part)
+        kinds += own.__mro__ if isinstance(own, type) else [own]
+    own_kinds = [kind for kind in kinds if not f"{kind.__module__}.".startswith((*LIBRARIES, "builtins."))]
+    sources = [source for source in map(source_of, own_kinds) if source is not None]
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest() if sources else None
+
+
+def own_story(recorded: str, given: Any) -> type[Story] | Story:
+    """Return the story that a user gives for a run of one: a class, an untrained story, or ``"FILE.py:CLASS"``.
+
+    Raises
+    ------
+    InputError
+        Where it is none of them, or has another name than the one recorded.
+    """
+    story = story_in_file(given) if isinstance(given, str) else given
+    kind = story if isinstance(story, type) else type(story)
+    if not issubclass(kind, Story):
+        raise InputError(f"story={given!r}: expected a class derived from Story, one of its stories, or FILE.py:CLASS")
+    name = recorded.rpartition(":")[2]
+    if kind.__name__ != name:
+        raise InputError(f"story {kind.__name__!r} was given, and the run is of {name!r}")
+    return story
+
+
+def story_in_file(reference: str) -> type[Story]:
+    """Execute a file that the user names, and return one of its stories.
+
+    Parameters
+    ----------
+    reference
+        ``"FILE.py:CLASS"``.
+
+    Raises
+    ------
+    InputError
+        Where there is no such file or story, or the file cannot be executed.
+    """
+    path, colon, name = reference.rpartition(":")
+    file = Path(path)
+    if not colon or file.suffix != ".py" or not name.isidentifier():
+        raise InputError(f"story {reference!r}: expected FILE.py:CLASS, such as mymodel.py:MyStory")
+    if not file.is_file():
+        raise InputError(f"story {reference!r}: there is no file {path!r}")
+    # under the name of the file, which hides no module of the same stem
+    spec = importlib.util.spec_from_file_location(file.name, file)
+    assert spec is not None and spec.loader is not None, "a file that ends in .py has a loader"  # noqa: PT018
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path!r} cannot be executed: {type(error).__name__}: {first_line(error)}") from error
+    stories = {key: kind for key, kind in vars(module).items() if _is_story(kind)}
+    if name not in stories:
+        own = [key for key, kind in stories.items() if kind.__module__ == file.name]
+        raise InputError(f"{path!r} has no story {name!r}; it has {', '.join(own) or 'none'}{near_names(name, own)}")
+    return stories[name]
+
+
+def _is_story(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Story) and kind is not Story

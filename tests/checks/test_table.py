@@ -1,0 +1,479 @@
+"""Checks against closed forms, other libraries and published numbers."""
+
+import json
+import math
+
+import arviz_base
+import arviz_stats
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pplgen.models import PPCA, VAE, GaussianMixture
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+import pplgen
+from pplgen.checks import codes, components, predictive, sensitivity, training, weights
+from pplgen.checks.material import Material
+from pplgen.checks.replicates import tail_probability
+from pplgen.checks.table import Check, Checks, Verdict
+from pplgen.cli import main as cli
+from pplgen.errors import InputError
+from pplgen.inference.iterates import KEPT, Iterates, followed
+from pplgen.inference.svi import StopReason, Training
+from pplgen.posterior.datatree import summarise
+from pplgen.posterior.draws import draw_shared
+from pplgen.posterior.importance import leave_one_out, log_prior, weigh
+from pplgen.story.isolation import seeded
+from pplgen.story.latent import LatentStory
+from pplgen.story.pair import Pair
+
+ROWS = 20
+
+
+def known_mean(width=1.0, shift=0.0):
+    """A mean with a wide prior, and a guide so many times as wide as the posterior, so many deviations beside it."""
+    torch.manual_seed(0)
+    x = torch.randn(ROWS, dtype=torch.float64)
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=x.dtype), 10.0))
+        with pyro.plate("data", ROWS):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        precision = 0.01 + ROWS
+        sd = precision**-0.5
+        pyro.sample("mu", dist.Normal(x.sum() / precision + shift * sd, width * sd))
+
+    return Pair(model, guide, (x,)), x
+
+
+def judge(check, pair, seed=0, **options):
+    with seeded(seed), pair.isolated(), torch.no_grad():
+        return check(Material(pair, **options))
+
+
+@pytest.mark.parametrize("width", [0.6, 1.5])
+def test_leaving_out_with_weights_of_a_guide_of_the_wrong_width(width):
+    pair, x = known_mean(width)
+    precision = 0.01 + ROWS - 1
+    mean = (x.sum() - x) / precision
+    exact = stats.norm(mean, math.sqrt(1 + 1 / precision)).logpdf(x).sum()
+    with seeded(0), pair.isolated():
+        weighed = weigh(pair, 4000)
+    found = leave_one_out(weighed)
+    plain = arviz_stats.loo(
+        arviz_base.from_dict(
+            {
+                "posterior": {"mu": weighed.sites["mu"].numpy()[None]},
+                "log_likelihood": {"x": weighed.log_likelihood[None]},
+            }
+        )
+    )
+    if width > 1:
+        # sums of 20 terms, whose draws are off by about .003 nats each with one sign
+        assert found.elpd == pytest.approx(exact, abs=0.1)
+        assert abs(plain.elpd - exact) > 1
+    else:  # importance weights of a narrow guide have no variance, so they mend less than all of it
+        assert abs(found.elpd - exact) < 0.5 * abs(plain.elpd - exact)
+
+
+def test_rows_with_latents_of_their_own_are_left_out_whole():
+    """Marginally y_i ~ N(mu, 2): the leave-one-out density of ``known_mean``'s kind, with another variance."""
+    torch.manual_seed(0)
+    y = 1.4 * torch.randn(12, dtype=torch.float64)
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=y.dtype), 10.0))
+        with pyro.plate("data", 12):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    fit = pplgen.fit(model, y, steps=1500, compile="graph", progress=False)
+    precision = 0.01 + 11 / 2
+    mean = (y.sum() - y) / 2 / precision
+    exact = stats.norm(mean, math.sqrt(2 + 1 / precision)).logpdf(y).sum()
+    # 4,000 draws of 20 inner ones: an effective 300 or so, whose error of a row's term is below .05
+    assert fit.loo(draws=4000).elpd == pytest.approx(exact, abs=0.3)
+
+
+def test_eight_schools_centred_and_not(reference_data):
+    """k-hat about .85 and .55 (Yao et al. 2018, figure 2); of 10,000 draws its deviation is about .1."""
+    data = json.loads((reference_data / "posteriordb" / "eight_schools.json").read_text())
+    y, sigma = (torch.tensor(data[name], dtype=torch.float32) for name in ("y", "sigma"))
+
+    def schools(centred):
+        def model(y, sigma):
+            mu, tau = pyro.sample("mu", dist.Normal(0, 5)), pyro.sample("tau", dist.HalfCauchy(5.0))
+            with pyro.plate("data", 8):
+                z = pyro.sample("z", dist.Normal(mu, tau) if centred else dist.Normal(0.0, 1.0))
+                pyro.sample("y", dist.Normal(z if centred else mu + tau * z, sigma), obs=y)
+
+        fit = pplgen.fit(model, (y, sigma), compile="graph", progress=False)
+        return judge(weights.khat, fit.pair)
+
+    centred, apart = schools(True), schools(False)
+    assert centred.value == pytest.approx(0.85, abs=0.25)
+    assert apart.value == pytest.approx(0.55, abs=0.15)
+    assert centred.verdict in (Verdict.FAIL, Verdict.WARN)
+    assert apart.verdict is Verdict.PASS or "borderline" in apart.remedy
+    assert "centred against non-centred" in centred.remedy
+
+
+def test_an_exact_guide_is_no_error():
+    pair, _ = known_mean()
+    found = judge(weights.khat, pair)
+    assert (found.value, found.verdict) == (-math.inf, Verdict.PASS)
+    assert "exact" in found.remedy
+    # constant weights: the bound is tight, up to rounding
+    assert judge(weights.bound_gap, pair).value == pytest.approx(0, abs=1e-9)
+
+
+def test_the_bound_gap_is_the_divergence_of_the_guide():
+    """KL(N(0, 1.5), N(0, 1)) = (1.5^2 - 1) / 2 - log 1.5 = .2195 nats; 40,000 draws of sd .88 are off by .0044."""
+    assert judge(weights.bound_gap, known_mean(1.5)[0]).value == pytest.approx(0.2195, abs=4 * 0.0044)
+
+
+def test_weights_move_a_biased_mean_back():
+    found = judge(weights.resampled_means, known_mean(1.3, shift=0.8)[0])
+    # .8 posterior deviations are .615 of the guide's, with an error of 1,000 draws of .04
+    assert found.value == pytest.approx(0.8 / 1.3, abs=4 * 0.04)
+    assert found.verdict is Verdict.WARN
+    assert found.remedy.startswith("mu")
+    assert judge(weights.resampled_means, known_mean(1.3)[0]).verdict is Verdict.PASS
+
+
+def test_predictions_of_a_guide_beside_the_posterior_are_mended_before_they_are_judged():
+    assert judge(predictive.loo_pit, known_mean(1.3, shift=0.8)[0]).verdict is Verdict.PASS
+
+
+def test_data_beyond_the_prior():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 50):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(x.mean(), 0.14))
+
+    x = torch.randn(50)
+    assert judge(predictive.prior_predictive, Pair(model, guide, (x,))).verdict is Verdict.PASS
+    far = judge(predictive.prior_predictive, Pair(model, guide, (x + 100,)))
+    assert (far.value, far.verdict) == (1, Verdict.WARN)
+
+
+def correlated_posterior(covariances, outlier=False):
+    """A regression on columns that go together, and the best guide with or without covariances."""
+    torch.manual_seed(1)
+    common, own, noise = torch.randn(80, 1), torch.randn(80, 4), torch.randn(80)
+    x = (0.8 * common + 0.6 * own).double()
+    y = x.sum(1) + noise
+    if outlier:
+        x[0], y[0] = 6.0, -20.0
+    precision = x.T @ x + torch.eye(4, dtype=x.dtype)
+    covariance = precision.inverse()
+
+    def model(x, y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(4, dtype=x.dtype), 1.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+    def guide(x, y):
+        mean = covariance @ x.T @ y
+        narrow = dist.Normal(mean, precision.diagonal().rsqrt()).to_event(1)
+        pyro.sample("b", dist.MultivariateNormal(mean, covariance) if covariances else narrow)
+
+    return Pair(model, guide, (x, y))
+
+
+def test_rows_that_cannot_be_left_out_are_not_blamed_for_a_guide_without_covariances():
+    found = judge(predictive.loo, correlated_posterior(covariances=False))
+    assert found.verdict is not Verdict.PASS
+    assert "the guide's fault rather than the data's" in found.remedy
+    assert found.remedy.index("AutoMultivariateNormal") < found.remedy.index("heavier tails")
+    assert judge(predictive.loo, correlated_posterior(covariances=True)).verdict is Verdict.PASS
+
+
+def test_checks_are_a_tuple_that_knows_names_and_shows_counts():
+    def named(name, verdict):
+        return Check(name, 0.0, 0.0, "ours", verdict)
+
+    first, second, third = named("k-hat", Verdict.FAIL), named("bound gap", Verdict.PASS), named("loo", Verdict.PASS)
+    checks = Checks((first, second, third))
+    assert repr(checks) == "<Checks: 2 pass, 1 fail>"
+    assert repr(checks[1:]) == "<Checks: 2 pass>"
+    assert checks == (first, second, third)
+    assert [*checks] == [first, second, third]
+    assert checks[-1] is third
+    assert checks["bound gap"] is second
+    with pytest.raises(InputError, match=r"check 'bound gab': expected one of k-hat, .*did you mean 'bound gap'"):
+        checks["bound gab"]
+
+
+def run_of(history, iterates, stop=StopReason.CONVERGED):
+    return Training(0, np.asarray(history), 0.0, 0.1, stop, iterates=np.asarray(iterates))
+
+
+def test_a_verdict_that_does_not_follow_from_its_number_says_why():
+    exact, x = known_mean()
+    pair, noise = Pair(exact.model, None, (x,)), np.random.default_rng(0).normal(size=1000)
+    drift = np.linspace([0, 0], [1, 2], 200)
+    settled = judge(training.iterate_rhat, pair, runs=(run_of(0.1 * noise, drift),))
+    assert settled.value > settled.threshold
+    assert settled.verdict is Verdict.PASS
+    assert settled.remedy.startswith("pass, though above the threshold: nothing more is to be gained")
+    short = judge(training.elbo_change, pair, runs=(run_of(100 + 0.1 * noise, drift, StopReason.STEPS),))
+    assert short.value <= short.threshold
+    assert short.remedy.startswith("warn, though within the threshold: the steps ran out")
+    # .05 in means of a hundred terms of deviation 1
+    noisy = judge(
+        training.elbo_change, pair, runs=(run_of(np.tile([1, -1], 500) + 0.05 * (np.arange(1000) > 899), drift),)
+    )
+    assert noisy.value > noisy.threshold
+    assert noisy.verdict is Verdict.PASS
+    assert noisy.remedy.startswith("pass, though above the threshold: it is within its own error")
+    few = judge(predictive.loo, correlated_posterior(covariances=True, outlier=True))
+    assert few.remedy.startswith("warn, though within the threshold: 2 of 80 rows")
+
+
+def test_an_outlier_is_blamed_where_nothing_speaks_against_the_guide():
+    found = judge(predictive.loo, correlated_posterior(covariances=True, outlier=True))
+    assert "(rows 1, " in found.remedy
+    assert "these rows alone move the posterior" in found.remedy
+    assert "guide" not in found.remedy
+
+
+def test_what_speaks_against_a_guide():
+    assert judge(predictive._doubts_of_guide, known_mean()[0]) == ""
+    assert judge(predictive._doubts_of_guide, known_mean(0.7)[0]).startswith("the guide's own weights have")
+    assert judge(predictive._doubts_of_guide, known_mean(1.3, shift=0.8)[0]).startswith("weights move a mean by 0.6")
+    # (2.5^2 - 1) / 2 - log 2.5 = 1.71 nats
+    assert judge(predictive._doubts_of_guide, known_mean(2.5)[0]).startswith("the ELBO is 1.")
+
+
+def test_prior_sensitivity_is_arvizs():
+    pair, _ = known_mean()
+    with seeded(0), pair.isolated():
+        weighed = weigh(pair, 1000)
+        prior = log_prior(pair, weighed.sites, 1000)
+    expected = stats.norm(0, 10).logpdf(weighed.sites["mu"])
+    np.testing.assert_allclose(prior, expected, rtol=1e-6)
+    tree = arviz_base.from_dict(
+        {"posterior": {"mu": weighed.sites["mu"].numpy()[None]}, "log_prior": {"mu": prior.numpy()[None]}}
+    )
+    theirs = float(arviz_stats.psense(tree, group="prior")["mu"])
+    assert sensitivity._sensitivities(weighed.sites["mu"][None], prior)[0] == pytest.approx(theirs, rel=1e-6)
+
+
+def mixture(places, flips=0.0):
+    """Components of a bare mixture at given places; a share of draws has them the other way round."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(len(places)), 10.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(len(places))), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    def guide(x):
+        centre = torch.where(torch.rand(()) < flips, torch.tensor(places).flip(0), torch.tensor(places))
+        pyro.sample("mu", dist.Normal(centre, 0.2).to_event(1))
+
+    return Pair(model, guide, (torch.tensor(places).repeat(10),))
+
+
+def test_numbers_have_the_names_that_the_table_has(faithful_fit, faithful_tree):
+    with seeded(0), faithful_fit.pair.isolated(), torch.no_grad():
+        named = set(Material(faithful_fit.pair, columns=faithful_fit.columns).scalars)
+    assert {"mu[0, eruptions]", "Sigma[1, waiting, waiting]"} <= named
+    assert named <= set(summarise(faithful_tree).index)
+
+
+def test_components():
+    apart, twins, switched = mixture([-5.0, 0.0, 5.0]), mixture([-5.0, 5.0, 5.0]), mixture([-5.0, 5.0], flips=0.25)
+    assert judge(components.duplicate_components, apart).value == 0
+    found = judge(components.duplicate_components, twins)
+    assert (found.value, found.verdict) == (1, Verdict.WARN)
+    assert "1 and 2" in found.remedy
+    assert judge(components.label_switching, apart).value == 0
+    # a binomial share of 1,000 draws has an error of .014
+    assert judge(components.label_switching, switched).value == pytest.approx(0.25, abs=4 * 0.014)
+
+
+def two_kinds(share):
+    """Rows of two kinds, the second having a share of its own, and two restarts at either order of their means."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(share), infer={"enumerate": "parallel"}).long()
+            pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor([-3.0, 3.0])), 0.2).to_event(1))
+
+    nothing = np.empty(0)
+    runs = tuple(
+        Training(0, nothing, 0.0, 0.1, StopReason.CONVERGED, final=np.array(means, dtype="float32"))
+        for means in ([-3.0, 3.0], [3.0, -3.0])
+    )
+    # as many rows of one kind as of the other: where the guide is, a swap of their means changes nothing
+    return Pair(model, guide, (torch.tensor([-3.0, 3.0]).repeat(10),)), runs
+
+
+def test_a_mode_is_not_named_away_where_components_have_shares_of_their_own():
+    pair, runs = two_kinds(0.6)
+    missed = judge(training.other_modes, pair, runs=runs)
+    assert (missed.value, missed.verdict) == (0.5, Verdict.FAIL)
+    assert "not exchangeable" in judge(components.label_switching, pair).remedy
+    pair, runs = two_kinds(0.5)
+    assert judge(training.other_modes, pair, runs=runs).verdict is Verdict.PASS
+    assert judge(components.label_switching, pair).verdict is Verdict.PASS
+
+
+def test_states_of_a_chain_swap_names_along_both_axes_of_its_transitions():
+    def model(x):
+        P = pyro.sample("P", dist.Dirichlet(torch.ones(3, 3)).to_event(1))
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 5.0).to_event(1))
+        noise = pyro.sample("noise", dist.HalfNormal(torch.ones(2)).to_event(1))
+        z = torch.tensor(0)
+        for step in pyro.markov(range(len(x))):
+            share = torch.full((3,), 1 / 3) if step == 0 else P[z]
+            z = pyro.sample(f"z{step}", dist.Categorical(share), infer={"enumerate": "parallel"})
+            pyro.sample(f"x{step}", dist.Normal(mu[z], noise[0]), obs=x[step])
+
+    def alike(material):
+        return components.exchangeable(material, draw_shared(material.pair, 5))
+
+    assert judge(alike, Pair(model, None, (torch.randn(4),))) == {"P": (-2, -1), "mu": (-1,)}
+
+
+class Shifted(LatentStory):
+    """Rows around a line, whose encoder is one posterior deviation off."""
+
+    def __init__(self, num_features=2, num_latents=1):
+        super().__init__(num_features, num_latents)
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def prior(self):
+        return dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)
+
+    def decode(self, z):
+        return dist.Normal(z * torch.tensor([1.0, 2.0]), 1.0).to_event(1)
+
+    def encode(self, x):
+        mean = (x * torch.tensor([1.0, 2.0])).sum(-1, keepdim=True) / 6
+        return dist.Normal(mean + 6**-0.5, 6**-0.5).to_event(1)
+
+
+def test_what_an_encoder_misses():
+    """The best normal is the posterior, and the divergence of a shift by one deviation is half a nat."""
+    story = Shifted()
+    torch.manual_seed(0)
+    pair = Pair.of_story(story, story.simulate(32))
+    with seeded(0), pair.isolated(), torch.no_grad():
+        own, best, _ = codes._refit(pair.story, pair.data[0])
+    # the gain of 200 draws has sd 1 / sqrt(200) a row, over 32 rows .0125; the optimiser's own wander costs as much
+    assert (best - own).mean().item() == pytest.approx(0.5, abs=4 * 0.0125 + 0.02)
+
+
+def test_p_values_adjusted_by_holm():
+    p = torch.rand(20, generator=torch.Generator().manual_seed(0)) ** 3
+    np.testing.assert_allclose(predictive.holm(p.tolist()), multipletests(p.numpy(), method="holm")[1], rtol=1e-6)
+
+
+def test_tails_beyond_all_replicates():
+    draws = torch.randn(2000, 1, generator=torch.Generator().manual_seed(0))
+    for place in (0.0, 1.0, 2.5):
+        # inside, a count: of 2,000 draws within four of its errors
+        exact = stats.norm.sf(place)
+        error = 4 * math.sqrt(exact * (1 - exact) / 2000) + 1 / 2000
+        assert tail_probability(draws, torch.tensor([place])).item() == pytest.approx(exact, abs=error)
+    # beyond, no less than the truth, and far below the 1 / 2,001 of a count
+    found = tail_probability(draws, torch.tensor([6.0])).item()
+    assert stats.norm.sf(6.0) < found < 1e-4
+
+
+def test_iterates_are_even_and_bounded():
+    kept = Iterates()
+    for step in range(1, 10_001):
+        kept.notice(step, torch.full((3, 1000), float(step)))
+    steps = kept.stacked()[:, 0, 0]
+    assert KEPT <= len(steps) < 2 * KEPT
+    assert len(steps.diff().unique()) == 1
+    assert kept.stacked().shape[2] == len(followed(1000)) == 128
+
+
+def test_latents_of_rows_under_an_automatic_guide():
+    """What AutoNormal transforms counts in the density of a row: y ~ N(0, 1 + s^2)."""
+    y = torch.tensor([-1.0, 0.5, 2.0])
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1e-3))
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 2.0), obs=y)
+
+    fit = pplgen.fit(model, y, steps=500, learning_rate=0.05, compile="graph", progress=False)
+    found = fit.log_likelihood(draws=4000)
+    # four of its own errors
+    np.testing.assert_allclose(found, stats.norm(0, 5**0.5).logpdf(y), atol=4 * found.standard_error.max().item())
+
+
+def test_a_fit_without_its_rows_is_checked_for_what_needs_none(faithful_fit, tmp_path, capsys):
+    faithful_fit.save(tmp_path / "run")
+    checks = {check.name: check for check in pplgen.load(tmp_path / "run").diagnose()}
+    assert "not at hand" in checks["k-hat of all latents"].remedy
+    assert checks["R-hat of parameters, last half of the run"].applies
+    assert checks["relative change of the ELBO"].verdict is Verdict.PASS
+    capsys.readouterr()
+
+
+def test_the_command_ends_with_one_where_a_check_fails(faithful_fit, tmp_path, monkeypatch, capsys):
+    faithful_fit.save(tmp_path / "good")
+    story = GaussianMixture(num_components=2, num_features=2)
+    torn = pplgen.fit(story, "faithful", steps=100, learning_rate=2.0, compile="off", progress=False)
+    torn.save(tmp_path / "torn")
+    for name, expected in (("good", 0), ("torn", 1)):
+        monkeypatch.setattr("sys.argv", ["pplgen", "check", str(tmp_path / name)])
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == expected
+        assert "k-hat of all latents" in capsys.readouterr().out
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_data_without_a_plate_are_replicated_from_the_guide_not_from_the_prior():
+    x = torch.linspace(-1, 1, ROWS)
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 100.0))
+        pyro.sample("x", dist.Normal(mu, 1.0).expand([ROWS]).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(5.0, 0.1))
+
+    pair = Pair(model, guide, (x,))
+    with seeded(0), pair.isolated(), torch.no_grad():
+        made = Material(pair).replicates
+    # the mean of a replicate: 5 with a deviation of sqrt(.01 + 1 / 20) = .245; 1,000 of them, four errors
+    assert made.replicated[:, 0].mean().item() == pytest.approx(5, abs=4 * 0.245 / math.sqrt(1000))
+    assert judge(predictive.posterior_predictive, pair).verdict is Verdict.FAIL
+
+
+def test_an_exact_guide_in_single_precision_is_no_error_either():
+    torch.manual_seed(0)
+    x = torch.randn(60, 2) @ torch.randn(2, 5) + 0.3 * torch.randn(60, 5)
+    fit = pplgen.fit(PPCA(5, 2), x, steps=50, progress=False)
+    assert judge(weights.khat_of_rows, fit.pair).value == 0
+
+
+def test_rows_that_loading_makes_up_are_not_judged(tmp_path):
+    x = torch.rand(40, 6).round()
+    pplgen.fit(VAE(6, 2, hidden=(4,)), x, steps=30, progress=False).save(tmp_path / "run")
+    checks = {check.name: check for check in pplgen.load(tmp_path / "run").diagnose()}
+    for name in ("rows with k-hat above 0.7 (share)", "bound gap (nats per row)", "active units"):
+        assert not checks[name].applies

@@ -1,0 +1,98 @@
+"""Many draws at once are draws one by one."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pplgen.compiler import vectorised as mapped
+from pplgen.compiler.vectorised import over_draws
+from pplgen.posterior.draws import draw_posterior, draw_shared, row_densities
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
+
+
+def mixture(x):
+    """Two components, their index summed out."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.tensor([2.0, 3.0])))
+    with pyro.plate("components", 2):
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        sigma = pyro.sample("sigma", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(mu[z], sigma[z]), obs=x)
+
+
+@pytest.fixture
+def mapping(monkeypatch):
+    """Say whether draws were mapped, and let tests forbid it."""
+    kept, done = mapped._mapped, []
+
+    def watched(*arguments):
+        result = kept(*arguments)
+        done.append(True)
+        return result
+
+    monkeypatch.setattr(mapped, "_mapped", watched)
+    return done
+
+
+def test_densities_at_given_draws_are_the_same_mapped_and_one_by_one(mapping):
+    x = torch.tensor([-1.0, 0.3, 2.0, 2.5])
+    pair = Pair(mixture, None, (x,))
+    with pair.isolated():
+        draws = draw_shared(pair, 200)
+        together = row_densities(pair, draws, 200, (x,))
+        assert len(mapping) == 2
+        few = {name: value[:10] for name, value in draws.items()}
+        alone = row_densities(pair, few, 10, (x,))
+    assert len(mapping) == 2
+    torch.testing.assert_close(together.log_likelihood[:10], alone.log_likelihood)
+    torch.testing.assert_close(together.probabilities["z"][:10], alone.probabilities["z"])
+    # closed form of the first draw
+    w, mu, sigma = (draws[name][0] for name in ("weights", "mu", "sigma"))
+    joint = w.log() + torch.distributions.Normal(mu, sigma).log_prob(x[:, None])
+    torch.testing.assert_close(together.log_likelihood[0], joint.logsumexp(-1))
+
+
+def test_every_draw_has_random_numbers_of_its_own_and_the_seed_decides():
+    pair = Pair(mixture, None, (torch.tensor([-1.0, 0.3, 2.0]),))
+    with pair.isolated():
+        with seeded(3):
+            first = draw_posterior(pair, 200)
+        with seeded(3):
+            second = draw_posterior(pair, 200)
+    assert len(first.lp.unique()) == 200
+    torch.testing.assert_close(first.lp, second.lp, rtol=0, atol=0)
+
+
+def test_mapped_draws_have_the_distribution_of_single_ones(mapping):
+    """Gamma draws of shape 2: mean 2 and variance 2, so four standard errors of 4,000 are .09 and .25."""
+    values = over_draws(lambda _: {"g": dist.Gamma(2.0, 1.0).sample()}, 4000)["g"]
+    assert mapping
+    assert abs(values.mean().item() - 2) < 0.09
+    assert abs(values.var().item() - 2) < 0.25  # kurtosis 6: variance of a variance (6 - 1 + 3) / n * 4 / 2
+
+
+def test_what_branches_on_values_is_evaluated_one_by_one(mapping):
+    def branching(given):
+        return given["a"] * (2 if given["a"] > 0 else -1)
+
+    a = torch.linspace(-1, 1, 160)
+    torch.testing.assert_close(over_draws(branching, 160, {"a": a}), torch.where(a > 0, 2 * a, -a))
+    assert not mapping
+
+
+def test_an_error_of_the_function_is_its_own():
+    def failing(_):
+        raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own"):
+        over_draws(failing, 200)
+
+
+def test_intermediate_results_stay_small(monkeypatch):
+    """Whatever the size of a batch, the result is that of all draws."""
+    monkeypatch.setattr(mapped, "ENTRIES", 7)
+    a = torch.randn(160, 3)
+    torch.testing.assert_close(over_draws(lambda given: given["a"] ** 2, 160, {"a": a}), a**2)

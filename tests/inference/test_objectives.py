@@ -1,0 +1,371 @@
+"""Bounds by name against closed forms and one another, and what is done to them while a fit goes on."""
+
+import math
+import sys
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pplgen.models import VAE, GaussianMixture, MixtureVAE
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.nn import PyroParam
+
+import pplgen
+from pplgen import InputError
+from pplgen.cli import main as cli
+from pplgen.compiler.graph import trace
+from pplgen.inference.minibatches import batching
+from pplgen.inference.objectives import BOUNDS, bound_of
+from pplgen.inference.svi import StopReason
+from pplgen.story.conditioning import RowScale
+from pplgen.story.isolation import seeded
+from pplgen.story.latent import LatentStory
+from pplgen.story.marginal import WeightedEnum_ELBO
+from pplgen.story.pair import Pair
+
+
+def pair_of(story, x, weights=None):
+    with seeded(0):
+        return Pair.of_story(story, x, weights=weights)
+
+
+@pytest.fixture
+def linear():
+    """A linear Gaussian autoencoder that guesses codes from the prior, ten rows, and their exact log densities."""
+    torch.manual_seed(1)
+    x = torch.randn(10, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64)
+    pair = pair_of(VAE(5, 2, hidden=(), likelihood="normal"), x)
+    with torch.no_grad():
+        for parameter in pair.story.encoder.parameters():
+            parameter.zero_()
+        pair.story.encoder.body[0].bias[2:] = 1.0
+        origin = pair.story.decode(torch.zeros(1, 2, dtype=x.dtype)).mean[0]
+        W = (pair.story.decode(torch.eye(2, dtype=x.dtype)).mean - origin).T
+        noise = pair.story.seen.sigma.square().diag()
+        exact = torch.distributions.MultivariateNormal(origin, W @ W.T + noise).log_prob(x)
+    return pair, x, exact
+
+
+@pytest.fixture
+def pixels():
+    """An autoencoder of forty binary rows as it starts, in doubles."""
+    torch.manual_seed(2)
+    x = torch.rand(40, 8, dtype=torch.float64).round()
+    return pair_of(VAE(8, 3, hidden=(6,)), x), x
+
+
+def losses(pair, bound, x, number, seed=0, scale=None):
+    with pair.isolated(), seeded(seed), pyro.validation_enabled(False), torch.no_grad(), scale or torch.no_grad():
+        return np.array([float(bound.loss(pair.model, pair.guide, *x)) for _ in range(number)])
+
+
+def mean_and_error(values):
+    return values.mean(), values.std(ddof=1) / math.sqrt(len(values))
+
+
+def gradients(pair, bound, number):
+    """Gradients at the pair's parameters, shape ``(number, num_parameters)``, with the names of their entries."""
+    with pair.isolated(), seeded(0):
+        graph = trace(pair, bound, pair.data)
+        vector, inputs = graph.pack(pair.snapshot()), (*graph.buffers, *pair.data)
+        found = torch.stack([graph.loss_and_gradient(vector, *inputs)[1] for _ in range(number)])
+    names = [name for name, shape in zip(graph.names, graph.shapes, strict=True) for _ in range(shape.numel())]
+    return found, np.array(names)
+
+
+@pytest.mark.parametrize("weights", [None, torch.arange(40.0, dtype=torch.float64) / 20])
+@pytest.mark.parametrize("kl_weight", [1.0, 0.3])
+def test_importance_bound_of_one_draw_is_the_sampled_one(pixels, weights, kl_weight):
+    pair, x = pixels
+    pair = pair_of(pair.story, x, weights)
+    pair.kl_weight.fill_(kl_weight)
+    found = []
+    for bound in (bound_of(pair, "importance"), Trace_ELBO()):
+        with pair.isolated(), seeded(5):
+            pair.story.zero_grad()
+            loss = bound.loss_and_grads(pair.model, pair.guide, *pair.data)
+            found.append([loss, *(p.grad.clone() for p in pair.story.encoder.parameters() if p.grad is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        # the rounding of sums over forty rows
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_importance_bound_rises_to_the_exact_density(linear):
+    """Its gap is ``sum_i var(w_i) / 2K`` for weights of mean one and large K, by a Taylor series of the logarithm."""
+    pair, x, exact = linear
+    with torch.no_grad(), seeded(0):
+        q = pair.story.encode(x)
+        z = q.sample((20_000,))
+        logs = pair.story.prior().log_prob(z) + pair.story.decode(z).log_prob(x) - q.log_prob(z) - exact
+    variance = logs.exp().var(0).sum().item()
+    before = -math.inf
+    for number in (1, 10, 100):
+        mean, error = mean_and_error(-losses(pair, bound_of(pair, "importance", number), (x,), 150))
+        assert before < mean - 4 * error
+        assert mean < exact.sum().item() + 4 * error
+        before = mean + 4 * error
+    # the next terms of the series are a few hundredths of this one
+    assert exact.sum().item() - mean == pytest.approx(variance / 200, rel=0.1, abs=4 * error)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_analytic_and_sampled_bounds_agree_on_average(pixels, number):
+    pair, x = pixels
+    found = [mean_and_error(losses(pair, bound_of(pair, name, number), (x,), 400)) for name in BOUNDS[:3]]
+    mean, error = found[0]
+    for other, other_error in found[1:]:
+        assert abs(other - mean) < 4 * math.hypot(error, other_error)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_minibatches_stand_for_all_rows(pixels, name):
+    pair, x = pixels
+    bound = bound_of(pair, name, 3, batch_size=8)
+    whole, whole_error = mean_and_error(losses(pair, bound, (x,), 150))
+    with pair.isolated():
+        batches, scale = batching(pair, 8, seed=0)
+    # five batches make one pass, so that which rows are in which adds no error
+    passes = [
+        np.mean([losses(pair, bound, next(batches), 1, 5 * i + j, scale)[0] for j in range(5)]) for i in range(40)
+    ]
+    parts, parts_error = mean_and_error(np.array(passes))
+    assert abs(parts - whole) < 4 * math.hypot(whole_error, parts_error)
+
+
+def test_gradients_agree_and_their_variances_are_ordered(pixels):
+    """Analytic below sampled, and both far below the score function's."""
+    pair, _ = pixels
+    found, variances = {}, {}
+    for name in BOUNDS[:3]:
+        values, names = gradients(pair, bound_of(pair, name), 600)
+        found[name] = values
+        encoder = values[:, [each.startswith("encoder") for each in names]]
+        squares = (encoder - encoder.mean(0)).square().sum(1)
+        variances[name] = mean_and_error(squares.numpy())
+    mean, error = found["analytic"].mean(0), found["analytic"].std(0) / math.sqrt(600)
+    for name in BOUNDS[:3]:
+        errors = found[name].std(0) / math.sqrt(600)
+        # of 250 entries the largest is rarely beyond four and a half deviations
+        assert ((found[name].mean(0) - mean).abs() <= 4.5 * torch.hypot(error, errors) + 1e-9).all(), name
+    (sampled, s), (analytic, a), (score, c) = (variances[name] for name in BOUNDS[:3])
+    assert analytic + 4 * math.hypot(a, s) < sampled
+    assert 10 * (sampled + 4 * s) < score - 4 * c
+
+
+def test_several_draws_divide_the_variance(pixels):
+    pair, _ = pixels
+    one, ten = (gradients(pair, bound_of(pair, "sampled", number), 400)[0].var(0).sum() for number in (1, 10))
+    # sums of squares of 400 draws are known to a tenth or so
+    assert one / ten == pytest.approx(10, rel=0.3)
+
+
+@pytest.mark.parametrize(("number", "factor"), [(1, 1.0), (3, 2.5)])
+def test_free_bits_by_hand(pixels, number, factor):
+    pair, x = pixels
+    pair.kl_weight.fill_(0.7)
+    with torch.no_grad():
+        q = pair.story.encode(x).base_dist
+        divergence = 0.5 * (q.loc.square() + q.scale.square() - 1) - q.scale.log()
+    means = divergence.mean(0)
+    floor = float(means.sort().values[:2].mean())  # one entry is below, two above
+    free, full = (
+        losses(pair, bound_of(pair, "analytic", number, bits), (x,), 5, 0, RowScale("data", factor))
+        for bits in (floor, None)
+    )
+    expected = 0.7 * factor * len(x) * (means.clamp_min(floor) - means).sum().item()
+    # the rounding of sums
+    np.testing.assert_allclose(free - full, expected, rtol=1e-9)
+
+
+class Known(LatentStory):
+    """Codes that are where they are: the bound is a constant and one more, weighed."""
+
+    def __init__(self):
+        super().__init__(1, 1)
+        self.where = PyroParam(torch.tensor(1.5))
+
+    def prior(self):
+        return dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+    def decode(self, z):
+        return dist.Normal(0 * z, 1.0).to_event(1)
+
+    def encode(self, x):
+        return dist.Delta(0 * x + self.where).to_event(1)
+
+
+@pytest.mark.parametrize("options", [{"compile": "off"}, {"compile": "graph"}, {"compile": "graph", "restarts": 2}])
+def test_warm_up_weighs_the_terms_of_the_codes(options):
+    x = torch.linspace(-1, 1, 10)[:, None]
+    fit = pplgen.fit(Known(), x, warm_up=250, steps=4000, learning_rate=1e-9, progress=False, **options)
+    assert (fit.path == "the traced graph") == (options["compile"] == "graph")
+    normal = torch.distributions.Normal(0.0, 1.0)
+    seen, weighed = normal.log_prob(x).sum().item(), 10 * normal.log_prob(torch.tensor(1.5)).item()
+    schedule = np.minimum(1, np.arange(1, len(fit.best.history) + 1) / 250)
+    # single precision
+    np.testing.assert_allclose(fit.best.history, seen + schedule * weighed, rtol=1e-5)
+    assert fit.elbo == pytest.approx(seen + weighed, rel=1e-5)
+    assert fit.story.kl_weight == 1
+    # three plateaus of four windows each, after the last window that began before the weight was whole
+    assert fit.stop is StopReason.CONVERGED
+    assert len(fit.best.history) == 300 + 3 * 400
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_every_bound_trains_on_the_graph(name):
+    torch.manual_seed(0)
+    x = torch.rand(60, 8)
+    options = {"elbo": name, "num_particles": 3, "batch_size": 20, "warm_up": 50, "augment": "bernoulli"}
+    if name == "analytic":
+        options["free_bits"] = 0.1
+    story = VAE(8, 3, hidden=(6,))
+    fit = pplgen.fit(story, x, restarts=2, steps=100, compile="graph", progress=False, **options)
+    assert fit.path == "the traced graph"
+    assert story.kl_weight == fit.story.kl_weight == 1
+
+
+def mean_model(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("options", [{"compile": "off"}, {}, {"batch_size": 50}])
+def test_rows_are_changed_at_every_step(options):
+    y = torch.linspace(-1.0, 1.0, 100)
+    fit = pplgen.fit(mean_model, y, augment=lambda rows: rows + 5, steps=1000, progress=False, **options)
+    mu = fit.to_datatree(400, groups=["posterior"])["posterior"]["mu"].mean().item()
+    # posterior deviation .1, over the root of 400 draws; Adam's last rate moves a tenth of one
+    assert mu == pytest.approx(5, abs=0.05)
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_changed_rows_depend_on_seed_and_step_alone(pixels, batch_size):
+    pair, _ = pixels
+    before = torch.get_rng_state()
+    with pair.isolated():
+        found = [
+            [next(batches)[0] for _ in range(7 - skip)]
+            for skip in (0, 3)
+            for batches, _ in [
+                batching(pair, batch_size, seed=4, skip=skip, augment=lambda x: torch.bernoulli(0.5 + 0 * x))
+            ]
+        ]
+    assert torch.equal(torch.get_rng_state(), before)
+    for ours, theirs in zip(found[0][3:], found[1], strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(found[0][0], found[0][1])
+
+
+def test_a_killed_fit_goes_on_under_its_options_alone(tmp_path):
+    torch.manual_seed(0)
+    x, story = torch.rand(40, 6), VAE(6, 2, hidden=())
+    options = {"augment": "bernoulli", "warm_up": 150, "elbo": "importance", "num_particles": 2}
+    options |= {"compile": "graph", "progress": False}
+    whole = pplgen.fit(story, x, steps=300, **options)
+    pplgen.fit(story, x, steps=200, checkpoint=tmp_path, **options)
+    rest = pplgen.fit(story, x, steps=300, checkpoint=tmp_path, **options)
+    np.testing.assert_array_equal(rest.best.history, whole.best.history)
+    for changed in ({"warm_up": 100}, {"augment": None}):
+        with pytest.raises(InputError, match="another fit"):
+            pplgen.fit(story, x, steps=300, checkpoint=tmp_path, **options | changed)
+
+
+def flipping(x):
+    p = pyro.param("p", torch.tensor(0.4))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Bernoulli(p.expand(len(x))))
+
+
+def flipped(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("story", "options", "said"),
+    [
+        (VAE(8), {"elbo": "best"}, "expected one of sampled"),
+        (VAE(8), {"elbo": "analytic", "num_particles": 0}, "num_particles=0"),
+        (VAE(8), {"elbo": Trace_ELBO(), "num_particles": 2}, "has its own"),
+        (VAE(8), {"free_bits": 0.1}, "elbo='analytic'"),
+        (VAE(8), {"elbo": "analytic", "free_bits": -1.0}, "free_bits=-1.0"),
+        (VAE(8, guide="full"), {"elbo": "analytic", "free_bits": 0.1}, "'z'"),
+        (VAE(8, prior="mixture"), {"elbo": "analytic", "free_bits": 0.1}, "no closed form"),
+        (GaussianMixture(2, 8), {"elbo": "analytic"}, "'z', is summed out"),
+        (GaussianMixture(2, 8), {"elbo": "importance"}, "no latents of single rows"),
+        (GaussianMixture(2, 8), {"num_particles": 4}, "several draws at once"),
+        (GaussianMixture(2, 8), {"warm_up": 4}, "LatentStory"),
+        (VAE(8), {"warm_up": 41}, "at most the 40 steps"),
+        (VAE(8), {"warm_up": 1.5}, "warm_up=1.5"),
+        (VAE(8), {"augment": "flip"}, "expected one of bernoulli"),
+        (VAE(8), {"augment": lambda x: x[:1]}, "expected (40, 8)"),
+        (VAE(8), {"augment": lambda x: x.numpy()}, "it returned a ndarray; expected"),
+        (VAE(8), {"augment": lambda x: 3 * x}, "augment: row 1"),
+        (VAE(8), {"augment": lambda x: x / 0}, "augment: row 1"),
+        (VAE(8), {"augment": lambda x: torch.nan * x}, "missing entries"),
+        (Known(), {"elbo": "score-function"}, "at a point"),
+    ],
+)
+def test_one_sentence_for_what_cannot_be(story, options, said):
+    x = torch.linspace(0.4, 0.6, 40)[:, None].expand(-1, story.config["num_features"]).clone()
+    with pytest.raises(InputError) as caught:
+        pplgen.fit(story, x, steps=40, progress=False, **options)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_draws_and_weights_where_an_index_is_summed_out(pixels):
+    """At weights of one it is Pyro's bound at the same draws; other weights are what rows count."""
+    story = MixtureVAE(8, 2, num_components=3, hidden=(5,))
+    ones = pair_of(story, pixels[1], torch.ones(40, dtype=torch.float64))
+    plain = Pair.of_story(ones.story, pixels[1], initialise=False)
+    for num_particles in (1, 3):
+        assert isinstance(ones.elbo(num_particles), WeightedEnum_ELBO)
+        ours, theirs = (losses(pair, pair.elbo(num_particles), pair.data, 1) for pair in (ones, plain))
+        assert ours == pytest.approx(theirs, rel=1e-12)
+    half = Pair.of_story(ones.story, pixels[1], weights=torch.full((40,), 0.5).double(), initialise=False)
+    assert losses(half, half.elbo(3), half.data, 1) == pytest.approx(theirs / 2, rel=1e-12)
+    fit = pplgen.fit(story, pixels[1], weights=torch.ones(40), num_particles=3, steps=100, progress=False)
+    assert fit.best.history[-1] > fit.best.history[0]
+
+
+def test_only_rows_that_come_first_are_changed():
+    def model(scale, y):
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(pyro.param("loc", torch.zeros(())), scale), obs=y)
+
+    with pytest.raises(InputError, match="first argument is a float; expected its rows"):
+        pplgen.fit(model, (1.0, torch.zeros(5)), lambda *_: None, augment=torch.negative, steps=2, progress=False)
+
+
+def test_bounds_that_need_reparameterised_draws_say_which_are_not():
+    for name in ("analytic", "importance"):
+        with pytest.raises(InputError, match="Bernoulli of 'z' is not reparameterised"):
+            pplgen.fit(flipped, torch.zeros(5), flipping, elbo=name, steps=2, progress=False)
+    shared = poutine.block(mean_model, hide=["y"])
+    with pytest.raises(InputError, match="no latents of single rows"):
+        pplgen.fit(mean_model, torch.zeros(5), lambda y: shared(y), elbo="importance", steps=2, progress=False)
+
+
+def test_the_command_line_passes_them_on(tmp_path, monkeypatch, capsys):
+    given = {}
+
+    def fit(story, rows, **options):
+        given.update(options)
+        raise InputError("seen")
+
+    (tmp_path / "own.csv").write_text("a,b\n" + "\n".join(f"{i % 7},{i % 5}" for i in range(30)))
+    options = "--elbo importance --particles 5 --warm-up 30 --free-bits 0.5 --augment bernoulli"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pplgen, "fit", fit)
+    monkeypatch.setattr(sys, "argv", ["pplgen", "fit", "gaussian-mixture", "own.csv", *options.split()])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "seen" in capsys.readouterr().err
+    expected = {"elbo": "importance", "num_particles": 5, "warm_up": 30, "free_bits": 0.5, "augment": "bernoulli"}
+    assert {name: given[name] for name in expected} == expected

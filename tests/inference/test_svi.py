@@ -1,0 +1,178 @@
+"""The loop: convergence, interrupts, a way back from NaN, minibatches."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pplgen.errors import DataWarning, InputError
+from pplgen.inference.convergence import PATIENCE, WINDOW, PlateauWatch
+from pplgen.inference.svi import PLATEAUS, Adam, StopReason, train
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
+
+Y = torch.linspace(-1.0, 2.0, 40)
+
+
+def model(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def guide(y):
+    loc = pyro.param("loc", torch.tensor(3.0))
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+    pyro.sample("mu", dist.Normal(loc, scale))
+
+
+def run(pair, **options):
+    with seeded(0), pair.isolated():
+        result = train(pair, seed=0, **{"steps": 10_000, "optimiser": Adam(0.05), **options})
+        return result, pyro.param("loc").item(), pyro.param("scale").item()
+
+
+def evidence(y):
+    covariance = torch.eye(len(y), dtype=torch.float64) + 100.0
+    return torch.distributions.MultivariateNormal(torch.zeros(len(y)).double(), covariance).log_prob(y.double()).item()
+
+
+def test_converges_to_the_conjugate_posterior_and_says_so():
+    result, loc, scale = run(Pair(model, guide, (Y,)))
+    precision = len(Y) + 0.01
+    assert result.stop is StopReason.CONVERGED
+    assert len(result.history) < 10_000
+    assert loc == pytest.approx((Y.sum() / precision).item(), abs=0.1 * precision**-0.5)
+    assert scale == pytest.approx(precision**-0.5, rel=0.05)
+    # the exact posterior is in the guide's family, so the bound is tight
+    assert result.elbo == pytest.approx(evidence(Y), abs=0.01 + 4 * result.elbo_error)
+
+
+def test_steps_run_out():
+    result, *_ = run(Pair(model, guide, (Y,)), steps=30)
+    assert result.stop is StopReason.STEPS
+    assert len(result.history) == 30
+
+
+def test_an_interrupt_keeps_the_fit_so_far():
+    def interrupt(step, elbo, rate):
+        if step >= 60:
+            raise KeyboardInterrupt
+
+    result, loc, _ = run(Pair(model, guide, (Y,)), report=interrupt)
+    assert result.stop is StopReason.INTERRUPTED
+    assert len(result.history) == 60
+    assert loc < 3.0, "sixty steps moved it"
+    assert math.isfinite(result.elbo)
+
+
+def test_minibatches_find_the_same_posterior():
+    result, loc, scale = run(Pair(model, guide, (Y,)), batch_size=10)
+    precision = len(Y) + 0.01
+    # the gradient is noisier: the spread of the data enters with weight four
+    assert loc == pytest.approx((Y.sum() / precision).item(), abs=0.5 * precision**-0.5)
+    assert scale == pytest.approx(precision**-0.5, rel=0.2)
+    assert result.elbo == pytest.approx(evidence(Y), abs=0.5 + 4 * result.elbo_error)
+
+
+def broken_model(*fails_at):
+    """The model, but for a NaN in its density at the given runs of it."""
+    calls = {"count": 0}
+
+    def broken(y):
+        calls["count"] += 1
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        factor = math.nan if calls["count"] in fails_at else 0.0
+        pyro.factor("defect", torch.tensor(factor))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    return broken
+
+
+def test_nan_goes_back_to_the_last_good_state():
+    with pytest.warns(DataWarning, match="on from step 100 with learning rate 0.005 "):
+        result, loc, _ = run(Pair(broken_model(150), guide, (Y,)))
+    assert result.stop is StopReason.CONVERGED
+    assert len(result.faults) == 1
+    assert "and is when the step is taken again" in result.faults[0], "it counts its runs"
+    assert len(result.history) % WINDOW == 0
+    assert np.isfinite(result.history).all()
+    assert loc == pytest.approx((Y.sum() / (len(Y) + 0.01)).item(), abs=0.1)
+
+
+def test_nan_before_any_good_state_is_an_error():
+    with pytest.warns(DataWarning), pytest.raises(InputError, match=r"not finite by step \d+, before any good state"):
+        run(Pair(broken_model(*range(20, 24), *range(40, 70)), guide, (Y,)), steps=60)
+
+
+def test_batch_sizes_that_cannot_be():
+    pair = Pair(model, guide, (Y,))
+    with pytest.raises(InputError, match="batch_size=41: expected between 1 and the 40 rows"):
+        run(pair, batch_size=41)
+
+    def plateless(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        pyro.sample("y", dist.Normal(mu, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+    with pytest.raises(InputError, match=r"batch_size=10: the model has no full pyro\.plate"):
+        run(Pair(plateless, guide, (Y,)), batch_size=10)
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_goes_back_too():
+    """The square root of zero has an infinite gradient, which leaves the loss finite and the parameters NaN."""
+    calls = {"count": 0}
+
+    def poisoned(y):
+        calls["count"] += 1
+        loc = pyro.param("loc", torch.tensor(3.0))
+        if calls["count"] == 2 * WINDOW + 1:  # the last step, after the first run that looks at the sites
+            loc = loc + 0 * (loc - loc.detach()).sqrt()
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        pyro.sample("mu", dist.Normal(loc, scale))
+
+    with pytest.warns(DataWarning, match="on from step 100 with"):
+        result, loc, _ = run(Pair(model, poisoned, (Y,)), steps=2 * WINDOW)
+    assert result.stop is StopReason.STEPS
+    assert len(result.history) == WINDOW
+    assert math.isfinite(loc)
+    assert math.isfinite(result.elbo)
+
+
+def test_an_interrupt_before_the_first_step_is_passed_on():
+    def stopped(y):
+        raise KeyboardInterrupt
+
+    pair = Pair(model, guide, (Y,))
+    pair.model = stopped
+    with pytest.raises(KeyboardInterrupt):
+        run(pair)
+
+
+def test_a_guide_with_parameters_per_row_is_not_given_minibatches():
+    def rows(y):
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    for batch_size in (1, 10):
+        with pytest.raises(InputError, match="from parameters of its own for each training row"):
+            run(Pair(rows, None, (Y,)), batch_size=batch_size)
+
+
+def test_plateaus_are_judged_by_the_noise():
+    rng = np.random.default_rng(0)
+    watch = PlateauWatch()
+    # a climb of a fifth of the noise's deviation per window: twice the standard error of a window's mean
+    climbing = [watch.plateau(list(0.2 * i + rng.normal(size=WINDOW))) for i in range(30)]
+    assert not any(climbing)
+    patient = PlateauWatch(5 * WINDOW)
+    again = [patient.plateau(list(rng.normal(size=WINDOW))) for _ in range(5 * PATIENCE)]
+    assert not any(again[:-1])  # nothing is judged before four of its longer windows
+    assert len(patient.means) + PATIENCE * patient.plateaus == PATIENCE
+    # a slope above two standard errors comes by chance about once in forty windows
+    flat = [watch.plateau(list(6.0 + rng.normal(size=WINDOW))) for _ in range((PLATEAUS + 2) * PATIENCE)]
+    assert watch.plateaus == sum(flat) >= PLATEAUS

@@ -1,0 +1,221 @@
+"""A fit that was killed continues, and ends where it would have ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from pplgen.models import GaussianMixture
+from safetensors.torch import load_file
+
+import pplgen
+from pplgen import InputError
+from pplgen.cli.main import main
+from pplgen.storage import checkpoint
+
+OPTIONS = {"steps": 500, "restarts": 2, "compile": "graph"}
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Keep a checkpoint after every window of steps."""
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: True)
+
+
+def killed_at(step, *arguments, **options):
+    """Fit, and die after so many steps."""
+
+    def progress(update):
+        if update.step >= step:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        pplgen.fit(*arguments, progress=progress, **options)
+
+
+@pytest.mark.parametrize(("batch_size", "dtype"), [(None, torch.float64), (100, torch.float32)])
+def test_a_killed_fit_ends_where_it_would_have(tmp_path, rows, often, batch_size, dtype):
+    rows = rows.to(dtype)
+    story, options = GaussianMixture(2, 2), {**OPTIONS, "batch_size": batch_size}
+    expected = pplgen.fit(story, rows, progress=False, **options)
+    killed_at(300, story, rows, checkpoint=tmp_path, **options)
+    assert (tmp_path / checkpoint.NAME).exists()
+    steps = []
+    again = pplgen.fit(story, rows, checkpoint=tmp_path, progress=lambda update: steps.append(update.step), **options)
+    assert min(steps) > 200  # the kill at 300 came before that window's checkpoint
+    for run, other in zip(again.runs, expected.runs, strict=True):
+        np.testing.assert_array_equal(run.history, other.history)
+        assert run.elbo == other.elbo
+    steps.clear()
+    ended = pplgen.fit(story, rows, checkpoint=tmp_path, progress=lambda update: steps.append(update.step), **options)
+    assert (steps, ended.elbo) == ([], again.elbo)
+    longer = pplgen.fit(story, rows, checkpoint=tmp_path, progress=False, **{**options, "steps": 600})
+    assert len(longer.best.history) == 600
+
+
+def test_compiling_leaves_the_random_numbers_alone(tmp_path, rows, often):
+    story, options = GaussianMixture(2, 2), {"steps": 400, "compile": "inductor"}
+    expected = pplgen.fit(story, rows, progress=False, **options)
+    killed_at(300, story, rows, checkpoint=tmp_path, **options)
+    again = pplgen.fit(story, rows, checkpoint=tmp_path, progress=False, **options)
+    np.testing.assert_array_equal(again.best.history, expected.best.history)
+
+
+def test_a_streamed_fit_continues(tmp_path, rows, often, monkeypatch):
+    monkeypatch.setattr("pplgen.data.blocks.BLOCK_VALUES", 60)  # ten blocks of thirty rows
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    story, options = GaussianMixture(2, 2), {**OPTIONS, "batch_size": 100}
+    stream = pplgen.stream_data(tmp_path / "rows.npy")
+    expected = pplgen.fit(story, stream, progress=False, **options)
+    killed_at(300, story, stream, checkpoint=tmp_path, **options)
+    again = pplgen.fit(story, stream, checkpoint=tmp_path, progress=False, **options)
+    np.testing.assert_array_equal(again.best.history, expected.best.history)
+
+
+def test_a_checkpoint_of_another_fit_is_refused(tmp_path, rows, often):
+    killed_at(300, GaussianMixture(2, 2), rows, checkpoint=tmp_path, **OPTIONS)
+    before = (tmp_path / checkpoint.NAME).read_bytes()
+    (tmp_path / f".unfinished-0-{checkpoint.NAME}").write_text("of a killed process")
+    with pytest.raises(InputError, match="is of another fit"):
+        pplgen.fit(GaussianMixture(2, 2), rows, seed=1, checkpoint=tmp_path, progress=False, **OPTIONS)
+    with pytest.raises(InputError, match="is of another fit"):
+        pplgen.fit(GaussianMixture(2, 2, concentration=2.0), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
+    assert (tmp_path / checkpoint.NAME).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.NAME, checkpoint.BEFORE}
+
+
+def spoil(path, content):
+    """Put other content into a file, or flip a bit of its last number, or cut it short."""
+    old = path.read_bytes()
+    spoilt = {"cut": old[:-100], "flipped": old[:-1] + bytes([old[-1] ^ 1])}
+    path.write_bytes(spoilt.get(content, b"not a checkpoint"))
+
+
+@pytest.mark.parametrize("content", ["cut", "flipped", "other"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, rows, often, content):
+    story = GaussianMixture(2, 2)
+    expected = pplgen.fit(story, rows, progress=False, **OPTIONS)
+    killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
+    newest, before = tmp_path / checkpoint.NAME, tmp_path / checkpoint.BEFORE
+    assert [len(load_file(path)["history0"]) for path in (newest, before)] == [300, 200]
+    spoil(newest, content)
+    steps = []
+    with pytest.warns(pplgen.errors.DataWarning, match="cannot be read .* continues from the one before it"):
+        again = pplgen.fit(
+            story, rows, checkpoint=tmp_path, progress=lambda update: steps.append(update.step), **OPTIONS
+        )
+    assert min(steps) == 300
+    np.testing.assert_array_equal(again.best.history, expected.best.history)
+    for path in (newest, before):
+        spoil(path, content)
+    with pytest.raises(InputError, match=r"cannot be read as a checkpoint: .*; remove the file to start over"):
+        pplgen.fit(story, rows, checkpoint=tmp_path, progress=False, **OPTIONS)
+
+
+def test_what_cannot_be_read_never_takes_the_place_of_what_can(tmp_path, rows, often):
+    story = GaussianMixture(2, 2)
+    killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
+    spoil(tmp_path / checkpoint.NAME, "cut")
+    with pytest.warns(pplgen.errors.DataWarning, match="continues from the one before it"):
+        killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
+    lengths = [len(load_file(tmp_path / name)["history0"]) for name in (checkpoint.NAME, checkpoint.BEFORE)]
+    assert lengths == [300, 200]
+
+
+def test_a_checkpoint_of_another_layout_is_refused(tmp_path, rows, often, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    killed_at(300, GaussianMixture(2, 2), rows, checkpoint=tmp_path, **OPTIONS)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="was written by another version of pplgen"):
+        pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
+
+
+def test_how_often_is_an_option(tmp_path, rows):
+    for seconds, kept in ((1e-6, True), (1e6, False)):
+        folder = tmp_path / str(kept)
+        killed_at(300, GaussianMixture(2, 2), rows, checkpoint=folder, checkpoint_every=seconds, **OPTIONS)
+        assert checkpoint.found(folder) == kept
+    with pytest.raises(InputError, match="checkpoint_every=0: expected a positive"):
+        pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, checkpoint_every=0)
+
+
+def test_places_and_paths_that_keep_none(tmp_path, rows):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path / "file", progress=False, **OPTIONS)
+    with pytest.raises(InputError, match="compile='off' runs plain Pyro, which keeps none"):
+        pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, compile="off")
+
+
+def test_a_command_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise InputError("the numbers break down")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pplgen.inference.restarts.Engine.run", fail)
+    options = ["--compile", "graph", "--steps", "200", "--out", "new/run"]
+    monkeypatch.setattr(sys, "argv", ["pplgen", "fit", "gaussian-mixture", "faithful", *options])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "the numbers break down" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_command_resumes(tmp_path):
+    """SIGKILL after the first checkpoint; --resume goes on from there and writes the run."""
+    run = tmp_path / "run"
+    options = ["--steps", "3000", "--compile", "graph", "--batch-size", "100", "--draws", "20"]
+    options += ["--checkpoint-every", "1e-6"]
+    command = [sys.executable, "-m", "pplgen", "fit", "gaussian-mixture", "faithful", "--out", str(run), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (run / checkpoint.BEFORE).exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "header.json").exists()
+    assert len(load_file(run / checkpoint.BEFORE)["history0"]) >= 100
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "holds a killed run; continue it with --resume" in again.stderr
+    # with another seed it is another fit, so what is resumed is what was kept
+    other = subprocess.run([*command, "--resume", "--seed", "1"], capture_output=True, text=True, check=False)
+    assert "is of another fit" in other.stderr
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    assert "ELBO" in resumed.stdout
+    whole = pplgen.fit(GaussianMixture(2, 2), "faithful", steps=3000, compile="graph", batch_size=100, progress=False)
+    assert pplgen.load(run).elbo == whole.elbo
+    assert not checkpoint.found(run)
+
+
+def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
+    def interrupted(engine, now):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pplgen.inference.restarts._final_values", interrupted)
+    command = ["pplgen", "fit", "gaussian-mixture", "faithful", "--compile", "graph", "--steps", "200", "--out", "run"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "interrupted before the fit was done" in capsys.readouterr().err
+    assert checkpoint.found(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", [*command, "--resume", "--method", "nuts"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "with these options no checkpoint is kept" in capsys.readouterr().err
+    assert checkpoint.found(tmp_path / "run")
