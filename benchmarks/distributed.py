@@ -67,7 +67,7 @@ def exchanging(size: int) -> Callable[[], int]:
     return run
 
 
-def told(index: int, run: Callable[[], int]) -> Callable[[], int]:
+def named_part(index: int, run: Callable[[], int]) -> Callable[[], int]:
     """Let the second process do its part of a contender meanwhile."""
 
     def both() -> int:
@@ -101,8 +101,8 @@ def time_steps(num_rows: int, ranks: Ranks) -> None:
     one, two = "one process, all rows", "two processes, half the rows each"
     contenders = {
         one: whole,
-        two: told(0, together),
-        "half the rows, both processes, no all-reduce": told(1, half),
+        two: named_part(0, together),
+        "half the rows, both processes, no all-reduce": named_part(1, half),
         "half the rows, one process": half,
     }
     figures = compare(f"Two processes, a mixture of {num_rows:,} rows x 8, 5 components", contenders)
@@ -118,7 +118,7 @@ def time_exchanges(ranks: Ranks) -> None:
         return
     figures = {}
     for index, size in enumerate(SIZES):
-        run, seconds = told(index, parts[index]), []
+        run, seconds = named_part(index, parts[index]), []
         for _ in range(15):
             started = time.perf_counter()
             calls = run()

@@ -75,6 +75,6 @@ class GaussianRows(ComponentRows):
         """Centre m and scale s of the priors, in data units, shape ``(D,)`` each."""
         return {"prior_mean": self.components.m, "prior_scale": self.components.s}
 
-    def notice(self, x: Tensor) -> None:
+    def observe_missing(self, x: Tensor) -> None:
         """Integrate missing entries out from here on, where there are any."""
         self.components.missing |= bool(x.isnan().any())

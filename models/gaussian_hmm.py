@@ -9,7 +9,7 @@ The story, for series y of T steps, and K regimes::
     s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
     y_t | s_t     ~ the emissions of regime s_t               Normal(mu[s_t], diag(sigma[s_t]^2))
 
-``_distributions/emissions.py`` and ``discrete_emissions.py`` hold the kinds of emissions and their priors. Unless given,
+``_distributions/emissions.py`` and ``discrete_emissions.py`` hold the kinds of emissions and their priors. By default
 the priors' scales are set from the columns by ``initialise``.
 
 The path of regimes is summed out exactly, and missing entries are integrated out. The guide of the parameters is normal
@@ -153,7 +153,7 @@ class GaussianHMM(StateSpaceStory):
         """Take priors from the columns unless they were given, and start the guide at a mode near random clusters."""
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         self.num_steps.fill_(y.shape[1])
-        self.notice(y)
+        self.observe_missing(y)
         self.emission.learn_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
         known = {name: getattr(self.theta, f"known_{name}") for name in self.theta.given}
         self.theta.begin(first_regimes(self.emission, y, weights, known, self.config["concentration"]))
@@ -164,9 +164,9 @@ class GaussianHMM(StateSpaceStory):
 
         self.theta.settle(weighted, y)
 
-    def notice(self, x: Tensor) -> None:
+    def observe_missing(self, x: Tensor) -> None:
         """Note whether steps have some entries seen and others missing."""
-        self.emission.notice(x)
+        self.emission.observe_missing(x)
 
     def check_data(self, x: Tensor) -> None:
         """Refuse what are no series, or cannot have been emitted."""

@@ -182,14 +182,14 @@ class LinearGaussianSSM(StateSpaceStory):
         """The columns' means c and standard deviations s, in data units, shape ``(num_features,)`` each."""
         return {"centre": self.centre, "scale": self.scale}
 
-    def notice(self, x: Tensor) -> None:
+    def observe_missing(self, x: Tensor) -> None:
         """Integrate missing entries out from here on, where there are any."""
         self.missing = bool(self.missing) or bool(x.isnan().any())
 
     @torch.no_grad()
     def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Take c and s from the columns, and start the guide at a mode of the posterior and its curvature there."""
-        self.notice(y)
+        self.observe_missing(y)
         self.num_steps.fill_(y.shape[1])
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         steps, w = y.flatten(0, 1), weights.repeat_interleave(y.shape[1])[:, None] / weights.mean()

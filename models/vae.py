@@ -5,7 +5,7 @@ The story, for rows x_i of D features and codes z_i of k entries::
     z_i       ~ Normal(0, I), or a learned mixture, or the guide's own mixture over pseudo-rows
     x_ij | z_i ~ Bernoulli, ContinuousBernoulli, Normal or Categorical, with the outputs decoder(z_i)_j
 
-The guide encodes: ``q(z_i | x_i) = family(encoder(x_i))``, normal unless another is named (``_guides/code_families.py``).
+The guide encodes: ``q(z_i | x_i) = family(encoder(x_i))``, normal by default (``_guides/code_families.py``).
 Decoder, noise and learned priors are fitted by maximum likelihood, the bound standing for the likelihood::
 
     log p(x_i) >= E_q[log p(x_i | z_i)] - KL(q(z_i | x_i), p(z_i))

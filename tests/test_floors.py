@@ -108,7 +108,7 @@ FLOORS = {
     "kept_draws": 6,
     "keeping": 4,
     "loading": 6,
-    "sampled_fitting": 5,
+    "nuts_fit": 5,
     "fitting": 6,
     "comparing": 7,
     "series_plots": 6,

@@ -172,7 +172,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz") / "run"
     rows = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     pplgen.fit(GaussianMixture(2, 2), rows, steps=5, compile="off", progress=False).save(folder)
-    kept = checkpoint.Checkpoint(checkpoint.Keeping(folder), "fit", torch.device("cpu"))
+    kept = checkpoint.Checkpoint(checkpoint.CheckpointOptions(folder), "fit", torch.device("cpu"))
     kept.save({"a": torch.arange(6.0)}, {"taken": 100})
     assert pplgen.load(folder).sample(1).isfinite().all(), "what is changed below can be read as it is"
     return folder
@@ -281,7 +281,7 @@ def test_tensors(run, data):
             fit = pplgen.load(copy)
             assert all(value.isfinite().all() for value in fit.story.parameters())
         with refused_or_read():
-            checkpoint.Checkpoint(checkpoint.Keeping(copy), "fit", torch.device("cpu")).load()
+            checkpoint.Checkpoint(checkpoint.CheckpointOptions(copy), "fit", torch.device("cpu")).load()
 
 
 NUMBERS = [

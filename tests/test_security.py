@@ -126,7 +126,7 @@ def test_headers_and_draws_and_checkpoints(pickles, run, tmp_path, packed):
     for name in (checkpoint.NAME, checkpoint.BEFORE):
         (tmp_path / name).write_bytes(pickles[packed])
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
-        checkpoint.Checkpoint(checkpoint.Keeping(tmp_path), "fit", torch.device("cpu")).load()
+        checkpoint.Checkpoint(checkpoint.CheckpointOptions(tmp_path), "fit", torch.device("cpu")).load()
 
 
 @pytest.mark.parametrize("story", ["os:mkdir", "builtins:eval", "pplgen.models.gaussian_mixture:torch", "evil:Story"])

@@ -86,7 +86,7 @@ class Emission(PyroModule):
     def check(self, y: Tensor) -> None:
         """Raise ``InputError`` where a seen entry of series is outside of the likelihood's support."""
 
-    def notice(self, y: Tensor) -> None:
+    def observe_missing(self, y: Tensor) -> None:
         """Note whether there are steps of which only some entries are seen."""
 
     def coordinates(self, x: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class FullEmission(DiagonalEmission):
         Sigma = (torch.diag(self.narrow.square()) + scatter) / (self.D + 2 + n)[:, None, None]
         return {"mu": mean, "Sigma": Sigma}
 
-    def notice(self, y: Tensor) -> None:
+    def observe_missing(self, y: Tensor) -> None:
         """Note whether there are steps of which only some entries are seen, which cost a factor each."""
         gap = y.isnan()
         self.partly |= bool((gap.any(-1) & ~gap.all(-1)).any())

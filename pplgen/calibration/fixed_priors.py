@@ -9,10 +9,10 @@ from pplgen.story.base import Story
 from pplgen.story.isolation import copy_together, seeded
 from pplgen.story.state_space import StateSpaceStory
 
-__all__ = ["settled"]
+__all__ = ["with_fixed_priors"]
 
 
-def settled(story: Story, data: Any = None) -> Story:
+def with_fixed_priors(story: Story, data: Any = None) -> Story:
     """Return a story that takes no prior from the rows that it is fitted to.
 
     Its priors are those that ``data`` suggest, or that it has before it sees any.

@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pplgen.calibration.ensemble import Ensemble
-from pplgen.calibration.fixed_priors import settled
+from pplgen.calibration.fixed_priors import with_fixed_priors
 from pplgen.compiler.tracing import NotTraceable
 from pplgen.compiler.vectorised import over_draws
 from pplgen.data.columns import unnamed_columns
@@ -89,7 +89,7 @@ def run_trials(
     with seeded(simulation_seed):
         if isinstance(model, Story):
             given = None if data is None else read_rows(model, data)
-            model = settled(model, None if given is None else given.values)
+            model = with_fixed_priors(model, None if given is None else given.values)
             template = Pair.of_story(model, model.simulate(num_rows), initialise=False)
             columns = unnamed_columns(template.data[0].shape[-1]) if given is None else given.columns
         else:

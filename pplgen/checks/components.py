@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, beside
-from pplgen.checks.material import Material
+from pplgen.checks.inputs import CheckInputs
 from pplgen.inference.log_joint import given_latents, joint_at, sites_of
 from pplgen.posterior import relabelling
 from pplgen.story.isolation import seeded
@@ -31,13 +31,13 @@ SWITCHED = 0.01
 """Share of draws that may be labelled otherwise."""
 
 
-def duplicate_components(material: Material) -> Check:
+def duplicate_components(inputs: CheckInputs) -> Check:
     """Components that are the same as another: all their means lie within ``ALIKE`` deviations of their difference."""
     name, source = "components that repeat another", "Fruehwirth-Schnatter 2006"
-    sites = _sites(material)
+    sites = _sites(inputs)
     if isinstance(sites, str):
         return beside(name, source, sites)
-    described = _flattened(sites, _axes(material, sites)).double()
+    described = _flattened(sites, _axes(inputs, sites)).double()
     mean, variance = described.mean(0), described.var(0)
     distance = (mean[:, None] - mean[None]).abs() / (variance[:, None] + variance[None]).clamp_min(1e-24).sqrt()
     same = (distance.amax(-1) < ALIKE).triu(1)
@@ -50,13 +50,13 @@ def duplicate_components(material: Material) -> Check:
     return Check(name, value, 0, source, Verdict.WARN, remedy)
 
 
-def label_switching(material: Material) -> Check:
+def label_switching(inputs: CheckInputs) -> Check:
     """Share of draws whose components are nearest to the mean ones in another order."""
     name, source = "draws with switched labels (share)", "Stephens 2000"
-    sites = _sites(material)
+    sites = _sites(inputs)
     if isinstance(sites, str):
         return beside(name, source, sites)
-    axes = exchangeable(material, sites)
+    axes = exchangeable(inputs, sites)
     if not axes:
         return beside(name, source, "components are not exchangeable: the density tells them apart by their names")
     ordered = relabelling.matched(sites, sites, axes)
@@ -70,42 +70,42 @@ def label_switching(material: Material) -> Check:
     )
 
 
-def exchangeable(material: Material, sites: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def exchangeable(inputs: CheckInputs, sites: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Axes of sites' draws, counted from the end, along which components may swap names and nothing else changes.
 
     A story says so by the names of its axes. Of a bare pair it is tried: log p(x, theta) must be the same, but for its
     rounding, whatever the order along the first axis as long as what is summed out, or along all of them, as in a
     matrix of transitions. Components of fixed and different shares are not exchangeable.
     """
-    axes = _axes(material, sites)
-    if axes and material.story is None:
-        found = next((every for every in (False, True) if _swaps_change_nothing(material, every)), None)
-        axes = {} if found is None else _axes(material, sites, found)
+    axes = _axes(inputs, sites)
+    if axes and inputs.story is None:
+        found = next((every for every in (False, True) if _swaps_change_nothing(inputs, every)), None)
+        axes = {} if found is None else _axes(inputs, sites, found)
     return {name: tuple(axis - sites[name].ndim for axis in axes[name]) for name in axes}
 
 
-def _swaps_change_nothing(material: Material, every: bool) -> bool:
+def _swaps_change_nothing(inputs: CheckInputs, every: bool) -> bool:
     """Try swaps of a bare pair's components at draws of the guide and of the prior; two of them make up all orders."""
-    pair = material.pair
+    pair = inputs.pair
     names = pair.structure.latent
     with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
         sites = sites_of(pair, names)
         for function in (pair.guide, pair.model) * TRIED:
             trace = poutine.trace(function).get_trace(*pair.data)
             values = {name: trace.nodes[name]["value"] for name in names}
-            axes = _axes(material, {name: values[name][None] for name in pair.structure.shared_latent}, every)
+            axes = _axes(inputs, {name: values[name][None] for name in pair.structure.shared_latent}, every)
             for order in (_rolled, _first_two_swapped):
                 moved = {name: order(value, axes.get(name, [])) for name, value in values.items()}
-                before, after = (_joint(material, given_latents(sites, each)) for each in (values, moved))
+                before, after = (_joint(inputs, given_latents(sites, each)) for each in (values, moved))
                 rounding = ROUNDING * torch.finfo(before.dtype).eps
                 if not torch.isclose(after, before, rtol=rounding, atol=rounding, equal_nan=True):
                     return False
     return True
 
 
-def _joint(material: Material, guide: Callable[..., None]) -> Tensor:
+def _joint(inputs: CheckInputs, guide: Callable[..., None]) -> Tensor:
     with seeded(0):  # of rows that are drawn anew, the same ones
-        return joint_at(material.pair, guide, material.pair.data)
+        return joint_at(inputs.pair, guide, inputs.pair.data)
 
 
 def _rolled(value: Tensor, axes: list[int]) -> Tensor:
@@ -121,35 +121,35 @@ def _first_two_swapped(value: Tensor, axes: list[int]) -> Tensor:
     return value
 
 
-def _sites(material: Material) -> dict[str, Tensor] | str:
+def _sites(inputs: CheckInputs) -> dict[str, Tensor] | str:
     """Return the draws of sites that say what components are; or why there are none."""
-    if material.why_no_shared:
-        return material.why_no_shared
-    if "sticks" in material.structure.latent:
+    if inputs.why_no_shared:
+        return inputs.why_no_shared
+    if "sticks" in inputs.structure.latent:
         return "surplus components are part of the story, and repeat the prior"
-    sites = {n: v for n, v in material.weighed.sites.items() if n not in WEIGHTS}
-    return sites if _axes(material, sites) else "nothing that the rows share has an axis of components"
+    sites = {n: v for n, v in inputs.weighted.sites.items() if n not in WEIGHTS}
+    return sites if _axes(inputs, sites) else "nothing that the rows share has an axis of components"
 
 
-def _axes(material: Material, sites: dict[str, Tensor], every: bool = False) -> dict[str, list[int]]:
+def _axes(inputs: CheckInputs, sites: dict[str, Tensor], every: bool = False) -> dict[str, list[int]]:
     """Axes of components of each site's draws; a bare pair's are as long as what is summed out: the first, or all."""
-    if material.story is None:
-        lengths = {_values(material, name) for name in material.structure.enumerated} - {1}
+    if inputs.story is None:
+        lengths = {_values(inputs, name) for name in inputs.structure.enumerated} - {1}
         tried = {n: range(1, v.ndim if every else min(2, v.ndim)) for n, v in sites.items()}
         own = {n: [axis for axis in tried[n] if v.shape[axis] in lengths] for n, v in sites.items()}
         return {name: axes for name, axes in own.items() if axes}
     found = {}
     for name in sites:
-        dims = material.story.dims.get(name, ())
+        dims = inputs.story.dims.get(name, ())
         axes = [1 + axis for axis, dim in enumerate(dims) if dim.removeprefix("next_") in AXES]
         if axes and sites[name].ndim == len(dims) + 1 and sites[name].shape[axes[0]] > 1:
             found[name] = axes
     return found
 
 
-def _values(material: Material, name: str) -> int:
+def _values(inputs: CheckInputs, name: str) -> int:
     """Count the values of a site that is summed out."""
-    fn = material.traces[1].nodes[name]["fn"]
+    fn = inputs.traces[1].nodes[name]["fn"]
     return int(fn.enumerate_support(expand=False).shape[0])
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pplgen.checks.check import Check, Verdict, beside
-from pplgen.checks.material import Material
-from pplgen.posterior.latents import code_width, encode_rows, moments
+from pplgen.checks.inputs import CheckInputs
+from pplgen.posterior.latents import encode_rows, latent_width, moments
 from pplgen.posterior.likelihood import latent_densities
 from pplgen.story.latent import LatentStory
 
@@ -29,18 +29,18 @@ SHARE = 0.05
 CREMER = "Cremer et al. 2018"
 
 
-def active_units(material: Material) -> Check:
+def active_units(inputs: CheckInputs) -> Check:
     """Count the entries of a code whose posterior mean depends on the row; the others have collapsed to the prior.
 
     Entry d is active where ``Var_x E_q[z_d | x]`` exceeds .01 times its variance under the prior, which for a standard
     normal prior is the definition of Burda, Grosse and Salakhutdinov (2016), section 5.2.
     """
     name, source = "active units", "Burda et al. 2016"
-    story = material.story
-    if not isinstance(story, LatentStory) or material.num_rows < 2:
+    story = inputs.story
+    if not isinstance(story, LatentStory) or inputs.num_rows < 2:
         return beside(name, source, "it takes a latent-variable story and two rows at hand")
     least = ACTIVE * moments(story.prior())[1].square()[: story.num_latents]
-    means = encode_rows(story, material.rows[0])[0][:, : story.num_latents]
+    means = encode_rows(story, inputs.rows[0])[0][:, : story.num_latents]
     active = means.var(0) > torch.where(least.isfinite(), least, ACTIVE)
     count, total = int(active.sum()), story.num_latents
     verdict = Verdict.PASS if count == total else Verdict.WARN if count else Verdict.FAIL
@@ -53,16 +53,16 @@ def active_units(material: Material) -> Check:
     return Check(name, count, total, source, verdict, remedies[verdict])
 
 
-def row_gap(material: Material) -> Check:
+def row_gap(inputs: CheckInputs) -> Check:
     """Importance-weighted bound of ``GAP_DRAWS`` codes minus the ELBO, nats per row: what the guide's shape costs.
 
     It approaches ``KL(q(z | x), p(z | x))`` from below (Cremer, Li and Duvenaud 2018). That one nat is much is a
     convention of this package: at that distance a density of the guide is off by a factor of e on average.
     """
     name = "bound gap (nats per row)"
-    if reason := _why_not(material):
+    if reason := _why_not(inputs):
         return beside(name, CREMER, reason)
-    weights = latent_densities(material.pair, material.some_rows(GAP_ROWS), GAP_DRAWS)
+    weights = latent_densities(inputs.pair, inputs.some_rows(GAP_ROWS), GAP_DRAWS)
     value = torch.cat([_gap(each) for each in weights]).mean().item()
     if value <= GAP:
         return Check(name, value, GAP, CREMER, Verdict.PASS)
@@ -70,20 +70,20 @@ def row_gap(material: Material) -> Check:
     return Check(name, value, GAP, CREMER, Verdict.WARN, remedy + "or 'flow', where the story has them, comes closer")
 
 
-def amortisation_gap(material: Material) -> Check:
+def amortisation_gap(inputs: CheckInputs) -> Check:
     """Compute what a row gains from a normal guide of its own, as a share of its ELBO, over some rows.
 
     The gap of the bound has two parts: ``log p(x) - ELBO(q*)``, for the family is not that of the posterior, and
     ``ELBO(q*) - ELBO(q)``, for the encoder does not find the best member q* for each row.
     """
     name = "amortisation gap (share of the ELBO)"
-    story = material.story
-    if reason := _why_not(material):
+    story = inputs.story
+    if reason := _why_not(inputs):
         return beside(name, CREMER, reason)
     assert isinstance(story, LatentStory), "others have a reason"
-    if code_width(story) != story.num_latents:
+    if latent_width(story) != story.num_latents:
         return beside(name, CREMER, "the codes have a class beside them, of which no normal is a guide")
-    own, refitted, weighted = _refit(story, material.some_rows(REFITTED)[0])
+    own, refitted, weighted = _refit(story, inputs.some_rows(REFITTED)[0])
     gain = (refitted - own).clamp_min(0).mean().item()
     approximation = (weighted - torch.maximum(refitted, own)).mean().item()
     value = gain / max(abs(own.mean().item()), 1e-12)
@@ -132,14 +132,14 @@ def _refit(story: LatentStory, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return own.mean(0), best.mean(0), weighted
 
 
-def _why_not(material: Material) -> str | None:
+def _why_not(inputs: CheckInputs) -> str | None:
     """Say why codes have no bound of their own; ``None`` where they do."""
-    story = material.story
+    story = inputs.story
     if not isinstance(story, LatentStory):
         return "it takes a latent-variable story"
-    if not material.num_rows:
-        return material.why_no_training_rows
-    if not bool((encode_rows(story, material.rows[0][:1])[1][:, : story.num_latents] > 0).all()):
+    if not inputs.num_rows:
+        return inputs.why_no_training_rows
+    if not bool((encode_rows(story, inputs.rows[0][:1])[1][:, : story.num_latents] > 0).all()):
         return "the guide is a point, which bounds no density"
     return None
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, beside, despite
 from pplgen.checks.components import exchangeable
-from pplgen.checks.material import SAMPLED, Material
+from pplgen.checks.inputs import SAMPLED, CheckInputs
 from pplgen.inference.iterates import flat, followed, unflat
 from pplgen.inference.svi import StopReason, Training
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.relabelling import matched
 from pplgen.story.latent import LatentStory
 
-__all__ = ["elbo_change", "faults", "iterate_rhat", "other_modes", "restarts_agree"]
+__all__ = ["elbo_change", "faults", "iterate_rhat", "missed_modes", "restarts_agree"]
 
 RHAT = 1.1
 """Split R-hat above which parameters have not settled."""
@@ -39,18 +39,18 @@ MODE_DRAWS = 200
 DHAKA = "Dhaka et al. 2020"
 
 
-def iterate_rhat(material: Material) -> Check:
+def iterate_rhat(inputs: CheckInputs) -> Check:
     """Largest split R-hat of the guide's unconstrained parameters over the last half of the run.
 
     As the learning rate falls, parameters wander ever more slowly, and R-hat stays large where nothing is to be gained
     any more; so it counts only where the ELBO has moved too.
     """
     name, source = "R-hat of parameters, last half of the run", f"{DHAKA}; with the ELBO, ours"
-    if material.sampled:
+    if inputs.sampled:
         return beside(name, source, SAMPLED)
-    kept = material.runs[0].iterates if material.runs else np.empty(0)
+    kept = inputs.runs[0].iterates if inputs.runs else np.empty(0)
     half = kept[len(kept) // 2 :]
-    if isinstance(material.story, LatentStory):
+    if isinstance(inputs.story, LatentStory):
         return beside(name, source, "weights of networks move on along directions that change nothing; see the ELBO")
     if len(half) < FEWEST:
         return beside(name, source, "the run was too short, or its iterates were not kept")
@@ -64,9 +64,9 @@ def iterate_rhat(material: Material) -> Check:
     value = float(values[worst])
     if value <= RHAT:
         return Check(name, value, RHAT, source, Verdict.PASS)
-    which = _name(material, int(np.flatnonzero(moving)[worst]))
+    which = _name(inputs, int(np.flatnonzero(moving)[worst]))
     share = f"{int((values > RHAT).sum())} of {len(values)} parameters still move, {which} most"
-    history = material.runs[0].history
+    history = inputs.runs[0].history
     change, error = _change(history[len(history) // 2 :])
     if abs(change) <= max(AGREEMENT, 2 * error):
         reason = f"nothing more is to be gained; {share}, which is worth {change:.2g} +- {error:.1g} nats"
@@ -75,19 +75,19 @@ def iterate_rhat(material: Material) -> Check:
     return Check(name, value, RHAT, source, Verdict.FAIL, remedy)
 
 
-def elbo_change(material: Material) -> Check:
+def elbo_change(inputs: CheckInputs) -> Check:
     """Relative change of the mean ELBO between the halves of the last fifth of the run, heeding its error."""
     name = "relative change of the ELBO"
-    if material.sampled:
+    if inputs.sampled:
         return beside(name, DHAKA, SAMPLED)
-    history = material.runs[0].history if material.runs else np.empty(0)
+    history = inputs.runs[0].history if inputs.runs else np.empty(0)
     last = history[-(len(history) // 5) :] if len(history) >= 5 * FEWEST else np.empty(0)
     if not len(last):
         return beside(name, DHAKA, "the run was too short, or its history was not kept")
     scale = max(abs(last.mean()), 1.0)
     change, error = (value / scale for value in _change(last))
     value = float(abs(change))
-    stopped = material.runs[0].stop
+    stopped = inputs.runs[0].stop
     if value <= max(CHANGE, 2 * error):
         noise = f"it is within its own error, {error:.1g}"
         if stopped is StopReason.STEPS:
@@ -99,14 +99,14 @@ def elbo_change(material: Material) -> Check:
     return Check(name, value, CHANGE, DHAKA, Verdict.FAIL, remedy)
 
 
-def faults(material: Material) -> Check:
+def faults(inputs: CheckInputs) -> Check:
     """Count how often the run went back to its last good state, the ELBO or its gradient being infinite or NaN."""
     name, source = "times the run was infinite or NaN", "this package"
-    if material.sampled:
+    if inputs.sampled:
         return beside(name, source, SAMPLED)
-    if not material.runs:
+    if not inputs.runs:
         return beside(name, source, "how it was trained is not known")
-    best = material.runs[0]
+    best = inputs.runs[0]
     if not best.faults:
         return Check(name, 0, 0, source, Verdict.PASS)
     verdict = Verdict.FAIL if best.broke_down else Verdict.WARN
@@ -114,11 +114,11 @@ def faults(material: Material) -> Check:
     return Check(name, len(best.faults), 0, source, verdict, "; ".join(best.faults) + remedy)
 
 
-def restarts_agree(material: Material) -> Check:
+def restarts_agree(inputs: CheckInputs) -> Check:
     """Restarts, the best among them, whose final ELBO is within ``AGREEMENT`` nats, or its error, of the best."""
     name, source = "restarts that reach the best ELBO", "this package"
-    runs = material.runs
-    if material.sampled:
+    runs = inputs.runs
+    if inputs.sampled:
         return beside(name, source, SAMPLED)
     if len(runs) < 2:
         return beside(
@@ -133,22 +133,22 @@ def restarts_agree(material: Material) -> Check:
     return Check(name, agreeing, 2, source, Verdict.WARN, remedy)
 
 
-def other_modes(material: Material) -> Check:
+def missed_modes(inputs: CheckInputs) -> Check:
     """Share of the posterior at modes that other restarts found and the guide misses, components relabelled.
 
     Each restart's guide stands for its mode, whose mass is at least ``exp(ELBO)``; restarts are at different modes
     where the mean of some parameter differs by ``APART`` standard deviations. k-hat sees nothing of a missed mode.
     """
     name, source = "posterior at modes that are missed (share)", "Yao et al. 2022, stacking; threshold ours"
-    runs = material.runs
-    if material.sampled:
+    runs = inputs.runs
+    if inputs.sampled:
         return beside(name, source, SAMPLED)
     if len(runs) < 2 or not all(len(run.final) for run in runs):
         return beside(name, source, "it takes several restarts with few enough parameters to be kept")
-    if not material.structure.shared_latent or material.point:
+    if not inputs.structure.shared_latent or inputs.point:
         return beside(name, source, "it takes latents that all rows share, with a density")
     near = [run for run in runs if runs[0].elbo - run.elbo < NEAR]
-    places = _places(material, near)
+    places = _places(inputs, near)
     modes: list[int] = []
     for index in range(len(near)):
         if all(_apart(places[index], places[mode]) for mode in modes):
@@ -163,9 +163,9 @@ def other_modes(material: Material) -> Check:
     )
 
 
-def _places(material: Material, runs: list[Training]) -> list[dict[str, Tensor]]:
+def _places(inputs: CheckInputs, runs: list[Training]) -> list[dict[str, Tensor]]:
     """Draws of what all rows share at the end of each run, the pair being left as it was."""
-    pair = material.pair
+    pair = inputs.pair
     now = pair.snapshot()
     places = []
     try:
@@ -174,7 +174,7 @@ def _places(material: Material, runs: list[Training]) -> list[dict[str, Tensor]]
             places.append(draw_shared(pair, MODE_DRAWS))
     finally:
         pair.restore(now)
-    axes = exchangeable(material, places[0])
+    axes = exchangeable(inputs, places[0])
     return [matched(place, places[0], axes) for place in places]
 
 
@@ -202,9 +202,9 @@ def _change(history: np.ndarray) -> tuple[float, float]:
     return float(after.mean() - before.mean()), error
 
 
-def _name(material: Material, place: int) -> str:
+def _name(inputs: CheckInputs, place: int) -> str:
     """Name a followed parameter."""
-    values = material.pair.snapshot()
+    values = inputs.pair.snapshot()
     index = int(followed(len(flat(values)))[place])
     for name in sorted(values):
         if index < values[name].numel():

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from pplgen.checks.check import Check, RowShapes, Verdict, beside, despite
-from pplgen.checks.material import Material
+from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.replicates import replicate
 from pplgen.checks.uniformity import holm
 from pplgen.checks.weights import bound_gap, resampled_means, wider
@@ -41,14 +41,14 @@ REMEDIES = {
 """What may be wrong where a statistic of the data is below, or above, those of replicates."""
 
 
-def prior_predictive(material: Material) -> Check:
+def prior_predictive(inputs: CheckInputs) -> Check:
     """Share of columns whose mean or standard deviation no draw of the prior predictive distribution reaches."""
     name = "columns beyond the prior predictive (share)"
-    if not material.structure.shared_latent:
+    if not inputs.structure.shared_latent:
         return beside(name, GELMAN, "the rows share no latent, so that there is no prior to predict from")
-    if not material.num_rows:
-        return beside(name, GELMAN, material.why_no_training_rows or "there are no rows")
-    made = replicate(material.pair, material.predicted, {}, PRIOR_DRAWS, material.columns)
+    if not inputs.num_rows:
+        return beside(name, GELMAN, inputs.why_no_training_rows or "there are no rows")
+    made = replicate(inputs.pair, inputs.predicted, {}, PRIOR_DRAWS, inputs.columns)
     beyond = (made.observed < made.replicated.amin(0)) | (made.observed > made.replicated.amax(0))
     judged = {n: bool(b) for n, b in zip(made.names, beyond, strict=True) if n.startswith(("mean of", "sd of"))}
     missed = sorted({n.split(" of ", 1)[1] for n, far in judged.items() if far})
@@ -59,16 +59,16 @@ def prior_predictive(material: Material) -> Check:
     return Check(name, value, 0.0, GELMAN, Verdict.WARN, remedy)
 
 
-def posterior_predictive(material: Material) -> Check:
+def posterior_predictive(inputs: CheckInputs) -> Check:
     """Smallest two-sided p-value of test statistics of the columns under replicated data, after Holm.
 
     Statistics are mean, standard deviation, extremes, skewness and kurtosis, and lag-one autocorrelation of series.
     Replicates are of new rows. As the fit has seen the data, p-values are too large rather than too small.
     """
     name, source = "posterior predictive p (smallest, Holm)", "Gelman, Meng and Stern 1996; Holm 1979"
-    if reason := _why_not_replicated(material):
+    if reason := _why_not_replicated(inputs):
         return beside(name, source, reason)
-    made = material.replicates
+    made = inputs.replicates
     adjusted = holm(made.p_values().tolist())
     worst = int(adjusted.argmin())
     value = float(adjusted[worst])
@@ -83,64 +83,64 @@ def posterior_predictive(material: Material) -> Check:
     return Check(name, value, LEVEL, source, Verdict.FAIL, remedy)
 
 
-def loo(material: Material) -> Check:
+def loo(inputs: CheckInputs) -> Check:
     """Share of rows whose leave-one-out weights have a Pareto shape above ``min(1 - 1 / log10(draws), .7)``."""
     name, source = LOO, "Magnusson et al. 2019; Vehtari et al. 2024"
-    if reason := _why_no_loo(material):
+    if reason := _why_no_loo(inputs):
         return beside(name, source, reason)
-    found = leave_one_out(material.weighed)
+    found = leave_one_out(inputs.weighted)
     k = np.nan_to_num(np.asarray(found.pareto_k, dtype=float), nan=np.inf, posinf=np.inf, neginf=-np.inf)
-    shapes = RowShapes(1 + material.chosen.step * np.arange(len(k)), k, float(found.good_k))
+    shapes = RowShapes(1 + inputs.chosen.step * np.arange(len(k)), k, float(found.good_k))
     value, total = float(shapes.high.mean()), f"elpd {found.elpd:.2f} +- {found.se:.2f} nats, p {found.p:.1f}"
-    of = "" if len(k) == material.pair.num_rows else f" of {len(k):,} rows, evenly chosen"
+    of = "" if len(k) == inputs.pair.num_rows else f" of {len(k):,} rows, evenly chosen"
     if not shapes.high.any():
         return Check(name, value, SHARE, source, Verdict.PASS, f"{total}{of}", shapes)
     which = ", ".join(map(str, shapes.rows[np.argsort(-k)[:3]]))
     verdict, found_rows = Verdict.WARN if value <= SHARE else Verdict.FAIL, f"{shapes} (rows {which})"
     remedy = f"{despite(verdict, value, SHARE, found_rows) if verdict is Verdict.WARN else found_rows}: "
-    if doubts := _doubts_of_guide(material):
-        remedy += f"{doubts}, so that it may be the guide's fault rather than the data's; {wider(material)}; "
+    if doubts := _doubts_of_guide(inputs):
+        remedy += f"{doubts}, so that it may be the guide's fault rather than the data's; {wider(inputs)}; "
         remedy += "only rows that stay high want a look, or a likelihood with heavier tails"
     else:
         remedy += "these rows alone move the posterior: look at them, or take a likelihood with heavier tails"
     return Check(name, value, SHARE, source, verdict, f"{remedy}; {total}{of}", shapes)
 
 
-def _doubts_of_guide(material: Material) -> str:
+def _doubts_of_guide(inputs: CheckInputs) -> str:
     """Say what else speaks against the guide, for its own weights are a part of every row's; empty if nothing does."""
-    if material.sampled:
+    if inputs.sampled:
         return ""
-    khat = float(smoothed_weights(material.weighed.log_ratio)[1])
+    khat = float(smoothed_weights(inputs.weighted.log_ratio)[1])
     if khat > CLEARLY_SMALL:
         return f"the guide's own weights have a Pareto k of {khat:.2f}"
-    if (moved := resampled_means(material)).verdict is Verdict.WARN:
+    if (moved := resampled_means(inputs)).verdict is Verdict.WARN:
         return f"weights move a mean by {moved.value:.2g} sd"
-    if (gap := bound_gap(material)).verdict is Verdict.WARN:
+    if (gap := bound_gap(inputs)).verdict is Verdict.WARN:
         return f"the ELBO is {gap.value:.2g} nats below the log evidence"
     return ""
 
 
-def loo_pit(material: Material) -> Check:
+def loo_pit(inputs: CheckInputs) -> Check:
     """Smallest p-value of a Kolmogorov test that leave-one-out predictive probabilities are uniform, after Holm.
 
     Of each column, ``P(new x_ij <= x_ij | the other rows)``, at random within the step of a discrete column. Where the
     rows share no latent, nothing is left out.
     """
     name, source = "LOO-PIT uniform, p (smallest, Holm)", "Gabry et al. 2019; Holm 1979"
-    if reason := _why_not_replicated(material):
+    if reason := _why_not_replicated(inputs):
         return beside(name, source, reason)
-    reason = material.why_no_shared
-    if material.structure.shared_latent and (reason or not material.is_training):
+    reason = inputs.why_no_shared
+    if inputs.structure.shared_latent and (reason or not inputs.is_training):
         return beside(name, source, reason or "the rows are not those of the fit, so none can be left out")
-    made = material.replicates
+    made = inputs.replicates
     if not made.values.numel():
         return beside(name, source, "steps of series, or sites of different lengths, are no rows to leave out")
-    if material.structure.shared_latent:
-        every = made.step * material.predicted_step // material.chosen.step
-        densities = material.weighed.log_likelihood[:, ::every]
+    if inputs.structure.shared_latent:
+        every = made.step * inputs.predicted_step // inputs.chosen.step
+        densities = inputs.weighted.log_likelihood[:, ::every]
         if densities.shape[1] != len(made.values):
             return beside(name, source, "what is observed is not one entry to a row")
-        weights = smoothed_weights(material.weighed.log_ratio[:, None] - densities)[0][:, :, None]
+        weights = smoothed_weights(inputs.weighted.log_ratio[:, None] - densities)[0][:, :, None]
     else:
         weights = torch.full((len(made.drawn), 1, 1), 1 / len(made.drawn), dtype=torch.float64)
     below = (weights * (made.drawn < made.values)).sum(0)
@@ -159,25 +159,25 @@ def loo_pit(material: Material) -> Check:
     return Check(name, value, LEVEL, source, Verdict.FAIL, f"{made.columns[worst]}, {shape}; {MISFIT}")
 
 
-def _why_not_replicated(material: Material) -> str | None:
+def _why_not_replicated(inputs: CheckInputs) -> str | None:
     """Say why data cannot be replicated; ``None`` where they can."""
-    if not material.structure.observed:
+    if not inputs.structure.observed:
         return "the model observes nothing that could be replicated"
-    if material.pair.weights is not None and material.is_training:
+    if inputs.pair.weights is not None and inputs.is_training:
         return "rows that count differently have no replicates"
-    if not material.num_rows or (material.rows is material.pair.data and not material.has_rows):
-        return material.why_no_training_rows or "there are no rows"
+    if not inputs.num_rows or (inputs.rows is inputs.pair.data and not inputs.has_rows):
+        return inputs.why_no_training_rows or "there are no rows"
     return None
 
 
-def _why_no_loo(material: Material) -> str | None:
+def _why_no_loo(inputs: CheckInputs) -> str | None:
     """Say why no row can be left out; ``None`` where one can."""
-    if material.why_no_shared:
-        return material.why_no_shared
-    if not material.is_training:
+    if inputs.why_no_shared:
+        return inputs.why_no_shared
+    if not inputs.is_training:
         return "the rows are not those of the fit, so none can be left out"
-    if material.pair.weights is not None:
+    if inputs.pair.weights is not None:
         return "rows that count differently cannot be left out one at a time"
-    if material.num_rows < 2:
+    if inputs.num_rows < 2:
         return "one series cannot be left out of the only one there is; fit.leave_future_out() scores its steps"
     return None

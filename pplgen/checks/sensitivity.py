@@ -7,7 +7,7 @@ import torch
 from arviz_stats.base import array_stats
 
 from pplgen.checks.check import Check, Verdict, beside
-from pplgen.checks.material import Material
+from pplgen.checks.inputs import CheckInputs
 from pplgen.posterior.importance import log_prior
 
 __all__ = ["prior_sensitivity"]
@@ -17,18 +17,18 @@ SENSITIVE = 0.05
 ALPHAS = (0.99, 1.01)
 
 
-def prior_sensitivity(material: Material) -> Check:
+def prior_sensitivity(inputs: CheckInputs) -> Check:
     """Largest sensitivity of a parameter's posterior to raising the prior density to a power near one.
 
     Draws of the guide stand for the posterior.
     """
     name, source = "power-scaling sensitivity to the prior", "Kallioinen et al. 2023"
-    if material.why_no_shared:
-        return beside(name, source, material.why_no_shared)
-    scalars = material.scalars
+    if inputs.why_no_shared:
+        return beside(name, source, inputs.why_no_shared)
+    scalars = inputs.scalars
     if not scalars:
         return beside(name, source, "no scalar that the rows share varies")
-    prior = log_prior(material.pair, material.weighed.sites, len(material.weighed.log_ratio)).double()
+    prior = log_prior(inputs.pair, inputs.weighted.sites, len(inputs.weighted.log_ratio)).double()
     if not prior.isfinite().all():
         return beside(name, source, "the prior has no density at some draws")
     values = torch.stack(list(scalars.values()))
@@ -37,7 +37,7 @@ def prior_sensitivity(material: Material) -> Check:
     value = float(by_prior[worst])
     if value <= SENSITIVE:
         return Check(name, value, SENSITIVE, source, Verdict.PASS)
-    likelihood = material.weighed.log_likelihood.double().sum(1) * material.chosen.step
+    likelihood = inputs.weighted.log_likelihood.double().sum(1) * inputs.chosen.step
     by_likelihood = float(_sensitivities(values[worst : worst + 1], likelihood)[0])
     which = list(scalars)[worst]
     also = f"{which} and {int((by_prior > SENSITIVE).sum()) - 1} more of {len(by_prior)}"

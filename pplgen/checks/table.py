@@ -1,4 +1,4 @@
-"""The table of checks of a fit, run one after the other on the same material, and printed."""
+"""The table of checks of a fit, run one after the other on the same inputs, and printed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 
 from pplgen.checks import components, latents, optimisation, predictive, sensitivity, values, weights
 from pplgen.checks.check import Check, Checks, Verdict, beside
-from pplgen.checks.material import Material
+from pplgen.checks.inputs import CheckInputs
 from pplgen.errors import first_line
 from pplgen.inference.svi import Training
 from pplgen.story.pair import Pair
 
 __all__ = ["CHECKS", "Check", "Checks", "Verdict", "run_checks"]
 
-CHECKS: tuple[Callable[[Material], Check], ...] = (
+CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     values.non_finite,
     values.counted_rows,
     optimisation.faults,
     optimisation.iterate_rhat,
     optimisation.elbo_change,
     optimisation.restarts_agree,
-    optimisation.other_modes,
+    optimisation.missed_modes,
     weights.khat,
     weights.khat_of_shared,
     weights.khat_of_rows,
@@ -41,7 +41,7 @@ CHECKS: tuple[Callable[[Material], Check], ...] = (
     latents.row_gap,
     latents.amortisation_gap,
 )
-"""Every check, in the order of the table: a function of the same material."""
+"""Every check, in the order of the table: a function of the same inputs."""
 
 
 def run_checks(
@@ -52,16 +52,16 @@ def run_checks(
     has_rows: bool = True,
     columns: Sequence[str] = (),
 ) -> Checks:
-    """Run all checks; call it inside ``pair.isolated``. Arguments are those of ``Material``."""
+    """Run all checks; call it inside ``pair.isolated``. Arguments are those of ``CheckInputs``."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        material = Material(pair, rows, runs, has_rows=has_rows, columns=columns)
-        return Checks(_run(check, material) for check in CHECKS)
+        inputs = CheckInputs(pair, rows, runs, has_rows=has_rows, columns=columns)
+        return Checks(_run(check, inputs) for check in CHECKS)
 
 
-def _run(check: Callable[[Material], Check], material: Material) -> Check:
+def _run(check: Callable[[CheckInputs], Check], inputs: CheckInputs) -> Check:
     """Run one check; what a pair's own code raises on new data or draws leaves the others standing."""
     try:
-        return check(material)
+        return check(inputs)
     except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError) as error:
         name = check.__name__.replace("_", " ")
         return beside(name, "", f"it stopped with {type(error).__name__}: {first_line(error)}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pplgen.checks.check import Check, Verdict, beside
-from pplgen.checks.material import Material
+from pplgen.checks.inputs import CheckInputs
 from pplgen.posterior.draws import draw_posterior
 from pplgen.story.structure import number_of_rows
 
@@ -18,18 +18,18 @@ FEW = 10
 OURS = "this package"
 
 
-def non_finite(material: Material) -> Check:
+def non_finite(inputs: CheckInputs) -> Check:
     """Share of draws of the guide with a latent, or a density, that is infinite or NaN."""
     name = "draws that are not finite (share)"
-    if reason := material.why_no_training_rows:
+    if reason := inputs.why_no_training_rows:
         return beside(name, OURS, reason)
-    if not material.structure.latent:
+    if not inputs.structure.latent:
         return beside(name, OURS, "the guide draws nothing")
-    if material.why_not_joint:  # the densities of latents of many rows are dear, and one that is not finite shows soon
-        drawn = draw_posterior(material.pair, FEW, without=set(material.structure.latent))
+    if inputs.why_not_joint:  # the densities of latents of many rows are dear, and one that is not finite shows soon
+        drawn = draw_posterior(inputs.pair, FEW, without=set(inputs.structure.latent))
         ratios = drawn.lp - drawn.log_q
     else:
-        ratios = material.log_ratios
+        ratios = inputs.log_ratios
     value = 1 - float(ratios.isfinite().double().mean())
     if value == 0:
         return Check(name, value, 0.0, OURS, Verdict.PASS)
@@ -37,20 +37,20 @@ def non_finite(material: Material) -> Check:
     return Check(name, value, 0.0, OURS, Verdict.FAIL, remedy)
 
 
-def counted_rows(material: Material) -> Check:
+def counted_rows(inputs: CheckInputs) -> Check:
     """How often the model's likelihood counts each row: the scale of its terms, times their number, over the rows.
 
     A plate whose size is not that of the data, or a scale by hand where minibatches are scaled already, makes the
     posterior too narrow or too wide, and no draw of the guide can tell.
     """
     name = "times that each row counts"
-    if reason := material.why_no_training_rows:
+    if reason := inputs.why_no_training_rows:
         return beside(name, OURS, reason)
-    if material.pair.weights is not None:
+    if inputs.pair.weights is not None:
         return beside(name, OURS, "rows count by their weights")
-    num_rows = number_of_rows(material.pair.data)
-    nodes = material.traces[1].nodes
-    counts = [_counted(nodes[name], num_rows) for name in material.structure.observed if num_rows]
+    num_rows = number_of_rows(inputs.pair.data)
+    nodes = inputs.traces[1].nodes
+    counts = [_counted(nodes[name], num_rows) for name in inputs.structure.observed if num_rows]
     known = [count for count in counts if count is not None]
     if not known or not num_rows:
         return beside(name, OURS, "no plate is as long as the data or draws some of them")

@@ -10,7 +10,7 @@ from typing import Any
 from pplgen.inference.convergence import WINDOW
 from pplgen.story.latent import LatentStory
 
-__all__ = ["options_given", "rows_per_step", "steps_judged"]
+__all__ = ["default_batch_size", "default_patience", "explicit_options"]
 
 STREAMED_ROWS = 10_000
 """Rows per step of a stream."""
@@ -22,14 +22,14 @@ NOT_TOLD = frozenset({"seed", "device", "checkpoint", "checkpoint_every", "progr
 """Options that change nothing of a fit, and the seed, which it tells itself."""
 
 
-def rows_per_step(model: Any, num_rows: int, *, streamed: bool) -> int | None:
+def default_batch_size(model: Any, num_rows: int, *, streamed: bool) -> int | None:
     """Return the batch size, ``None`` for all rows."""
     if isinstance(model, LatentStory) and (streamed or num_rows > MANY_ROWS):
         return min(CODED_ROWS, num_rows)
     return min(STREAMED_ROWS, num_rows) if streamed else None
 
 
-def steps_judged(model: Any, num_rows: int, batch_size: int | None) -> int:
+def default_patience(model: Any, num_rows: int, batch_size: int | None) -> int:
     """Return over how many steps the ELBO is averaged before its trend is judged.
 
     Networks go on learning where minibatches no longer tell, and a pass over all rows does.
@@ -39,7 +39,7 @@ def steps_judged(model: Any, num_rows: int, batch_size: int | None) -> int:
     return max(WINDOW, math.ceil(num_rows / batch_size))
 
 
-def options_given(function: Callable[..., Any], call: Mapping[str, Any]) -> dict[str, Any]:
+def explicit_options(function: Callable[..., Any], call: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a call that say what was done and are not the defaults, ``None`` for no plain value."""
     given = {}
     for name, parameter in inspect.signature(function).parameters.items():

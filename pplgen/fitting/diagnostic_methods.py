@@ -11,7 +11,7 @@ from arviz_stats.utils import ELPDData
 from pplgen.checks.table import Check, Checks, run_checks
 from pplgen.errors import InputError
 from pplgen.posterior.fitted_pair import FittedPair
-from pplgen.posterior.importance import leave_one_out, weigh
+from pplgen.posterior.importance import leave_one_out, weighted_draws
 from pplgen.report.console import print_checks
 from pplgen.story.base import check_count
 
@@ -79,7 +79,7 @@ class DiagnosticMethods(FittedPair):
             raise InputError("loo: the fit was to weighted rows, which cannot be left out one at a time")
         self._rows(None)
         with self._ready(seed):
-            return leave_one_out(weigh(self.pair, check_count("draws", draws, minimum=2)))
+            return leave_one_out(weighted_draws(self.pair, check_count("draws", draws, minimum=2)))
 
     def _checks(self, x: Any, seed: int | None) -> Checks:
         """Run checks on rows ``x``."""

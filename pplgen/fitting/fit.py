@@ -15,7 +15,7 @@ from pplgen.compiler.tracing import NotTraceable
 from pplgen.data.streams import RowStream
 from pplgen.distributed.sharding import align, require_alike, require_shareable
 from pplgen.errors import DataWarning, InputError, Interrupted
-from pplgen.fitting.defaults import options_given, rows_per_step, steps_judged
+from pplgen.fitting.defaults import default_batch_size, default_patience, explicit_options
 from pplgen.fitting.nuts_fit import sampled
 from pplgen.fitting.prepare import prepare
 from pplgen.fitting.result import Fit
@@ -27,7 +27,7 @@ from pplgen.inference.restarts import train_together
 from pplgen.inference.shared_restarts import best_of, sharing
 from pplgen.inference.svi import Adam, Progress, StopReason, Training, train
 from pplgen.report.console import ProgressCallback, reporting
-from pplgen.storage.checkpoint import SECONDS, Keeping, found
+from pplgen.storage.checkpoint import SECONDS, CheckpointOptions, found
 from pplgen.story.base import Story, check_choice, check_count, check_positive
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -159,7 +159,7 @@ def fit(
     RankLost
         Where another rank has died or stopped.
     """
-    given = options_given(fit, locals())
+    given = explicit_options(fit, locals())
     check_choice("method", method, _DEFAULTS)
     usual = zip((steps, restarts), _DEFAULTS[method], strict=True)
     steps, restarts = (default if own is None else own for own, default in usual)
@@ -194,8 +194,8 @@ def fit(
         return sampled(prepared, restart_seeds, steps, warm_up or steps, compile, progress, seed)
     num_rows = len(prepared.table or data) if isinstance(model, Story) else 0
     if batch_size is None:
-        batch_size = rows_per_step(model, num_rows, streamed=isinstance(data, RowStream))
-    patience = steps_judged(model, num_rows, batch_size) if patience is None else patience
+        batch_size = default_batch_size(model, num_rows, streamed=isinstance(data, RowStream))
+    patience = default_patience(model, num_rows, batch_size) if patience is None else patience
     optimiser = Adam(learning_rate, clip, decay, check_count("patience", patience, minimum=WINDOW))
     options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "warm_up": warm_up}
     options |= {"augment": augmentation(augment), "ranks": rows}
@@ -213,7 +213,7 @@ def fit(
             options["elbo"] = bound_of(pairs[0], elbo, num_particles, free_bits, batch_size)
             if rows.size > 1:
                 require_shareable(pairs[0], options["elbo"])
-            keep = None if checkpoint is None else Keeping(Path(checkpoint), checkpoint_every)
+            keep = None if checkpoint is None else CheckpointOptions(Path(checkpoint), checkpoint_every)
             results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
             best, results = best_of(pairs, results, runners)
         except KeyboardInterrupt:
@@ -234,7 +234,7 @@ def _train(
     callback: ProgressCallback | None,
     failures: list[InputError],
     options: dict[str, Any],
-    checkpoint: Keeping | None,
+    checkpoint: CheckpointOptions | None,
 ) -> tuple[list[Training | None], str]:
     """Train all restarts as one program where that can be done faithfully, else one after the other in plain Pyro."""
     restarts, steps = len(pairs), options["steps"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.posterior.fitted_pair import FittedPair
-from pplgen.posterior.latents import code_width, decode_codes, draw_codes, encode_rows
+from pplgen.posterior.latents import decode_latents, draw_latents, encode_rows, latent_width
 from pplgen.posterior.likelihood import row_log_likelihood
 from pplgen.story.base import check_choice, check_count, check_positive
 from pplgen.story.latent import LatentStory
@@ -65,10 +65,10 @@ class LatentMethods(FittedPair):
                 codes = torch.as_tensor(np.asarray(given) if not isinstance(given, Tensor) else given).to(like)
             except (TypeError, ValueError, RuntimeError):
                 raise InputError(f"decode: {type(z).__name__} is no array of codes") from None
-            if codes.ndim < 1 or codes.shape[-1] != code_width(story) or not codes.isfinite().all():
-                expected = f"finite codes of shape (..., {code_width(story)})"
+            if codes.ndim < 1 or codes.shape[-1] != latent_width(story) or not codes.isfinite().all():
+                expected = f"finite codes of shape (..., {latent_width(story)})"
                 raise InputError(f"decode: codes of shape {tuple(codes.shape)}; expected {expected}")
-            return decode_codes(story, codes).cpu()
+            return decode_latents(story, codes).cpu()
 
     def reconstruct(self, x: Any = None, *, seed: int | None = None) -> Tensor:
         """Decode the mean code of each row, shape ``(num_rows, num_features)``; missing entries are filled in too.
@@ -77,7 +77,7 @@ class LatentMethods(FittedPair):
         it is and draws the rest, uncertain as it is.
         """
         with self._coded("reconstruct", seed) as story:
-            return decode_codes(story, encode_rows(story, self._rows(x)[0])[0]).cpu()
+            return decode_latents(story, encode_rows(story, self._rows(x)[0])[0]).cpu()
 
     def interpolate(self, a: Any, b: Any, num: int = 9, *, seed: int | None = None) -> Tensor:
         """Walk from rows ``a`` to rows ``b`` on straight lines between their mean codes, decoding each step.
@@ -107,7 +107,7 @@ class LatentMethods(FittedPair):
             if len(ends[0]) != len(ends[1]):
                 raise InputError(f"interpolate: {len(ends[0])} rows and {len(ends[1])}; expected as many in both")
             share = torch.linspace(0, 1, num).to(ends[0])[:, None, None]
-            walked = decode_codes(story, torch.lerp(ends[0], ends[1], share)).cpu()
+            walked = decode_latents(story, torch.lerp(ends[0], ends[1], share)).cpu()
         return walked[:, 0] if single else walked
 
     def traverse(self, base: Any = None, *, num: int = 9, over: str = "prior", seed: int | None = None) -> xr.Dataset:
@@ -137,7 +137,7 @@ class LatentMethods(FittedPair):
             if over == "prior":
                 drawn = story.prior().sample(torch.Size([PRIOR_DRAWS]))
             else:
-                drawn = draw_codes(story, self._rows(None)[0])
+                drawn = draw_latents(story, self._rows(None)[0])
             # numpy's, for torch's refuses many rows
             quantiles = np.quantile(drawn.cpu().numpy(), [0.5, *levels], axis=0)
             rest, *steps = torch.as_tensor(quantiles).to(drawn)
@@ -153,7 +153,7 @@ class LatentMethods(FittedPair):
                     others = 1 - rest[latent].clamp(max=1 - 1e-6)
                     codes[latent] *= ((1 - places_of_one) / others)[:, None]
                 codes[latent, :, latent] = places_of_one
-            pictures = decode_codes(story, codes).cpu()
+            pictures = decode_latents(story, codes).cpu()
         axes = ("latent", "quantile", "feature")
         coords = {"latent": range(len(places)), "quantile": levels, "feature": [*self.columns]}
         variables = {"x": (axes, pictures.numpy()), "z": (axes[:2], places.cpu().numpy())}

@@ -12,7 +12,7 @@ from pplgen.data.table import Table
 from pplgen.distributed.ranks import ALONE, Ranks
 from pplgen.errors import InputError
 from pplgen.fitting.run_facts import type_name
-from pplgen.inference.arguments import Facts, bare_arguments, bare_facts, surveyed, training_rows
+from pplgen.inference.arguments import Facts, bare_annotations, bare_arguments, surveyed, training_rows
 from pplgen.inference.nonfinite import explain_start
 from pplgen.story.base import Story
 from pplgen.story.pair import Pair
@@ -67,7 +67,7 @@ def prepare(
         return Prepared(_numerically(start_near), table, {"options": options})
     arguments = bare_arguments(data, device, model, guide)
     where = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
-    known = _moved(bare_facts(arguments, labels, weights), device or where)
+    known = _moved(bare_annotations(arguments, labels, weights), device or where)
 
     def bare() -> Pair:
         return Pair(model, guide, arguments, device)
@@ -81,7 +81,7 @@ def prepare(
             if found := explain_start(bare):
                 raise InputError(f"the model cannot be evaluated where it starts: {found}") from error
             raise
-        pair.learn_facts(*known)
+        pair.condition_on(*known)
         return pair
 
     return Prepared(start, None, {"options": options})

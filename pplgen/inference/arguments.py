@@ -22,8 +22,8 @@ from pplgen.story.structure import number_of_rows
 
 __all__ = [
     "Facts",
+    "bare_annotations",
     "bare_arguments",
-    "bare_facts",
     "check_device",
     "new_rows",
     "read_rows",
@@ -83,7 +83,7 @@ def new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dty
     """
     table = read_rows(story, data, dtype=dtype, trained=columns)
     _check(story, table)
-    story.notice(table.values)
+    story.observe_missing(table.values)
     return table.values
 
 
@@ -113,7 +113,7 @@ def bare_arguments(
     return tuple(_argument(value, device) for value in arguments)
 
 
-def bare_facts(arguments: tuple[Any, ...], labels: Any, weights: Any) -> Facts:
+def bare_annotations(arguments: tuple[Any, ...], labels: Any, weights: Any) -> Facts:
     """Read what is known of a bare pair's rows."""
     rows = number_of_rows(arguments)
     if rows is None and (labels is not None or weights is not None):

@@ -16,17 +16,17 @@ from pplgen.errors import DataWarning
 from pplgen.inference.engine import Engine, State
 from pplgen.inference.nonfinite import TRIES, explain
 from pplgen.inference.svi import AT_THE_END, BEFORE_ANY, FINAL_EVALUATIONS
-from pplgen.inference.training_state import Met, Standing
+from pplgen.inference.training_state import Met, TrainingState
 from pplgen.story.isolation import continue_from, generator_states
 from pplgen.story.pair import Pair
 
-__all__ = ["LOOKED_AT", "Again"]
+__all__ = ["LOOKED_AT", "FaultLocalisation"]
 
 LOOKED_AT = 3
 """Restarts that broke down in the same window of steps and are looked at, one by one."""
 
 
-class Again:
+class FaultLocalisation:
     """A second look at steps of an engine.
 
     Parameters
@@ -54,7 +54,7 @@ class Again:
         self.pairs, self.engine, self.bound, self.word = pairs, engine, bound, word
         self._batches_from = batches_from
 
-    def met(self, now: Standing, num_steps: int, generators: list[Tensor], which: Sequence[int]) -> dict[int, Met]:
+    def met(self, now: TrainingState, num_steps: int, generators: list[Tensor], which: Sequence[int]) -> dict[int, Met]:
         """Find steps in which restarts broke down after where they stand, and say what was not finite.
 
         ``generators`` are where they were then; afterwards they are where they are.
@@ -88,13 +88,13 @@ class Again:
         finally:
             self.engine.data = held
 
-    def verdict(self, now: Standing) -> str:
+    def verdict(self, now: TrainingState) -> str:
         """Say what the first restart met, where none has come to anything."""
-        lane = now.lanes[0]
-        if not lane.history:
-            return BEFORE_ANY.format(step=now.taken, fault=lane.faults[-1])
+        restart = now.restarts[0]
+        if not restart.history:
+            return BEFORE_ANY.format(step=now.taken, fault=restart.faults[-1])
         found = self._explain(0, now.good.vectors[0], generator_states(), tries=max(FINAL_EVALUATIONS))
-        return AT_THE_END.format(fault=found or ", ".join(lane.faults[-1:]) or "it is infinite or NaN at times")
+        return AT_THE_END.format(fault=found or ", ".join(restart.faults[-1:]) or "it is infinite or NaN at times")
 
     def _explain(
         self,
@@ -116,10 +116,10 @@ class Again:
             found = explain(pair, self.bound or pair.elbo(), pair.data if batch is None else batch, tries)
         return self.engine.ranks.first_found(found)
 
-    def warn(self, now: Standing, struck: Sequence[int]) -> None:
+    def warn(self, now: TrainingState, non_finite: Sequence[int]) -> None:
         """Warn of restarts that have gone back, in a sentence for each that was looked at."""
-        unseen = len(struck[LOOKED_AT:])
-        for place, index in enumerate(struck[:LOOKED_AT], start=1):
+        unseen = len(non_finite[LOOKED_AT:])
+        for place, index in enumerate(non_finite[:LOOKED_AT], start=1):
             named = f"{self.word} {index + 1}, " if len(self.pairs) > 1 else ""
             more = f"; {unseen} more broke down in the same steps" if unseen and place == LOOKED_AT else ""
-            warnings.warn(f"{named}{now.lanes[index].faults[-1]}{more}", DataWarning, stacklevel=3)
+            warnings.warn(f"{named}{now.restarts[index].faults[-1]}{more}", DataWarning, stacklevel=3)

@@ -22,9 +22,9 @@ from pplgen.story.isolation import unwarned
 from pplgen.story.pair import Pair
 from pplgen.story.structure import number_of_rows
 
-__all__ = ["LOWERED", "NOT_LOOKED_AT", "STRIKES", "TRIES", "explain", "explain_start", "strike"]
+__all__ = ["LOWERED", "MAX_NON_FINITE", "NOT_LOOKED_AT", "TRIES", "explain", "explain_start", "non_finite_message"]
 
-STRIKES = 3
+MAX_NON_FINITE = 3
 """Times that a run may meet what is not finite; it stops at the last."""
 LOWERED = 0.1
 """Factor on the learning rate at each time before."""
@@ -36,13 +36,13 @@ NOT_LOOKED_AT = "the ELBO or its gradient was not finite in the steps up to here
 UNKNOWN = "the ELBO or its gradient was not finite, and is when the step is taken again"
 
 
-def strike(what: str | None, step: int, number: int, kept: int, rate: float) -> str:
+def non_finite_message(what: str | None, step: int, number: int, kept: int, rate: float) -> str:
     """Say in a sentence what was met in a step for the ``number``-th time, and what becomes of it.
 
     ``kept`` is the step of the last good state, ``rate`` the learning rate from there on.
     """
-    what, of = what or UNKNOWN, f"fault {number} of {STRIKES}"
-    if number < STRIKES:
+    what, of = what or UNKNOWN, f"fault {number} of {MAX_NON_FINITE}"
+    if number < MAX_NON_FINITE:
         return f"step {step}: {what}; on from step {kept} with learning rate {rate:.2g} ({of})"
     return f"step {step}: {what}; it ends at step {kept} ({of})"
 

@@ -22,11 +22,11 @@ from pplgen.distributed.sharding import shard_of
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.engine import Engine, State
-from pplgen.inference.fault_localisation import LOOKED_AT, Again
+from pplgen.inference.fault_localisation import LOOKED_AT, FaultLocalisation
 from pplgen.inference.minibatches import Augment, are_all_rows, batching
 from pplgen.inference.svi import Adam, StopReason, Training, num_evaluations
-from pplgen.inference.training_state import Met, Standing
-from pplgen.storage.checkpoint import Checkpoint, Keeping, identity
+from pplgen.inference.training_state import Met, TrainingState
+from pplgen.storage.checkpoint import Checkpoint, CheckpointOptions, identity
 from pplgen.story.isolation import continue_from, generator_states, seeded
 from pplgen.story.pair import Pair
 
@@ -54,7 +54,7 @@ def train_together(
     report: Report | None,
     warm_up: int = 0,
     augment: Augment | None = None,
-    checkpoint: Keeping | None = None,
+    checkpoint: CheckpointOptions | None = None,
     own_data: bool = False,
     ranks: Ranks = ALONE,
 ) -> tuple[list[Training | None], str]:
@@ -99,7 +99,7 @@ def train_together(
         with _warmed_by_half(first) if warm_up else contextlib.nullcontext():
             graph = trace(first, elbo or first.elbo(), next(batches), scale)
     vectors, buffers = _stacked(pairs, graph)
-    now = Standing.start(vectors, optimiser)
+    now = TrainingState.start(vectors, optimiser)
     same = augment is None and are_all_rows(first, batch_size)
     data: Any = tensors_of(next(batches)) if same else map(tensors_of, batches)
     if own_data:
@@ -124,7 +124,7 @@ def train_together(
         if not same:
             engine.data = map(tensors_of, batches_from(now.taken))
 
-    again = Again(pairs, engine, elbo, None if same else batches_from, "fit" if own_data else "restart")
+    again = FaultLocalisation(pairs, engine, elbo, None if same else batches_from, "fit" if own_data else "restart")
 
     kept = None
     if checkpoint is not None:
@@ -140,7 +140,7 @@ def train_together(
         fit = identity(options | computed, start)
         kept = ranks.once(partial(Checkpoint, checkpoint, fit, vectors.device))
         if found := ranks.once(kept.load):
-            now = Standing.thawed(*found, vectors.device)
+            now = TrainingState.from_tensors(*found, vectors.device)
     continue_batches()
     path = compiled() if compiler == "inductor" else "the traced graph"
     began, started, interrupted = now.taken, time.perf_counter(), False
@@ -152,18 +152,18 @@ def train_together(
             generators = generator_states()
             state, losses = engine.run(now.state, now.rates, min(WINDOW, steps - now.taken), now.notice)
             met: dict[int, Met] = {}
-            if struck := now.struck(state, losses):
+            if non_finite := now.non_finite(state, losses):
                 state = State(*(value.clone() for value in state))
-                met = again.met(now, len(losses), generators, struck[:LOOKED_AT])
+                met = again.met(now, len(losses), generators, non_finite[:LOOKED_AT])
             now.advance(state, losses, judge=judge, met=met)
             generators = generator_states()
-            if struck and ranks.first:
-                again.warn(now, struck)
+            if non_finite and ranks.first:
+                again.warn(now, non_finite)
             elapsed, done = time.perf_counter() - started, now.taken - began
             if report:
                 report(now.taken, now.best_mean, done / elapsed, path)
             if kept and ranks.first and kept.due():
-                kept.save(*now.frozen())
+                kept.save(*now.to_tensors())
             if compiler == "auto" and done == WINDOW:
                 remaining = elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken)
                 repays = remaining > max(REPAYS, PER_NODE * len(engine.graph.module.graph.nodes))
@@ -178,7 +178,7 @@ def train_together(
         continue_from(generators)  # where the window began that was not ended
         now.iterates.forget()
     if kept and ranks.first:
-        kept.save(*now.frozen())
+        kept.save(*now.to_tensors())
     now.stop(StopReason.INTERRUPTED if interrupted else StopReason.STEPS)
     ranks.reseed(seed, now.taken, apart=bool(first.structure.row_latent))
     results = _ended(pairs, seeds, graph, now, _final_values(engine, now))
@@ -199,19 +199,21 @@ def _warmed_by_half(pair: Pair) -> Iterator[None]:
 
 
 def _ended(
-    pairs: list[Pair], seeds: list[int], graph: Graph, now: Standing, finals: np.ndarray
+    pairs: list[Pair], seeds: list[int], graph: Graph, now: TrainingState, finals: np.ndarray
 ) -> list[Training | None]:
     """Leave every pair at its good state, and summarise it by bounds of shape ``(num_evaluations, R)``."""
     results: list[Training | None] = []
-    for index, (pair, seed, lane) in enumerate(zip(pairs, seeds, now.lanes, strict=True)):
+    for index, (pair, seed, restart) in enumerate(zip(pairs, seeds, now.restarts, strict=True)):
         values = finals[:, index]
-        if not lane.history or lane.stop is None or not np.isfinite(values).all():
+        if not restart.history or restart.stop is None or not np.isfinite(values).all():
             results.append(None)
             continue
         end = now.good.vectors[index]
         with pair.isolated():
             pair.restore(graph.unpack(end))
-        results.append(Training.ended(seed, lane.history, values, lane.stop, lane.iterates, end, lane.faults))
+        results.append(
+            Training.ended(seed, restart.history, values, restart.stop, restart.iterates, end, restart.faults)
+        )
     return results
 
 
@@ -244,7 +246,7 @@ def _compile(engine: Engine, rates: Tensor, ranks: Ranks) -> str:
     return "the compiled graph"
 
 
-def _final_values(engine: Engine, now: Standing) -> np.ndarray:
+def _final_values(engine: Engine, now: TrainingState) -> np.ndarray:
     """Evaluate the bound at the good states, shape ``(num_evaluations, R)``."""
     values: Any = (-engine.evaluate(now.good.vectors, num_evaluations(now.taken))).cpu().numpy()
     return np.asarray(values, dtype="float64")

@@ -24,7 +24,7 @@ from pplgen.errors import DataWarning, InputError
 from pplgen.inference.convergence import WINDOW, PlateauWatch
 from pplgen.inference.iterates import RETURNABLE, Iterates, flat
 from pplgen.inference.minibatches import Augment, batching
-from pplgen.inference.nonfinite import LOWERED, STRIKES, explain, strike
+from pplgen.inference.nonfinite import LOWERED, MAX_NON_FINITE, explain, non_finite_message
 from pplgen.inference.svi_steps import Steps, quietly
 from pplgen.story.isolation import unwarned
 from pplgen.story.pair import Pair
@@ -172,7 +172,7 @@ def train(
     The first step runs with Pyro's and torch's validation as it was found, the rest without. The learning rate is cut
     at each plateau: when the means of at least four windows of a hundred steps have no slope above two standard errors.
     Where the ELBO or its gradient is not finite, a ``DataWarning`` says at which site and for which rows, and the run
-    goes on from its last good state at a tenth of the learning rate, until it has met that ``STRIKES`` times.
+    goes on from its last good state at a tenth of the learning rate, until it has met that ``MAX_NON_FINITE`` times.
 
     Parameters
     ----------
@@ -219,17 +219,17 @@ def train(
     num_kept, started = 0, time.perf_counter()
 
     def go_back() -> None:
-        """Return to the last good state at a lower learning rate, or for good at the last strike."""
+        """Return to the last good state at a lower learning rate, or for good at the last one that is allowed."""
         nonlocal stop
         del history[num_kept:]
         step, what = run.explain()
         run.lower(LOWERED)
         run.go_on()
         iterates.go_back(flat(pair.snapshot()))
-        faults.append(strike(what, step, len(faults) + 1, run.kept, run.rate))
+        faults.append(non_finite_message(what, step, len(faults) + 1, run.kept, run.rate))
         if ranks.first:
             warnings.warn(faults[-1], DataWarning, stacklevel=3)
-        if len(faults) == STRIKES:
+        if len(faults) == MAX_NON_FINITE:
             stop = StopReason.NOT_FINITE
 
     with scale or contextlib.nullcontext(), unwarned():

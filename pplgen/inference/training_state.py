@@ -14,17 +14,17 @@ from torch import Tensor
 from pplgen.inference.convergence import WINDOW, PlateauWatch
 from pplgen.inference.engine import BETAS, State
 from pplgen.inference.iterates import Iterates
-from pplgen.inference.nonfinite import LOWERED, NOT_LOOKED_AT, STRIKES, strike
+from pplgen.inference.nonfinite import LOWERED, MAX_NON_FINITE, NOT_LOOKED_AT, non_finite_message
 from pplgen.inference.svi import DECAY, PLATEAUS, Adam, StopReason
 
-__all__ = ["Lane", "Met", "Standing"]
+__all__ = ["Met", "RestartState", "TrainingState"]
 
 Met = tuple[int, str | None]
 """A step, and what was not finite in it."""
 
 
 @dataclass
-class Lane:
+class RestartState:
     """One restart among those that run together."""
 
     watch: PlateauWatch
@@ -39,7 +39,7 @@ class Lane:
 
 
 @dataclass
-class Standing:
+class TrainingState:
     """Where R restarts stand."""
 
     state: State
@@ -47,28 +47,28 @@ class Standing:
     """Learning rate of each, zero where it has stopped, shape ``(R, 1)``."""
     good: State
     """Last state of each in which all was finite, on its own memory."""
-    lanes: list[Lane]
+    restarts: list[RestartState]
     taken: int = 0
     """Steps taken."""
     iterates: Iterates = field(default_factory=Iterates)
     """Where all of them have been."""
 
     @classmethod
-    def start(cls, vectors: Tensor, optimiser: Adam) -> Standing:
+    def start(cls, vectors: Tensor, optimiser: Adam) -> TrainingState:
         """Return where restarts stand before the first step, at parameters of shape ``(R, P)``."""
         rates = vectors.new_full((len(vectors), 1), optimiser.learning_rate)
-        lanes = [Lane(PlateauWatch(optimiser.patience)) for _ in vectors]
-        return cls(State.start(vectors), rates, State.start(vectors.clone()), lanes)
+        restarts = [RestartState(PlateauWatch(optimiser.patience)) for _ in vectors]
+        return cls(State.start(vectors), rates, State.start(vectors.clone()), restarts)
 
     @property
     def running(self) -> bool:
         """Whether any restart has not stopped."""
-        return any(lane.stop is None for lane in self.lanes)
+        return any(restart.stop is None for restart in self.restarts)
 
     @property
     def best_mean(self) -> float:
         """Best smoothed ELBO among the restarts, in nats."""
-        means = [float(np.mean(lane.history[-WINDOW:])) for lane in self.lanes if lane.history]
+        means = [float(np.mean(restart.history[-WINDOW:])) for restart in self.restarts if restart.history]
         return max(means, default=math.nan)
 
     def notice(self, steps: int, vectors: Tensor) -> None:
@@ -77,28 +77,28 @@ class Standing:
 
     def stop(self, reason: StopReason) -> None:
         """Stop what has not stopped."""
-        for index, lane in enumerate(self.lanes):
-            if lane.stop is None:
+        for index, restart in enumerate(self.restarts):
+            if restart.stop is None:
                 self._halt(index, reason)
 
     def _halt(self, index: int, reason: StopReason) -> None:
         """Stop one restart, whose iterates end here."""
-        lane = self.lanes[index]
-        lane.stop, self.rates[index] = reason, 0.0
+        restart = self.restarts[index]
+        restart.stop, self.rates[index] = reason, 0.0
         kept = self.iterates.stacked()
-        lane.iterates = kept[:, index].clone() if len(kept) else kept
+        restart.iterates = kept[:, index].clone() if len(kept) else kept
 
-    def struck(self, state: State, losses: Tensor) -> list[int]:
+    def non_finite(self, state: State, losses: Tensor) -> list[int]:
         """Return which of the running restarts a window has left with what is not finite."""
         sound = (state.vectors.isfinite().all(dim=1) & losses.isfinite().all(dim=0)).tolist()
-        return [index for index, lane in enumerate(self.lanes) if lane.stop is None and not sound[index]]
+        return [index for index, restart in enumerate(self.restarts) if restart.stop is None and not sound[index]]
 
     def advance(
         self, state: State, losses: Tensor, *, judge: bool = True, met: Mapping[int, Met] | None = None
     ) -> None:
         """Take a window's losses, ``(num_steps, R)``: keep good states, cut rates at plateaus, stop what is done.
 
-        What has been ``struck`` goes back to its last good state, alone and at a lower rate, and stops the last time.
+        A restart with non-finite values goes back to its last good state, alone, at a lower rate; the last time it stops.
 
         Parameters
         ----------
@@ -107,26 +107,26 @@ class Standing:
         judge
             Whether to look for plateaus; not in a bound that is being warmed up.
         met
-            Step and fault of those that were struck, as far as they were looked for.
+            Step and fault of those that were non_finite, as far as they were looked for.
         """
-        struck = self.struck(state, losses)
+        non_finite = self.non_finite(state, losses)
         kept, self.taken = self.taken, self.taken + len(losses)
-        back = torch.tensor([index in struck for index in range(len(self.lanes))], device=state.vectors.device)
+        back = torch.tensor([index in non_finite for index in range(len(self.restarts))], device=state.vectors.device)
         self.state = self._put_back(state, back, kept)
-        stopped = torch.tensor([lane.stop is not None for lane in self.lanes], device=back.device)
+        stopped = torch.tensor([restart.stop is not None for restart in self.restarts], device=back.device)
         vectors = torch.where(stopped[:, None], self.good.vectors, self.state.vectors)
         self.good = State(vectors, *(value.clone() for value in self.state[1:]))
         elbos = (-losses).cpu().numpy()
-        for index, lane in enumerate(self.lanes):
-            if index in struck:
-                self._strike(index, *(met or {}).get(index, (self.taken, NOT_LOOKED_AT)))
-            elif lane.stop is None:
+        for index, restart in enumerate(self.restarts):
+            if index in non_finite:
+                self._step_back(index, *(met or {}).get(index, (self.taken, NOT_LOOKED_AT)))
+            elif restart.stop is None:
                 window = elbos[:, index].tolist()
-                lane.history.extend(window)
-                lane.kept = self.taken
-                if judge and len(window) == WINDOW and lane.watch.plateau(window):
+                restart.history.extend(window)
+                restart.kept = self.taken
+                if judge and len(window) == WINDOW and restart.watch.plateau(window):
                     self.rates[index] *= DECAY
-                    if lane.watch.plateaus == PLATEAUS:
+                    if restart.watch.plateaus == PLATEAUS:
                         self._halt(index, StopReason.CONVERGED)
         self.iterates.mark()
 
@@ -143,44 +143,51 @@ class Standing:
         )
         return State(vectors, mean, square, state.taken)
 
-    def _strike(self, index: int, step: int, what: str | None) -> None:
+    def _step_back(self, index: int, step: int, what: str | None) -> None:
         """Lower the rate of a restart that went back; stop it the last time."""
-        lane = self.lanes[index]
+        restart = self.restarts[index]
         self.rates[index] *= LOWERED
         self.iterates.go_back(self.good.vectors[index], index)
-        lane.faults.append(strike(what, step, len(lane.faults) + 1, lane.kept, float(self.rates[index])))
-        if len(lane.faults) == STRIKES:
+        restart.faults.append(
+            non_finite_message(what, step, len(restart.faults) + 1, restart.kept, float(self.rates[index]))
+        )
+        if len(restart.faults) == MAX_NON_FINITE:
             self._halt(index, StopReason.NOT_FINITE)
 
-    def frozen(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Lay everything out as tensors and JSON-able facts."""
         tensors = {**self.state._asdict(), "rates": self.rates, "good": self.good.vectors}
         tensors |= {
-            f"history{index}": torch.tensor(lane.history, dtype=torch.float64) for index, lane in enumerate(self.lanes)
+            f"history{index}": torch.tensor(restart.history, dtype=torch.float64)
+            for index, restart in enumerate(self.restarts)
         }
-        tensors |= {f"iterates{index}": lane.iterates for index, lane in enumerate(self.lanes)}
+        tensors |= {f"iterates{index}": restart.iterates for index, restart in enumerate(self.restarts)}
         tensors["iterates"] = self.iterates.stacked()
         facts = [
             {
-                "watch": vars(lane.watch),
-                "stop": lane.stop.name if lane.stop else None,
-                "faults": lane.faults,
-                "kept": lane.kept,
+                "watch": vars(restart.watch),
+                "stop": restart.stop.name if restart.stop else None,
+                "faults": restart.faults,
+                "kept": restart.kept,
             }
-            for lane in self.lanes
+            for restart in self.restarts
         ]
-        return tensors, {"taken": self.taken, "stride": self.iterates.stride, "lanes": facts}
+        return tensors, {"taken": self.taken, "stride": self.iterates.stride, "restarts": facts}
 
     @classmethod
-    def thawed(cls, tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device) -> Standing:
-        """Return what ``frozen`` laid out."""
-        lanes = []
-        for index, lane in enumerate(facts["lanes"]):
-            stop = None if lane["stop"] is None else StopReason[lane["stop"]]
+    def from_tensors(cls, tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device) -> TrainingState:
+        """Return what ``to_tensors`` laid out."""
+        restarts = []
+        for index, restart in enumerate(facts["restarts"]):
+            stop = None if restart["stop"] is None else StopReason[restart["stop"]]
             history, iterates = tensors[f"history{index}"].tolist(), tensors[f"iterates{index}"]
-            lanes.append(Lane(PlateauWatch(**lane["watch"]), history, stop, lane["faults"], lane["kept"], iterates))
+            restarts.append(
+                RestartState(
+                    PlateauWatch(**restart["watch"]), history, stop, restart["faults"], restart["kept"], iterates
+                )
+            )
         moved = {name: value.to(device) for name, value in tensors.items()}
         state = State(*(moved[name] for name in State._fields))
         kept = Iterates(list(moved["iterates"]), facts["stride"])
         good = State(moved["good"], *(value.clone() for value in state[1:]))
-        return cls(state, moved["rates"], good, lanes, facts["taken"], kept)
+        return cls(state, moved["rates"], good, restarts, facts["taken"], kept)

@@ -22,7 +22,7 @@ from pplgen.story.latent import LatentStory
 
 __all__ = [
     "decoded_rows",
-    "mapped_codes",
+    "latent_means",
     "picture",
     "plot_chains",
     "plot_elbo",
@@ -91,7 +91,7 @@ def _latent_picture(fit: FittedPair, tree: xr.DataTree) -> Figure:
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1))
-    plot_latent_map(left, *mapped_codes(fit))
+    plot_latent_map(left, *latent_means(fit))
     plot_reconstructions(middle, shown, fit.reconstruct(shown))
     plot_run(right, fit, tree)
     return figure
@@ -110,7 +110,7 @@ def plot_smoothed(panels: np.ndarray, fit: FittedPair) -> None:
     panels[0].set_title(f"{first}, smoothed ({found.attrs['estimator'].partition(' (')[0]})")
 
 
-def mapped_codes(fit: FittedPair) -> tuple[xr.Dataset, Tensor | None]:
+def latent_means(fit: FittedPair) -> tuple[xr.Dataset, Tensor | None]:
     """Return the codes of the first rows, and their labels or classes where these are known and not too many."""
     known = [] if fit.table is None else [each for each in (fit.table.labels, fit.table.target) if each is not None]
     labels = known[0][:MAPPED] if known and len(known[0].unique()) <= MOST_LABELS else None

@@ -27,14 +27,14 @@ from pplgen.posterior.weighted import GOOD_K
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair, rows_of
 
-__all__ = ["INNER", "Weighed", "integrated", "leave_one_out", "log_prior", "weigh"]
+__all__ = ["INNER", "WeightedDraws", "integrated", "leave_one_out", "log_prior", "weighted_draws"]
 
 INNER = 20
 """Draws of the latents of single rows for each draw of what all share, over which these are integrated out."""
 
 
 @dataclass(frozen=True)
-class Weighed:
+class WeightedDraws:
     """Draws of what all rows share, with latents of single rows integrated out by importance sampling."""
 
     sites: dict[str, Tensor]
@@ -45,7 +45,7 @@ class Weighed:
     """``log p(x_i | theta)`` in nats of the rows asked for, shape ``(num_draws, num_rows)``."""
 
 
-def weigh(pair: Pair, num_draws: int, rows: slice | None = None, drawn: Draws | None = None) -> Weighed:
+def weighted_draws(pair: Pair, num_draws: int, rows: slice | None = None, drawn: Draws | None = None) -> WeightedDraws:
     """Draw what all rows share from the guide, and weigh it; call it inside ``pair.isolated``.
 
     Draws of a sampler are of the posterior, and weigh alike; densities of rows are those given their own latents.
@@ -74,15 +74,15 @@ def weigh(pair: Pair, num_draws: int, rows: slice | None = None, drawn: Draws | 
         sites = draw_posterior(pair, number, scored=False).sites
         held = {name: sites[name] for name in structure.latent}
         densities = row_densities(pair, held, number, pair.data).log_likelihood
-        return Weighed(sites, torch.zeros(number), densities[:, rows or slice(None)])
+        return WeightedDraws(sites, torch.zeros(number), densities[:, rows or slice(None)])
     if structure.row_latent:
         sites, log_ratio, densities = integrated(pair, num_draws)
-        return Weighed(sites, log_ratio, densities[:, rows or slice(None)])
+        return WeightedDraws(sites, log_ratio, densities[:, rows or slice(None)])
     drawn = drawn or draw_posterior(pair, num_draws, without=structure.per_row)
     sites = {name: value[:num_draws] for name, value in drawn.sites.items()}
     data = tuple(rows_of(value, rows or slice(None), pair.num_rows) for value in pair.data)
     densities = row_densities(pair, {n: sites[n] for n in structure.shared_latent}, num_draws, data).log_likelihood
-    return Weighed(sites, (drawn.lp - drawn.log_q)[:num_draws], densities)
+    return WeightedDraws(sites, (drawn.lp - drawn.log_q)[:num_draws], densities)
 
 
 def integrated(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -120,7 +120,7 @@ def log_prior(pair: Pair, sites: Mapping[str, Tensor], num_draws: int) -> Tensor
     return scores
 
 
-def leave_one_out(weighed: Weighed) -> ELPDData:
+def leave_one_out(weighed: WeightedDraws) -> ELPDData:
     """Estimate how well each row is predicted from the others, by Pareto-smoothed importance sampling.
 
     Draws are of the guide, not of the posterior, so that those without row i are weighed by
@@ -163,7 +163,7 @@ def _nothing_shared(densities: Tensor) -> ELPDData:
     return ELPDData("loo", each.sum(), error, 0.0, draws, number, "log", False, GOOD_K, pointwise, shapes, **options)
 
 
-def _array(weighed: Weighed) -> np.ndarray[Any, Any]:
+def _array(weighed: WeightedDraws) -> np.ndarray[Any, Any]:
     """Return the log likelihood as ArviZ takes it."""
     return weighed.log_likelihood.double().cpu().numpy()[None]
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from pplgen.story.latent import PROPOSALS, LatentStory
 
 __all__ = [
-    "code_width",
     "complete_rows",
-    "decode_codes",
-    "draw_codes",
+    "decode_latents",
+    "draw_latents",
     "encode_rows",
     "is_plain",
+    "latent_width",
     "log_weights",
     "moments",
     "row_blocks",
@@ -41,7 +41,7 @@ def is_plain(story: Any) -> bool:
     return isinstance(story, LatentStory) and kind.model is LatentStory.model and kind.guide is LatentStory.guide
 
 
-def code_width(story: LatentStory) -> int:
+def latent_width(story: LatentStory) -> int:
     """Return how many numbers are decoded: a code's entries, and what a story puts beside them, such as a class."""
     return int(story.prior().event_shape[0])
 
@@ -71,13 +71,13 @@ def encode_rows(story: LatentStory, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, sd
 
 
-def draw_codes(story: LatentStory, x: Tensor) -> Tensor:
+def draw_latents(story: LatentStory, x: Tensor) -> Tensor:
     """Draw one code of each row from the guide, shape ``(num_rows, num_latents)``; together the aggregate posterior."""
     parts = [story.encode(x[block]).sample() for block in row_blocks(len(x), KEPT // story.num_features)]
     return torch.cat(parts)
 
 
-def decode_codes(story: LatentStory, z: Tensor) -> Tensor:
+def decode_latents(story: LatentStory, z: Tensor) -> Tensor:
     """Return the means of rows given codes, shape ``(..., num_features)`` for codes ``(..., width)``."""
     flat = z.flatten(0, -2) if z.ndim > 1 else z[None]
     parts = [story.decode(flat[block]).mean for block in row_blocks(len(flat), KEPT // story.num_features)]

@@ -55,10 +55,10 @@ class LogLikelihood(Tensor):
             error = relative.std(dim=0) / (mean.clamp_min(torch.finfo(mean.dtype).tiny) * math.sqrt(len(relative)))
         elif estimator != "exact":
             error = torch.full_like(mean, math.nan)
-        return cls.told(top + mean.log(), error, estimator)
+        return cls.with_error(top + mean.log(), error, estimator)
 
     @classmethod
-    def told(cls, values: Tensor, standard_error: Tensor, estimator: str) -> LogLikelihood:
+    def with_error(cls, values: Tensor, standard_error: Tensor, estimator: str) -> LogLikelihood:
         """Attach what is known of log densities."""
         told = values.detach().as_subclass(cls)
         told.standard_error, told.estimator = standard_error, estimator
@@ -68,7 +68,7 @@ class LogLikelihood(Tensor):
     def joined(cls, parts: Sequence[LogLikelihood]) -> LogLikelihood:
         """Put the rows of several after one another."""
         errors = torch.cat([part.standard_error for part in parts])
-        return cls.told(torch.cat([part.as_subclass(Tensor) for part in parts]), errors, parts[0].estimator)
+        return cls.with_error(torch.cat([part.as_subclass(Tensor) for part in parts]), errors, parts[0].estimator)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         error = self.standard_error.max().item() if len(self) else 0.0

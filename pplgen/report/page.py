@@ -20,7 +20,7 @@ from pplgen.posterior.datatree import summarise
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.report.observed import WITHOUT_ROWS
 from pplgen.report.pictures import Picture, pictures
-from pplgen.report.reproduction import python_lines, sources, told_of
+from pplgen.report.reproduction import python_lines, sources, story_text
 from pplgen.storage import run_folder as store
 from pplgen.story.latent import LatentStory
 
@@ -128,7 +128,7 @@ def report_content(
             "created": facts.get("created"),
             "versions": facts.get("versions", {}),
         },
-        "story": [block._asdict() for block in told_of(fit)],
+        "story": [block._asdict() for block in story_text(fit)],
         "sources": sources(fit),
         "parameters": [
             {"name": str(name), **{column: _number(value) for column, value in row.items()}}

@@ -87,11 +87,11 @@ Named = tuple[str, str, Callable[[_Material], Drawn]]
 
 def pictures(fit: FittedPair, tree: xr.DataTree, checks: tuple[Check, ...]) -> tuple[Picture, ...]:
     """Draw every picture that a fit, its draws and its checks allow, in the order of a report."""
-    drawn, material = [], _Material(fit, tree, checks)
+    drawn, inputs = [], _Material(fit, tree, checks)
     for name, title, draw in [*_own(fit, tree), *_GENERAL]:
         with mpl.rc_context(STYLE), seeded(fit.seed):
             try:
-                figure, caption = draw(material)
+                figure, caption = draw(inputs)
             except InputError as reason:
                 drawn.append(Picture(name, title, str(reason)))
                 continue
@@ -126,7 +126,7 @@ def _smoothed(of: _Material) -> Drawn:
 def _codes(of: _Material) -> Drawn:
     if not of.fit.has_rows:
         raise InputError(WITHOUT_ROWS)
-    codes, labels = plots.mapped_codes(of.fit)
+    codes, labels = plots.latent_means(of.fit)
     figure = _figure(5.5, 4.2)
     plot_latent_map(figure.subplots(), codes, labels)
     coloured = " Colours are the classes of rows." if labels is not None else ""

@@ -13,7 +13,7 @@ from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.storage.user_code import COLLECTION, source_of
 from pplgen.story.base import Story
 
-__all__ = ["Block", "blocks_of", "python_lines", "sources", "told_of"]
+__all__ = ["Block", "blocks_of", "python_lines", "sources", "story_text"]
 
 UNDERLINE = re.compile(r"-{3,}")
 """Of a heading."""
@@ -27,7 +27,7 @@ class Block(NamedTuple):
     text: str
 
 
-def told_of(fit: FittedPair) -> list[Block]:
+def story_text(fit: FittedPair) -> list[Block]:
     """Return what a story's file says, of stories outside the collection the class, and of a bare pair the model."""
     if fit.story is None:
         return blocks_of(inspect.getdoc(fit.pair.model) if inspect.isroutine(fit.pair.model) else None)

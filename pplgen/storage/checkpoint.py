@@ -20,7 +20,7 @@ from torch import Tensor
 from pplgen.errors import DataWarning, InputError
 from pplgen.storage import atomic as durable
 
-__all__ = ["BEFORE", "NAME", "SECONDS", "Checkpoint", "Keeping", "found", "identity", "remove"]
+__all__ = ["BEFORE", "NAME", "SECONDS", "Checkpoint", "CheckpointOptions", "found", "identity", "remove"]
 
 NAME = "checkpoint.safetensors"
 BEFORE = "checkpoint-before.safetensors"
@@ -31,7 +31,7 @@ FORMAT = 2
 """Version of the layout; another one is refused."""
 
 
-class Keeping(NamedTuple):
+class CheckpointOptions(NamedTuple):
     """Where checkpoints are kept, and how often."""
 
     directory: Path
@@ -57,7 +57,7 @@ class Checkpoint:
         Where nothing can be written there.
     """
 
-    def __init__(self, keeping: Keeping, fit: str, device: torch.device) -> None:
+    def __init__(self, keeping: CheckpointOptions, fit: str, device: torch.device) -> None:
         directory, self.seconds = keeping
         self.path, self.fit, self.device = directory / NAME, fit, device
         self._before: Path | None = self.path.with_name(BEFORE)

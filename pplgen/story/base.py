@@ -103,7 +103,7 @@ class Story(PyroModule):
         """Raise ``InputError`` where ``labels``, -1 for unknown, cannot be those of the rows' discrete latent."""
         raise InputError(f"labels: {type(self).__name__} takes none")
 
-    def notice(self, x: Tensor) -> None:
+    def observe_missing(self, x: Tensor) -> None:
         """Note what ``model`` must know of rows before it sees them, such as whether entries are missing.
 
         Called with all training rows, and with new rows before they are scored.

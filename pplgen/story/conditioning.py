@@ -16,7 +16,7 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.story.structure import Structure
 
-__all__ = ["KnownRows", "Pinned", "RowScale", "labelled_site"]
+__all__ = ["ConditionedRows", "PartlyObserved", "RowScale", "labelled_site"]
 
 UNKNOWN = -1
 """Label of a row whose latent is not known."""
@@ -39,7 +39,7 @@ class RowScale(Messenger):
                 msg["scale"] = msg["scale"] * _along(self.scale, frame.dim)
 
 
-class Pinned(dist.TorchDistribution):
+class PartlyObserved(dist.TorchDistribution):
     """A discrete distribution of which some values are known; those have the probability that it gives them.
 
     Parameters
@@ -58,9 +58,9 @@ class Pinned(dist.TorchDistribution):
         shape = torch.broadcast_shapes(base.batch_shape, labels.shape)
         super().__init__(shape, base.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> Pinned:
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> PartlyObserved:
         """Repeat along further axes of the batch."""
-        return Pinned(self.base.expand(batch_shape), self.labels.expand(batch_shape))
+        return PartlyObserved(self.base.expand(batch_shape), self.labels.expand(batch_shape))
 
     @property
     def support(self) -> Any:
@@ -85,7 +85,7 @@ class Pinned(dist.TorchDistribution):
         return values
 
 
-class KnownRows:
+class ConditionedRows:
     """A model or guide, or any function of the same arguments, that takes two more: labels and weights of rows.
 
     Parameters
@@ -153,7 +153,7 @@ class _PinnedSite(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.site:
             dim = next(frame.dim for frame in msg["cond_indep_stack"] if frame.name == self.row_plate)
-            msg["fn"] = Pinned(msg["fn"], _along(self.labels, dim))
+            msg["fn"] = PartlyObserved(msg["fn"], _along(self.labels, dim))
 
 
 def _along(values: Any, dim: int) -> Any:

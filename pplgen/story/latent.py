@@ -99,7 +99,7 @@ class LatentStory(Story):
         completed: Tensor = decoded.complete(x)
         return completed
 
-    def notice(self, x: Tensor) -> None:
+    def observe_missing(self, x: Tensor) -> None:
         """Note whether any entry is missing."""
         self.gaps = self.gaps or bool(x.isnan().any())
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pplgen.errors import InputError
 from pplgen.story.base import Story
-from pplgen.story.conditioning import KnownRows, labelled_site
+from pplgen.story.conditioning import ConditionedRows, labelled_site
 from pplgen.story.isolation import OwnInitialValues, copy_together, modules_of, overwrite, seeded
 from pplgen.story.marginal import WeightedEnum_ELBO
 from pplgen.story.structure import Structure, inspect_traces, number_of_rows, with_auto_normal
@@ -149,7 +149,7 @@ class Pair:
             copied.initialise(x, **{what: known for what, known in facts.items() if known is not None})
         pair = cls(copied.model, copied.guide, (x,), own=True)
         pair.story = copied
-        pair.learn_facts(labels, weights)
+        pair.condition_on(labels, weights)
         return pair
 
     @classmethod
@@ -158,13 +158,13 @@ class Pair:
         x = survey.sample.to(device)
         copied = _copy(story, x)
         if survey.missing:
-            copied.notice(torch.full_like(x[:1], torch.nan))
+            copied.observe_missing(torch.full_like(x[:1], torch.nan))
         copied.initialise(x, weights=x.new_full((len(x),), len(source) / len(x)))
         pair = cls(copied.model, copied.guide, (x[:FEW],), own=True)
         pair.story, pair.source, pair.fingerprint = copied, source, survey.fingerprint
         return pair
 
-    def learn_facts(self, labels: Tensor | None, weights: Tensor | None) -> None:
+    def condition_on(self, labels: Tensor | None, weights: Tensor | None) -> None:
         """Add what is known of rows to ``data``, where model and guide heed it from here on.
 
         Parameters
@@ -208,7 +208,7 @@ class Pair:
 
     def heeding(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Let a function of the model's arguments heed labels and weights where ``data`` holds them."""
-        return KnownRows(function, self.num_arguments, str(self.structure.row_plate), self._labelled)
+        return ConditionedRows(function, self.num_arguments, str(self.structure.row_plate), self._labelled)
 
     @contextlib.contextmanager
     def isolated(self) -> Iterator[None]:
@@ -311,7 +311,7 @@ def _copy(story: Story, x: Tensor) -> Story:
     """Copy a story to the device and type of rows, and let it notice them."""
     copied: Story = copy_together(story, None)[0]
     copied.to(device=x.device, dtype=x.dtype)
-    copied.notice(x)
+    copied.observe_missing(x)
     return copied
 
 

@@ -25,7 +25,7 @@ def from_prior(story: StateSpaceStory) -> dict[str, Tensor]:
 
 def density(story: StateSpaceStory, theta: Mapping[str, Any], y: Tensor) -> Tensor:
     """Log density of each series at parameters, states and regimes summed out, shape ``(num_series,)``, in nats."""
-    story.notice(y)
+    story.observe_missing(y)
     trace = poutine.trace(poutine.condition(story.model, data=dict(theta))).get_trace(y)
     trace.compute_log_prob()
     scores: Tensor = trace.nodes["y"]["log_prob"]

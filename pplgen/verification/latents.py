@@ -94,7 +94,7 @@ def _with_gaps(kind: str, sources: Sources) -> float:
     x = torch.randn(60, 3).double() @ torch.randn(3, 8).double()
     x[::3, 0] = x[::2, 3:5] = x[-2, 1:] = math.nan
     story = KINDS[kind](8, 2).double()
-    story.notice(x)
+    story.observe_missing(x)
     story.initialise(x)
     W, mu, sigma = story.constants.values()
     exact = fill_in(x, LinearCodes(W, mu, sigma.square())).log_likelihoods.sum()

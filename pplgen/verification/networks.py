@@ -29,7 +29,7 @@ def _trained(story: LatentStory) -> tuple[Fit, Tensor]:
     """Fit a story with codes of one entry to rows of its own, one of which has a gap; in doubles."""
     x = story.double().simulate(20)
     x[0, 1] = math.nan
-    story.notice(x)
+    story.observe_missing(x)
     return fit(story, x, steps=200, progress=False), x
 
 

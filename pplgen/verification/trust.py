@@ -18,11 +18,11 @@ from torch import Tensor
 from pplgen.calibration.calibrate import calibrate
 from pplgen.calibration.result import Calibration
 from pplgen.checks import weights
-from pplgen.checks.material import Material
+from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.table import Verdict
 from pplgen.fitting.fit import fit
 from pplgen.posterior.datatree import group_of
-from pplgen.posterior.importance import leave_one_out, weigh
+from pplgen.posterior.importance import leave_one_out, weighted_draws
 from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.sources import Sources
@@ -65,7 +65,7 @@ def _khat(centred: bool, sources: Sources) -> float:
     model = _centred if centred else _schools
     found = fit(model, sources.schools(), compile="graph", progress=False)
     with found.pair.isolated(), torch.no_grad():
-        return weights.khat(Material(found.pair)).value
+        return weights.khat(CheckInputs(found.pair)).value
 
 
 def _known_mean(width: float) -> tuple[Pair, Tensor]:
@@ -90,14 +90,14 @@ def _left_out(width: float, sources: Sources) -> float:
     precision = 0.01 + ROWS - 1
     exact = dist.Normal((x.sum() - x) / precision, (1 + 1 / precision) ** 0.5).log_prob(x).sum()
     with pair.isolated():
-        return float(leave_one_out(weigh(pair, 4000)).elpd) - float(exact)
+        return float(leave_one_out(weighted_draws(pair, 4000)).elpd) - float(exact)
 
 
 def _gap(sources: Sources) -> float:
     """Gap of the bound of a guide that is half again as wide as the posterior."""
     pair, _ = _known_mean(1.5)
     with pair.isolated(), torch.no_grad():
-        return weights.bound_gap(Material(pair)).value
+        return weights.bound_gap(CheckInputs(pair)).value
 
 
 def _features() -> Tensor:

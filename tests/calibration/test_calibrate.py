@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import pplgen
 from pplgen.calibration.result import Calibration
-from pplgen.calibration.trials import settled
+from pplgen.calibration.trials import with_fixed_priors
 from pplgen.checks.table import Verdict
 from pplgen.errors import InputError
 
@@ -174,6 +174,6 @@ def test_what_has_no_prior_is_refused():
 
 
 def test_priors_that_are_left_to_the_data_are_settled_first(faithful):
-    story = settled(GaussianMixture(2, 2), faithful)
+    story = with_fixed_priors(GaussianMixture(2, 2), faithful)
     np.testing.assert_allclose(story.config["prior_mean"], faithful.values.mean(0), rtol=1e-6)
-    assert settled(GaussianMixture(2, 2)).config["prior_scale"] == [1.0, 1.0]
+    assert with_fixed_priors(GaussianMixture(2, 2)).config["prior_scale"] == [1.0, 1.0]

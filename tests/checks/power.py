@@ -15,7 +15,7 @@ import torch
 import pplgen
 from pplgen.checks import codes, predictive, training, values, weights
 from pplgen.checks.check import Check
-from pplgen.checks.material import Material
+from pplgen.checks.inputs import CheckInputs
 from pplgen.story.isolation import seeded
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
@@ -25,26 +25,26 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Case:
-    """A check, and what makes material that it should fail on, and material that it should pass."""
+    """A check, and what makes inputs that it should fail on, and inputs that it should pass."""
 
     what: str
-    check: Callable[[Material], Check]
-    broken: Callable[[], Material]
-    healthy: Callable[[], Material]
+    check: Callable[[CheckInputs], Check]
+    broken: Callable[[], CheckInputs]
+    healthy: Callable[[], CheckInputs]
 
     def judged(self):
         """Run the check on both."""
         found = []
         for make in (self.broken, self.healthy):
             with seeded(SEED):
-                material = make()
-            with seeded(SEED), material.pair.isolated(), torch.no_grad():
-                found.append(self.check(material))
+                inputs = make()
+            with seeded(SEED), inputs.pair.isolated(), torch.no_grad():
+                found.append(self.check(inputs))
         return found
 
 
 def fitted(fit):
-    return Material(fit.pair, runs=tuple(sorted(fit.runs, key=lambda run: -run.elbo)))
+    return CheckInputs(fit.pair, runs=tuple(sorted(fit.runs, key=lambda run: -run.elbo)))
 
 
 def means(width=1.0, count=2, prior=False):
@@ -61,7 +61,7 @@ def means(width=1.0, count=2, prior=False):
         exact = dist.Normal(x.sum(0) / precision, width * precision**-0.5)
         pyro.sample("mu", (dist.Normal(torch.zeros(20), 1.0) if prior else exact).to_event(1))
 
-    return Material(Pair(model, guide, (x,)))
+    return CheckInputs(Pair(model, guide, (x,)))
 
 
 def correlated(mean_field):
@@ -83,7 +83,7 @@ def correlated(mean_field):
         else:
             pyro.sample("beta", dist.MultivariateNormal(mean, precision_matrix=precision))
 
-    return Material(Pair(model, guide, (features, y)))
+    return CheckInputs(Pair(model, guide, (features, y)))
 
 
 def signs(both):
@@ -126,7 +126,7 @@ def tails(heavy):
         pyro.sample("mu", dist.Normal(x.median() if heavy else x.mean(), scale * 300**-0.5))
         pyro.sample("sigma", dist.LogNormal(scale.log(), 600**-0.5))
 
-    return Material(Pair(model, guide, (x,)))
+    return CheckInputs(Pair(model, guide, (x,)))
 
 
 def counts(overdispersed):
@@ -147,7 +147,7 @@ def counts(overdispersed):
         else:
             pyro.sample("rate", dist.Gamma(1 + x.sum(), 0.1 + 200))
 
-    return Material(Pair(model, guide, (x,)))
+    return CheckInputs(Pair(model, guide, (x,)))
 
 
 class Lines(LatentStory):
@@ -172,7 +172,7 @@ class Lines(LatentStory):
 
 def lines(collapsed):
     story = Lines(collapsed=collapsed)
-    return Material(Pair.of_story(story, story.simulate(100)))
+    return CheckInputs(Pair.of_story(story, story.simulate(100)))
 
 
 def batches(size):
@@ -187,7 +187,7 @@ def batches(size):
     def guide(x):
         pyro.sample("mu", dist.Normal(x.mean(), 500**-0.5))
 
-    return Material(Pair(model, guide, (x,)))
+    return CheckInputs(Pair(model, guide, (x,)))
 
 
 def two_columns(bug):
@@ -204,7 +204,7 @@ def two_columns(bug):
         precision = 0.04 + torch.tensor([120.0, 0.0] if bug else [60.0, 60.0])
         pyro.sample("mu", dist.Normal(seen / precision, precision**-0.5).to_event(1))
 
-    return Material(Pair(model, guide, (x,)))
+    return CheckInputs(Pair(model, guide, (x,)))
 
 
 CASES = (
@@ -215,7 +215,7 @@ CASES = (
         lambda: correlated(True),
         lambda: correlated(False),
     ),
-    Case("a missed mode", training.other_modes, lambda: signs(True), lambda: signs(False)),
+    Case("a missed mode", training.missed_modes, lambda: signs(True), lambda: signs(False)),
     Case("a guide that returns the prior", weights.khat, lambda: means(count=20, prior=True), lambda: means(count=20)),
     Case("an unconverged fit", training.iterate_rhat, lambda: line(1e-3), lambda: line(0.02)),
     Case(

@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 
 import pplgen
 from pplgen.checks import codes, components, predictive, sensitivity, training, weights
-from pplgen.checks.material import Material
+from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.replicates import tail_probability
 from pplgen.checks.table import Check, Checks, Verdict
 from pplgen.cli import main as cli
@@ -25,7 +25,7 @@ from pplgen.inference.iterates import KEPT, Iterates, followed
 from pplgen.inference.svi import StopReason, Training
 from pplgen.posterior.datatree import summarise
 from pplgen.posterior.draws import draw_shared
-from pplgen.posterior.importance import leave_one_out, log_prior, weigh
+from pplgen.posterior.importance import leave_one_out, log_prior, weighted_draws
 from pplgen.story.isolation import seeded
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
@@ -53,7 +53,7 @@ def known_mean(width=1.0, shift=0.0):
 
 def judge(check, pair, seed=0, **options):
     with seeded(seed), pair.isolated(), torch.no_grad():
-        return check(Material(pair, **options))
+        return check(CheckInputs(pair, **options))
 
 
 @pytest.mark.parametrize("width", [0.6, 1.5])
@@ -63,7 +63,7 @@ def test_leaving_out_with_weights_of_a_guide_of_the_wrong_width(width):
     mean = (x.sum() - x) / precision
     exact = stats.norm(mean, math.sqrt(1 + 1 / precision)).logpdf(x).sum()
     with seeded(0), pair.isolated():
-        weighed = weigh(pair, 4000)
+        weighed = weighted_draws(pair, 4000)
     found = leave_one_out(weighed)
     plain = arviz_stats.loo(
         arviz_base.from_dict(
@@ -257,7 +257,7 @@ def test_what_speaks_against_a_guide():
 def test_prior_sensitivity_is_arvizs():
     pair, _ = known_mean()
     with seeded(0), pair.isolated():
-        weighed = weigh(pair, 1000)
+        weighed = weighted_draws(pair, 1000)
         prior = log_prior(pair, weighed.sites, 1000)
     expected = stats.norm(0, 10).logpdf(weighed.sites["mu"])
     np.testing.assert_allclose(prior, expected, rtol=1e-6)
@@ -286,7 +286,7 @@ def mixture(places, flips=0.0):
 
 def test_numbers_have_the_names_that_the_table_has(faithful_fit, faithful_tree):
     with seeded(0), faithful_fit.pair.isolated(), torch.no_grad():
-        named = set(Material(faithful_fit.pair, columns=faithful_fit.columns).scalars)
+        named = set(CheckInputs(faithful_fit.pair, columns=faithful_fit.columns).scalars)
     assert {"mu[0, eruptions]", "Sigma[1, waiting, waiting]"} <= named
     assert named <= set(summarise(faithful_tree).index)
 
@@ -325,11 +325,11 @@ def two_kinds(share):
 
 def test_a_mode_is_not_named_away_where_components_have_shares_of_their_own():
     pair, runs = two_kinds(0.6)
-    missed = judge(training.other_modes, pair, runs=runs)
+    missed = judge(training.missed_modes, pair, runs=runs)
     assert (missed.value, missed.verdict) == (0.5, Verdict.FAIL)
     assert "not exchangeable" in judge(components.label_switching, pair).remedy
     pair, runs = two_kinds(0.5)
-    assert judge(training.other_modes, pair, runs=runs).verdict is Verdict.PASS
+    assert judge(training.missed_modes, pair, runs=runs).verdict is Verdict.PASS
     assert judge(components.label_switching, pair).verdict is Verdict.PASS
 
 
@@ -344,8 +344,8 @@ def test_states_of_a_chain_swap_names_along_both_axes_of_its_transitions():
             z = pyro.sample(f"z{step}", dist.Categorical(share), infer={"enumerate": "parallel"})
             pyro.sample(f"x{step}", dist.Normal(mu[z], noise[0]), obs=x[step])
 
-    def alike(material):
-        return components.exchangeable(material, draw_shared(material.pair, 5))
+    def alike(inputs):
+        return components.exchangeable(inputs, draw_shared(inputs.pair, 5))
 
     assert judge(alike, Pair(model, None, (torch.randn(4),))) == {"P": (-2, -1), "mu": (-1,)}
 
@@ -458,7 +458,7 @@ def test_data_without_a_plate_are_replicated_from_the_guide_not_from_the_prior()
 
     pair = Pair(model, guide, (x,))
     with seeded(0), pair.isolated(), torch.no_grad():
-        made = Material(pair).replicates
+        made = CheckInputs(pair).replicates
     # the mean of a replicate: 5 with a deviation of sqrt(.01 + 1 / 20) = .245; 1,000 of them, four errors
     assert made.replicated[:, 0].mean().item() == pytest.approx(5, abs=4 * 0.245 / math.sqrt(1000))
     assert judge(predictive.posterior_predictive, pair).verdict is Verdict.FAIL

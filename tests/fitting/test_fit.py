@@ -259,5 +259,5 @@ def test_many_rows_with_codes_come_in_batches(monkeypatch):
     for rows in (30, 31):
         pplgen.fit(VAE(4, 1, hidden=()), torch.rand(rows, 4), steps=2, progress=seen.append)
         assert seen[-1].rows_per_second / seen[-1].steps_per_second == pytest.approx({30: 30, 31: 10}[rows])
-    assert defaults.rows_per_step(VAE(4), 20, streamed=True) == 10
-    assert defaults.rows_per_step(GaussianMixture(2, 4), 20, streamed=True) == 20
+    assert defaults.default_batch_size(VAE(4), 20, streamed=True) == 10
+    assert defaults.default_batch_size(GaussianMixture(2, 4), 20, streamed=True) == 20

@@ -12,8 +12,8 @@ from pplgen.models import VAE, GaussianMixture, SemiSupervisedVAE
 from pplgen.models._distributions.missing import WhereSeen
 
 import pplgen
+from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.latents import active_units
-from pplgen.checks.material import Material
 from pplgen.checks.table import Verdict
 from pplgen.cli.main import main
 from pplgen.errors import InputError
@@ -290,7 +290,7 @@ def test_active_units_and_collapse(fit, digits, capsys):
         kept = last.weight.clone(), last.bias.clone()
         for rows, verdict, remedy in ((1, Verdict.WARN, "num_latents=1"), (2, Verdict.FAIL, "say nothing")):
             last.weight[:rows] = 0
-            check = active_units(Material(fit.pair, (digits[:200],)))
+            check = active_units(CheckInputs(fit.pair, (digits[:200],)))
             assert (check.value, check.verdict) == (2 - rows, verdict)
             assert remedy in check.remedy
         last.weight.copy_(kept[0])

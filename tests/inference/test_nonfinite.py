@@ -15,12 +15,12 @@ from pplgen.models import GaussianMixture
 from pyro.distributions import constraints
 
 import pplgen
-from pplgen.checks.material import Material
+from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.optimisation import faults
 from pplgen.compiler.graph import trace
 from pplgen.errors import DataWarning, InputError
 from pplgen.inference.iterates import Iterates
-from pplgen.inference.nonfinite import STRIKES, explain
+from pplgen.inference.nonfinite import MAX_NON_FINITE, explain
 from pplgen.inference.svi import Adam, StopReason, Training, train
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -99,7 +99,7 @@ def test_a_learning_rate_that_is_far_too_large_is_lowered_until_it_works(path):
     # the exponential of a hundred overflows in single precision, so that the first step goes wrong
     options = {"learning_rate": 100.0, "decay": 0.995, "steps": 700, "compile": path}
     fit, said = fitted(plain, guide_from(-1.0), **options)
-    assert 1 <= len(said) < STRIKES
+    assert 1 <= len(said) < MAX_NON_FINITE
     assert said[0].startswith("step 2: ")
     assert "on from step 0 with learning rate 10 (fault 1 of 3)" in said[0]
     loc, scale = location(fit)
@@ -112,7 +112,7 @@ def test_three_strikes_end_a_run_with_a_verdict(path, capsys):
     # from -.1 to zero it is five steps of .02, fifty of .002 and five windows of .0002
     fit, said = fitted(spoilt(0.0), guide_from(-0.1, 0.001), steps=800, compile=path)
     assert tuple(said) == fit.best.faults
-    assert len(said) == STRIKES
+    assert len(said) == MAX_NON_FINITE
     assert all(f"'y' is NaN at row {ROW}" in sentence for sentence in said)
     assert "(fault 3 of 3)" in said[-1]
     assert fit.stop is StopReason.NOT_FINITE
@@ -123,7 +123,7 @@ def test_three_strikes_end_a_run_with_a_verdict(path, capsys):
     assert "ever lower learning rates" in printed
     assert f"NaN at row {ROW}" in printed
     with fit.pair.isolated():
-        check = faults(Material(fit.pair, None, fit.runs))
+        check = faults(CheckInputs(fit.pair, None, fit.runs))
     assert (check.value, check.verdict) == (3, "fail")
     assert said[-1] in check.remedy
 
@@ -280,7 +280,7 @@ def test_a_broken_restart_leaves_the_others_alone():
         (healthy, nothing), (fit, said) = runs(0.0), runs(9.0)
     assert nothing == []
     assert (healthy.num_failed, fit.num_failed, len(fit.runs)) == (0, 1, 3)
-    assert [sentence.partition(",")[0] for sentence in said] == ["restart 3"] * STRIKES
+    assert [sentence.partition(",")[0] for sentence in said] == ["restart 3"] * MAX_NON_FINITE
     others = [run for index, run in enumerate(healthy.runs) if index != 2]
     for run, expected in zip(fit.runs, others, strict=True):
         np.testing.assert_array_equal(run.history, expected.history)
@@ -294,7 +294,7 @@ def test_a_broken_restart_in_plain_pyro_is_dropped_too():
     starts = iter([-1.0, 9.0, -0.5])
     with pyro.validation_enabled(False):
         fit, said = fitted(spoilt(5.0), guide_from(lambda: next(starts)), restarts=3, steps=100, compile="off")
-    assert (fit.num_failed, len(fit.runs), len(said)) == (1, 2, STRIKES)
+    assert (fit.num_failed, len(fit.runs), len(said)) == (1, 2, MAX_NON_FINITE)
     assert math.isfinite(fit.spread)
     assert fit.num_agreeing >= 1
 
@@ -308,7 +308,7 @@ def test_an_infinite_bound_is_never_the_best(path):
         pyro.factor("defect", torch.where(pyro.param("loc") > 1, math.inf, 0.0))
 
     fit, said = fitted(model, guide_from(lambda: next(starts)), restarts=3, steps=300, compile=path)
-    assert (fit.num_failed, len(fit.runs), len(said)) == (1, 2, STRIKES)
+    assert (fit.num_failed, len(fit.runs), len(said)) == (1, 2, MAX_NON_FINITE)
     assert all("the log density of 'defect' is infinite" in sentence for sentence in said)
     assert math.isfinite(fit.elbo)
 

@@ -40,7 +40,7 @@ def short_series(story, num_steps=6, *, partly=True):
     y[1, 2] = NAN
     y[1, 4, 0] = NAN if partly else 1.0
     y[2, 4:] = NAN
-    story.notice(y)
+    story.observe_missing(y)
     return y
 
 
@@ -164,7 +164,7 @@ def test_gaps_are_filled_from_the_regime_s_emissions(kind):
     story = story_of(kind, known={"P": 0.5, "pi": 0.5, **TRUTH[kind]})
     y = torch.full((20_000, 2, 2), NAN, dtype=torch.float64)
     y[:, 1, 0] = 1.0
-    story.notice(y)
+    story.observe_missing(y)
     filled = story.fill(y, torch.tensor([0, 1]).expand(len(y), 2))
     assert (filled[:, 1, 0] == 1.0).all()
     first = next(iter(TRUTH[kind].values()))

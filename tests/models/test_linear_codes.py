@@ -38,7 +38,7 @@ def test_guide_is_the_posterior(kind, gaps):
     torch.manual_seed(0)
     for x in (gaps.nan_to_num(2.0), torch.cat([gaps, torch.full_like(gaps[:1], math.nan)])):
         story = kind(8, 2).double()
-        story.notice(x)
+        story.observe_missing(x)
         story.initialise(x)
         q, exact = story.encode(x), fill_in(x, exact_of(story))
         torch.testing.assert_close(q.mean.detach(), exact.codes)
@@ -50,7 +50,7 @@ def test_guide_is_the_posterior(kind, gaps):
 def test_bound_is_the_log_likelihood_whatever_is_drawn(kind, gaps):
     """So is its gradient the log-likelihood's, here by autograd through dense normals."""
     story = kind(8, 2).double()
-    story.notice(gaps)
+    story.observe_missing(gaps)
     story.initialise(gaps)
     exact = fill_in(gaps, exact_of(story)).log_likelihoods.sum().item()
     for seed in range(3):

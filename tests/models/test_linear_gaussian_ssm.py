@@ -76,7 +76,7 @@ def dense_log_density(y, p):
 
 def log_density(story, y, values):
     """Log density of the series in a story's model at values of its parameters."""
-    story.notice(y)
+    story.observe_missing(y)
     trace = poutine.trace(poutine.condition(story.model, values)).get_trace(y)
     return trace.nodes["y"]["fn"].log_prob(y)
 

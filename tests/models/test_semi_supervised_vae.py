@@ -27,7 +27,7 @@ def small():
     x = torch.randn(10, 4).double()
     x[3, 1] = x[4, 2] = torch.nan
     labels = torch.where(torch.arange(10) % 2 == 0, torch.arange(10) % 3, -1)
-    story.notice(x)
+    story.observe_missing(x)
     story.initialise(x, labels)
     return story, x, labels
 

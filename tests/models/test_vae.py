@@ -17,7 +17,7 @@ def test_importance_weighted_density_is_the_integral_over_the_code(likelihood):
     story = VAE(4, 1, hidden=(5,), likelihood=likelihood).double()
     x = story.simulate(20)
     x[0, 1] = math.nan
-    story.notice(x)
+    story.observe_missing(x)
     fit = pplgen.fit(story, x, steps=200, progress=False)
     with fit.pair.isolated(), torch.no_grad():
         z = torch.linspace(-12, 12, 4001, dtype=x.dtype)

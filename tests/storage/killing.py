@@ -23,7 +23,7 @@ import pplgen.fitting.load
 import pplgen.inference.restarts
 import pplgen.plots.fit  # noqa: F401
 from pplgen.cli.main import main
-from pplgen.inference.training_state import Standing
+from pplgen.inference.training_state import TrainingState
 from pplgen.storage import atomic as durable
 from pplgen.storage import checkpoint
 from pplgen.storage import run_folder as store
@@ -43,7 +43,7 @@ def die(*_):
 def after_windows(number, part):
     """Die a part of a window's time after so many windows, or of half a second after birth."""
     seen, last = [0], [time.monotonic()]
-    advance = Standing.advance
+    advance = TrainingState.advance
     if number == 0:
         threading.Timer(0.5 * part, die).start()
 
@@ -57,7 +57,7 @@ def after_windows(number, part):
             die()
         last[0] = now
 
-    Standing.advance = advance_and_watch
+    TrainingState.advance = advance_and_watch
 
 
 def at_call(name, number):

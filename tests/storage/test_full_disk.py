@@ -134,7 +134,7 @@ def test_a_write_that_stops_halfway_leaves_the_file_before(tmp_path, monkeypatch
             durable.write_whole(tmp_path / "file", b"a new one", before=tmp_path / "before")
         with pytest.raises(InputError, match=r"'.*file' cannot be written: No space left on device"):
             store.write_whole(tmp_path / "file", "a new one")
-        kept = checkpoint.Checkpoint(checkpoint.Keeping(tmp_path), "fit", torch.device("cpu"))
+        kept = checkpoint.Checkpoint(checkpoint.CheckpointOptions(tmp_path), "fit", torch.device("cpu"))
         with pytest.warns(DataWarning, match="cannot be written: No space left on device$"):
             kept.save({"a": torch.ones(3)}, {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
@@ -151,7 +151,7 @@ def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypat
     with store.staged(tmp_path / "run") as folder:
         for name in (store.TENSORS, store.HEADER):
             (folder / name).write_text("content")
-    kept = checkpoint.Checkpoint(checkpoint.Keeping(tmp_path / "run"), "fit", torch.device("cpu"))
+    kept = checkpoint.Checkpoint(checkpoint.CheckpointOptions(tmp_path / "run"), "fit", torch.device("cpu"))
     kept.save({"a": torch.ones(3)}, {})
     kept.save({"a": torch.ones(3)}, {})
     moved = {}

@@ -14,7 +14,7 @@ KILLING = Path(__file__).parent / "killing.py"
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def with_error(tmp_path_factory):
     """What happened, and where."""
     if not hasattr(os, "fork"):
         pytest.skip("lives are forked")

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 import pplgen
 from pplgen import InputError
 from pplgen.fitting.compare import bic
-from pplgen.story.conditioning import Pinned
+from pplgen.story.conditioning import PartlyObserved
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -156,7 +156,7 @@ def test_imputation_heeds_labels():
 
 
 def test_pinned_draws_and_enumerates():
-    pinned = Pinned(dist.Categorical(torch.tensor([0.5, 0.3, 0.2])), torch.tensor([-1, 2]))
+    pinned = PartlyObserved(dist.Categorical(torch.tensor([0.5, 0.3, 0.2])), torch.tensor([-1, 2]))
     assert pinned.sample((100,))[:, 1].unique().tolist() == [2]
     assert len(pinned.sample((100,))[:, 0].unique()) == 3
     values = pinned.enumerate_support()

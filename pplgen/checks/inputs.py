@@ -19,14 +19,14 @@ from pplgen.inference.estimators import entries_of
 from pplgen.inference.stored_draws import StoredDraws
 from pplgen.inference.svi import Training
 from pplgen.posterior.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
-from pplgen.posterior.importance import INNER, Weighed, integrated, weigh
+from pplgen.posterior.importance import INNER, WeightedDraws, integrated, weighted_draws
 from pplgen.posterior.likelihood import latent_densities
 from pplgen.posterior.names import entry_names
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair, rows_of
 from pplgen.story.structure import number_of_rows
 
-__all__ = ["REPLICATES", "SAMPLED", "Material"]
+__all__ = ["REPLICATES", "SAMPLED", "CheckInputs"]
 
 REPLICATES = 4
 """Independent sets of draws of which k-hat is computed."""
@@ -36,7 +36,7 @@ CHEAP, DEAR, FEWEST = 2**25, 2**27, 250
 """Entries of data, times draws, up to which all of ``DRAWS`` and all of a quarter are drawn; draws at least."""
 SCAN = 16
 """Entries of rows that a step of a series costs as much as."""
-WEIGHED = 1000
+WEIGHTED_DRAWS = 1000
 """Draws that are weighed row by row."""
 NUMBERS = 2**22
 """Densities of single rows that are kept."""
@@ -54,7 +54,7 @@ SCALARS = 200
 """Scalars of the parameters that are looked at, at most."""
 
 
-class Material:
+class CheckInputs:
     """What checks are made of; use it inside ``pair.isolated``.
 
     Parameters
@@ -130,7 +130,7 @@ class Material:
         return "the rows of the fit are not at hand; give them: pplgen.load(directory, data), or pplgen check RUN DATA"
 
     @cached_property
-    def why_not_weighed(self) -> str | None:
+    def why_not_weighted(self) -> str | None:
         """Say why draws of the guide cannot be weighed; ``None`` where they can."""
         if self.why_no_training_rows:
             return self.why_no_training_rows
@@ -145,8 +145,8 @@ class Material:
         """Say why all latents cannot be weighed together; ``None`` where they can."""
         if self.sampled:
             return SAMPLED
-        if self.why_not_weighed:
-            return self.why_not_weighed
+        if self.why_not_weighted:
+            return self.why_not_weighted
         if self.num_row_numbers > JOINT:
             return f"together, {self.num_row_numbers:,} numbers of single rows would hide everything else"
         return None
@@ -154,14 +154,14 @@ class Material:
     @cached_property
     def why_no_shared(self) -> str | None:
         """Say why draws of what all rows share cannot be weighed row by row; ``None`` where they can."""
-        if self.why_not_weighed:
-            return self.why_not_weighed
+        if self.why_not_weighted:
+            return self.why_not_weighted
         if not self.structure.shared_latent:
             return "the rows share no latent: what they share is a parameter, fitted as a point"
         if reason := self.structure.why_no_rows():
             return reason
         try:
-            return None if self.weighed else ""
+            return None if self.weighted else ""
         except InputError as error:
             return str(error)
 
@@ -205,16 +205,16 @@ class Material:
     @cached_property
     def chosen(self) -> slice:
         """Rows that are looked at one by one: evenly chosen, so many that their densities fit."""
-        return slice(0, None, max(1, math.ceil(self.pair.num_rows * WEIGHED / NUMBERS)))
+        return slice(0, None, max(1, math.ceil(self.pair.num_rows * WEIGHTED_DRAWS / NUMBERS)))
 
     @cached_property
-    def weighed(self) -> Weighed:
+    def weighted(self) -> WeightedDraws:
         """Draws of what all rows share, weighed, with the densities of the ``chosen`` training rows."""
         if self.sampled:
-            return weigh(self.pair, WEIGHED, self.chosen)
+            return weighted_draws(self.pair, WEIGHTED_DRAWS, self.chosen)
         if self.structure.row_latent:
-            return weigh(self.pair, max(FEWEST, min(WEIGHED, self._inner_draws)), self.chosen)
-        return weigh(self.pair, min(WEIGHED, len(self.drawn.lp)), self.chosen, self.drawn)
+            return weighted_draws(self.pair, max(FEWEST, min(WEIGHTED_DRAWS, self._inner_draws)), self.chosen)
+        return weighted_draws(self.pair, min(WEIGHTED_DRAWS, len(self.drawn.lp)), self.chosen, self.drawn)
 
     @cached_property
     def scalars(self) -> dict[str, Tensor]:
@@ -226,7 +226,7 @@ class Material:
 
     def _scalars(self) -> Iterator[tuple[str, Tensor]]:
         auxiliary = self.story.auxiliary if self.story else frozenset()
-        sites = {n: self.weighed.sites[n].double() for n in self._shared if n in self.weighed.sites}
+        sites = {n: self.weighted.sites[n].double() for n in self._shared if n in self.weighted.sites}
         entries = entry_names({name: values.shape[1:] for name, values in sites.items()}, self.story, self.columns)
         for name, values in sites.items():
             if name in auxiliary:
@@ -268,14 +268,14 @@ class Material:
         if self.story is None or self.story.takes_series:
             return 1
         every = self.chosen.step if self.structure.shared_latent and self.is_training else 1
-        numbers = WEIGHED * self.rows[0].numel()
+        numbers = WEIGHTED_DRAWS * self.rows[0].numel()
         return every * max(1, math.ceil(numbers / (every * REPLICATED)))
 
     @cached_property
     def replicates(self) -> Replicates:
         """Data that were replicated at draws of what all rows share: the weighed ones, where draws can be weighed."""
-        sites = draw_shared(self.pair, WEIGHED) if self.why_no_shared else self.weighed.sites
+        sites = draw_shared(self.pair, WEIGHTED_DRAWS) if self.why_no_shared else self.weighted.sites
         shared = {name: sites[name] for name in self.structure.shared_latent}
-        number = len(next(iter(shared.values()))) if shared else WEIGHED
+        number = len(next(iter(shared.values()))) if shared else WEIGHTED_DRAWS
         with pyro.validation_enabled(False):
             return replicate(self.pair, self.predicted, shared, number, self.columns)
