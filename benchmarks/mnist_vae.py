@@ -24,7 +24,7 @@ from pplgen.models._guides.code_families import PRIORS, REAL
 
 import pplgen
 from pplgen.data.table import Table
-from pplgen.inference.svi import Progress
+from pplgen.inference.training import Progress
 
 WARM_UP, CODES = 10_000, 200
 LAST_RATE = 0.03

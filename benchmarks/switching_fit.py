@@ -28,8 +28,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pplgen.exact.switching import kim_filter, kim_smoother
+from pplgen.inference.options import Adam, TrainingOptions
 from pplgen.inference.restarts import train_together
-from pplgen.inference.svi import Adam
 from pplgen.story.dynamics import SwitchingLinearGaussian
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -113,9 +113,9 @@ def ours(
     for seed in seeds:
         with seeded(seed):
             pairs.append(Pair.of_story(story, y.float()))
-    options = {"steps": STEPS, "optimiser": Adam(0.02), "batch_size": None, "elbo": None}
+    options = TrainingOptions(STEPS, Adam(0.02), compiler="graph")
     with seeded(0):
-        train_together(pairs, seeds=seeds, compiler="graph", report=None, **options)
+        train_together(pairs, options, seeds=seeds)
     seconds = (time.perf_counter() - started) / starts
     models = []
     for pair in pairs:

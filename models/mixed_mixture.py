@@ -8,7 +8,7 @@ The story, for rows x_i whose columns are measurements, counts, yes and no, or c
     x_id | z_i = k  ~ the likelihood of column d's kind, at theta_kd
 
 With columns that are all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture for
-counts; with ``student``, one that outliers do not pull. ``columns.py`` and ``categories.py`` in ``_distributions`` hold the kinds:
+counts; with ``student``, one that outliers do not pull. ``_distributions`` holds the kinds:
 their priors, likelihoods and guides. The index z is summed out exactly; missing entries count for nothing.
 
 References

@@ -14,7 +14,7 @@ from pplgen.calibration.trials import LOG_LIKELIHOOD, Trials
 from pplgen.compiler.vectorised import over_draws
 from pplgen.errors import InputError
 from pplgen.inference.estimators import entries_of
-from pplgen.inference.svi import StopReason
+from pplgen.inference.training import StopReason
 from pplgen.posterior.names import entry_names
 from pplgen.story.pair import Pair
 

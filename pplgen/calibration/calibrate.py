@@ -13,9 +13,9 @@ from pplgen.calibration.result import Calibration
 from pplgen.calibration.trials import Trials, run_trials
 from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
-from pplgen.inference.svi import Progress, StopReason
+from pplgen.inference.training import Progress, ProgressCallback, StopReason
 from pplgen.posterior.fitted_pair import FittedPair
-from pplgen.report.console import ProgressCallback, reporting
+from pplgen.report.console import reporting
 from pplgen.story.base import Story, check_count, check_positive
 from pplgen.story.isolation import seeded
 

@@ -21,8 +21,9 @@ from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
 from pplgen.inference.arguments import bare_arguments, read_rows
 from pplgen.inference.log_joint import given_latents, joint_at, sites_of
+from pplgen.inference.options import Adam, TrainingOptions
 from pplgen.inference.restarts import Report, train_together
-from pplgen.inference.svi import Adam, StopReason, Training
+from pplgen.inference.training import StopReason, Training
 from pplgen.posterior.names import entry_names
 from pplgen.posterior.relabelling import component_axes, matched
 from pplgen.story.base import Story
@@ -240,11 +241,10 @@ def _train(
     if not learns:
         nothing = Training(0, np.empty(0), 0.0, 0.0, StopReason.CONVERGED)
         return dict.fromkeys(range(len(pairs)), nothing), "a guide without parameters"
-    optimiser = Adam(learning_rate, decay=SLOWED ** (1 / steps))
-    options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": None, "elbo": None}
+    options = TrainingOptions(steps, Adam(learning_rate, decay=SLOWED ** (1 / steps)))
     try:
         with seeded(seeds[0]):
-            runs, path = train_together(pairs, seeds=seeds, compiler="auto", report=report, own_data=True, **options)
+            runs, path = train_together(pairs, options, seeds=seeds, report=report, own_data=True)
     except InputError:
         if alone:
             raise

@@ -17,7 +17,7 @@ from pplgen.checks.replicates import Replicates, replicate
 from pplgen.errors import InputError
 from pplgen.inference.estimators import entries_of
 from pplgen.inference.stored_draws import StoredDraws
-from pplgen.inference.svi import Training
+from pplgen.inference.training import Training
 from pplgen.posterior.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
 from pplgen.posterior.importance import INNER, WeightedDraws, integrated, weighted_draws
 from pplgen.posterior.likelihood import latent_densities

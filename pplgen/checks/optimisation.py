@@ -13,7 +13,7 @@ from pplgen.checks.check import Check, Verdict, beside, despite
 from pplgen.checks.components import exchangeable
 from pplgen.checks.inputs import SAMPLED, CheckInputs
 from pplgen.inference.iterates import flat, followed, unflat
-from pplgen.inference.svi import StopReason, Training
+from pplgen.inference.training import StopReason, Training
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.relabelling import matched
 from pplgen.story.latent import LatentStory

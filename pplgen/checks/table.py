@@ -12,7 +12,7 @@ from pplgen.checks import components, latents, optimisation, predictive, sensiti
 from pplgen.checks.check import Check, Checks, Verdict, beside
 from pplgen.checks.inputs import CheckInputs
 from pplgen.errors import first_line
-from pplgen.inference.svi import Training
+from pplgen.inference.training import Training
 from pplgen.story.pair import Pair
 
 __all__ = ["CHECKS", "Check", "Checks", "Verdict", "run_checks"]

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pyro.infer import ELBO
 
-from pplgen.compiler.tracing import NotTraceable
-from pplgen.data.streams import RowStream
-from pplgen.distributed.sharding import align, require_alike, require_shareable
-from pplgen.errors import DataWarning, InputError, Interrupted
-from pplgen.fitting.defaults import default_batch_size, default_patience, explicit_options
-from pplgen.fitting.nuts_fit import sampled
+from pplgen.errors import InputError, Interrupted
+from pplgen.fitting.nuts_fit import fit_nuts
+from pplgen.fitting.options import FitOptions, explicit_options
 from pplgen.fitting.prepare import prepare
 from pplgen.fitting.result import Fit
-from pplgen.inference.arguments import check_device
-from pplgen.inference.convergence import WINDOW
 from pplgen.inference.minibatches import Augment
-from pplgen.inference.objectives import augmentation, bound_of, check_warm_up
-from pplgen.inference.restarts import train_together
-from pplgen.inference.shared_restarts import best_of, sharing
-from pplgen.inference.svi import Adam, Progress, StopReason, Training, train
-from pplgen.report.console import ProgressCallback, reporting
-from pplgen.storage.checkpoint import SECONDS, CheckpointOptions, found
-from pplgen.story.base import Story, check_choice, check_count, check_positive
-from pplgen.story.isolation import seeded
-from pplgen.story.pair import Pair
+from pplgen.inference.shared_restarts import best_of
+from pplgen.inference.train import train_restarts
+from pplgen.inference.training import ProgressCallback
+from pplgen.report.console import reporting
+from pplgen.storage.checkpoint import SECONDS
+from pplgen.story.base import Story
 
 __all__ = ["fit"]
-
-_DEFAULTS = {"svi": (10_000, 1), "nuts": (1000, 4)}
-"""Steps and restarts of each method, where none are given."""
-_COMPILERS = ("auto", "inductor", "graph", "off")
-REPAYS_TRACING = 100
-"""Steps, of all restarts, from which on tracing costs less than it saves."""
 
 
 def fit(
@@ -159,125 +143,44 @@ def fit(
     RankLost
         Where another rank has died or stopped.
     """
-    given = explicit_options(fit, locals())
-    check_choice("method", method, _DEFAULTS)
-    usual = zip((steps, restarts), _DEFAULTS[method], strict=True)
-    steps, restarts = (default if own is None else own for own, default in usual)
-    check_count("seed", seed, minimum=0)
-    check_count("steps", steps)
-    check_count("restarts", restarts)
-    ranks, rows, runners = sharing(shard, method, restarts, checkpoint)
-    if method == "nuts":
-        unfit = {"clip": clip, "patience": patience, "batch_size": batch_size, "elbo": elbo, "free_bits": free_bits}
-        unfit |= {"augment": augment, "checkpoint": checkpoint, "stream": data if isinstance(data, RowStream) else None}
-        if refused := [name for name, value in unfit.items() if value is not None]:
-            raise InputError(f"{refused[0]}: method='nuts' takes no such option")
-    check_positive("learning_rate", learning_rate)
-    if clip is not None:
-        check_positive("clip", clip)
-    if check_positive("decay", decay) > 1:
-        raise InputError(f"decay={decay!r}: expected a number above 0 and at most 1")
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
-    check_choice("compile", compile, _COMPILERS)
-    check_positive("checkpoint_every", checkpoint_every)
-    if checkpoint is not None and compile == "off":
-        raise InputError("checkpoint: compile='off' runs plain Pyro, which keeps none")
-    target = None if device is None else check_device(device)
+    call = locals()
+    options = FitOptions.of(call)
     if isinstance(model, Story) and guide is not None:
         raise InputError(
             f"guide: {type(model).__name__} brings its own guide; fit(story.model, data, guide) takes yours"
         )
-    restart_seeds = np.random.SeedSequence(seed).generate_state(restarts).tolist()[runners.rank :: runners.size]
-    prepared = prepare(model, guide, data, labels, weights, seed, target, options=given, ranks=ranks)
-    if method == "nuts":
-        return sampled(prepared, restart_seeds, steps, warm_up or steps, compile, progress, seed)
-    num_rows = len(prepared.table or data) if isinstance(model, Story) else 0
-    if batch_size is None:
-        batch_size = default_batch_size(model, num_rows, streamed=isinstance(data, RowStream))
-    patience = default_patience(model, num_rows, batch_size) if patience is None else patience
-    optimiser = Adam(learning_rate, clip, decay, check_count("patience", patience, minimum=WINDOW))
-    options: dict[str, Any] = {"steps": steps, "optimiser": optimiser, "batch_size": batch_size, "warm_up": warm_up}
-    options |= {"augment": augmentation(augment), "ranks": rows}
-    pairs: list[Pair] = []
-    failures: list[InputError] = []
+    prepared = prepare(
+        model,
+        guide,
+        data,
+        labels,
+        weights,
+        seed=seed,
+        device=options.device,
+        recorded=explicit_options(fit, call),
+        ranks=options.ranks.all,
+    )
+    if options.method == "nuts":
+        return fit_nuts(prepared, options, progress)
+    ranks, own_rows = options.ranks.all, options.ranks.rows.size == 1
     with ranks.watched(), reporting(progress if ranks.first else False) as callback:
         try:
-            for restart_seed in restart_seeds:
-                with seeded(restart_seed):
-                    pairs.append(prepared.start())
-            require_alike(pairs[0], ranks)
-            for pair in pairs:
-                align(pair, rows)
-            check_warm_up(pairs[0], warm_up, steps)
-            options["elbo"] = bound_of(pairs[0], elbo, num_particles, free_bits, batch_size)
-            if rows.size > 1:
-                require_shareable(pairs[0], options["elbo"])
-            keep = None if checkpoint is None else CheckpointOptions(Path(checkpoint), checkpoint_every)
-            results, path = _train(pairs, restart_seeds, compile, callback, failures, options, keep)
-            best, results = best_of(pairs, results, runners)
+            pairs = prepared.start(options.restart_seeds, options.ranks)
+            trained = train_restarts(pairs, options.restart_seeds, options.training(pairs[0]), callback)
+            best, results = best_of(pairs, trained.results, options.ranks.restarts)
         except KeyboardInterrupt:
-            when = "before the fit was done" if rows.size == 1 else "while ranks shared the rows"
+            when = "before the fit was done" if own_rows else "while ranks shared the rows"
             raise Interrupted(f"interrupted {when}; there is no fit to keep") from None
-        if best is None:
-            raise failures[0]
+    if best is None:
+        raise trained.failure or InputError("no restart of any rank has a finite ELBO")
     runs = tuple(run for run in results if run is not None)
-    path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {shard}"
-    facts: dict[str, Any] = {"table": prepared.table, "origin": prepared.origin, "path": path}
-    return Fit(best, runs, seed=seed, num_failed=len(results) - len(runs), **facts)
-
-
-def _train(
-    pairs: list[Pair],
-    seeds: list[int],
-    compiler: str,
-    callback: ProgressCallback | None,
-    failures: list[InputError],
-    options: dict[str, Any],
-    checkpoint: CheckpointOptions | None,
-) -> tuple[list[Training | None], str]:
-    """Train all restarts as one program where that can be done faithfully, else one after the other in plain Pyro."""
-    restarts, steps = len(pairs), options["steps"]
-    rows = options["batch_size"] or pairs[0].num_rows
-    few = compiler == "auto" and restarts * steps < REPAYS_TRACING
-    reason = f"{restarts * steps} steps do not repay tracing" if few else "compile='off'"
-    if compiler != "off" and not few:
-
-        def together(step: int, value: float, rate: float, doing: str) -> None:
-            if callback:
-                callback(Progress(restarts, restarts, step, steps, value, rate, rows * rate, doing))
-
-        try:
-            with seeded(seeds[0]):
-                return train_together(
-                    pairs, seeds=seeds, compiler=compiler, report=together, checkpoint=checkpoint, **options
-                )
-        except NotTraceable as error:
-            reason = str(error)
-            if checkpoint is not None:
-                warnings.warn(f"no checkpoint is kept, for plain Pyro runs: {reason}", DataWarning, stacklevel=3)
-        except InputError as error:  # of ranks that share the restarts another one may have a fit
-            failures.append(error)
-            return [None] * restarts, "the traced graph"
-    if checkpoint is not None and options["ranks"].once(lambda: found(checkpoint.directory)):
-        raise InputError(f"{str(checkpoint.directory)!r} holds a checkpoint, and here plain Pyro runs, for {reason}")
-    results: list[Training | None] = []
-    for index, (pair, seed) in enumerate(zip(pairs, seeds, strict=True), start=1):
-
-        def alone(step: int, value: float, rate: float, index: int = index) -> None:
-            if callback:
-                callback(Progress(index, restarts, step, steps, value, rate, rows * rate, "plain Pyro"))
-
-        try:
-            with seeded(seed), pair.isolated():
-                results.append(train(pair, seed=seed, report=alone, **options))
-        except InputError as error:
-            failures.append(error)
-            results.append(None)
-        except KeyboardInterrupt:
-            if not any(results) or options["ranks"].size > 1:
-                raise
-            break
-        if results[-1] is not None and results[-1].stop is StopReason.INTERRUPTED:
-            break
-    return results, f"plain Pyro, for {reason}"
+    path = trained.path if ranks.size == 1 else f"{trained.path}; {ranks.size} ranks shared the {shard}"
+    return Fit(
+        best,
+        runs,
+        table=prepared.table,
+        seed=seed,
+        num_failed=len(results) - len(runs),
+        path=path,
+        origin=prepared.origin,
+    )

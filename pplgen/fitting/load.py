@@ -26,7 +26,7 @@ from pplgen.fitting.run_facts import arguments_fingerprint, finite, kept_buffers
 from pplgen.fitting.saved_draws import kept_rows, read_draws
 from pplgen.inference.arguments import check_device, read_rows
 from pplgen.inference.nuts import Chains, replay
-from pplgen.inference.svi import StopReason, Training
+from pplgen.inference.training import StopReason, Training
 from pplgen.storage import run_folder as store
 from pplgen.storage.user_code import COLLECTION, import_path, own_story
 from pplgen.story.base import Story
@@ -179,7 +179,10 @@ def _bare(tensors: dict[str, Tensor], header: dict[str, Any], given: Given) -> t
     if given.dtype is not None:
         raise InputError("dtype: a bare pair computes in the type of its data; give them in another")
     known = (given.labels, given.weights)
-    pair = prepare(given.model, given.guide, given.data, *known, header["seed"], given.device, options={}).start()
+    prepared = prepare(
+        given.model, given.guide, given.data, *known, seed=header["seed"], device=given.device, recorded={}
+    )
+    pair = prepared.new_pair()
     if arguments_fingerprint(pair.data) != header["arguments_sha256"]:
         raise InputError("the data, labels or weights are not those of this run")
     restore_buffers(named("buffer/", kept_buffers(pair)), named("buffer/", tensors))

@@ -5,37 +5,27 @@ from __future__ import annotations
 import math
 
 from pplgen.fitting.nuts_result import SampledFit
+from pplgen.fitting.options import FitOptions
 from pplgen.fitting.prepare import Prepared
 from pplgen.inference.nuts import run_nuts
-from pplgen.inference.svi import Progress
-from pplgen.report.console import ProgressCallback, reporting
-from pplgen.story.isolation import seeded
+from pplgen.inference.training import Progress, ProgressCallback
+from pplgen.report.console import reporting
 
-__all__ = ["sampled"]
+__all__ = ["fit_nuts"]
 
 
-def sampled(
-    prepared: Prepared,
-    seeds: list[int],
-    steps: int,
-    warm_up: int,
-    compiler: str,
-    progress: bool | ProgressCallback,
-    seed: int,
-) -> SampledFit:
-    """Run a chain of NUTS from each start."""
-    pairs = []
-    for chain_seed in seeds:
-        with seeded(chain_seed):
-            pairs.append(prepared.start())
+def fit_nuts(prepared: Prepared, options: FitOptions, progress: bool | ProgressCallback) -> SampledFit:
+    """Run a chain of NUTS from each start; ``steps`` are draws, ``restarts`` chains."""
+    seeds, warm_up = options.restart_seeds, options.warm_up or options.steps
+    pairs = prepared.start(seeds, options.ranks)
     with reporting(progress) as callback:
 
         def report(chain: int, step: int, rate: float, doing: str) -> None:
             if callback:
-                total = steps + warm_up
+                total = options.steps + warm_up
                 callback(Progress(chain + 1, len(seeds), step, total, math.nan, rate, 0.0, f"NUTS on {doing}"))
 
         pair, chains, path = run_nuts(
-            pairs, seeds=seeds, num_draws=steps, warm_up=warm_up, compiler=compiler, report=report
+            pairs, seeds=seeds, num_draws=options.steps, warm_up=warm_up, compiler=options.compile, report=report
         )
-    return SampledFit(pair, chains, table=prepared.table, seed=seed, path=path, origin=prepared.origin)
+    return SampledFit(pair, chains, table=prepared.table, seed=options.seed, path=path, origin=prepared.origin)

@@ -1,4 +1,4 @@
-"""From what is given to ``fit`` to pairs that stand where a restart starts."""
+"""From the arguments of ``fit`` to checked data, and to the pairs that restarts start from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch
 from pplgen.data.streams import RowStream
 from pplgen.data.table import Table
 from pplgen.distributed.ranks import ALONE, Ranks
+from pplgen.distributed.sharding import align, require_alike
 from pplgen.errors import InputError
 from pplgen.fitting.run_facts import type_name
 from pplgen.inference.arguments import Facts, bare_annotations, bare_arguments, surveyed, training_rows
 from pplgen.inference.nonfinite import explain_start
+from pplgen.inference.shared_restarts import RankRoles
 from pplgen.story.base import Story
+from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
 __all__ = ["Prepared", "prepare"]
@@ -23,9 +26,22 @@ __all__ = ["Prepared", "prepare"]
 class Prepared(NamedTuple):
     """Checked data, and how a restart starts from them."""
 
-    start: Callable[[], Pair]
+    new_pair: Callable[[], Pair]
+    """Makes the pair of a restart, with the random numbers of its seed."""
     table: Table | None
     origin: dict[str, Any]
+    """What the header of a run records of the call."""
+
+    def start(self, seeds: list[int], ranks: RankRoles) -> list[Pair]:
+        """Make the pair of each restart, the same on all ranks that share the rows."""
+        pairs = []
+        for seed in seeds:
+            with seeded(seed):
+                pairs.append(self.new_pair())
+        require_alike(pairs[0], ranks.all)
+        for pair in pairs:
+            align(pair, ranks.rows)
+        return pairs
 
 
 def prepare(
@@ -34,15 +50,16 @@ def prepare(
     data: Any,
     labels: Any,
     weights: Any,
+    *,
     seed: int,
     device: torch.device | None,
-    *,
-    options: dict[str, Any],
+    recorded: dict[str, Any],
     ranks: Ranks = ALONE,
 ) -> Prepared:
-    """Read and check the data: a story starts near its rows, a bare pair as its parameters' own starts say.
+    """Read and check the data of a fit.
 
-    Of several ranks the first one alone goes through all rows of a stream.
+    A story starts near its rows, a bare pair at the initial values of its parameters. With several ranks, the first
+    alone reads all rows of a stream.
     """
     if isinstance(data, RowStream):
         if not isinstance(model, Story):
@@ -53,7 +70,7 @@ def prepare(
             survey = ranks.once(lambda: surveyed(model, data, seed))
         facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
         facts["dtype"] = type_name(survey.sample)
-        origin = {"columns": data.columns, "data": facts, "options": options}
+        origin = {"columns": data.columns, "data": facts, "options": recorded}
         return Prepared(_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
     if isinstance(model, Story):
         table = training_rows(model, data, labels, weights)
@@ -64,7 +81,7 @@ def prepare(
             pair.columns = table.columns
             return pair
 
-        return Prepared(_numerically(start_near), table, {"options": options})
+        return Prepared(_numerically(start_near), table, {"options": recorded})
     arguments = bare_arguments(data, device, model, guide)
     where = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
     known = _moved(bare_annotations(arguments, labels, weights), device or where)
@@ -84,7 +101,7 @@ def prepare(
         pair.condition_on(*known)
         return pair
 
-    return Prepared(start, None, {"options": options})
+    return Prepared(start, None, {"options": recorded})
 
 
 def _moved(facts: Facts, device: torch.device | None) -> Facts:

@@ -18,7 +18,7 @@ from pplgen.fitting.diagnostic_methods import DiagnosticMethods
 from pplgen.fitting.latent_methods import LatentMethods
 from pplgen.fitting.run_facts import kept_buffers, pair_facts, type_name
 from pplgen.fitting.series_methods import SeriesMethods
-from pplgen.inference.svi import Training
+from pplgen.inference.training import Training
 from pplgen.posterior import datatree as posterior
 from pplgen.posterior.fitted_pair import AGREEMENT
 from pplgen.posterior.latents import is_plain

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["PATIENCE", "WINDOW", "PlateauWatch"]
+__all__ = ["DECAY", "PATIENCE", "PLATEAUS", "WINDOW", "PlateauWatch"]
 
 WINDOW = 100
 """Steps over which the ELBO is averaged before it is judged."""
 PATIENCE = 4
 """Windows at least before a trend is judged, by its slope over up to twice as many."""
+DECAY = 0.3
+"""Factor on the learning rate at each plateau."""
+PLATEAUS = 3
+"""Plateaus, the last at DECAY^2 of the first learning rate, after which a training has converged."""
 
 
 class PlateauWatch:

@@ -1,4 +1,4 @@
-"""Steps of restarts that run together, taken again to find where one of them broke down."""
+"""Which step of which restart was not finite, found by taking the steps again."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pplgen.compiler.graph import tensors_of
 from pplgen.errors import DataWarning
 from pplgen.inference.engine import Engine, State
 from pplgen.inference.nonfinite import TRIES, explain
-from pplgen.inference.svi import AT_THE_END, BEFORE_ANY, FINAL_EVALUATIONS
-from pplgen.inference.training_state import Met, TrainingState
+from pplgen.inference.training import FINAL_EVALUATIONS, no_good_state, non_finite_at_end
+from pplgen.inference.training_state import NonFinite, TrainingState
 from pplgen.story.isolation import continue_from, generator_states
 from pplgen.story.pair import Pair
 
 __all__ = ["LOOKED_AT", "FaultLocalisation"]
 
 LOOKED_AT = 3
-"""Restarts that broke down in the same window of steps and are looked at, one by one."""
+"""Restarts whose non-finite step is located in one window, at most."""
 
 
 class FaultLocalisation:
-    """A second look at steps of an engine.
+    """Repeats steps of an engine to find where a restart became non-finite.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class FaultLocalisation:
     engine
         Takes the steps.
     bound
-        What is maximised; each pair's own where ``None``.
+        The objective; each pair's own where ``None``.
     batches_from
-        Arguments of every step after so many; ``None`` where all steps have those of the pair.
+        Returns the arguments of every step after a number of steps; ``None`` where all steps have those of the pair.
     word
         What a restart is called.
     """
@@ -54,22 +54,24 @@ class FaultLocalisation:
         self.pairs, self.engine, self.bound, self.word = pairs, engine, bound, word
         self._batches_from = batches_from
 
-    def met(self, now: TrainingState, num_steps: int, generators: list[Tensor], which: Sequence[int]) -> dict[int, Met]:
-        """Find steps in which restarts broke down after where they stand, and say what was not finite.
+    def locate(
+        self, training: TrainingState, num_steps: int, generators: list[Tensor], which: Sequence[int]
+    ) -> dict[int, NonFinite]:
+        """Repeat a window of steps from the last good state; return the first non-finite step of each restart, and why.
 
-        ``generators`` are where they were then; afterwards they are where they are.
+        ``generators`` are the states of the random generators at the start of the window; they are left unchanged.
         """
-        found: dict[int, Met] = {}
+        found: dict[int, NonFinite] = {}
         with torch.random.fork_rng(), self._own_batches():
             continue_from(generators)
-            state, num_before = now.good, now.taken
+            state, num_before = training.good, training.taken
             batches = self._batches_from(num_before) if self._batches_from else None
             for step in range(num_before + 1, num_before + num_steps + 1):
                 batch = None if batches is None else next(batches)
                 if batch is not None:
                     self.engine.data = iter([tensors_of(batch)])
                 before, generators = state, generator_states()
-                moved, losses = self.engine.run(before, now.rates, 1)
+                moved, losses = self.engine.run(before, training.rates, 1)
                 state = State(*(value.clone() for value in moved))
                 sound = (state.vectors.isfinite().all(dim=1) & losses[0].isfinite()).tolist()
                 for index in which:
@@ -81,20 +83,20 @@ class FaultLocalisation:
 
     @contextlib.contextmanager
     def _own_batches(self) -> Iterator[None]:
-        """Give the engine the batches back that it has."""
+        """Restore the engine's batches afterwards."""
         held = self.engine.data
         try:
             yield
         finally:
             self.engine.data = held
 
-    def verdict(self, now: TrainingState) -> str:
-        """Say what the first restart met, where none has come to anything."""
-        restart = now.restarts[0]
+    def verdict(self, training: TrainingState) -> str:
+        """Return the message for the first restart, where none has a finite ELBO."""
+        restart = training.restarts[0]
         if not restart.history:
-            return BEFORE_ANY.format(step=now.taken, fault=restart.faults[-1])
-        found = self._explain(0, now.good.vectors[0], generator_states(), tries=max(FINAL_EVALUATIONS))
-        return AT_THE_END.format(fault=found or ", ".join(restart.faults[-1:]) or "it is infinite or NaN at times")
+            return no_good_state(training.taken, restart.faults[-1])
+        found = self._explain(0, training.good.vectors[0], generator_states(), tries=max(FINAL_EVALUATIONS))
+        return non_finite_at_end(found, restart.faults)
 
     def _explain(
         self,
@@ -104,10 +106,10 @@ class FaultLocalisation:
         batch: tuple[Any, ...] | None = None,
         tries: int = TRIES,
     ) -> str | None:
-        """Say what is not finite at parameters of a restart, and leave the generators alone.
+        """Explain what is not finite at parameters of a restart; the generators are left unchanged.
 
-        Several restarts draw random numbers for all of them at once, so that one on its own does not draw the same
-        again: it is tried some times. Of ranks that share the rows, the first that finds something is believed.
+        Several restarts draw their random numbers together, so that one alone does not repeat its draws: several are
+        tried. Where ranks share the rows, the first explanation found is taken.
         """
         pair = self.pairs[index]
         with torch.random.fork_rng(), pair.isolated():
@@ -116,10 +118,10 @@ class FaultLocalisation:
             found = explain(pair, self.bound or pair.elbo(), pair.data if batch is None else batch, tries)
         return self.engine.ranks.first_found(found)
 
-    def warn(self, now: TrainingState, non_finite: Sequence[int]) -> None:
-        """Warn of restarts that have gone back, in a sentence for each that was looked at."""
-        unseen = len(non_finite[LOOKED_AT:])
+    def warn(self, training: TrainingState, non_finite: Sequence[int]) -> None:
+        """Warn of restarts that have gone back, in a sentence for each that was located."""
+        others = len(non_finite[LOOKED_AT:])
         for place, index in enumerate(non_finite[:LOOKED_AT], start=1):
             named = f"{self.word} {index + 1}, " if len(self.pairs) > 1 else ""
-            more = f"; {unseen} more broke down in the same steps" if unseen and place == LOOKED_AT else ""
-            warnings.warn(f"{named}{now.restarts[index].faults[-1]}{more}", DataWarning, stacklevel=3)
+            more = f"; {others} more broke down in the same steps" if others and place == LOOKED_AT else ""
+            warnings.warn(f"{named}{training.restarts[index].faults[-1]}{more}", DataWarning, stacklevel=5)

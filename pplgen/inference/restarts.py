@@ -1,4 +1,4 @@
-"""The loop over many restarts as one program, with the same rules as the plain one."""
+"""Restarts as one batched program over the traced graph, by the rules of the loop in plain Pyro."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.infer import ELBO
 from torch import Tensor
 
 from pplgen.compiler.graph import Graph, buffers_of, tensors_of, trace
 from pplgen.compiler.tracing import NotTraceable
-from pplgen.distributed.ranks import ALONE, Ranks
 from pplgen.distributed.sharding import shard_of
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.engine import Engine, State
 from pplgen.inference.fault_localisation import LOOKED_AT, FaultLocalisation
-from pplgen.inference.minibatches import Augment, are_all_rows, batching
-from pplgen.inference.svi import Adam, StopReason, Training, num_evaluations
-from pplgen.inference.training_state import Met, TrainingState
-from pplgen.storage.checkpoint import Checkpoint, CheckpointOptions, identity
+from pplgen.inference.options import TrainingOptions
+from pplgen.inference.training import StopReason, Training, num_evaluations
+from pplgen.inference.training_state import NonFinite, TrainingState
+from pplgen.storage.checkpoint import Checkpoint, identity
 from pplgen.story.isolation import continue_from, generator_states, seeded
 from pplgen.story.pair import Pair
 
@@ -40,44 +38,31 @@ EXPECTED_STEPS = 1500
 """Steps that a fit is expected to take, where more are allowed."""
 
 Report = Callable[[int, float, float, str], None]
+"""Called after each window with step, best smoothed ELBO, steps per second, and what is going on."""
 
 
 def train_together(
     pairs: list[Pair],
+    options: TrainingOptions,
     *,
     seeds: list[int],
-    steps: int,
-    optimiser: Adam,
-    batch_size: int | None,
-    elbo: ELBO | None,
-    compiler: str,
-    report: Report | None,
-    warm_up: int = 0,
-    augment: Augment | None = None,
-    checkpoint: CheckpointOptions | None = None,
+    report: Report | None = None,
     own_data: bool = False,
-    ranks: Ranks = ALONE,
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
 
-    The rules of ``pplgen.inference.svi.train`` hold for each of them on its own: windows, plateaus, what is not finite.
+    The rules of ``pplgen.inference.svi.train`` hold for each of them separately: windows, plateaus, non-finite values.
 
     Parameters
     ----------
     pairs, seeds
         Restarts and the seeds that they were made with.
-    steps, optimiser, batch_size, elbo, warm_up, augment
-        As for ``train``.
-    compiler
-        ``"inductor"`` to compile at once, ``"graph"`` never, ``"auto"`` once it repays.
+    options
+        How they are trained. With a checkpoint, the same fit continues from where it was.
     report
-        Called after each window with step, best smoothed ELBO, steps per second, and what is going on.
-    checkpoint
-        Where to keep, and how often, where the fit stands; the same fit continues from there.
+        Called after each window.
     own_data
         Whether the pairs also differ in their data, which have the same shapes; then without minibatches.
-    ranks
-        Processes that share the rows; all of them return the same.
 
     Returns
     -------
@@ -93,128 +78,206 @@ def train_together(
     KeyboardInterrupt
         Where it comes before the first window has ended; later, it ends the fit, and that of several ranks at once.
     """
-    first, seed, shard = pairs[0], seeds[0], shard_of(pairs[0], ranks)
-    with first.isolated(), ranks.agreeing():
-        batches, scale = batching(first, batch_size, seed=seed, augment=augment, shard=shard)
-        with _warmed_by_half(first) if warm_up else contextlib.nullcontext():
-            graph = trace(first, elbo or first.elbo(), next(batches), scale)
-    vectors, buffers = _stacked(pairs, graph)
-    now = TrainingState.start(vectors, optimiser)
-    same = augment is None and are_all_rows(first, batch_size)
-    data: Any = tensors_of(next(batches)) if same else map(tensors_of, batches)
-    if own_data:
-        data = stacked_data(pairs)
-    rising = (next(i for i, own in enumerate(graph.buffers) if own is first.kl_weight), warm_up) if warm_up else None
-    adam: dict[str, Any] = {"clip": optimiser.clip, "decay": optimiser.decay}
-    with ranks.agreeing():
-        engine = Engine(graph, now.state, data, **adam, buffers=buffers, own_data=own_data, warm_up=rising, ranks=ranks)
+    return _Run(pairs, options, seeds, report, own_data).train()
 
-    def compiled() -> str:
-        with seeded(seed):  # leaves the generator where it was
-            path = _compile(engine, now.rates, ranks)
-        continue_batches()
+
+class _Run:
+    """Restarts that are trained as one program."""
+
+    def __init__(
+        self, pairs: list[Pair], options: TrainingOptions, seeds: list[int], report: Report | None, own_data: bool
+    ) -> None:
+        self.pairs, self.options, self.seeds, self.report = pairs, options, seeds, report
+        self.ranks, self.warm_up, optimiser = options.ranks, options.objective.warm_up, options.optimiser
+        self.first, self.seed, self.shard = pairs[0], seeds[0], shard_of(pairs[0], options.ranks)
+        with self.first.isolated(), self.ranks.agreeing():
+            batches, scale = options.batching.of(self.first, seed=self.seed, shard=self.shard)
+            with _half_warmed_up(self.first) if self.warm_up else contextlib.nullcontext():
+                self.graph = trace(self.first, options.objective.of(self.first), next(batches), scale)
+        vectors, buffers = _stacked(pairs, self.graph)
+        self.training = TrainingState.start(vectors, optimiser)
+        self.same_rows = options.batching.is_constant(self.first)
+        data: Any = tensors_of(next(batches)) if self.same_rows else map(tensors_of, batches)
+        if own_data:
+            data = stacked_data(pairs)
+        with self.ranks.agreeing():
+            self.engine = Engine(
+                self.graph,
+                self.training.state,
+                data,
+                clip=optimiser.clip,
+                decay=optimiser.decay,
+                buffers=buffers,
+                own_data=own_data,
+                warm_up=self._rising_buffer(),
+                ranks=self.ranks,
+            )
+        self.localisation = FaultLocalisation(
+            pairs,
+            self.engine,
+            options.objective.elbo,
+            None if self.same_rows else self._batches_from,
+            "fit" if own_data else "restart",
+        )
+        self.checkpoint = self._checkpoint(vectors)
+
+    def train(self) -> tuple[list[Training | None], str]:
+        """Take windows of steps until all restarts have stopped, and evaluate the bound at their ends."""
+        self._continue_batches()
+        self.path = self._compiled() if self.options.compiler == "inductor" else "the traced graph"
+        self.resumed_at, self.started = self.training.taken, time.perf_counter()
+        stop = StopReason.STEPS
+        self.generators = generator_states()
+        try:
+            while self.training.taken < self.options.steps and self.training.running:
+                self._take_window()
+        except KeyboardInterrupt:
+            if not self.training.taken or self.ranks.size > 1:
+                raise
+            stop = StopReason.INTERRUPTED
+            continue_from(self.generators)  # where the unfinished window began
+            self.training.iterates.forget()
+        self._save()
+        self.training.stop(stop)
+        self._reseed()
+        results = self._ended()
+        if not any(results):
+            raise InputError(self.localisation.verdict(self.training))
+        return results, self.path
+
+    def _take_window(self) -> None:
+        """Take a window of steps, judge every restart by it, and compile where that repays from here on."""
+        training = self.training
+        judge = training.taken >= self.warm_up
+        self._reseed()
+        self.generators = generator_states()
+        num_steps = min(WINDOW, self.options.steps - training.taken)
+        state, losses = self.engine.run(training.state, training.rates, num_steps, training.notice)
+        faults: dict[int, NonFinite] = {}
+        if non_finite := training.non_finite(state, losses):
+            state = State(*(value.clone() for value in state))
+            faults = self.localisation.locate(training, len(losses), self.generators, non_finite[:LOOKED_AT])
+        training.advance(state, losses, judge=judge, faults=faults)
+        self.generators = generator_states()
+        if non_finite and self.ranks.first:
+            self.localisation.warn(training, non_finite)
+        elapsed, done = time.perf_counter() - self.started, training.taken - self.resumed_at
+        self._tell(done / elapsed, self.path)
+        if self.checkpoint and self.ranks.first and self.checkpoint.due():
+            self._save()
+        if self.options.compiler == "auto" and done == WINDOW and self._compiling_repays(elapsed / done):
+            self._tell(done / elapsed, "compiling")
+            self.path = self._compiled()
+
+    def _tell(self, rate: float, doing: str) -> None:
+        if self.report:
+            self.report(self.training.taken, self.training.best_mean, rate, doing)
+
+    def _compiling_repays(self, seconds: float) -> bool:
+        """Whether the steps that are left, of so many seconds each, take longer than compiling; alike on all ranks."""
+        remaining = seconds * (min(self.options.steps, EXPECTED_STEPS) - self.training.taken)
+        repays = remaining > max(REPAYS, PER_NODE * len(self.graph.module.graph.nodes))
+        return self.ranks.gathered(repays)[0]
+
+    def _compiled(self) -> str:
+        """Compile the step where that is faithful, on all ranks; return the path that runs from here on."""
+        path = "the compiled graph"
+        with seeded(self.seed):  # leaves the generator where it was
+            try:
+                with self.ranks.agreeing():
+                    self.engine.compile(self.training.rates)
+                if not self.ranks.same(self.engine.block_size):
+                    raise NotTraceable("ranks would take different numbers of steps at once")
+            except NotTraceable as reason:
+                self.engine.discard_compiled()
+                path = f"the traced graph, for {reason}"
+        self._continue_batches()
         return path
 
-    def batches_from(taken: int) -> Iterator[tuple[Any, ...]]:
-        with first.isolated():
-            return batching(first, batch_size, seed=seed, skip=taken, augment=augment, shard=shard)[0]
+    def _rising_buffer(self) -> tuple[int, int] | None:
+        """Return which of the graph's buffers rises to one, and over how many steps."""
+        if not self.warm_up:
+            return None
+        return next(i for i, own in enumerate(self.graph.buffers) if own is self.first.kl_weight), self.warm_up
 
-    def continue_batches() -> None:
+    def _batches_from(self, taken: int) -> Iterator[tuple[Any, ...]]:
+        """Return the arguments of every step after ``taken`` of them."""
+        with self.first.isolated():
+            return self.options.batching.of(self.first, seed=self.seed, skip=taken, shard=self.shard)[0]
+
+    def _continue_batches(self) -> None:
         """Let the next batch be that of the next step, whatever else has taken any."""
-        if not same:
-            engine.data = map(tensors_of, batches_from(now.taken))
+        if not self.same_rows:
+            self.engine.data = map(tensors_of, self._batches_from(self.training.taken))
 
-    again = FaultLocalisation(pairs, engine, elbo, None if same else batches_from, "fit" if own_data else "restart")
+    def _reseed(self) -> None:
+        """Give several ranks the random numbers of the next step."""
+        self.ranks.reseed(self.seed, self.training.taken, apart=bool(self.first.structure.row_latent))
 
-    kept = None
-    if checkpoint is not None:
-        options = {"seeds": seeds, "batch_size": batch_size, "optimiser": asdict(optimiser)}
-        computed = {"graph": graph.module.code, "rows": first.num_rows, "version": version("pplgen")}
-        computed["stream"] = first.fingerprint
-        if ranks.size > 1:
-            computed["ranks"] = ranks.size
-        if warm_up or augment:
-            computed |= {"warm_up": warm_up, "augment": getattr(augment, "__qualname__", repr(augment))}
+    def _checkpoint(self, vectors: Tensor) -> Checkpoint | None:
+        """Open the fit's checkpoint, and continue from it where there is one."""
+        if self.options.checkpoint is None:
+            return None
+        checkpoint = self.ranks.once(
+            partial(Checkpoint, self.options.checkpoint, self._identity(vectors), vectors.device)
+        )
+        if loaded := self.ranks.once(checkpoint.load):
+            self.training = TrainingState.from_tensors(*loaded, vectors.device)
+        return checkpoint
+
+    def _identity(self, vectors: Tensor) -> str:
+        """Digest of all that decides how the fit goes on."""
+        batching, graph = self.options.batching, self.graph
+        facts: dict[str, Any] = {
+            "seeds": self.seeds,
+            "batch_size": batching.batch_size,
+            "optimiser": asdict(self.options.optimiser),
+            "graph": graph.module.code,
+            "rows": self.first.num_rows,
+            "version": version("pplgen"),
+            "stream": self.first.fingerprint,
+        }
+        if self.ranks.size > 1:
+            facts["ranks"] = self.ranks.size
+        if self.warm_up or batching.augment:
+            augment = getattr(batching.augment, "__qualname__", repr(batching.augment))
+            facts |= {"warm_up": self.warm_up, "augment": augment}
         constants = [value for value in vars(graph.module).values() if isinstance(value, Tensor)]
-        start = [vectors, *graph.buffers, *graph.module.buffers(), *constants, *tensors_of(first.data)]
-        fit = identity(options | computed, start)
-        kept = ranks.once(partial(Checkpoint, checkpoint, fit, vectors.device))
-        if found := ranks.once(kept.load):
-            now = TrainingState.from_tensors(*found, vectors.device)
-    continue_batches()
-    path = compiled() if compiler == "inductor" else "the traced graph"
-    began, started, interrupted = now.taken, time.perf_counter(), False
-    generators = generator_states()
-    try:
-        while now.taken < steps and now.running:
-            judge = now.taken >= warm_up
-            ranks.reseed(seed, now.taken, apart=bool(first.structure.row_latent))
-            generators = generator_states()
-            state, losses = engine.run(now.state, now.rates, min(WINDOW, steps - now.taken), now.notice)
-            met: dict[int, Met] = {}
-            if non_finite := now.non_finite(state, losses):
-                state = State(*(value.clone() for value in state))
-                met = again.met(now, len(losses), generators, non_finite[:LOOKED_AT])
-            now.advance(state, losses, judge=judge, met=met)
-            generators = generator_states()
-            if non_finite and ranks.first:
-                again.warn(now, non_finite)
-            elapsed, done = time.perf_counter() - started, now.taken - began
-            if report:
-                report(now.taken, now.best_mean, done / elapsed, path)
-            if kept and ranks.first and kept.due():
-                kept.save(*now.to_tensors())
-            if compiler == "auto" and done == WINDOW:
-                remaining = elapsed / done * (min(steps, EXPECTED_STEPS) - now.taken)
-                repays = remaining > max(REPAYS, PER_NODE * len(engine.graph.module.graph.nodes))
-                if ranks.gathered(repays)[0]:
-                    if report:
-                        report(now.taken, now.best_mean, done / elapsed, "compiling")
-                    path = compiled()
-    except KeyboardInterrupt:
-        if not now.taken or ranks.size > 1:
-            raise
-        interrupted = True
-        continue_from(generators)  # where the window began that was not ended
-        now.iterates.forget()
-    if kept and ranks.first:
-        kept.save(*now.to_tensors())
-    now.stop(StopReason.INTERRUPTED if interrupted else StopReason.STEPS)
-    ranks.reseed(seed, now.taken, apart=bool(first.structure.row_latent))
-    results = _ended(pairs, seeds, graph, now, _final_values(engine, now))
-    if not any(results):
-        raise InputError(again.verdict(now))
-    return results, path
+        start = [vectors, *graph.buffers, *graph.module.buffers(), *constants, *tensors_of(self.first.data)]
+        return identity(facts, start)
+
+    def _save(self) -> None:
+        """Write a checkpoint, where there are any."""
+        if self.checkpoint and self.ranks.first:
+            self.checkpoint.save(*self.training.to_tensors())
+
+    def _ended(self) -> list[Training | None]:
+        """Leave every pair at its last good state, and summarise it by evaluations of the bound there."""
+        good = self.training.good.vectors
+        finals: Any = (-self.engine.evaluate(good, num_evaluations(self.training.taken))).cpu().numpy()
+        finals = np.asarray(finals, dtype="float64")
+        results: list[Training | None] = []
+        for index, (pair, seed, restart) in enumerate(zip(self.pairs, self.seeds, self.training.restarts, strict=True)):
+            values = finals[:, index]
+            if not restart.history or restart.stop is None or not np.isfinite(values).all():
+                results.append(None)
+                continue
+            with pair.isolated():
+                pair.restore(self.graph.unpack(good[index]))
+            ended = (values, restart.stop, restart.iterates, good[index], restart.faults)
+            results.append(Training.ended(seed, restart.history, *ended))
+        return results
 
 
 @contextlib.contextmanager
-def _warmed_by_half(pair: Pair) -> Iterator[None]:
-    """Trace and prove a graph where the weight of the codes' terms can be seen."""
+def _half_warmed_up(pair: Pair) -> Iterator[None]:
+    """Trace and prove a graph where the weight of the KL terms can be seen."""
     assert pair.kl_weight is not None, "only a pair with such a weight is warmed up"
     pair.kl_weight.fill_(0.5)
     try:
         yield
     finally:
         pair.kl_weight.fill_(1.0)
-
-
-def _ended(
-    pairs: list[Pair], seeds: list[int], graph: Graph, now: TrainingState, finals: np.ndarray
-) -> list[Training | None]:
-    """Leave every pair at its good state, and summarise it by bounds of shape ``(num_evaluations, R)``."""
-    results: list[Training | None] = []
-    for index, (pair, seed, restart) in enumerate(zip(pairs, seeds, now.restarts, strict=True)):
-        values = finals[:, index]
-        if not restart.history or restart.stop is None or not np.isfinite(values).all():
-            results.append(None)
-            continue
-        end = now.good.vectors[index]
-        with pair.isolated():
-            pair.restore(graph.unpack(end))
-        results.append(
-            Training.ended(seed, restart.history, values, restart.stop, restart.iterates, end, restart.faults)
-        )
-    return results
 
 
 def _stacked(pairs: list[Pair], graph: Graph) -> tuple[Tensor, tuple[Tensor, ...] | None]:
@@ -231,22 +294,3 @@ def _stacked(pairs: list[Pair], graph: Graph) -> tuple[Tensor, tuple[Tensor, ...
 def stacked_data(pairs: list[Pair]) -> tuple[Tensor, ...]:
     """Lay out the tensors among the pairs' arguments, shape ``(R, ...)`` each."""
     return tuple(torch.stack(each) for each in zip(*(tensors_of(pair.data) for pair in pairs), strict=True))
-
-
-def _compile(engine: Engine, rates: Tensor, ranks: Ranks) -> str:
-    """Compile the step where that is faithful, on all ranks; return the path that runs from here on."""
-    try:
-        with ranks.agreeing():
-            engine.compile(rates)
-        if not ranks.same(engine.block_size):
-            raise NotTraceable("ranks would take different numbers of steps at once")
-    except NotTraceable as reason:
-        engine.discard_compiled()
-        return f"the traced graph, for {reason}"
-    return "the compiled graph"
-
-
-def _final_values(engine: Engine, now: TrainingState) -> np.ndarray:
-    """Evaluate the bound at the good states, shape ``(num_evaluations, R)``."""
-    values: Any = (-engine.evaluate(now.good.vectors, num_evaluations(now.taken))).cpu().numpy()
-    return np.asarray(values, dtype="float64")

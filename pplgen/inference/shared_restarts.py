@@ -1,42 +1,51 @@
-"""Restarts that ranks share: who runs which, and the best of them wherever it ran."""
+"""Restarts that ranks share: what each rank runs, and the best restart wherever it ran."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pplgen.distributed.ranks import ALONE, Ranks
 from pplgen.distributed.sharding import align
 from pplgen.errors import InputError
-from pplgen.inference.svi import Training
+from pplgen.inference.training import Training
 from pplgen.story.base import check_choice
 from pplgen.story.pair import Pair
 
-__all__ = ["best_of", "sharing"]
+__all__ = ["RankRoles", "best_of"]
 
 
-def sharing(shard: str | None, method: str, restarts: int, checkpoint: object) -> tuple[Ranks, Ranks, Ranks]:
-    """Return the ranks of a fit, those that share its rows, and those that share its restarts.
+class RankRoles(NamedTuple):
+    """The ranks of a fit, and what they share; where they share one thing, the other is this process alone."""
 
-    Of the last two at least one is this process alone.
+    all: Ranks
+    rows: Ranks
+    """Those that share the rows."""
+    restarts: Ranks
+    """Those that share the restarts."""
 
-    Raises
-    ------
-    InputError
-        Where what they are to share is unknown, or cannot be shared.
-    """
-    if shard is None:
-        return ALONE, ALONE, ALONE
-    check_choice("shard", shard, ("rows", "restarts"))
-    ranks = Ranks.here()
-    if ranks.size > 1 and method == "nuts":
-        raise InputError("method='nuts' runs in one process; with shard=None each rank samples on its own")
-    if ranks.size == 1 or shard == "rows":
-        return ranks, ranks, ALONE
-    if restarts < ranks.size:
-        raise InputError(f"restarts={restarts}: expected one at least for each of the {ranks.size} ranks")
-    if checkpoint is not None:
-        raise InputError("checkpoint: restarts that ranks share keep none")
-    return ranks, ALONE, ranks
+    @classmethod
+    def of(cls, shard: str | None, method: str, num_restarts: int, checkpoint: object) -> RankRoles:
+        """Return the roles of the ranks that run.
+
+        Raises
+        ------
+        InputError
+            Where what they are to share is unknown, or cannot be shared.
+        """
+        if shard is None:
+            return cls(ALONE, ALONE, ALONE)
+        check_choice("shard", shard, ("rows", "restarts"))
+        ranks = Ranks.here()
+        if ranks.size > 1 and method == "nuts":
+            raise InputError("method='nuts' runs in one process; with shard=None each rank samples on its own")
+        if ranks.size == 1 or shard == "rows":
+            return cls(ranks, ranks, ALONE)
+        if num_restarts < ranks.size:
+            raise InputError(f"restarts={num_restarts}: expected one at least for each of the {ranks.size} ranks")
+        if checkpoint is not None:
+            raise InputError("checkpoint: restarts that ranks share keep none")
+        return cls(ranks, ALONE, ranks)
 
 
 def best_of(

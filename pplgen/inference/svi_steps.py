@@ -1,4 +1,4 @@
-"""Steps of plain Pyro, with a way back to the last good state and a second look at the step that broke down."""
+"""Steps of plain Pyro, with a way back to the last good state, and localisation of a non-finite step."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from pplgen.inference.nonfinite import explain
 from pplgen.story.isolation import continue_from, generator_states
 from pplgen.story.pair import Pair
 
-__all__ = ["Steps", "quietly"]
+__all__ = ["SVISteps", "without_validation"]
 
 
 @dataclass(frozen=True)
 class _State:
-    """Where a run stood after a step."""
+    """State of a run after a step."""
 
     taken: int
     parameters: dict[str, Tensor]
     optimisers: dict[Tensor, dict[str, Any]]
-    """Adam's moments, count and learning rate, of each parameter that has moved."""
+    """Adam's moments, step count and learning rate for each parameter that has moved."""
 
 
-class Steps:
-    """Steps of Pyro's SVI from wherever they were kept last; use it inside ``pair.isolated``.
+class SVISteps:
+    """Steps of Pyro's SVI that can return to the last good state; use it inside ``pair.isolated``.
 
     The first step runs with Pyro's and torch's validation as it was found, the rest without.
 
@@ -46,13 +46,13 @@ class Steps:
     schedule
         Pyro's optimiser, of ``Adam.for_pyro``.
     bound
-        What is maximised.
+        The objective.
     batches_from
-        Arguments of every step after so many.
+        Returns the arguments of every step after a number of steps.
     warm_up
-        Steps over which the weight of the codes' terms rises to one.
+        Steps of KL warm-up.
     seed
-        From which several ranks draw.
+        For the random numbers of several ranks.
     ranks
         Processes that share the rows; all of them take the same steps.
     """
@@ -109,7 +109,7 @@ class Steps:
             return math.nan
 
     def keep(self) -> None:
-        """Take this for the last good state."""
+        """Record this as the last good state."""
         states = {value: copy.deepcopy(each.optimizer.state_dict()) for value, each in self._schedulers.items()}
         self._good = _State(self.taken, self.pair.snapshot(), states)
         self._since = self.taken, generator_states()
@@ -122,7 +122,7 @@ class Steps:
                 group["lr"] *= factor
 
     def go_on(self) -> None:
-        """Go on from the last good state, with the batches and random numbers that come next."""
+        """Continue from the last good state, with the batches and random numbers that come next."""
         self.go_back()
         self._since = self.taken, generator_states()
 
@@ -137,12 +137,12 @@ class Steps:
                 del self._schedulers[value]
 
     def explain(self) -> tuple[int, str | None]:
-        """Take the steps from the last good state on again, up to the one that breaks down, and go back.
+        """Repeat the steps from the last good state up to the non-finite one, and return to that state.
 
         Returns
         -------
         tuple
-            The step and what broke down in it; where none does again, the last step and ``None``.
+            The non-finite step and its explanation; where none is non-finite this time, the last step and ``None``.
         """
         taken, generators = self._since
         again = self._batches_from(taken)
@@ -169,12 +169,12 @@ class Steps:
 
     @property
     def _defaults(self) -> dict[str, Any]:
-        """What the optimiser of a parameter starts with."""
+        """Options that the optimiser of a parameter starts with."""
         held: dict[str, Any] = self.svi.optim.pt_optim_args
         return held
 
     def _next(self, batches: Iterator[tuple[Any, ...]], step: int) -> tuple[Any, ...]:
-        """Return the arguments of a step, with the codes' terms and the ranks' random numbers as they are in it."""
+        """Return the arguments of a step, and set the KL weight and the ranks' random numbers for it."""
         if step % WINDOW == 1:
             self.ranks.reseed(self.seed, step - 1, apart=bool(self.pair.structure.row_latent))
         if self.warm_up and self.pair.kl_weight is not None:
@@ -183,12 +183,12 @@ class Steps:
 
     def _value(self, batch: tuple[Any, ...]) -> float:
         try:
-            return -quietly(self.svi.step, batch)
+            return -without_validation(self.svi.step, batch)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             return math.nan
 
 
-def quietly(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
-    """Call without validation, which costs as much as the mathematics."""
+def without_validation(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
+    """Call without Pyro's validation, which takes as long as the computation."""
     with pyro.validation_enabled(False):
         return float(call(*batch))

@@ -1,4 +1,4 @@
-"""Where restarts that run together stand: each is judged window by window, on its own."""
+"""The state of restarts that are trained together: each is judged separately, window by window."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplgen.inference.convergence import WINDOW, PlateauWatch
+from pplgen.inference.convergence import DECAY, PLATEAUS, WINDOW, PlateauWatch
 from pplgen.inference.engine import BETAS, State
 from pplgen.inference.iterates import Iterates
 from pplgen.inference.nonfinite import LOWERED, MAX_NON_FINITE, NOT_LOOKED_AT, non_finite_message
-from pplgen.inference.svi import DECAY, PLATEAUS, Adam, StopReason
+from pplgen.inference.options import Adam
+from pplgen.inference.training import StopReason
 
-__all__ = ["Met", "RestartState", "TrainingState"]
+__all__ = ["NonFinite", "RestartState", "TrainingState"]
 
-Met = tuple[int, str | None]
-"""A step, and what was not finite in it."""
+NonFinite = tuple[int, str | None]
+"""A step with non-finite values, and the explanation where there is one."""
 
 
 @dataclass
 class RestartState:
-    """One restart among those that run together."""
+    """State of one restart among those that are trained together."""
 
     watch: PlateauWatch
     history: list[float] = field(default_factory=list)
     stop: StopReason | None = None
     faults: list[str] = field(default_factory=list)
-    """What was not finite on the way, a sentence each."""
+    """Non-finite values on the way, a sentence each."""
     kept: int = 0
     """Step of its last good state."""
     iterates: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """Where it had been when it stopped, shape ``(num_kept, num_followed)``."""
+    """Followed parameters along the run until it stopped, shape ``(num_kept, num_followed)``."""
 
 
 @dataclass
 class TrainingState:
-    """Where R restarts stand."""
+    """State of R restarts."""
 
     state: State
     rates: Tensor
@@ -51,11 +52,11 @@ class TrainingState:
     taken: int = 0
     """Steps taken."""
     iterates: Iterates = field(default_factory=Iterates)
-    """Where all of them have been."""
+    """Followed parameters of all of them along the run."""
 
     @classmethod
     def start(cls, vectors: Tensor, optimiser: Adam) -> TrainingState:
-        """Return where restarts stand before the first step, at parameters of shape ``(R, P)``."""
+        """Return the state before the first step, at parameters of shape ``(R, P)``."""
         rates = vectors.new_full((len(vectors), 1), optimiser.learning_rate)
         restarts = [RestartState(PlateauWatch(optimiser.patience)) for _ in vectors]
         return cls(State.start(vectors), rates, State.start(vectors.clone()), restarts)
@@ -72,42 +73,42 @@ class TrainingState:
         return max(means, default=math.nan)
 
     def notice(self, steps: int, vectors: Tensor) -> None:
-        """Keep what is due of the parameters, so many steps into a window."""
+        """Record the parameters where that is due, ``steps`` into a window."""
         self.iterates.notice(self.taken + steps, vectors)
 
     def stop(self, reason: StopReason) -> None:
-        """Stop what has not stopped."""
+        """Stop the restarts that are still running."""
         for index, restart in enumerate(self.restarts):
             if restart.stop is None:
                 self._halt(index, reason)
 
     def _halt(self, index: int, reason: StopReason) -> None:
-        """Stop one restart, whose iterates end here."""
+        """Stop one restart."""
         restart = self.restarts[index]
         restart.stop, self.rates[index] = reason, 0.0
         kept = self.iterates.stacked()
         restart.iterates = kept[:, index].clone() if len(kept) else kept
 
     def non_finite(self, state: State, losses: Tensor) -> list[int]:
-        """Return which of the running restarts a window has left with what is not finite."""
-        sound = (state.vectors.isfinite().all(dim=1) & losses.isfinite().all(dim=0)).tolist()
-        return [index for index, restart in enumerate(self.restarts) if restart.stop is None and not sound[index]]
+        """Return the running restarts that a window has left with non-finite parameters or losses."""
+        finite = (state.vectors.isfinite().all(dim=1) & losses.isfinite().all(dim=0)).tolist()
+        return [index for index, restart in enumerate(self.restarts) if restart.stop is None and not finite[index]]
 
     def advance(
-        self, state: State, losses: Tensor, *, judge: bool = True, met: Mapping[int, Met] | None = None
+        self, state: State, losses: Tensor, *, judge: bool = True, faults: Mapping[int, NonFinite] | None = None
     ) -> None:
-        """Take a window's losses, ``(num_steps, R)``: keep good states, cut rates at plateaus, stop what is done.
+        """Take a window's losses, ``(num_steps, R)``: keep good states, cut rates at plateaus, stop restarts.
 
-        A restart with non-finite values goes back to its last good state, alone, at a lower rate; the last time it stops.
+        A restart with non-finite values returns to its last good state at a lower rate; the last time, it stops.
 
         Parameters
         ----------
         state, losses
             After the window, and in it.
         judge
-            Whether to look for plateaus; not in a bound that is being warmed up.
-        met
-            Step and fault of those that were non_finite, as far as they were looked for.
+            Whether to look for plateaus; not during KL warm-up.
+        faults
+            Step and explanation of those with non-finite values, as far as they were located.
         """
         non_finite = self.non_finite(state, losses)
         kept, self.taken = self.taken, self.taken + len(losses)
@@ -119,7 +120,7 @@ class TrainingState:
         elbos = (-losses).cpu().numpy()
         for index, restart in enumerate(self.restarts):
             if index in non_finite:
-                self._step_back(index, *(met or {}).get(index, (self.taken, NOT_LOOKED_AT)))
+                self._step_back(index, *(faults or {}).get(index, (self.taken, NOT_LOOKED_AT)))
             elif restart.stop is None:
                 window = elbos[:, index].tolist()
                 restart.history.extend(window)
@@ -131,10 +132,10 @@ class TrainingState:
         self.iterates.mark()
 
     def _put_back(self, state: State, back: Tensor, kept: int) -> State:
-        """Let some restarts have their last good state, of after so many steps; moments as Adam sees them then."""
+        """Return some restarts to their last good state, after ``kept`` steps, with Adam's moments rescaled to now."""
         good = self.good
         if kept:
-            # Adam divides by 1 - beta^t, t being the steps of all
+            # Adam divides by 1 - beta^t, where t counts the steps of all restarts
             corrections = ((1 - beta**self.taken) / (1 - beta**kept) for beta in BETAS)
             mean, square = (factor * part for factor, part in zip(corrections, good[1:3], strict=True))
             good = good._replace(mean=mean, square=square)
@@ -144,7 +145,7 @@ class TrainingState:
         return State(vectors, mean, square, state.taken)
 
     def _step_back(self, index: int, step: int, what: str | None) -> None:
-        """Lower the rate of a restart that went back; stop it the last time."""
+        """Lower the rate of a restart that went back; the last time, stop it."""
         restart = self.restarts[index]
         self.rates[index] *= LOWERED
         self.iterates.go_back(self.good.vectors[index], index)
@@ -155,7 +156,7 @@ class TrainingState:
             self._halt(index, StopReason.NOT_FINITE)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Lay everything out as tensors and JSON-able facts."""
+        """Return everything as tensors and JSON-able facts."""
         tensors = {**self.state._asdict(), "rates": self.rates, "good": self.good.vectors}
         tensors |= {
             f"history{index}": torch.tensor(restart.history, dtype=torch.float64)
@@ -176,7 +177,7 @@ class TrainingState:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], facts: dict[str, Any], device: torch.device) -> TrainingState:
-        """Return what ``to_tensors`` laid out."""
+        """Return the state that ``to_tensors`` returned."""
         restarts = []
         for index, restart in enumerate(facts["restarts"]):
             stop = None if restart["stop"] is None else StopReason[restart["stop"]]

@@ -16,7 +16,7 @@ from pplgen.data.table import Table
 from pplgen.errors import InputError
 from pplgen.inference.arguments import bare_arguments, new_rows
 from pplgen.inference.nuts import Chains
-from pplgen.inference.svi import StopReason, Training
+from pplgen.inference.training import StopReason, Training
 from pplgen.story.base import Story, check_count
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pandas as pd
 from rich.console import Console
@@ -13,11 +13,10 @@ from rich.table import Table
 
 from pplgen.checks.check import Check
 from pplgen.errors import printable
-from pplgen.inference.svi import Progress as Update
+from pplgen.inference.training import Progress as Update
+from pplgen.inference.training import ProgressCallback
 
-__all__ = ["ProgressCallback", "print_checks", "print_table", "reporting"]
-
-ProgressCallback = Callable[[Update], None]
+__all__ = ["print_checks", "print_table", "reporting"]
 
 TABLE_ROWS = 60
 """Rows of the printed table at most."""

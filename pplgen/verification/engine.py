@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pplgen.compiler.graph import Graph, trace
 from pplgen.inference.engine import Engine, State, why_not_compiled
-from pplgen.inference.svi import Adam
+from pplgen.inference.options import Adam
 from pplgen.models import VAE, GaussianMixture
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair

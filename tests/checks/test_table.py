@@ -22,7 +22,7 @@ from pplgen.checks.table import Check, Checks, Verdict
 from pplgen.cli import main as cli
 from pplgen.errors import InputError
 from pplgen.inference.iterates import KEPT, Iterates, followed
-from pplgen.inference.svi import StopReason, Training
+from pplgen.inference.training import StopReason, Training
 from pplgen.posterior.datatree import summarise
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.importance import leave_one_out, log_prior, weighted_draws

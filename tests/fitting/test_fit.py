@@ -15,8 +15,8 @@ from torch import nn
 
 import pplgen
 from pplgen.errors import DataWarning, InputError
-from pplgen.fitting import defaults
-from pplgen.inference.svi import Progress, StopReason
+from pplgen.fitting import options
+from pplgen.inference.training import Progress, StopReason
 
 Y = torch.linspace(-1.0, 2.0, 25)
 
@@ -253,11 +253,11 @@ def test_bad_options(options, sentence):
 
 
 def test_many_rows_with_codes_come_in_batches(monkeypatch):
-    monkeypatch.setattr(defaults, "MANY_ROWS", 30)
-    monkeypatch.setattr(defaults, "CODED_ROWS", 10)
+    monkeypatch.setattr(options, "MANY_ROWS", 30)
+    monkeypatch.setattr(options, "NETWORK_ROWS", 10)
     seen = []
     for rows in (30, 31):
         pplgen.fit(VAE(4, 1, hidden=()), torch.rand(rows, 4), steps=2, progress=seen.append)
         assert seen[-1].rows_per_second / seen[-1].steps_per_second == pytest.approx({30: 30, 31: 10}[rows])
-    assert defaults.default_batch_size(VAE(4), 20, streamed=True) == 10
-    assert defaults.default_batch_size(GaussianMixture(2, 4), 20, streamed=True) == 20
+    assert options.default_batch_size(VAE(4), 20, streamed=True) == 10
+    assert options.default_batch_size(GaussianMixture(2, 4), 20, streamed=True) == 20

@@ -18,7 +18,8 @@ from pplgen.compiler.tracing import NotTraceable
 from pplgen.errors import DataWarning
 from pplgen.inference import engine as engine_module
 from pplgen.inference.engine import Engine, State, why_not_compiled
-from pplgen.inference.svi import Adam, StopReason
+from pplgen.inference.options import Adam
+from pplgen.inference.training import StopReason
 from pplgen.story.conditioning import RowScale
 from pplgen.story.isolation import flushed, seeded
 from pplgen.story.pair import Pair

@@ -21,7 +21,9 @@ from pplgen.compiler.graph import trace
 from pplgen.errors import DataWarning, InputError
 from pplgen.inference.iterates import Iterates
 from pplgen.inference.nonfinite import MAX_NON_FINITE, explain
-from pplgen.inference.svi import Adam, StopReason, Training, train
+from pplgen.inference.options import Adam, TrainingOptions
+from pplgen.inference.svi import train
+from pplgen.inference.training import StopReason, Training
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -235,7 +237,7 @@ def test_a_first_step_that_stops_is_one_sentence(by):
     with seeded(0), pair.isolated():
         pair.restore({"at": torch.tensor(1.25)})
         with pytest.warns(DataWarning), pytest.raises(InputError, match=named):
-            train(pair, seed=0, steps=10, optimiser=Adam(0.01))
+            train(pair, TrainingOptions(10, Adam(0.01)), seed=0)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -19,7 +19,7 @@ from pplgen.cli import main as cli
 from pplgen.compiler.graph import trace
 from pplgen.inference.minibatches import batching
 from pplgen.inference.objectives import BOUNDS, bound_of
-from pplgen.inference.svi import StopReason
+from pplgen.inference.training import StopReason
 from pplgen.story.conditioning import RowScale
 from pplgen.story.isolation import seeded
 from pplgen.story.latent import LatentStory

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from pplgen.errors import DataWarning, InputError
-from pplgen.inference.convergence import PATIENCE, WINDOW, PlateauWatch
-from pplgen.inference.svi import PLATEAUS, Adam, StopReason, train
+from pplgen.inference.convergence import PATIENCE, PLATEAUS, WINDOW, PlateauWatch
+from pplgen.inference.options import Adam, Batching, TrainingOptions
+from pplgen.inference.svi import train
+from pplgen.inference.training import StopReason
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -29,9 +31,10 @@ def guide(y):
     pyro.sample("mu", dist.Normal(loc, scale))
 
 
-def run(pair, **options):
+def run(pair, steps=10_000, optimiser=None, batch_size=None, report=None):
+    options = TrainingOptions(steps, optimiser or Adam(0.05), batching=Batching(batch_size))
     with seeded(0), pair.isolated():
-        result = train(pair, seed=0, **{"steps": 10_000, "optimiser": Adam(0.05), **options})
+        result = train(pair, options, seed=0, report=report)
         return result, pyro.param("loc").item(), pyro.param("scale").item()
 
 

@@ -203,11 +203,11 @@ def test_a_killed_command_resumes(tmp_path):
 
 
 def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
-    def interrupted(engine, now):
+    def interrupted(run):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pplgen.inference.restarts._final_values", interrupted)
+    monkeypatch.setattr("pplgen.inference.restarts._Run._ended", interrupted)
     command = ["pplgen", "fit", "gaussian-mixture", "faithful", "--compile", "graph", "--steps", "200", "--out", "run"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="2"):

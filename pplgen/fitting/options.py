@@ -1,0 +1,169 @@
+"""The options of ``fit``: checked, with the defaults that depend on the story and its rows."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer import ELBO
+
+from pplgen.data.streams import RowStream
+from pplgen.distributed.sharding import require_shareable
+from pplgen.errors import InputError
+from pplgen.inference.arguments import check_device
+from pplgen.inference.convergence import WINDOW
+from pplgen.inference.minibatches import Augment
+from pplgen.inference.objectives import augmentation, bound_of, check_warm_up
+from pplgen.inference.options import Adam, Batching, Objective, TrainingOptions
+from pplgen.inference.shared_restarts import RankRoles
+from pplgen.storage.checkpoint import CheckpointOptions
+from pplgen.story.base import Story, check_choice, check_count, check_positive
+from pplgen.story.latent import LatentStory
+from pplgen.story.pair import Pair
+
+__all__ = ["FitOptions", "explicit_options"]
+
+DEFAULTS = {"svi": (10_000, 1), "nuts": (1000, 4)}
+"""Steps and restarts of each method, where none are given."""
+COMPILERS = ("auto", "inductor", "graph", "off")
+STREAMED_ROWS = 10_000
+"""Rows per step of a stream."""
+NETWORK_ROWS, MANY_ROWS = 500, 10_000
+"""Rows per step of a latent-variable story, where more than so many rows are in memory or they are streamed."""
+NOT_RECORDED = frozenset({"seed", "device", "checkpoint", "checkpoint_every", "progress"})
+"""Options that do not change a fit; and the seed, which is recorded separately."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The keywords of ``pplgen.fit`` that decide how it trains."""
+
+    method: str
+    seed: int
+    steps: int
+    restarts: int
+    learning_rate: float
+    clip: float | None
+    decay: float
+    patience: int | None
+    batch_size: int | None
+    device: torch.device | None
+    elbo: str | ELBO | None
+    num_particles: int
+    free_bits: float | None
+    warm_up: int
+    augment: str | Augment | None
+    compile: str
+    checkpoint: str | Path | None
+    checkpoint_every: float
+    ranks: RankRoles
+
+    @classmethod
+    def of(cls, call: Mapping[str, Any]) -> FitOptions:
+        """Check the keywords of a call.
+
+        Raises
+        ------
+        InputError
+            Where one cannot be what it is, or does not suit the others.
+        """
+        method = call["method"]
+        check_choice("method", method, DEFAULTS)
+        chosen = {name: call[name] for name in {field.name for field in fields(cls)} & set(call)}
+        for name, default in zip(("steps", "restarts"), DEFAULTS[method], strict=True):
+            chosen[name] = default if call[name] is None else call[name]
+        check_count("seed", call["seed"], minimum=0)
+        check_count("steps", chosen["steps"])
+        check_count("restarts", chosen["restarts"])
+        ranks = RankRoles.of(call["shard"], method, chosen["restarts"], call["checkpoint"])
+        if method == "nuts":
+            _refuse_options_of_svi(call)
+        check_positive("learning_rate", call["learning_rate"])
+        if call["clip"] is not None:
+            check_positive("clip", call["clip"])
+        if check_positive("decay", call["decay"]) > 1:
+            raise InputError(f"decay={call['decay']!r}: expected a number above 0 and at most 1")
+        if call["batch_size"] is not None:
+            check_count("batch_size", call["batch_size"])
+        check_choice("compile", call["compile"], COMPILERS)
+        check_positive("checkpoint_every", call["checkpoint_every"])
+        if call["checkpoint"] is not None and call["compile"] == "off":
+            raise InputError("checkpoint: compile='off' runs plain Pyro, which keeps none")
+        device = None if call["device"] is None else check_device(call["device"])
+        return cls(**{**chosen, "device": device, "ranks": ranks})
+
+    @property
+    def restart_seeds(self) -> list[int]:
+        """Seeds of the restarts of this process."""
+        seeds = np.random.SeedSequence(self.seed).generate_state(self.restarts).tolist()
+        return list(seeds[self.ranks.restarts.rank :: self.ranks.restarts.size])
+
+    def training(self, pair: Pair) -> TrainingOptions:
+        """Return how the restarts of a fit are trained, of which ``pair`` is one."""
+        story, num_rows = pair.story, pair.num_rows
+        batch_size = self.batch_size or default_batch_size(story, num_rows, streamed=pair.source is not None)
+        patience = default_patience(story, num_rows, batch_size) if self.patience is None else self.patience
+        check_count("patience", patience, minimum=WINDOW)
+        augment = augmentation(self.augment)
+        check_warm_up(pair, self.warm_up, self.steps)
+        bound = bound_of(pair, self.elbo, self.num_particles, self.free_bits, batch_size)
+        if self.ranks.rows.size > 1:
+            require_shareable(pair, bound)
+        checkpoint = None
+        if self.checkpoint is not None:
+            checkpoint = CheckpointOptions(Path(self.checkpoint), self.checkpoint_every)
+        return TrainingOptions(
+            self.steps,
+            Adam(self.learning_rate, self.clip, self.decay, patience),
+            Objective(bound, self.warm_up),
+            Batching(batch_size, augment),
+            self.compile,
+            checkpoint,
+            self.ranks.rows,
+        )
+
+
+def _refuse_options_of_svi(call: Mapping[str, Any]) -> None:
+    """Refuse what a sampler does not take."""
+    names = ("clip", "patience", "batch_size", "elbo", "free_bits", "augment", "checkpoint")
+    refused = [name for name in names if call[name] is not None]
+    if isinstance(call["data"], RowStream):
+        refused.append("stream")
+    if refused:
+        raise InputError(f"{refused[0]}: method='nuts' takes no such option")
+
+
+def default_batch_size(story: Story | None, num_rows: int, *, streamed: bool) -> int | None:
+    """Return the default number of rows per step, ``None`` for all rows."""
+    if isinstance(story, LatentStory) and (streamed or num_rows > MANY_ROWS):
+        return min(NETWORK_ROWS, num_rows)
+    return min(STREAMED_ROWS, num_rows) if streamed else None
+
+
+def default_patience(story: Story | None, num_rows: int, batch_size: int | None) -> int:
+    """Return over how many steps the ELBO is averaged before its trend is judged.
+
+    For minibatches of a latent-variable story that is a pass over the rows: its networks go on learning where the ELBO
+    of fewer steps is too noisy to show it.
+    """
+    if batch_size is None or not isinstance(story, LatentStory):
+        return WINDOW
+    return max(WINDOW, math.ceil(num_rows / batch_size))
+
+
+def explicit_options(function: Callable[..., Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a call that are not the defaults, for the header of a run; ``None`` for no plain value."""
+    explicit = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        value = call[name]
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in NOT_RECORDED and value is not None:
+            plain = value if isinstance(value, (bool, int, float, str)) else None
+            if plain is None or plain != parameter.default:
+                explicit[name] = plain
+    return explicit

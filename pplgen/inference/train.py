@@ -1,0 +1,111 @@
+"""One decision: restarts run as one program where the pair has a faithful graph, else one by one in plain Pyro."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from pplgen.compiler.tracing import NotTraceable
+from pplgen.errors import DataWarning, InputError
+from pplgen.inference.options import TrainingOptions
+from pplgen.inference.restarts import train_together
+from pplgen.inference.svi import train
+from pplgen.inference.training import Progress, ProgressCallback, StopReason, Training
+from pplgen.storage.checkpoint import found
+from pplgen.story.isolation import seeded
+from pplgen.story.pair import Pair
+
+__all__ = ["Trained", "train_restarts"]
+
+REPAYS_TRACING = 100
+"""Steps, of all restarts, from which on tracing costs less than it saves."""
+
+
+@dataclass
+class Trained:
+    """How restarts went."""
+
+    results: list[Training | None]
+    """One for each restart that was started, ``None`` where it broke down."""
+    path: str
+    """What ran, in words."""
+    failure: InputError | None = None
+    """Why the first restart that broke down did."""
+
+
+def train_restarts(
+    pairs: list[Pair], seeds: list[int], options: TrainingOptions, callback: ProgressCallback | None
+) -> Trained:
+    """Train all restarts, each pair in place.
+
+    Raises
+    ------
+    InputError
+        Where a checkpoint was written by a graph and plain Pyro has to run.
+    KeyboardInterrupt
+        Where it comes before there is anything to keep.
+    """
+    num_steps = len(pairs) * options.steps
+    if options.compiler == "off":
+        reason = "compile='off'"
+    elif options.compiler == "auto" and num_steps < REPAYS_TRACING:
+        reason = f"{num_steps} steps do not repay tracing"
+    else:
+        try:
+            return _together(pairs, seeds, options, callback)
+        except NotTraceable as error:
+            reason = str(error)
+            if options.checkpoint is not None:
+                warnings.warn(f"no checkpoint is kept, for plain Pyro runs: {reason}", DataWarning, stacklevel=3)
+    directory = options.checkpoint and options.checkpoint.directory
+    if directory and options.ranks.once(lambda: found(directory)):
+        raise InputError(f"{str(directory)!r} holds a checkpoint, and here plain Pyro runs, for {reason}")
+    return _one_by_one(pairs, seeds, options, callback, reason)
+
+
+def _together(
+    pairs: list[Pair], seeds: list[int], options: TrainingOptions, callback: ProgressCallback | None
+) -> Trained:
+    """Train all restarts as one program over the traced graph."""
+    rows, number = options.batching.batch_size or pairs[0].num_rows, len(pairs)
+
+    def report(step: int, value: float, rate: float, doing: str) -> None:
+        if callback:
+            callback(Progress(number, number, step, options.steps, value, rate, rows * rate, doing))
+
+    try:
+        with seeded(seeds[0]):
+            return Trained(*train_together(pairs, options, seeds=seeds, report=report))
+    except InputError as error:  # of ranks that share the restarts another one may have a fit
+        return Trained([None] * number, "the traced graph", error)
+
+
+def _one_by_one(
+    pairs: list[Pair],
+    seeds: list[int],
+    options: TrainingOptions,
+    callback: ProgressCallback | None,
+    reason: str,
+) -> Trained:
+    """Train one restart after the other in plain Pyro; an interrupt keeps what there is."""
+    rows = options.batching.batch_size or pairs[0].num_rows
+    trained = Trained([], f"plain Pyro, for {reason}")
+    for index, (pair, seed) in enumerate(zip(pairs, seeds, strict=True), start=1):
+
+        def report(step: int, value: float, rate: float, index: int = index) -> None:
+            if callback:
+                callback(Progress(index, len(pairs), step, options.steps, value, rate, rows * rate, "plain Pyro"))
+
+        try:
+            with seeded(seed), pair.isolated():
+                result: Training | None = train(pair, options, seed=seed, report=report)
+        except InputError as error:
+            result, trained.failure = None, trained.failure or error
+        except KeyboardInterrupt:
+            if not any(trained.results) or options.ranks.size > 1:
+                raise
+            break
+        trained.results.append(result)
+        if result is not None and result.stop is StopReason.INTERRUPTED:
+            break
+    return trained
