@@ -67,7 +67,7 @@ class LinearStory(LatentStory):
         scaled = W / sigma[:, None]
         difference = x - mu
         M = torch.eye(self.num_latents, dtype=x.dtype, device=x.device)
-        if self.gaps:
+        if self.has_missing:
             difference = torch.where(x.isnan(), 0.0, difference)
             M = M + torch.einsum("...j,jk,jl->...kl", (~x.isnan()).to(x.dtype), scaled, scaled)
         else:

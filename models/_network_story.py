@@ -64,7 +64,7 @@ class NetworkStory(LatentStory):
 
     def gaps_of(self, x: Tensor) -> Tensor | None:
         """Tell which entries encoders are told to be missing; ``None`` as long as none ever was."""
-        return x.isnan() if self.gaps else None
+        return x.isnan() if self.has_missing else None
 
     def check_data(self, x: Tensor) -> None:
         """Refuse rows of another width, and entries that the likelihood cannot see."""

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from pplgen.story.base import InputError, check_choice, check_count, check_per_feature, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov, MarkovChain
-from pplgen.story.state_space import StateSpaceStory, lengths
+from pplgen.story.state_space import StateSpaceStory, series_lengths
 
 
 class GaussianHMM(StateSpaceStory):
@@ -176,7 +176,7 @@ class GaussianHMM(StateSpaceStory):
     def check_training_data(self, x: Tensor) -> None:
         """Refuse fewer steps than regimes."""
         super().check_training_data(x)
-        if (steps := int(lengths(x).sum())) < self.K:
+        if (steps := int(series_lengths(x).sum())) < self.K:
             raise InputError(f"{steps} steps are too few for {self.K} regimes; give at least {self.K}")
 
     @property

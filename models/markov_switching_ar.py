@@ -40,7 +40,7 @@ from torch import Tensor
 
 from pplgen.story.base import InputError, check_count, check_per_feature, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov
-from pplgen.story.state_space import StateSpaceStory, inside, lengths
+from pplgen.story.state_space import StateSpaceStory, series_lengths, step_mask
 
 MOST_WINDOWS = 1024  # whose chain has a million transitions
 
@@ -188,7 +188,7 @@ class MarkovSwitchingAR(StateSpaceStory):
     def check_data(self, x: Tensor) -> None:
         """Refuse what are no series, and gaps inside of them."""
         super().check_data(x)
-        gap = x[..., 0].isnan() & inside(x)
+        gap = x[..., 0].isnan() & step_mask(x)
         if gap.any():
             i, t = gap.nonzero()[0].tolist()
             if n := int((~x[i, :, 0].isnan()).nonzero()[0]):
@@ -200,7 +200,7 @@ class MarkovSwitchingAR(StateSpaceStory):
     def check_training_data(self, x: Tensor) -> None:
         """Refuse series that are too short to tell regimes apart after the first lags."""
         super().check_training_data(x)
-        if (scored := int((lengths(x) - self.order).clamp_min(0).sum())) < max(self.K, 2):
+        if (scored := int((series_lengths(x) - self.order).clamp_min(0).sum())) < max(self.K, 2):
             raise InputError(f"{scored} steps after the first {self.order} are too few for {self.K} regimes")
 
     @property

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from pplgen.story.base import check_choice, check_count, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
-from pplgen.story.state_space import StateSpaceStory, inside
+from pplgen.story.state_space import StateSpaceStory, step_mask
 
 
 class SwitchingLDS(StateSpaceStory):
@@ -162,7 +162,7 @@ class SwitchingLDS(StateSpaceStory):
         """Tell which steps belong to their series, shape ``(num_series, T)``."""
         if y is None:
             return torch.ones(num_rows, int(self.num_steps), dtype=torch.bool, device=self.m.device)
-        return inside(y, at_least=1)
+        return step_mask(y, at_least=1)
 
     @pyro_method
     def state_space(self, y: Tensor) -> SwitchingLinearGaussian:

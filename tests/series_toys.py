@@ -10,7 +10,7 @@ from pplgen.models._guides.parameters import Parameters
 from pplgen.exact.hmm import log_normaliser
 from pplgen.story.base import pyro_method
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, MarkovChain, SwitchingLinearGaussian
-from pplgen.story.state_space import StateSpaceStory, lengths
+from pplgen.story.state_space import StateSpaceStory, series_lengths
 
 
 class LevelSeries(dist.TorchDistribution):
@@ -234,4 +234,4 @@ class DriftPath(dist.TorchDistribution):
 
 def ended(y):
     """Whether each step is past the end of its series."""
-    return torch.arange(y.shape[1]) >= lengths(y)[:, None]
+    return torch.arange(y.shape[1]) >= series_lengths(y)[:, None]

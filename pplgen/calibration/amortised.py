@@ -11,7 +11,7 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from pplgen.calibration.trials import LOG_LIKELIHOOD, Trials
-from pplgen.compiler.vectorised import over_draws
+from pplgen.compiler.vectorised import map_draws
 from pplgen.errors import InputError
 from pplgen.inference.estimators import entries_of
 from pplgen.inference.training import StopReason
@@ -61,7 +61,7 @@ def row_trials(pair: Pair, num_rows: int, num_draws: int) -> Trials:
             scored = poutine.trace(poutine.replay(story.model, drawn)).get_trace(*data)
             return {**{name: drawn.nodes[name]["value"] for name in names}, LOG_LIKELIHOOD: _of_rows(scored, pair)}
 
-        draws = over_draws(draw, num_draws)
+        draws = map_draws(draw, num_draws)
         conditioned = poutine.trace(poutine.condition(story.model, _drawn(simulated, pair))).get_trace(*data)
     truths = {**{name: simulated.nodes[name]["value"] for name in names}, LOG_LIKELIHOOD: _of_rows(conditioned, pair)}
     own = {name: value.movedim(0, 1) for name, value in draws.items()}

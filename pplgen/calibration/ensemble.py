@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pplgen.compiler.graph import buffers_of, tensors_of
-from pplgen.compiler.vectorised import ENTRIES, largest_result, traced_function
+from pplgen.compiler.vectorised import MAX_ENTRIES, largest_result, traced_function
 from pplgen.inference.restarts import stacked_data
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -81,7 +81,7 @@ class Ensemble:
             parameters = [*self._own(self.pair), *buffers_of(self.pair)]
             first = [*(inputs[name][0, 0] for name in names), *tensors_of(self.pair.data)]
             graph = traced_function(flat, first, parameters)
-            at_once = max(1, ENTRIES // largest_result(graph))
+            at_once = max(1, MAX_ENTRIES // largest_result(graph))
             # without inputs there is nothing else to map draws over
             along = (0, *[None] * len(self._held), *[0] * len(names), *[None] * len(self.data))
             chunk = math.ceil(num_draws / math.ceil(num_draws / at_once))

@@ -6,7 +6,7 @@ from typing import Any
 
 from pplgen.inference.arguments import read_rows
 from pplgen.story.base import Story
-from pplgen.story.isolation import copy_together, seeded
+from pplgen.story.isolation import copy_pair, seeded
 from pplgen.story.state_space import StateSpaceStory
 
 __all__ = ["with_fixed_priors"]
@@ -17,7 +17,7 @@ def with_fixed_priors(story: Story, data: Any = None) -> Story:
 
     Its priors are those that ``data`` suggest, or that it has before it sees any.
     """
-    copied: Story = copy_together(story, None)[0]
+    copied: Story = copy_pair(story, None)[0]
     x = None if data is None else read_rows(story, data).values
     if x is not None:
         with seeded(0):

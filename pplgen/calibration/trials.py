@@ -15,7 +15,7 @@ from torch import Tensor
 from pplgen.calibration.ensemble import Ensemble
 from pplgen.calibration.fixed_priors import with_fixed_priors
 from pplgen.compiler.tracing import NotTraceable
-from pplgen.compiler.vectorised import over_draws
+from pplgen.compiler.vectorised import map_draws
 from pplgen.data.columns import unnamed_columns
 from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
@@ -27,7 +27,7 @@ from pplgen.inference.training import StopReason, Training
 from pplgen.posterior.names import entry_names
 from pplgen.posterior.relabelling import component_axes, matched
 from pplgen.story.base import Story
-from pplgen.story.isolation import copy_together, seeded
+from pplgen.story.isolation import copy_pair, seeded
 from pplgen.story.pair import Pair
 
 __all__ = ["LOG_LIKELIHOOD", "Trials", "run_trials"]
@@ -134,7 +134,7 @@ def run_trials(
 def _simulate(template: Pair, simulator: Simulator, num_datasets: int, num_rows: int) -> Simulated:
     """Draw latents from the prior, and data sets given them."""
     arguments = template.data
-    own: Any = copy_together(simulator, None)[0]
+    own: Any = copy_pair(simulator, None)[0]
     if (template.story is None) is isinstance(simulator, Story):
         raise InputError("simulator: data sets of a Story come from a Story, and those of a bare model from a model")
 
@@ -148,7 +148,7 @@ def _simulate(template: Pair, simulator: Simulator, num_datasets: int, num_rows:
 
     with template.isolated():
         places = {} if template.story else _places(poutine.trace(own).get_trace(*arguments), arguments)
-        latents, observed = over_draws(of_story if template.story else of_model, num_datasets)
+        latents, observed = map_draws(of_story if template.story else of_model, num_datasets)
     sets = [
         tuple(observed[str(i)][s] if str(i) in observed else value for i, value in enumerate(arguments))
         for s in range(num_datasets)

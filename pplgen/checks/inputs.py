@@ -23,7 +23,7 @@ from pplgen.posterior.importance import INNER, WeightedDraws, integrated, weight
 from pplgen.posterior.likelihood import latent_densities
 from pplgen.posterior.names import entry_names
 from pplgen.story.latent import LatentStory
-from pplgen.story.pair import Pair, rows_of
+from pplgen.story.pair import Pair, select_rows
 from pplgen.story.structure import number_of_rows
 
 __all__ = ["REPLICATES", "SAMPLED", "CheckInputs"]
@@ -158,7 +158,7 @@ class CheckInputs:
             return self.why_not_weighted
         if not self.structure.shared_latent:
             return "the rows share no latent: what they share is a parameter, fitted as a point"
-        if reason := self.structure.why_no_rows():
+        if reason := self.structure.why_no_row_densities():
             return reason
         try:
             return None if self.weighted else ""
@@ -255,12 +255,12 @@ class CheckInputs:
             except InputError:
                 return self.rows
         chosen = slice(0, None, max(1, math.ceil(self.num_rows / number)))
-        return tuple(rows_of(value, chosen, self.num_rows) for value in self.rows)
+        return tuple(select_rows(value, chosen, self.num_rows) for value in self.rows)
 
     @cached_property
     def predicted(self) -> tuple[Any, ...]:
         """Rows of which replicates are made: of a story's many rows, every ``predicted_step``-th."""
-        return tuple(rows_of(value, slice(0, None, self.predicted_step), self.num_rows) for value in self.rows)
+        return tuple(select_rows(value, slice(0, None, self.predicted_step), self.num_rows) for value in self.rows)
 
     @cached_property
     def predicted_step(self) -> int:

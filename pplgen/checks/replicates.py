@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.compiler.vectorised import over_draws
+from pplgen.compiler.vectorised import map_draws
 from pplgen.errors import InputError
 from pplgen.story.pair import Pair
 
@@ -93,7 +93,7 @@ def replicate(
             values.append(new[kept])
         return torch.cat(found), torch.cat(values, dim=1) if aligned else new[:0]
 
-    replicated, drawn = over_draws(draw, num_draws, shared)
+    replicated, drawn = map_draws(draw, num_draws, shared)
     labels = {name: _labels(name, table.shape[1], data[name], columns) for name, table in tables.items()}
     whats = {name: _kinds(data[name], series) for name in tables}
     names = [f"{what} of {label}" for name in tables for what in whats[name] for label in labels[name]]

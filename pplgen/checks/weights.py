@@ -155,4 +155,4 @@ def _why_no_rows(inputs: CheckInputs) -> str | None:
         return f"it takes several rows to have a share of {ROWS}, and there is one"
     if not inputs.is_training and not inputs.has_rows and inputs.structure.shared_latent:
         return inputs.why_no_training_rows
-    return inputs.structure.why_no_rows()
+    return inputs.structure.why_no_row_densities()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
 
-from pplgen.compiler.recording import unrecorded
+from pplgen.compiler.recording import pause_recording
 
 __all__ = ["Known", "Repeated", "as_tensors", "base_of", "device_of", "repeated"]
 
@@ -92,7 +92,7 @@ class Known:
         """The number that it holds in every place, or ``None``."""
         if not self.value.numel():
             return None
-        with unrecorded():
+        with pause_recording():
             first = self.value.reshape(-1)[0]
             return first.item() if bool((self.value == first).all()) else None
 
@@ -111,7 +111,7 @@ def repeated(value: Any, shape: tuple[int, ...]) -> Any:
     if tuple(value.shape) == shape:
         return value
     if isinstance(value, Known):
-        with unrecorded():
+        with pause_recording():
             return Known(value.value.expand(shape))
     return Repeated(base_of(value), shape)
 
@@ -121,7 +121,7 @@ def base_of(value: Any) -> Tensor:
     if isinstance(value, Known):
         if value.everywhere is None:
             return value.tensor()
-        with unrecorded():
+        with pause_recording():
             number = value.value.reshape(-1)[0].clone()
         return number
     return value.base if isinstance(value, Repeated) else value

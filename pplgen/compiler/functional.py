@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pplgen.compiler.recording import operations_of
-from pplgen.compiler.simplify import RANDOM, Simplified, merge_equal
+from pplgen.compiler.recording import record_operations
+from pplgen.compiler.simplify import RANDOM, Simplified, eliminate_common_subexpressions
 from pplgen.compiler.sum_factoring import factor_sums
 
-__all__ = ["clean", "last_output", "lift"]
+__all__ = ["canonicalise", "last_output", "lift_constants"]
 
 aten = torch.ops.aten
 
 
-def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
+def canonicalise(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     """Return the graph without in-place operations, without what only autograd needs, and fit for batches.
 
     Parameters
     ----------
     module
-        A graph of ATen operations, such as ``operations_of`` returns.
+        A graph of ATen operations, such as ``record_operations`` returns.
     inputs
         Example inputs.
     """
@@ -33,21 +33,21 @@ def clean(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     _spoil_what_failed(module)
     with torch.no_grad():
         functional = module if _in_place_on_fresh(module) else _functional(module, values)
-        merge_equal(functional)
-        simple = operations_of(Simplified(functional).run, *values)
+        eliminate_common_subexpressions(functional)
+        simple = record_operations(Simplified(functional).run, *values)
     for node in list(simple.graph.nodes):
         if node.target in _BATCHABLE:
             node.target = _BATCHABLE[node.target]
         elif node.target is aten.index_put.default:
             _scatter_by_product(simple, node)
     factor_sums(simple)
-    merge_equal(simple)
+    eliminate_common_subexpressions(simple)
     simple.graph.eliminate_dead_code(_must_stay)
     simple.recompile()
     return simple
 
 
-def lift(module: fx.GraphModule, held: list[Tensor]) -> None:
+def lift_constants(module: fx.GraphModule, held: list[Tensor]) -> None:
     """Turn tensors that a graph holds as constants into its first inputs."""
     first = next(iter(module.graph.nodes))
     taken = sum(node.op == "placeholder" for node in module.graph.nodes)
@@ -123,9 +123,9 @@ def _functional(module: fx.GraphModule, values: list[Tensor]) -> fx.GraphModule:
     """Replace in-place operations; constants are inputs meanwhile, for else what is made of them cannot be replaced."""
     held = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
     held = list({id(value): value for value in held if isinstance(value, Tensor)}.values())
-    lift(module, held)
+    lift_constants(module, held)
     constants = [value.detach() for value in held]
-    functional = operations_of(torch.func.functionalize(module), *constants, *values)
+    functional = record_operations(torch.func.functionalize(module), *constants, *values)
     for index, (node, value) in enumerate(zip(list(functional.graph.nodes), constants, strict=False)):
         functional.register_buffer(f"constant_{index}", value)
         with functional.graph.inserting_before(node):

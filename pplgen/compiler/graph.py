@@ -17,12 +17,12 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, fx
 
-from pplgen.compiler.functional import clean, lift
-from pplgen.compiler.recording import operations_of
+from pplgen.compiler.functional import canonicalise, lift_constants
+from pplgen.compiler.recording import record_operations
 from pplgen.compiler.tracing import NotTraceable, require_equal, traceable
 from pplgen.errors import first_line
-from pplgen.story.isolation import modules_of, seeded, unwarned
-from pplgen.story.pair import Pair, rows_of
+from pplgen.story.isolation import ignore_nonfinite_warnings, modules_of, seeded
+from pplgen.story.pair import Pair, select_rows
 from pplgen.story.structure import number_of_rows
 
 __all__ = ["Graph", "buffers_of", "tensors_of", "trace"]
@@ -115,16 +115,16 @@ def trace(
     inputs = tensors_of(data)
     try:
         with _stateless(pair), traceable():
-            raw = operations_of(evaluate, *inputs)
+            raw = record_operations(evaluate, *inputs)
     except NotTraceable:
         raise
     except Exception as error:
         raise NotTraceable(f"tracing stopped: {type(error).__name__}: {first_line(error)}") from error
     buffers = buffers_of(pair)
-    lift(raw, [*parameters.values(), *buffers])
+    lift_constants(raw, [*parameters.values(), *buffers])
     shapes = tuple(value.shape for value in parameters.values())
     try:
-        module = clean(raw, [*parameters.values(), *buffers, *inputs])
+        module = canonicalise(raw, [*parameters.values(), *buffers, *inputs])
     except Exception as error:
         raise NotTraceable(f"simplifying stopped: {type(error).__name__}: {first_line(error)}") from error
     graph = Graph(module, tuple(parameters), shapes, tuple(buffers))
@@ -179,7 +179,7 @@ def _resampled(data: tuple[Any, ...]) -> tuple[Any, ...]:
         return data
     chosen = torch.randint(rows, (rows,))
     return tuple(
-        rows_of(value, chosen.to(value.device) if isinstance(value, Tensor) else chosen, rows) for value in data
+        select_rows(value, chosen.to(value.device) if isinstance(value, Tensor) else chosen, rows) for value in data
     )
 
 
@@ -190,7 +190,7 @@ def _prove(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: 
         for parameter in parameters:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
         seed = int(torch.randint(2**31, ()))
-        with seeded(seed), pyro.validation_enabled(False), unwarned():
+        with seeded(seed), pyro.validation_enabled(False), ignore_nonfinite_warnings():
             loss, gradients = _pyro_loss_and_gradients(pair, bound, data, scale, parameters)
         with seeded(seed), torch.no_grad():
             held = [parameter.detach() for parameter in parameters]

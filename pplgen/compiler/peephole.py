@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pplgen.compiler.constants import Known, Repeated, as_tensors, repeated
-from pplgen.compiler.recording import unrecorded
+from pplgen.compiler.recording import pause_recording
 
 __all__ = ["REWRITES", "unchanged"]
 
@@ -78,7 +78,7 @@ def _only_index(indices: list[Any]) -> tuple[int, Known | None]:
 
 
 def _is_all_places(index: Known, size: int) -> bool:
-    with unrecorded():
+    with pause_recording():
         flat = index.value.reshape(-1)
         return flat.dtype == torch.long and torch.equal(flat, torch.arange(size, device=flat.device))
 

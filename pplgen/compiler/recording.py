@@ -17,12 +17,12 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["leaves_of", "operations_of", "unrecorded"]
+__all__ = ["leaves_of", "pause_recording", "record_operations"]
 
 aten = torch.ops.aten
 
 
-def operations_of(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+def record_operations(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
     """Run a function once and return the ATen operations that it ran, as a graph of its inputs.
 
     Tensors that it takes from elsewhere are constants of the graph. Every node has in its ``meta`` a tensor ``val`` of
@@ -50,7 +50,7 @@ def leaves_of(arguments: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def unrecorded() -> Iterator[None]:
+def pause_recording() -> Iterator[None]:
     """Compute here and now; what comes of it is a constant of a graph that is being recorded."""
     before, _Recorder.paused = _Recorder.paused, True
     try:

@@ -16,9 +16,9 @@ from torch.fx.node import map_aggregate
 
 from pplgen.compiler.constants import Known, Repeated, as_tensors, base_of, device_of, repeated
 from pplgen.compiler.peephole import REWRITES, unchanged
-from pplgen.compiler.recording import leaves_of, unrecorded
+from pplgen.compiler.recording import leaves_of, pause_recording
 
-__all__ = ["RANDOM", "Simplified", "merge_equal"]
+__all__ = ["RANDOM", "Simplified", "eliminate_common_subexpressions"]
 
 aten = torch.ops.aten
 
@@ -159,7 +159,7 @@ class Simplified(fx.Interpreter):
             args = (torch.empty((), dtype=like.dtype, device=device_of(like)).expand(like.shape), *args[1:])
         elif not all(isinstance(value, Known) for value in values):
             return None
-        with unrecorded():
+        with pause_recording():
             held, named = map_aggregate(
                 (args, kwargs), lambda value: value.value if isinstance(value, Known) else value
             )
@@ -171,7 +171,7 @@ class Simplified(fx.Interpreter):
 
     def _reshaped(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Change a shape, where it changes."""
-        with unrecorded():
+        with pause_recording():
             like = torch.empty((), device="meta").expand(args[0].shape)
             shape = tuple(target(like, *args[1:], **kwargs).shape)
         if shape == tuple(args[0].shape):
@@ -230,7 +230,7 @@ def _of_repeated(target: Any, value: Repeated, *args: Any) -> Any:
     return None
 
 
-def merge_equal(module: fx.GraphModule) -> None:
+def eliminate_common_subexpressions(module: fx.GraphModule) -> None:
     """Compute once what a graph computes several times."""
     seen: dict[Any, fx.Node] = {}
     for node in list(module.graph.nodes):

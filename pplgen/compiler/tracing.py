@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FreshFills", "NotTraceable", "require_equal", "traceable"]
+__all__ = ["FunctionalFills", "NotTraceable", "require_equal", "traceable"]
 
 
 class NotTraceable(Exception):
@@ -34,7 +34,7 @@ _FILLS: dict[Any, Callable[..., Tensor]] = {
 _DECISIONS = {Tensor.__bool__: "bool", Tensor.__int__: "int", Tensor.__float__: "float", Tensor.__index__: "int"}
 
 
-class FreshFills(TorchFunctionMode):
+class FunctionalFills(TorchFunctionMode):
     """Turns in-place random fills into functions, so that ``vmap`` can draw for each of a batch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from pplgen.compiler.functional import clean, lift
-from pplgen.compiler.recording import operations_of
+from pplgen.compiler.functional import canonicalise, lift_constants
+from pplgen.compiler.recording import record_operations
 from pplgen.compiler.tracing import require_equal, traceable
 from pplgen.story.isolation import seeded
 
-__all__ = ["ENTRIES", "largest_result", "over_draws", "traced_function"]
+__all__ = ["MAX_ENTRIES", "largest_result", "map_draws", "traced_function"]
 
-REPAYS = 150
+MIN_TRACED_DRAWS = 150
 """Draws from which on tracing costs less than it saves."""
-ENTRIES = 2**22
+MAX_ENTRIES = 2**22
 """Entries of the largest intermediate result of as many draws as are computed at once."""
 
 
 @torch.no_grad()
-def over_draws(
+def map_draws(
     function: Callable[[dict[str, Tensor]], Any], num_draws: int, inputs: Mapping[str, Tensor] | None = None
 ) -> Any:
     """Evaluate a random function for each draw, with random numbers of its own.
@@ -46,9 +46,9 @@ def over_draws(
     """
     inputs = dict(inputs or {})
     with pyro.validation_enabled(False):
-        if num_draws >= REPAYS:
+        if num_draws >= MIN_TRACED_DRAWS:
             try:
-                return _mapped(function, num_draws, inputs)
+                return _vmapped(function, num_draws, inputs)
             except Exception:  # whatever cannot be traced, proved or mapped is evaluated draw by draw
                 pass
         results = [function({name: value[index] for name, value in inputs.items()}) for index in range(num_draws)]
@@ -74,10 +74,10 @@ def traced_function(function: Callable[..., Any], inputs: Sequence[Tensor], held
     """
     seed = int(torch.randint(2**31, ()))
     with traceable(), seeded(seed):
-        operations = operations_of(function, *inputs)
-    lift(operations, list(held))
+        operations = record_operations(function, *inputs)
+    lift_constants(operations, list(held))
     arguments = [*(value.detach() for value in held), *inputs]
-    graph = clean(operations, arguments)
+    graph = canonicalise(operations, arguments)
     with seeded(seed):
         expected = tree_flatten(function(*inputs))[0]
     with seeded(seed):
@@ -92,7 +92,7 @@ def largest_result(graph: Any) -> int:
     return max([1, *(n.meta["val"].numel() for n in graph.graph.nodes if isinstance(n.meta.get("val"), Tensor))])
 
 
-def _mapped(function: Callable[[dict[str, Tensor]], Any], num_draws: int, inputs: dict[str, Tensor]) -> Any:
+def _vmapped(function: Callable[[dict[str, Tensor]], Any], num_draws: int, inputs: dict[str, Tensor]) -> Any:
     """Trace the function at the first draw, and map it over all."""
     names = list(inputs)
 
@@ -105,7 +105,7 @@ def _mapped(function: Callable[[dict[str, Tensor]], Any], num_draws: int, inputs
     def one(_: Tensor, *values: Tensor) -> Any:
         return graph(*values)
 
-    at_once = max(1, min(num_draws, ENTRIES // largest_result(graph)))
+    at_once = max(1, min(num_draws, MAX_ENTRIES // largest_result(graph)))
     batches = math.ceil(num_draws / at_once)
     mapped = torch.func.vmap(one, randomness="different", chunk_size=math.ceil(num_draws / batches))
     return mapped(torch.zeros(num_draws), *inputs.values())

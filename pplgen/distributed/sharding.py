@@ -19,7 +19,7 @@ from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
 from pplgen.storage.checkpoint import identity
 from pplgen.story.isolation import seeded
-from pplgen.story.pair import Pair, rows_of
+from pplgen.story.pair import Pair, select_rows
 
 __all__ = ["AveragedBound", "Shard", "align", "require_alike", "require_shareable", "shard_of"]
 
@@ -136,7 +136,7 @@ def require_shareable(pair: Pair, bound: ELBO) -> None:
         pair.check_amortised()
         if not terms and not pair.structure.shared_latent:
             return
-        fewer = tuple(rows_of(value, slice(-(-len(pair.data[0]) // 2)), len(pair.data[0])) for value in pair.data)
+        fewer = tuple(select_rows(value, slice(-(-len(pair.data[0]) // 2)), len(pair.data[0])) for value in pair.data)
         whole, half = (_densities(pair, data, terms) for data in (pair.data, fewer))
     for name in whole:
         if whole[name].shape != half[name].shape or not torch.allclose(whole[name], half[name], equal_nan=True):

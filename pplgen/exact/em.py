@@ -16,7 +16,7 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.exact.linear_gaussian import log_normal
 
-__all__ = ["EMResult", "GaussianMixtureParameters", "climb_from", "e_step", "em", "m_step"]
+__all__ = ["EMResult", "GaussianMixtureParameters", "e_step", "em", "em_from_starts", "m_step"]
 
 Parameters = TypeVar("Parameters")
 
@@ -123,7 +123,7 @@ def em(
         raise InputError(f"{num_components} components for {len(x)} rows; expected between 1 and {len(x)}")
     generator = torch.Generator().manual_seed(seed)
     starts = [_start(x, num_components, generator) for _ in range(num_starts)]
-    return climb_from(
+    return em_from_starts(
         starts,
         lambda parameters: e_step(x, parameters),
         lambda responsibilities: m_step(x, responsibilities),
@@ -132,7 +132,7 @@ def em(
     )
 
 
-def climb_from(
+def em_from_starts(
     starts: Sequence[Parameters],
     expect: Callable[[Parameters], tuple[Any, Tensor]],
     maximise: Callable[[Any], Parameters],

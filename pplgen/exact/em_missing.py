@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.exact.em import EMResult, GaussianMixtureParameters, climb_from
+from pplgen.exact.em import EMResult, GaussianMixtureParameters, em_from_starts
 from pplgen.exact.linear_gaussian import log_normals
 
 __all__ = ["Expectations", "e_step_missing", "em_missing", "m_step_missing"]
@@ -112,7 +112,7 @@ def em_missing(
         expected = e_step_missing(x, parameters)
         return expected, expected.log_likelihoods.sum()
 
-    return climb_from(
+    return em_from_starts(
         [start() for _ in range(num_starts)],
         expect,
         m_step_missing,

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from pplgen.exact.shapes import pick
-from pplgen.exact.switching import collapse, first_step, next_step, per_regime, with_axes
+from pplgen.exact.switching import collapse, first_step, insert_batch_axes, next_step, per_regime
 from pplgen.story.dynamics import SwitchingLinearGaussian
 
-__all__ = ["MOST", "GaussianSum", "GaussianSums", "gaussian_sum_filter"]
+__all__ = ["MAX_TERMS", "GaussianSum", "GaussianSums", "gaussian_sum_filter"]
 
-LEAST = 1e-3
+MIN_WEIGHT = 1e-3
 """Weight from which on a past stays apart."""
-MOST = 8
+MAX_TERMS = 8
 """Pasts that stay apart, unless told otherwise."""
 
 
@@ -56,7 +56,7 @@ def gaussian_sum_filter(
     y: Tensor,
     parameters: SwitchingLinearGaussian,
     *,
-    most: int = MOST,
+    max_terms: int = MAX_TERMS,
     lengths: Tensor | None = None,
     log_transition: Callable[[Tensor], Tensor] | None = None,
 ) -> GaussianSums:
@@ -66,7 +66,7 @@ def gaussian_sum_filter(
     ----------
     y, parameters
         As of ``kim_filter``, which also has the errors.
-    most
+    max_terms
         Pasts of the regimes that are kept apart, at most, beside one Gaussian for each regime. Without any it is Kim's
         filter.
     lengths
@@ -80,7 +80,7 @@ def gaussian_sum_filter(
         Exact as long as all pasts are kept apart.
     """
     parameters = per_regime(y, parameters)
-    branching, log_P = with_axes(parameters, 1), parameters.P.log().unsqueeze(-3)
+    branching, log_P = insert_batch_axes(parameters, 1), parameters.P.log().unsqueeze(-3)
     mean, covariance, log_density = first_step(y[..., 0, :], parameters)
     log_joint = (parameters.pi.log() + log_density).clamp_min(torch.finfo(y.dtype).min)
     log_densities = [log_joint.logsumexp(dim=-1)]
@@ -100,16 +100,16 @@ def gaussian_sum_filter(
         log_pairs = log_pairs.clamp_min(torch.finfo(y.dtype).min)
         log_densities.append(log_pairs.logsumexp(dim=(-2, -1)))
         log_weights = log_pairs - log_densities[-1][..., None, None]
-        steps.append(_reduced(log_weights, branch_mean, branch_covariance, most))
+        steps.append(_reduced(log_weights, branch_mean, branch_covariance, max_terms))
     return GaussianSums(torch.stack(log_densities, -1), steps)
 
 
-def _reduced(log_weights: Tensor, mean: Tensor, covariance: Tensor, most: int) -> GaussianSum:
+def _reduced(log_weights: Tensor, mean: Tensor, covariance: Tensor, max_terms: int) -> GaussianSum:
     """Keep the terms that weigh most, of all pairs of a past and a regime, ``(..., M, K)``; collapse the others."""
     *batch, M, K = log_weights.shape
     regimes = torch.arange(K, device=mean.device).expand(*batch, M, K)
     every = GaussianSum(log_weights.flatten(-2), regimes.flatten(-2), mean.flatten(-3, -2), covariance.flatten(-4, -3))
-    kept = min(most, int((every.log_weights.exp() >= LEAST).sum(dim=-1).max()))
+    kept = min(max_terms, int((every.log_weights.exp() >= MIN_WEIGHT).sum(dim=-1).max()))
     if kept + K >= M * K:
         return every
     top = every.log_weights.topk(kept, dim=-1).indices

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.exact.linear_gaussian import log_normal, symmetrise, times, unroll, without_gaps
+from pplgen.exact.linear_gaussian import log_normal, mask_missing, matvec, symmetrise, unroll
 from pplgen.exact.shapes import along_time, stack_steps
 from pplgen.story.dynamics import LinearGaussian
 
@@ -22,8 +22,8 @@ __all__ = [
     "Smoothed",
     "backward_kernel",
     "backward_kernels",
+    "expand_covariances",
     "kalman_filter",
-    "over_all_batches",
     "predict",
     "rts_smoother",
     "update",
@@ -76,7 +76,7 @@ def predict(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: Tensor) -
     mean, covariance : Tensor
         Of ``x_t``: ``A m + b`` and ``A P A' + Q``.
     """
-    return times(A, mean) + b, symmetrise(A @ covariance @ A.mT) + Q
+    return matvec(A, mean) + b, symmetrise(A @ covariance @ A.mT) + Q
 
 
 def update(
@@ -106,13 +106,13 @@ def update(
         Where ``C P C' + R`` is not positive definite.
     """
     num_seen = (~y.isnan()).to(y.dtype).sum(dim=-1)
-    y, C, d, R = without_gaps(y, C, d, R)
-    innovation = y - times(C, mean) - d
+    y, C, d, R = mask_missing(y, C, d, R)
+    innovation = y - matvec(C, mean) - d
     across = C @ covariance
     L = torch.linalg.cholesky(symmetrise(across @ C.mT) + R)
     gain = torch.cholesky_solve(across, L).mT
     log_density = log_normal(innovation, L, num_seen)
-    return mean + times(gain, innovation), _joseph(covariance, gain, C, R), log_density
+    return mean + matvec(gain, innovation), _joseph(covariance, gain, C, R), log_density
 
 
 def backward_kernel(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,7 +137,7 @@ def backward_kernel(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: T
     """
     predicted_mean, predicted_covariance = predict(mean, covariance, A, b, Q)
     G = torch.cholesky_solve(A @ covariance, torch.linalg.cholesky(predicted_covariance)).mT
-    return G, mean - times(G, predicted_mean), _joseph(covariance, G, A, Q)
+    return G, mean - matvec(G, predicted_mean), _joseph(covariance, G, A, Q)
 
 
 def kalman_filter(y: Tensor, parameters: LinearGaussian) -> Filtered:
@@ -164,7 +164,7 @@ def kalman_filter(y: Tensor, parameters: LinearGaussian) -> Filtered:
         predicted = predict(mean, covariance, A[..., t, :, :], b[..., t, :], Q[..., t, :, :])
         mean, covariance, log_density = update(*predicted, y[..., t, :], C[..., t, :, :], d[..., t, :], R[..., t, :, :])
         steps.append((log_density, *predicted, mean, covariance))
-    return over_all_batches(Filtered(*stack_steps(steps, -1, -2, -3, -2, -3)))
+    return expand_covariances(Filtered(*stack_steps(steps, -1, -2, -3, -2, -3)))
 
 
 def rts_smoother(filtered: Filtered, parameters: LinearGaussian) -> Smoothed:
@@ -188,7 +188,7 @@ def rts_smoother(filtered: Filtered, parameters: LinearGaussian) -> Smoothed:
     mean, covariance = filtered.mean[..., -1, :], filtered.covariance[..., -1, :, :]
     steps = [(mean, covariance)]
     for t in reversed(range(g.shape[-2])):
-        mean = times(G[..., t, :, :], mean) + g[..., t, :]
+        mean = matvec(G[..., t, :, :], mean) + g[..., t, :]
         covariance = symmetrise(G[..., t, :, :] @ covariance @ G[..., t, :, :].mT) + L[..., t, :, :]
         steps.append((mean, covariance))
     means, covariances = stack_steps(steps[::-1], -2, -3)
@@ -207,7 +207,7 @@ def backward_kernels(filtered: Filtered, parameters: LinearGaussian) -> tuple[Te
     )
 
 
-def over_all_batches(filtered: Filtered) -> Filtered:
+def expand_covariances(filtered: Filtered) -> Filtered:
     """Give covariances that several series share the batch axes of their means."""
     shape = (*filtered.mean.shape, filtered.mean.shape[-1])
     return filtered._replace(

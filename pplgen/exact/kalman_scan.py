@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pplgen.exact.kalman import Filtered, Smoothed, backward_kernels, over_all_batches, predict, update
-from pplgen.exact.linear_gaussian import symmetrise, times, unroll, without_gaps
+from pplgen.exact.kalman import Filtered, Smoothed, backward_kernels, expand_covariances, predict, update
+from pplgen.exact.linear_gaussian import mask_missing, matvec, symmetrise, unroll
 from pplgen.exact.scan import Elements, associative_scan
 from pplgen.story.dynamics import LinearGaussian
 
@@ -27,7 +27,7 @@ def kalman_filter_scan(y: Tensor, parameters: LinearGaussian) -> Filtered:
     # one more step of the ordinary filter from each filtered state: the densities, and covariances in Joseph's form
     predicted = predict(_one_later(mean).squeeze(-1), _one_later(covariance), A, b, Q)
     mean, covariance, log_densities = update(*predicted, y, C, d, R)
-    return over_all_batches(Filtered(log_densities, *predicted, mean, covariance))
+    return expand_covariances(Filtered(log_densities, *predicted, mean, covariance))
 
 
 def rts_smoother_scan(filtered: Filtered, parameters: LinearGaussian) -> Smoothed:
@@ -88,10 +88,10 @@ def _filter_elements(y: Tensor, unrolled: LinearGaussian) -> Elements:
     The paper's equations 10 to 12, with vectors as columns.
     """
     _, _, A, b, Q, C, d, R = unrolled
-    y, C, d, R = without_gaps(y, C, d, R)
+    y, C, d, R = mask_missing(y, C, d, R)
     across = C @ Q
     L = torch.linalg.cholesky(symmetrise(across @ C.mT) + R)
-    residual = (y - times(C, b) - d).unsqueeze(-1)
+    residual = (y - matvec(C, b) - d).unsqueeze(-1)
     moved, spread, surprise = (
         torch.linalg.solve_triangular(L, part, upper=False) for part in (C @ A, across, residual)
     )

@@ -11,7 +11,7 @@ from pplgen.errors import InputError
 from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_series, check_shape
 from pplgen.story.dynamics import LinearGaussian
 
-__all__ = ["log_normal", "log_normals", "symmetrise", "times", "unroll", "without_gaps"]
+__all__ = ["log_normal", "log_normals", "mask_missing", "matvec", "symmetrise", "unroll"]
 
 
 def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
@@ -45,7 +45,7 @@ def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
     return LinearGaussian(m0, S0, A, b, Q, C, d, R)
 
 
-def without_gaps(y: Tensor, C: Tensor, d: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mask_missing(y: Tensor, C: Tensor, d: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Replace missing coordinates by ones that say nothing: 0 seen, 0 expected, noise of variance 1 of their own."""
     seen = ~y.isnan()
     if seen.all():
@@ -83,7 +83,7 @@ def log_normals(deviations: Tensor, root: Tensor, num_entries: Tensor | None = N
     return -0.5 * (number * math.log(2 * math.pi) + log_determinant + squared)
 
 
-def times(matrix: Tensor, vector: Tensor) -> Tensor:
+def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     """Return the matrix times the vector, shapes ``(..., M, N)`` and ``(..., N)``."""
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 

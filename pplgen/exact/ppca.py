@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.exact.em import EMResult, GaussianMixtureParameters, climb_from
+from pplgen.exact.em import EMResult, GaussianMixtureParameters, em_from_starts
 from pplgen.exact.em_missing import Expectations, e_step_missing
 
-__all__ = ["FilledIn", "LinearCodes", "em_linear_codes", "fill_in", "ppca"]
+__all__ = ["FactorParameters", "FactorPosterior", "em_factor_analysis", "factor_posterior", "ppca"]
 
 
-class LinearCodes(NamedTuple):
+class FactorParameters(NamedTuple):
     """Parameters of rows with D entries that are linear in codes with k."""
 
     W: Tensor
@@ -38,12 +38,12 @@ class LinearCodes(NamedTuple):
     """Variances of the noise, shape ``(D,)``."""
 
 
-class FilledIn(NamedTuple):
+class FactorPosterior(NamedTuple):
     """What the seen entries of rows say of the rest, given the parameters."""
 
-    codes: Tensor
+    latents: Tensor
     """``E[z_i | x_i,o]``, shape ``(N, k)``."""
-    code_covariance: Tensor
+    latent_covariance: Tensor
     """``Cov[z_i | x_i,o]``, shape ``(N, k, k)``."""
     rows: Tensor
     """``E[x_i | x_i,o]``, shape ``(N, D)``."""
@@ -53,7 +53,7 @@ class FilledIn(NamedTuple):
     """``log p(x_i,o)`` in nats, shape ``(N,)``."""
 
 
-def fill_in(x: Tensor, parameters: LinearCodes) -> FilledIn:
+def factor_posterior(x: Tensor, parameters: FactorParameters) -> FactorPosterior:
     """Condition codes and missing entries on what was seen.
 
     Parameters
@@ -66,12 +66,12 @@ def fill_in(x: Tensor, parameters: LinearCodes) -> FilledIn:
     D = x.shape[1]
     expected = _expect(x, parameters)
     filled, covariance = expected.completed[:, 0], expected.uncertainty[:, 0]
-    return FilledIn(
+    return FactorPosterior(
         filled[:, D:], covariance[:, D:, D:], filled[:, :D], covariance[:, :D, :D], expected.log_likelihoods
     )
 
 
-def ppca(x: Tensor, num_latents: int) -> tuple[LinearCodes, Tensor]:
+def ppca(x: Tensor, num_latents: int) -> tuple[FactorParameters, Tensor]:
     """Maximise the likelihood of probabilistic PCA in closed form (Tipping and Bishop 1999, equations 7 and 8).
 
     Parameters
@@ -83,7 +83,7 @@ def ppca(x: Tensor, num_latents: int) -> tuple[LinearCodes, Tensor]:
 
     Returns
     -------
-    parameters : LinearCodes
+    parameters : FactorParameters
         With the columns of W orthogonal, the longest first, and one variance for all features.
     log_likelihood : Tensor
         Of all rows in nats, a scalar.
@@ -105,10 +105,10 @@ def ppca(x: Tensor, num_latents: int) -> tuple[LinearCodes, Tensor]:
     log_determinant = leading.log().sum() + (D - num_latents) * noise.log()
     # tr(C^-1 S) = D at the maximum
     log_likelihood = -0.5 * N * (D * math.log(2 * math.pi) + log_determinant + D)
-    return LinearCodes(W, mu, noise.expand(D)), log_likelihood
+    return FactorParameters(W, mu, noise.expand(D)), log_likelihood
 
 
-def em_linear_codes(
+def em_factor_analysis(
     x: Tensor,
     num_latents: int,
     *,
@@ -117,7 +117,7 @@ def em_linear_codes(
     max_iterations: int = 10_000,
     tolerance: float = 1e-9,
     seed: int = 0,
-) -> EMResult[LinearCodes]:
+) -> EMResult[FactorParameters]:
     """Maximise the likelihood of what was seen by EM: factor analysis, or probabilistic PCA with missing entries.
 
     Parameters
@@ -149,15 +149,15 @@ def em_linear_codes(
     mu = x.nanmean(dim=0)
     variance = (x - mu).square().nanmean(dim=0)
 
-    def start() -> LinearCodes:
+    def start() -> FactorParameters:
         directions = torch.randn(D, num_latents, generator=generator, dtype=x.dtype)
-        return LinearCodes((variance / (2 * num_latents)).sqrt()[:, None] * directions, mu, variance / 2)
+        return FactorParameters((variance / (2 * num_latents)).sqrt()[:, None] * directions, mu, variance / 2)
 
-    def expect(parameters: LinearCodes) -> tuple[Expectations, Tensor]:
+    def expect(parameters: FactorParameters) -> tuple[Expectations, Tensor]:
         expected = _expect(x, parameters)
         return expected, expected.log_likelihoods.sum()
 
-    return climb_from(
+    return em_from_starts(
         [start() for _ in range(num_starts)],
         expect,
         lambda expected: _regress(expected, D, shared_noise),
@@ -166,7 +166,7 @@ def em_linear_codes(
     )
 
 
-def _expect(x: Tensor, parameters: LinearCodes) -> Expectations:
+def _expect(x: Tensor, parameters: FactorParameters) -> Expectations:
     """Fill in codes and missing entries, the codes behind the row."""
     W, mu, psi = parameters
     k = W.shape[1]
@@ -176,7 +176,7 @@ def _expect(x: Tensor, parameters: LinearCodes) -> Expectations:
     return e_step_missing(torch.cat([x, x.new_full((len(x), k), torch.nan)], dim=1), joint)
 
 
-def _regress(expected: Expectations, D: int, shared_noise: bool) -> LinearCodes:
+def _regress(expected: Expectations, D: int, shared_noise: bool) -> FactorParameters:
     """Maximise the expected complete-data log-likelihood: regress rows on codes and a constant."""
     filled = expected.completed[:, 0]
     N = len(filled)
@@ -185,7 +185,7 @@ def _regress(expected: Expectations, D: int, shared_noise: bool) -> LinearCodes:
     products[:-1, :-1] += expected.uncertainty[:, 0].sum(dim=0)
     slopes = torch.linalg.solve(products[D:, D:], products[D:, :D]).T
     psi = (products.diagonal()[:D] - (slopes * products[:D, D:]).sum(dim=1)) / N
-    return LinearCodes(slopes[:, :-1], slopes[:, -1], psi.mean().expand(D) if shared_noise else psi)
+    return FactorParameters(slopes[:, :-1], slopes[:, -1], psi.mean().expand(D) if shared_noise else psi)
 
 
 def _check_latents(num_latents: int, D: int, fewest: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pplgen.exact.kalman import Filtered, backward_kernels
-from pplgen.exact.linear_gaussian import symmetrise, times
+from pplgen.exact.linear_gaussian import matvec, symmetrise
 from pplgen.story.dynamics import LinearGaussian
 
 __all__ = ["draw_categorical", "draw_missing", "draw_normal", "draw_states", "square_root"]
@@ -37,11 +37,11 @@ def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
     Frühwirth-Schnatter (1994), Data augmentation and dynamic linear models.
     """
     G, g, L = backward_kernels(filtered, parameters)
-    noise = times(square_root(L), torch.randn_like(g))
+    noise = matvec(square_root(L), torch.randn_like(g))
     x = draw_normal(filtered.mean[..., -1, :], filtered.covariance[..., -1, :, :])
     path = [x]
     for t in reversed(range(g.shape[-2])):
-        x = times(G[..., t, :, :], x) + g[..., t, :] + noise[..., t, :]
+        x = matvec(G[..., t, :, :], x) + g[..., t, :] + noise[..., t, :]
         path.append(x)
     return torch.stack(path[::-1], -2)
 
@@ -66,16 +66,16 @@ def draw_missing(y: Tensor, x: Tensor, C: Tensor, d: Tensor, R: Tensor) -> Tenso
     Tensor
         Shape ``(..., E)``, seen entries as they are.
     """
-    signal = times(C, x) + d
+    signal = matvec(C, x) + d
     y = y.expand(torch.broadcast_shapes(y.shape, signal.shape))
     seen = ~y.isnan()
-    drawn = signal + times(square_root(R), torch.randn_like(y))
+    drawn = signal + matvec(square_root(R), torch.randn_like(y))
     gain = R * seen.unsqueeze(-2)
     alone = torch.diag_embed((~seen).to(R.dtype))
     both = gain * seen.unsqueeze(-1) + alone
     surprise = torch.where(seen, y - drawn, 0)
     moved = torch.cholesky_solve(surprise.unsqueeze(-1), torch.linalg.cholesky(both)).squeeze(-1)
-    return torch.where(seen, y, drawn + times(gain, moved))
+    return torch.where(seen, y, drawn + matvec(gain, moved))
 
 
 def draw_categorical(log_probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -94,7 +94,7 @@ def draw_categorical(log_probabilities: Tensor, generator: torch.Generator | Non
 
 def draw_normal(mean: Tensor, covariance: Tensor) -> Tensor:
     """Draw from ``N(mean, covariance)``, shape ``(..., D)``, with torch's generator."""
-    return mean + times(square_root(covariance), torch.randn_like(mean))
+    return mean + matvec(square_root(covariance), torch.randn_like(mean))
 
 
 def square_root(covariance: Tensor) -> Tensor:

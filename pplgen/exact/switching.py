@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.exact.kalman import backward_kernel, predict, update
-from pplgen.exact.linear_gaussian import symmetrise, times
+from pplgen.exact.linear_gaussian import matvec, symmetrise
 from pplgen.exact.shapes import check_dtypes, check_series, stack_steps
 from pplgen.story.dynamics import SwitchingLinearGaussian
 
@@ -26,11 +26,11 @@ __all__ = [
     "SwitchingSmoothed",
     "collapse",
     "first_step",
+    "insert_batch_axes",
     "kim_filter",
     "kim_smoother",
     "next_step",
     "per_regime",
-    "with_axes",
 ]
 
 
@@ -92,7 +92,7 @@ def kim_filter(
         Where an observation's predictive covariance is not positive definite.
     """
     parameters = per_regime(y, parameters)
-    branching = with_axes(parameters, 1)
+    branching = insert_batch_axes(parameters, 1)
     log_P = parameters.P.log()
     mean, covariance, log_density = first_step(y[..., 0, :], parameters)
     log_joint = parameters.pi.log() + log_density
@@ -128,7 +128,7 @@ def kim_smoother(filtered: SwitchingFiltered, parameters: SwitchingLinearGaussia
     """
     least = torch.finfo(filtered.mean.dtype).tiny
     _, probabilities, mean, covariance = filtered
-    parameters = with_axes(parameters, 2)
+    parameters = insert_batch_axes(parameters, 2)
     # axes of the pairs: this regime, the next
     pairs = probabilities[..., :-1, :, None] * (parameters.P.unsqueeze(-3) if parameters.pi.ndim > 1 else parameters.P)
     turned = pairs / pairs.sum(dim=-2, keepdim=True).clamp_min(least)
@@ -143,7 +143,7 @@ def kim_smoother(filtered: SwitchingFiltered, parameters: SwitchingLinearGaussia
         G_t = G[..., t, :, :, :, :]
         mean, covariance = collapse(
             joint / probabilities.unsqueeze(-1).clamp_min(least),
-            times(G_t, mean.unsqueeze(-3)) + g[..., t, :, :, :],
+            matvec(G_t, mean.unsqueeze(-3)) + g[..., t, :, :, :],
             symmetrise(G_t @ covariance.unsqueeze(-4) @ G_t.mT) + L[..., t, :, :, :, :],
         )
         steps.append((probabilities, *collapse(probabilities, mean, covariance)))
@@ -225,7 +225,7 @@ def per_regime(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingLinea
     )
 
 
-def with_axes(parameters: SwitchingLinearGaussian, number: int) -> SwitchingLinearGaussian:
+def insert_batch_axes(parameters: SwitchingLinearGaussian, number: int) -> SwitchingLinearGaussian:
     """Put axes between the batch axes and the regimes of what the regimes set, where there are batch axes."""
     if parameters.pi.ndim == 1:
         return parameters

@@ -11,10 +11,10 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.exact.gaussian_sums import GaussianSum, GaussianSums
 from pplgen.exact.kalman import backward_kernel, predict
-from pplgen.exact.linear_gaussian import log_normal, log_normals, times, without_gaps
+from pplgen.exact.linear_gaussian import log_normal, log_normals, mask_missing, matvec
 from pplgen.exact.shapes import pick
 from pplgen.exact.simulation import draw_categorical, draw_normal
-from pplgen.exact.switching import per_regime, with_axes
+from pplgen.exact.switching import insert_batch_axes, per_regime
 from pplgen.story.dynamics import SwitchingLinearGaussian
 
 __all__ = ["SwitchingPaths", "draw_switching_paths"]
@@ -72,7 +72,7 @@ def draw_switching_paths(
     parameters = per_regime(y, parameters)
     if num_paths < 1:
         raise InputError(f"num_paths={num_paths}; expected at least 1")
-    moves, log_P = with_axes(parameters, 1), parameters.P.log()[..., None, None, :, :]
+    moves, log_P = insert_batch_axes(parameters, 1), parameters.P.log()[..., None, None, :, :]
     *batch, T = filtered.log_densities.shape
     last = torch.as_tensor(T if lengths is None else lengths, device=y.device).unsqueeze(-1) - 1
     # an axis of paths in front of that of the terms
@@ -95,7 +95,7 @@ def draw_switching_paths(
         before, mean, covariance = _picked(now, term)
         G, g, L = backward_kernel(mean, covariance, A, b, Q)
         moved = going_on.unsqueeze(-1)
-        x = draw_normal(torch.where(moved, times(G, x) + g, mean), torch.where(moved.unsqueeze(-1), L, covariance))
+        x = draw_normal(torch.where(moved, matvec(G, x) + g, mean), torch.where(moved.unsqueeze(-1), L, covariance))
         if log_transition is not None:
             log_ratio = log_ratio + pick(pick(log_transition(x), before, 1), s, 0) - pick(into_next, term, 0)
         log_ratios = log_ratios + torch.where(going_on, log_ratio, 0.0)
@@ -127,6 +127,6 @@ def _log_emission(y: Tensor, x: Tensor, parameters: SwitchingLinearGaussian) -> 
     num_seen = (~y.isnan()).to(y.dtype).sum(dim=-1)
     paths, each = x.movedim(-3, -1), []  # side by side, or each would have the noise's covariances to itself
     for k in range(parameters.pi.shape[-1]):
-        seen, C, d, R = without_gaps(y, parameters.C[..., k, :, :], parameters.d[..., k, :], parameters.R[..., k, :, :])
+        seen, C, d, R = mask_missing(y, parameters.C[..., k, :, :], parameters.d[..., k, :], parameters.R[..., k, :, :])
         each.append(log_normals((seen - d).unsqueeze(-1) - C @ paths, torch.linalg.cholesky(R), num_seen).mT)
     return torch.stack(each, -1)

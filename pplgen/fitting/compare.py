@@ -88,7 +88,7 @@ def compare(
     for name, fitted in fits.items():
         if fitted.pair.weights is not None:
             raise InputError(f"candidate {name!r} was fitted to weighted rows, which cannot be left out one at a time")
-        if fitted.pair.structure.why_no_rows():
+        if fitted.pair.structure.why_no_row_densities():
             raise InputError(f"candidate {name!r} has no likelihood of single rows to compare")
         scores[name] = fitted.loo(draws=draws)
     with _arvizs_own_warnings():

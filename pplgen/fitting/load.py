@@ -30,7 +30,7 @@ from pplgen.inference.training import StopReason, Training
 from pplgen.storage import run_folder as store
 from pplgen.storage.user_code import COLLECTION, import_path, own_story
 from pplgen.story.base import Story
-from pplgen.story.isolation import copy_together, seeded
+from pplgen.story.isolation import copy_pair, seeded
 from pplgen.story.pair import Pair
 
 __all__ = ["load", "load_with_draws"]
@@ -259,7 +259,7 @@ def _story(header: dict[str, Any], given: Any) -> Story:
         return untrained
     if found.config != config:
         raise InputError(f"story: its options are {found.config}, where those of the run are {config}")
-    copied: Story = copy_together(found, None)[0]
+    copied: Story = copy_pair(found, None)[0]
     return copied
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pplgen.compiler.functional import last_output
 from pplgen.compiler.graph import Graph
-from pplgen.compiler.recording import operations_of
+from pplgen.compiler.recording import record_operations
 from pplgen.compiler.tracing import NotTraceable, require_equal
 from pplgen.distributed.ranks import ALONE, Ranks, silent, talks
 from pplgen.errors import first_line
-from pplgen.story.isolation import flushed, seeded
+from pplgen.story.isolation import flush_denormals, seeded
 
 __all__ = ["Engine", "State", "compile_graph", "why_not_compiled"]
 
@@ -131,7 +131,7 @@ class Engine:
         """
         losses = []
         taken = 0
-        with torch.no_grad(), flushed():
+        with torch.no_grad(), flush_denormals():
             while taken < num_steps:
                 fits = num_steps - taken >= self._block.num_steps
                 program = self._block if fits else self._single
@@ -210,7 +210,7 @@ class Engine:
 
         try:
             with torch.no_grad(), silent():
-                return _Program(operations_of(steps, *self._example, *self._inputs(rates, num_steps)), num_steps)
+                return _Program(record_operations(steps, *self._example, *self._inputs(rates, num_steps)), num_steps)
         except Exception as error:
             raise NotTraceable(
                 f"a batch of restarts cannot be traced: {type(error).__name__}: {first_line(error)}"

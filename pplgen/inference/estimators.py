@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pplgen.errors import InputError
-from pplgen.story.marginal import PARTICLES, EnumBound, sum_out
+from pplgen.story.marginal import PARTICLE_PLATE, RowEnum_ELBO, sum_out
 
 __all__ = [
     "Detaching",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class ImportanceWeighted_ELBO(EnumBound):
+class ImportanceWeighted_ELBO(RowEnum_ELBO):
     """The importance-weighted bound of each row, from K draws of the guide.
 
     It is eq. 8 of Burda et al. (2016)::
@@ -45,7 +45,7 @@ class ImportanceWeighted_ELBO(EnumBound):
         model_trace, guide_trace = traces
         structure, plate = self.structure, str(self.structure.row_plate)
         terms = [*structure.observed, *structure.factors, *structure.latent, *structure.enumerated]
-        keep = model_trace.plate_to_symbol.get(PARTICLES, "")
+        keep = model_trace.plate_to_symbol.get(PARTICLE_PLATE, "")
         scale = model_trace.nodes[structure.observed[0]]["scale"]
         joint = sum_out(model_trace, terms, plate, keep, scale)
         drawn = sum_out(guide_trace, guide_trace.stochastic_nodes, plate, keep, scale)

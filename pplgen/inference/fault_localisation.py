@@ -17,7 +17,7 @@ from pplgen.inference.engine import Engine, State
 from pplgen.inference.nonfinite import TRIES, explain
 from pplgen.inference.training import FINAL_EVALUATIONS, no_good_state, non_finite_at_end
 from pplgen.inference.training_state import NonFinite, TrainingState
-from pplgen.story.isolation import continue_from, generator_states
+from pplgen.story.isolation import generator_states, set_generator_states
 from pplgen.story.pair import Pair
 
 __all__ = ["LOOKED_AT", "FaultLocalisation"]
@@ -63,7 +63,7 @@ class FaultLocalisation:
         """
         found: dict[int, NonFinite] = {}
         with torch.random.fork_rng(), self._own_batches():
-            continue_from(generators)
+            set_generator_states(generators)
             state, num_before = training.good, training.taken
             batches = self._batches_from(num_before) if self._batches_from else None
             for step in range(num_before + 1, num_before + num_steps + 1):
@@ -113,7 +113,7 @@ class FaultLocalisation:
         """
         pair = self.pairs[index]
         with torch.random.fork_rng(), pair.isolated():
-            continue_from(generators)
+            set_generator_states(generators)
             pair.restore(self.engine.graph.unpack(vector))
             found = explain(pair, self.bound or pair.elbo(), pair.data if batch is None else batch, tries)
         return self.engine.ranks.first_found(found)

@@ -13,7 +13,7 @@ from pplgen.data.streams import generator_at
 from pplgen.distributed.sharding import Shard
 from pplgen.errors import InputError
 from pplgen.story.conditioning import RowScale
-from pplgen.story.pair import Pair, rows_of
+from pplgen.story.pair import Pair, select_rows
 
 __all__ = ["Augment", "are_all_rows", "batching"]
 
@@ -80,7 +80,7 @@ def _plain(
             f"batch_size={batch_size or num_rows}: the model has no full pyro.plate('data', ...) over the rows to scale"
         )
     if whole and shard is not None:
-        own = tuple(rows_of(value, shard.rows, num_rows) for value in pair.data)
+        own = tuple(select_rows(value, shard.rows, num_rows) for value in pair.data)
         return iter(lambda: own, None), RowScale(plate, len(shard.sizes))
     if batch_size is None or not 1 <= batch_size <= num_rows:
         raise InputError(f"batch_size={batch_size}: expected between 1 and the {num_rows} rows of the data")
@@ -96,7 +96,7 @@ def _plain(
     strata = _strata(pair, every, batch_size)
     scales = torch.cat([torch.full((size,), times * len(rows) / size) for rows, size in strata])
     chosen = zip(*(_in_turn(rows, size, seed, skip) for rows, size in strata), strict=False)
-    batches = (tuple(rows_of(value, torch.cat(rows), num_rows) for value in pair.data) for rows in chosen)
+    batches = (tuple(select_rows(value, torch.cat(rows), num_rows) for value in pair.data) for rows in chosen)
     even = len(strata) == 1
     return batches, RowScale(plate, times * len(every) / batch_size if even else scales.to(pair.data[0]))
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from pplgen.errors import first_line
 from pplgen.inference.backward import first_bad
-from pplgen.story.isolation import unwarned
+from pplgen.story.isolation import ignore_nonfinite_warnings
 from pplgen.story.pair import Pair
 from pplgen.story.structure import number_of_rows
 
@@ -81,7 +81,7 @@ def explain_start(make: Callable[[], Pair]) -> str | None:
     ``None`` where nothing is, or making it stops at something else.
     """
     try:
-        with _Factors(), pyro.validation_enabled(False), unwarned():
+        with _Factors(), pyro.validation_enabled(False), ignore_nonfinite_warnings():
             pair = make()
     except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError):
         return None
@@ -145,7 +145,7 @@ class _Look:
         """Look at a log density."""
         density = node["log_prob"].detach()
         impossible = density == -math.inf
-        if self.structure.sums:
+        if self.structure.enumerates:
             # a value that is summed out may be impossible, as long as another is not
             for axis in range(density.ndim - self.structure.plate_depth):
                 impossible = impossible.all(axis, keepdim=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pplgen.compiler.tracing import NotTraceable, require_equal
-from pplgen.compiler.vectorised import over_draws, traced_function
+from pplgen.compiler.vectorised import map_draws, traced_function
 from pplgen.errors import InputError, first_line
 from pplgen.inference.engine import compile_graph, why_not_compiled
 from pplgen.inference.log_joint import given_latents, joint_at, sites_of
@@ -137,7 +137,7 @@ class Potential:
             trace = poutine.trace(self.pair.guide).get_trace(*self.pair.data)
             return self.unconstrained({name: trace.nodes[name]["value"] for name in self.sites})
 
-        deviations = over_draws(draw, SCALING).std(0)
+        deviations = map_draws(draw, SCALING).std(0)
         self.scale = torch.where(deviations > 0, deviations, 1.0)
 
     def _constrained(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:

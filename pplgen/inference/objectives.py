@@ -37,7 +37,7 @@ from pplgen.inference.estimators import (
 from pplgen.inference.minibatches import Augment
 from pplgen.story.base import check_choice, check_count, check_positive
 from pplgen.story.isolation import seeded
-from pplgen.story.pair import Pair, rows_of
+from pplgen.story.pair import Pair, select_rows
 from pplgen.story.structure import Structure, number_of_rows
 
 __all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "bound_of", "check_warm_up"]
@@ -116,7 +116,7 @@ def _named(pair: Pair, name: str, num_particles: int, free_bits: float | None, b
     if name == "sampled":
         return pair.elbo(num_particles)
     structure = pair.structure
-    if name != "importance" and structure.sums:
+    if name != "importance" and structure.enumerates:
         which = next(map(repr, structure.enumerated), "one of the guide's")
         raise InputError(f"elbo={name!r}: a discrete latent, {which}, is summed out, which 'sampled' can")
     wrap = Detaching() if name == "score-function" else contextlib.nullcontext()
@@ -148,7 +148,7 @@ def _on_some_rows(pair: Pair, batch_size: int | None, run: Callable[[tuple[Any, 
     with seeded(0), pair.isolated():
         if num_rows and batch_size is not None and batch_size < num_rows:
             with contextlib.suppress(RuntimeError, ValueError, IndexError):
-                return run(tuple(rows_of(value, slice(batch_size), num_rows) for value in pair.data))
+                return run(tuple(select_rows(value, slice(batch_size), num_rows) for value in pair.data))
         return run(pair.data)
 
 
@@ -179,7 +179,7 @@ def _require_scores(guide: dict[str, Any]) -> None:
 
 def _require_rows(structure: Structure, guide: dict[str, Any]) -> None:
     """Refuse what cannot be weighed row by row."""
-    why = structure.why_no_rows()
+    why = structure.why_no_row_densities()
     if why is None and structure.guide_enumerated:
         why = "the guide sums out a discrete latent itself, which leaves no draws to weigh"
     if why is None and not structure.row_latent:

@@ -25,7 +25,7 @@ from pplgen.inference.options import TrainingOptions
 from pplgen.inference.training import StopReason, Training, num_evaluations
 from pplgen.inference.training_state import NonFinite, TrainingState
 from pplgen.storage.checkpoint import Checkpoint, identity
-from pplgen.story.isolation import continue_from, generator_states, seeded
+from pplgen.story.isolation import generator_states, seeded, set_generator_states
 from pplgen.story.pair import Pair
 
 __all__ = ["Report", "stacked_data", "train_together"]
@@ -135,7 +135,7 @@ class _Run:
             if not self.training.taken or self.ranks.size > 1:
                 raise
             stop = StopReason.INTERRUPTED
-            continue_from(self.generators)  # where the unfinished window began
+            set_generator_states(self.generators)  # where the unfinished window began
             self.training.iterates.forget()
         self._save()
         self.training.stop(stop)

@@ -27,7 +27,7 @@ from pplgen.inference.training import (
     non_finite_at_end,
     num_evaluations,
 )
-from pplgen.story.isolation import unwarned
+from pplgen.story.isolation import ignore_nonfinite_warnings
 from pplgen.story.pair import Pair
 
 __all__ = ["Report", "train"]
@@ -87,7 +87,7 @@ class _Run:
 
     def train(self) -> Training:
         """Take the steps, and evaluate the bound at the end."""
-        with self.scale or contextlib.nullcontext(), unwarned():
+        with self.scale or contextlib.nullcontext(), ignore_nonfinite_warnings():
             try:
                 self._take_steps()
             except KeyboardInterrupt:

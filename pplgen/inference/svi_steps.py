@@ -18,7 +18,7 @@ from pplgen.distributed.sharding import AveragedBound
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.nonfinite import explain
-from pplgen.story.isolation import continue_from, generator_states
+from pplgen.story.isolation import generator_states, set_generator_states
 from pplgen.story.pair import Pair
 
 __all__ = ["SVISteps", "without_validation"]
@@ -149,14 +149,14 @@ class SVISteps:
         try:
             with torch.random.fork_rng():
                 self.go_back()
-                continue_from(generators)
+                set_generator_states(generators)
                 for step in range(taken + 1, self.taken + 1):
                     before, generators = self.pair.snapshot(), generator_states()
                     batch = self._next(again, step)
                     if math.isfinite(self._value(batch)) and self.is_finite:
                         continue
                     self.pair.restore(before)
-                    continue_from(generators)
+                    set_generator_states(generators)
                     return step, self.ranks.first_found(explain(self.pair, self.bound, batch))
         finally:
             self.go_back()

@@ -112,7 +112,7 @@ def to_datatree(
         content["sample_stats"] = {"lp": sampled.lp}
         if not isinstance(pair.guide, StoredDraws):
             content["sample_stats"]["log_q"] = sampled.log_q
-    if "log_likelihood" in wanted and pair.structure.why_no_rows() is None:
+    if "log_likelihood" in wanted and pair.structure.why_no_row_densities() is None:
         rows = row_densities(pair, sampled.named(pair.structure.latent), draws, pair.data).log_likelihood
         content["log_likelihood"] = {"_".join(pair.structure.observed): rows}
     if "posterior_predictive" in wanted:

@@ -13,7 +13,7 @@ from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pplgen.compiler.vectorised import over_draws
+from pplgen.compiler.vectorised import map_draws
 from pplgen.errors import InputError
 from pplgen.inference.estimators import entries_of
 from pplgen.inference.stored_draws import StoredDraws
@@ -92,14 +92,14 @@ def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, without: 
             model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
             return _values(model_trace, names), total + ratio, log_q
 
-    sites, lp, log_q = over_draws(draw, num_draws, {"draw": stored.evenly(num_draws)} if stored else None)
+    sites, lp, log_q = map_draws(draw, num_draws, {"draw": stored.evenly(num_draws)} if stored else None)
     return Draws(sites, lp.cpu(), log_q.cpu())
 
 
 def draw_shared(pair: Pair, num_draws: int) -> dict[str, Tensor]:
     """Draw the latents that all rows share from the guide; call it inside ``pair.isolated``."""
     names = pair.structure.shared_latent
-    return over_draws(lambda _: _values(poutine.trace(pair.guide).get_trace(*pair.data), names), num_draws)
+    return map_draws(lambda _: _values(poutine.trace(pair.guide).get_trace(*pair.data), names), num_draws)
 
 
 def shared_densities(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -124,7 +124,7 @@ def shared_densities(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Ten
         )
         return _values(guide_trace, structure.shared_latent), torch.as_tensor(log_p), torch.as_tensor(log_q)
 
-    return over_draws(draw, num_draws)
+    return map_draws(draw, num_draws)
 
 
 def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:
@@ -133,13 +133,13 @@ def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:
         return {}
     latents = draws.named(pair.structure.shared_latent)
 
-    generated = pair.heeding(story.generated)
+    generated = pair.conditioned(story.generated)
 
     def generate(latent: Mapping[str, Tensor]) -> dict[str, Tensor]:
         quantities: dict[str, Tensor] = poutine.condition(generated, latent)(*pair.data)
         return quantities
 
-    quantities: dict[str, Tensor] = over_draws(generate, len(draws.lp), latents)
+    quantities: dict[str, Tensor] = map_draws(generate, len(draws.lp), latents)
     return quantities
 
 
@@ -163,7 +163,7 @@ def draw_prior(
         trace = poutine.trace(model).get_trace(*pair.data)
         return _values(trace, latent), _values(trace, observed)
 
-    return over_draws(draw, num_draws)
+    return map_draws(draw, num_draws)
 
 
 def draw_predictive(pair: Pair, draws: Draws) -> dict[str, Tensor]:
@@ -174,7 +174,7 @@ def draw_predictive(pair: Pair, draws: Draws) -> dict[str, Tensor]:
         trace = poutine.trace(poutine.condition(model, latent)).get_trace(*pair.data)
         return _values(trace, pair.structure.observed)
 
-    return over_draws(replicate, len(draws.lp), draws.named(pair.structure.latent))
+    return map_draws(replicate, len(draws.lp), draws.named(pair.structure.latent))
 
 
 def row_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int, data: tuple[Any, ...]) -> RowDensities:
@@ -199,11 +199,11 @@ def row_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int, dat
         Where the model has no row plate, or sums out a latent that all rows share; or where the guide draws latents
         that are left out of all rows at once.
     """
-    if reason := pair.structure.why_no_rows():
+    if reason := pair.structure.why_no_row_densities():
         raise InputError(reason)
     if set(pair.structure.row_latent) - set(latents):
         _require_rows_apart(pair)
-    return RowDensities(*over_draws(lambda latent: _score_rows(pair, latent, data), num_draws, latents))
+    return RowDensities(*map_draws(lambda latent: _score_rows(pair, latent, data), num_draws, latents))
 
 
 @torch.no_grad()

@@ -18,14 +18,14 @@ from arviz_stats.utils import ELPDData
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.compiler.vectorised import over_draws
+from pplgen.compiler.vectorised import map_draws
 from pplgen.errors import InputError
 from pplgen.inference.stored_draws import StoredDraws
 from pplgen.posterior.draws import Draws, draw_posterior, row_densities, shared_densities
 from pplgen.posterior.likelihood import latent_densities
 from pplgen.posterior.weighted import GOOD_K
 from pplgen.story.latent import LatentStory
-from pplgen.story.pair import Pair, rows_of
+from pplgen.story.pair import Pair, select_rows
 
 __all__ = ["INNER", "WeightedDraws", "integrated", "leave_one_out", "log_prior", "weighted_draws"]
 
@@ -67,7 +67,7 @@ def weighted_draws(pair: Pair, num_draws: int, rows: slice | None = None, drawn:
         Where the model has no row plate, or the guide draws latents of all rows at once.
     """
     structure = pair.structure
-    if reason := structure.why_no_rows():
+    if reason := structure.why_no_row_densities():
         raise InputError(reason)
     if isinstance(pair.guide, StoredDraws):
         number = pair.guide.at_most(num_draws)
@@ -80,7 +80,7 @@ def weighted_draws(pair: Pair, num_draws: int, rows: slice | None = None, drawn:
         return WeightedDraws(sites, log_ratio, densities[:, rows or slice(None)])
     drawn = drawn or draw_posterior(pair, num_draws, without=structure.per_row)
     sites = {name: value[:num_draws] for name, value in drawn.sites.items()}
-    data = tuple(rows_of(value, rows or slice(None), pair.num_rows) for value in pair.data)
+    data = tuple(select_rows(value, rows or slice(None), pair.num_rows) for value in pair.data)
     densities = row_densities(pair, {n: sites[n] for n in structure.shared_latent}, num_draws, data).log_likelihood
     return WeightedDraws(sites, (drawn.lp - drawn.log_q)[:num_draws], densities)
 
@@ -116,7 +116,7 @@ def log_prior(pair: Pair, sites: Mapping[str, Tensor], num_draws: int) -> Tensor
         trace = poutine.trace(poutine.condition(pair.model, latent)).get_trace(*pair.data)
         return torch.as_tensor(trace.log_prob_sum(lambda name, _: name in names))
 
-    scores: Tensor = over_draws(score, num_draws, {name: sites[name] for name in names})
+    scores: Tensor = map_draws(score, num_draws, {name: sites[name] for name in names})
     return scores
 
 

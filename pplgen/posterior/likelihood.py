@@ -13,7 +13,7 @@ from torch import Tensor
 from pplgen.posterior.draws import draw_shared, row_densities
 from pplgen.posterior.latents import is_plain, log_weights, row_blocks
 from pplgen.story.latent import LatentStory
-from pplgen.story.pair import Pair, rows_of
+from pplgen.story.pair import Pair, select_rows
 
 __all__ = ["EXACT", "IMPORTANCE", "LogLikelihood", "density_estimator", "latent_densities", "row_log_likelihood"]
 
@@ -123,5 +123,5 @@ def latent_densities(
             yield from log_weights(story, x, draws)
         return
     for block in row_blocks(len(x), BLOCK_NUMBERS // (draws * (1 + story.num_latents))):
-        rows = tuple(rows_of(value, block, len(x)) for value in data)
+        rows = tuple(select_rows(value, block, len(x)) for value in data)
         yield row_densities(pair, latents or {}, draws, rows).log_likelihood

@@ -10,12 +10,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.compiler.vectorised import over_draws
+from pplgen.compiler.vectorised import map_draws
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.latents import complete_rows, row_blocks
 from pplgen.story.base import Story
 from pplgen.story.latent import PROPOSALS, LatentStory
-from pplgen.story.pair import Pair, rows_of
+from pplgen.story.pair import Pair, select_rows
 
 __all__ = ["impute_rows", "sample_rows"]
 
@@ -31,7 +31,7 @@ def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) 
     num_draws = min(num_rows, max_draws)
     each = -(-num_rows // num_draws)
     shared = draw_shared(pair, num_draws)
-    rows = over_draws(lambda latent: poutine.condition(story.model, latent)(None, num_rows=each), num_draws, shared)
+    rows = map_draws(lambda latent: poutine.condition(story.model, latent)(None, num_rows=each), num_draws, shared)
     return rows.transpose(0, 1).flatten(0, 1)[:num_rows][torch.randperm(num_rows)]
 
 
@@ -48,15 +48,15 @@ def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int)
         with torch.no_grad(), pyro.validation_enabled(False):
             return complete_rows(story, x, num_draws)
     shared = draw_shared(pair, num_draws)
-    complete = pair.heeding(story.complete)
+    complete = pair.conditioned(story.complete)
     each = PROPOSALS if isinstance(story, LatentStory) else 1
     drawn = []
     for block in row_blocks(len(x), IMPUTED // (each * x[0].numel())):
-        rows = tuple(rows_of(value, block, len(x)) for value in data)
+        rows = tuple(select_rows(value, block, len(x)) for value in data)
 
         def completed(latent: Mapping[str, Tensor], rows: tuple[Any, ...] = rows) -> Tensor:
             whole: Tensor = poutine.condition(complete, latent)(*rows)
             return whole
 
-        drawn.append(over_draws(completed, num_draws, shared))
+        drawn.append(map_draws(completed, num_draws, shared))
     return torch.cat(drawn, dim=1)

@@ -17,15 +17,15 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 __all__ = [
-    "OwnInitialValues",
-    "continue_from",
-    "copy_together",
-    "flushed",
+    "CloneInitialValues",
+    "copy_pair",
+    "flush_denormals",
     "generator_states",
+    "ignore_nonfinite_warnings",
     "modules_of",
     "overwrite",
     "seeded",
-    "unwarned",
+    "set_generator_states",
 ]
 
 
@@ -43,7 +43,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def flushed() -> Iterator[None]:
+def flush_denormals() -> Iterator[None]:
     """Take numbers for zero that are below single precision's normal range, for which CPUs are several times slower.
 
     Adam's moments decay into that range where gradients vanish, as those of pixels that are never on do. It holds for
@@ -58,7 +58,7 @@ def flushed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unwarned() -> Iterator[None]:
+def ignore_nonfinite_warnings() -> Iterator[None]:
     """Leave out what Pyro warns of a loss that is not finite, where the caller heeds it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)", UserWarning)
@@ -71,14 +71,14 @@ def generator_states() -> list[Tensor]:
     return [torch.get_rng_state(), *devices]
 
 
-def continue_from(states: list[Tensor]) -> None:
+def set_generator_states(states: list[Tensor]) -> None:
     """Put torch's generators where they were."""
     torch.set_rng_state(states[0])
     if states[1:]:
         torch.cuda.set_rng_state_all(states[1:])
 
 
-class OwnInitialValues(Messenger):
+class CloneInitialValues(Messenger):
     """Clone the initial value of every ``pyro.param``: Pyro would train an unconstrained one in place."""
 
     def _pyro_param(self, msg: Any) -> None:
@@ -98,7 +98,7 @@ def _own(value: Any) -> Any:
     return value
 
 
-def copy_together(model: Any, guide: Any) -> tuple[Any, Any]:
+def copy_pair(model: Any, guide: Any) -> tuple[Any, Any]:
     """Copy a model and a guide, which may share modules; functions stay themselves."""
     automatic = [
         part for module in modules_of(model, guide) for part in module.modules() if isinstance(part, AutoGuide)

@@ -46,7 +46,7 @@ class LatentStory(Story):
     dims: Mapping[str, tuple[str, ...]] = MappingProxyType({"z": ("row", "latent"), "x": ("row", "feature")})
     kl_weight: Tensor
     """How much the code's terms count, a scalar, below one only while the bound is warmed up."""
-    gaps: bool = False
+    has_missing: bool = False
     """Whether rows with missing entries were announced."""
 
     def __init__(self, num_features: int, num_latents: int, **config: Any) -> None:
@@ -101,7 +101,7 @@ class LatentStory(Story):
 
     def observe_missing(self, x: Tensor) -> None:
         """Note whether any entry is missing."""
-        self.gaps = self.gaps or bool(x.isnan().any())
+        self.has_missing = self.has_missing or bool(x.isnan().any())
 
     def check_data(self, x: Tensor) -> None:
         """Refuse rows of another width."""

@@ -16,9 +16,9 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.story.structure import Structure
 
-__all__ = ["PARTICLES", "EnumBound", "WeightedEnum_ELBO", "sum_out"]
+__all__ = ["PARTICLE_PLATE", "RowEnum_ELBO", "WeightedEnum_ELBO", "sum_out"]
 
-PARTICLES = "num_particles_vectorized"
+PARTICLE_PLATE = "num_particles_vectorized"
 """What Pyro calls the plate of draws that are side by side."""
 
 
@@ -59,7 +59,7 @@ def _operand(site: Any, reference: Any) -> Any:
     return packed.pack(density, site["infer"]["_dim_to_symbol"])
 
 
-class EnumBound(TraceEnum_ELBO):
+class RowEnum_ELBO(TraceEnum_ELBO):
     """A bound of a pair's own, from densities of single rows with discrete latents summed out.
 
     Parameters
@@ -92,7 +92,7 @@ class EnumBound(TraceEnum_ELBO):
         return loss.item()
 
 
-class WeightedEnum_ELBO(EnumBound):
+class WeightedEnum_ELBO(RowEnum_ELBO):
     """``TraceEnum_ELBO`` for rows that count differently, which Pyro's refuses.
 
     The weight of a row, its ``poutine.scale``, multiplies the log density with discrete latents summed out::
@@ -110,7 +110,7 @@ class WeightedEnum_ELBO(EnumBound):
         scales = [torch.as_tensor(model_trace.nodes[name]["scale"]) for name in per_row]
         if len({scale.shape for scale in scales}) > 1:
             raise InputError("weights: the model scales some sites of a row itself, and others not")
-        keep = model_trace.plate_to_symbol.get(PARTICLES, "")
+        keep = model_trace.plate_to_symbol.get(PARTICLE_PLATE, "")
         rows = sum_out(model_trace, per_row, str(structure.row_plate), keep, scales[0])
         weights = scales[0].reshape(-1)
         shared = [model_trace.nodes[name]["log_prob"].sum() for name in terms if name not in structure.per_row]

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from pplgen.errors import InputError
 from pplgen.story.base import Story
 from pplgen.story.conditioning import ConditionedRows, labelled_site
-from pplgen.story.isolation import OwnInitialValues, copy_together, modules_of, overwrite, seeded
+from pplgen.story.isolation import CloneInitialValues, copy_pair, modules_of, overwrite, seeded
 from pplgen.story.marginal import WeightedEnum_ELBO
 from pplgen.story.structure import Structure, inspect_traces, number_of_rows, with_auto_normal
 
-__all__ = ["Pair", "check_shapes", "rows_of"]
+__all__ = ["Pair", "check_shapes", "select_rows"]
 
 FEW = 1000
 """Rows of a stream that a pair keeps at hand."""
@@ -116,7 +116,7 @@ class Pair:
         self._borrowed: dict[nn.Parameter, Tensor] = {}
         floating = (value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point())
         self._dtype = next(floating, torch.get_default_dtype())
-        parts: tuple[Any, Any] = (model, guide) if own else copy_together(model, guide)
+        parts: tuple[Any, Any] = (model, guide) if own else copy_pair(model, guide)
         self.model, self.guide = parts
         for module in modules_of(self.model, self.guide):
             module.to(device)
@@ -181,14 +181,14 @@ class Pair:
         """
         if labels is None and weights is None:
             return
-        if reason := self.structure.why_no_rows():
+        if reason := self.structure.why_no_row_densities():
             raise InputError(f"labels or weights: {reason}")
         if weights is not None and self.structure.guide_enumerated:
             raise InputError("weights: the guide sums out a discrete latent itself, which weights of rows cannot scale")
         if labels is not None and not (self.story and self.story.takes_labels):
             with self.isolated():
                 self._labelled = labelled_site(self.model, self.structure, self.data, labels)
-        self.model, self.guide = self.heeding(self.model), self.heeding(self.guide)
+        self.model, self.guide = self.conditioned(self.model), self.conditioned(self.guide)
         self.data = (*self.data, labels, weights)
 
     @property
@@ -206,7 +206,7 @@ class Pair:
         """How much each row of ``data`` counts, shape ``(num_rows,)``; ``None`` where all count alike."""
         return self.data[-1] if len(self.data) > self.num_arguments else None
 
-    def heeding(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def conditioned(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Let a function of the model's arguments heed labels and weights where ``data`` holds them."""
         return ConditionedRows(function, self.num_arguments, str(self.structure.row_plate), self._labelled)
 
@@ -230,9 +230,9 @@ class Pair:
 
         Draws of the guide, ``num_particles`` of them, are side by side.
         """
-        if self.weights is not None and self.structure.sums:
+        if self.weights is not None and self.structure.enumerates:
             return WeightedEnum_ELBO(self.structure, num_particles)
-        kind = TraceEnum_ELBO if self.structure.sums else Trace_ELBO
+        kind = TraceEnum_ELBO if self.structure.enumerates else Trace_ELBO
         return kind(
             num_particles=num_particles,
             vectorize_particles=num_particles > 1,
@@ -272,7 +272,7 @@ class Pair:
         rows, names = number_of_rows(self.data), self.structure.row_latent
         if not names or rows is None or rows < 2:
             return
-        fewer = tuple(rows_of(value, slice(rows - 1), rows) for value in self.data)
+        fewer = tuple(select_rows(value, slice(rows - 1), rows) for value in self.data)
         try:
             with seeded(0):
                 trace = poutine.trace(self.guide).get_trace(*fewer)
@@ -298,7 +298,7 @@ class Pair:
         with (
             pyro.get_param_store().scope(self._store),
             pyro.settings.context(module_local_params=False),
-            OwnInitialValues(),
+            CloneInitialValues(),
         ):
             torch.set_default_dtype(self._dtype)
             try:
@@ -309,7 +309,7 @@ class Pair:
 
 def _copy(story: Story, x: Tensor) -> Story:
     """Copy a story to the device and type of rows, and let it notice them."""
-    copied: Story = copy_together(story, None)[0]
+    copied: Story = copy_pair(story, None)[0]
     copied.to(device=x.device, dtype=x.dtype)
     copied.observe_missing(x)
     return copied
@@ -324,7 +324,7 @@ def check_shapes(kind: str, given: dict[str, Tensor], expected: dict[str, Tensor
         raise InputError(f"{kind} {name!r} has shape {found}, where {wanted} was expected")
 
 
-def rows_of(value: Any, chosen: Tensor | slice, rows: int) -> Any:
+def select_rows(value: Any, chosen: Tensor | slice, rows: int) -> Any:
     """Take the chosen rows of an argument that has one entry per row; leave any other argument as it is."""
     per_row = isinstance(value, Tensor) and value.ndim and len(value) == rows
     return value[chosen] if per_row else value

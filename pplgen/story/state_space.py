@@ -11,7 +11,7 @@ from pplgen.errors import InputError
 from pplgen.story.base import Story, check_count
 from pplgen.story.dynamics import HiddenMarkov, StateSpace
 
-__all__ = ["StateSpaceStory", "inside", "lengths"]
+__all__ = ["StateSpaceStory", "series_lengths", "step_mask"]
 
 
 class StateSpaceStory(Story):
@@ -74,7 +74,7 @@ class StateSpaceStory(Story):
 
     def check_training_data(self, x: Tensor) -> None:
         """Refuse series of one step, from which no dynamics can be learned."""
-        longest = int(lengths(x).max())
+        longest = int(series_lengths(x).max())
         if longest < 2:
             raise InputError(f"{longest} step is too little to learn dynamics from; give series of at least 2")
 
@@ -89,13 +89,13 @@ class StateSpaceStory(Story):
             self.num_steps.copy_(before)
 
 
-def lengths(y: Tensor) -> Tensor:
+def series_lengths(y: Tensor) -> Tensor:
     """Count the steps of each series up to the last at which anything is seen, shape ``(num_series,)``."""
     seen = (~y.isnan()).any(dim=-1)
     steps = torch.arange(1, y.shape[-2] + 1, device=y.device)
     return (seen * steps).amax(dim=-1)
 
 
-def inside(y: Tensor, at_least: int = 0) -> Tensor:
+def step_mask(y: Tensor, at_least: int = 0) -> Tensor:
     """Tell which steps belong to their series, shape ``(num_series, num_steps)``, ``at_least`` so many of each."""
-    return torch.arange(y.shape[-2], device=y.device) < lengths(y).clamp_min(at_least)[:, None]
+    return torch.arange(y.shape[-2], device=y.device) < series_lengths(y).clamp_min(at_least)[:, None]

@@ -43,7 +43,7 @@ class Structure:
     """Sites of the model inside the row plate."""
 
     @property
-    def sums(self) -> bool:
+    def enumerates(self) -> bool:
         """Whether any discrete site, of the model or the guide, is summed out."""
         return bool(self.enumerated or self.guide_enumerated)
 
@@ -57,7 +57,7 @@ class Structure:
         """Latent sites of single rows."""
         return tuple(name for name in self.latent if name in self.per_row)
 
-    def why_no_rows(self) -> str | None:
+    def why_no_row_densities(self) -> str | None:
         """Say in a sentence why densities of single rows are not defined; ``None`` where they are."""
         if self.row_plate is None:
             return "densities per row need a model whose rows live in pyro.plate('data', ...), all of them in each run"

@@ -10,13 +10,13 @@ import xarray as xr
 from torch import Tensor
 
 from pplgen.exact.kalman_scan import kalman_filter_scan
-from pplgen.exact.linear_gaussian import times
+from pplgen.exact.linear_gaussian import matvec
 from pplgen.exact.shapes import pick
 from pplgen.exact.simulation import draw_categorical, draw_normal
 from pplgen.posterior.draws import draw_shared
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
-from pplgen.story.state_space import lengths
+from pplgen.story.state_space import series_lengths
 from pplgen.timeseries.parameters import Latents, first_model, pieces, transitions
 from pplgen.timeseries.paths import Paths, draw_hidden, fill, of_regime
 from pplgen.timeseries.smoothing import Parts, drawn_parts, kim_at_draws, of_draws, series_dataset
@@ -72,7 +72,7 @@ def forecast_series(
     """
     y = data[0]
     latents = draw_shared(pair, num_draws)
-    ends = lengths(y).clamp_min(1)
+    ends = series_lengths(y).clamp_min(1)
     ahead = ends[:, None] + torch.arange(horizon, device=y.device)
     padded = torch.cat([y, torch.full_like(y[:, :1], torch.nan).expand(-1, horizon, -1)], 1)
     first = first_model(pair, y, latents)
@@ -169,9 +169,9 @@ def _simulate(
             regimes = draw_categorical(pick(log_transition(x), regimes, 1))
             passed.append(regimes)
         A, b, Q, C, d, R = parameters(steps, regimes)
-        x = draw_normal(times(A, x) + b, Q.expand(*x.shape, x.shape[-1]))
+        x = draw_normal(matvec(A, x) + b, Q.expand(*x.shape, x.shape[-1]))
         states.append(x)
-        signal.append(times(C, x) + d)
+        signal.append(matvec(C, x) + d)
         seen.append(draw_normal(signal[-1], R.expand(*signal[-1].shape, R.shape[-1])))
     return Paths(
         torch.stack(states, 2),

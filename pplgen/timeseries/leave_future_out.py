@@ -16,7 +16,7 @@ from pplgen.posterior.draws import shared_densities
 from pplgen.posterior.weighted import GOOD_K, smoothed_weights
 from pplgen.story.base import check_count
 from pplgen.story.pair import Pair
-from pplgen.story.state_space import lengths
+from pplgen.story.state_space import series_lengths
 from pplgen.timeseries.parameters import series_story
 from pplgen.timeseries.smoothing import filter_densities
 
@@ -91,7 +91,7 @@ def leave_future_out(pair: Pair, data: tuple[Any, ...], start: int | None, num_d
             f"leave_future_out: {type(story).__name__} was fitted to weighted series, which it cannot heed"
         )
     _require_training_series(pair, y)
-    longest = int(lengths(y).max())
+    longest = int(series_lengths(y).max())
     start = longest // 2 if start is None else check_count("start", start)
     if not 1 <= start < longest:
         raise InputError(f"start={start}: expected a step from 1 to {longest - 1}, with some before it to learn from")

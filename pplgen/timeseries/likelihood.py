@@ -14,7 +14,7 @@ from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.likelihood import EXACT, IMPORTANCE, LogLikelihood, density_estimator, row_log_likelihood
 from pplgen.story.dynamics import SwitchingLinearGaussian
 from pplgen.story.pair import Pair
-from pplgen.story.state_space import StateSpaceStory, lengths
+from pplgen.story.state_space import StateSpaceStory, series_lengths
 from pplgen.timeseries.parameters import at, describe, first_model, transitions
 from pplgen.timeseries.paths import smoothed_states
 from pplgen.timeseries.smoothing import filter_densities
@@ -97,7 +97,7 @@ def _by_particles(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor
             rao_blackwellised_filter(
                 series[:length].double(), alone, num_particles=PARTICLES, num_runs=RUNS, seed=seed
             ).estimate
-            for series, length, seed in zip(y, lengths(y).clamp_min(1).tolist(), seeds, strict=True)
+            for series, length, seed in zip(y, series_lengths(y).clamp_min(1).tolist(), seeds, strict=True)
         ]
         rows.append(torch.stack(runs))
     return torch.stack(rows)

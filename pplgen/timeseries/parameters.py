@@ -10,10 +10,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.compiler.tracing import FreshFills
-from pplgen.compiler.vectorised import over_draws
+from pplgen.compiler.tracing import FunctionalFills
+from pplgen.compiler.vectorised import map_draws
 from pplgen.errors import InputError
-from pplgen.exact.gaussian_sums import MOST as MOST_PASTS
+from pplgen.exact.gaussian_sums import MAX_TERMS as MOST_PASTS
 from pplgen.exact.switching import per_regime
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, MarkovChain, StateSpace, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
@@ -76,7 +76,7 @@ def describe(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> StateSp
         model: StateSpace = poutine.condition(story.state_space, latent)(y)
         return per_regime(y, model) if isinstance(model, SwitchingLinearGaussian) else model
 
-    return _laid_out(over_draws(one, num_draws, latents))
+    return _laid_out(map_draws(one, num_draws, latents))
 
 
 def pieces(
@@ -125,7 +125,7 @@ def chains_given(pair: Pair, y: Tensor, x: Tensor, latents: Latents) -> HiddenMa
         path = latent.pop("_path")
         return poutine.condition(story.regimes_given, latent)(y, path)
 
-    chains = _laid_out(over_draws(one, len(x), {**latents, "_path": x}))
+    chains = _laid_out(map_draws(one, len(x), {**latents, "_path": x}))
     assert isinstance(chains, HiddenMarkov), "the regimes given the states are a chain"
     return chains
 
@@ -166,7 +166,7 @@ def transitions(pair: Pair, latents: Latents, model: SwitchingLinearGaussian) ->
 def per_draw(function: Callable[..., Tensor], latents: Latents, *values: Tensor) -> Tensor:
     """Evaluate a random function of a conditioned story at each draw: in one go where that can be, else in turn.
 
-    Unlike ``over_draws`` it never traces, which would unroll whatever goes step by step.
+    Unlike ``map_draws`` it never traces, which would unroll whatever goes step by step.
     """
 
     def one(latent: dict[str, Tensor], *own: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def per_draw(function: Callable[..., Tensor], latents: Latents, *values: Tensor)
 
     with pyro.validation_enabled(False):
         try:
-            with FreshFills():
+            with FunctionalFills():
                 return torch.func.vmap(one, randomness="different")(dict(latents), *values)
         except (RuntimeError, NotImplementedError, ValueError):
             each = [one({n: v[s] for n, v in latents.items()}, *(v[s] for v in values)) for s in range(len(values[0]))]

@@ -11,14 +11,14 @@ from torch import Tensor
 from pplgen.exact.gaussian_sums import gaussian_sum_filter
 from pplgen.exact.hmm import forward_backward, sample_paths
 from pplgen.exact.kalman_scan import kalman_filter_scan
-from pplgen.exact.linear_gaussian import times
+from pplgen.exact.linear_gaussian import matvec
 from pplgen.exact.simulation import draw_missing, draw_states
 from pplgen.exact.switching_simulation import draw_switching_paths
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.weighted import GOOD_K, smoothed_weights
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
-from pplgen.story.state_space import inside, lengths
+from pplgen.story.state_space import series_lengths, step_mask
 from pplgen.timeseries.parameters import Latents, chains_given, first_model, per_draw, pieces, series_story, transitions
 
 __all__ = [
@@ -105,7 +105,7 @@ def impute_series(pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
     """
     y = data[0]
     drawn = draw_paths(pair, y, draw_shared(pair, num_draws), num_draws).y.to(y.dtype)
-    return torch.where(inside(y).unsqueeze(-1), drawn, torch.nan)
+    return torch.where(step_mask(y).unsqueeze(-1), drawn, torch.nan)
 
 
 def draw_paths(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Paths:
@@ -185,7 +185,7 @@ def draw_weighted(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> We
         regimes = sample_paths(chains.log_emission, chains.chain, 1, seed=seed).squeeze(0)
         C, d, R = (of_regime(part, regimes) for part in (model.C, model.d, model.R))
         complete = draw_missing(y.double(), x[chosen], C, d, R)
-        found.append((x[chosen], regimes, times(C, x[chosen]) + d, complete, probabilities))
+        found.append((x[chosen], regimes, matvec(C, x[chosen]) + d, complete, probabilities))
     *parts, probabilities = (torch.cat(part) for part in zip(*found, strict=True))
     return Weighted(Paths(*parts), weights, probabilities, pareto_k, trusted)
 
@@ -208,7 +208,7 @@ def smoothed_states(
     for _, own, model in pieces(pair, y, latents, num_draws, paths=num_paths):
         assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
         by_state = transitions(pair, own, model)
-        options: dict[str, Any] = {"lengths": lengths(y).clamp_min(1), "log_transition": by_state}
+        options: dict[str, Any] = {"lengths": series_lengths(y).clamp_min(1), "log_transition": by_state}
         filtered = gaussian_sum_filter(y.double(), model, **options)
         drawn = draw_switching_paths(y.double(), filtered, model, num_paths, **options)
         found.append((drawn.states.transpose(1, 2), drawn.log_ratios.transpose(1, 2), filtered.log_likelihood))
@@ -237,6 +237,6 @@ def _gaussian(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Paths:
         assert isinstance(model, LinearGaussian), ONE_KIND
         states = draw_states(kalman_filter_scan(y.double(), model), model)
         complete = draw_missing(y.double(), states, model.C, model.d, model.R)
-        found.append((states, times(model.C, states) + model.d, complete))
+        found.append((states, matvec(model.C, states) + model.d, complete))
     states, signal, complete = (torch.cat(part) for part in zip(*found, strict=True))
     return Paths(states, None, signal, complete)

@@ -13,14 +13,14 @@ from torch import Tensor
 from pplgen.exact.hmm import forward_backward
 from pplgen.exact.kalman import Filtered
 from pplgen.exact.kalman_scan import kalman_filter_scan, rts_smoother_scan
-from pplgen.exact.linear_gaussian import times
+from pplgen.exact.linear_gaussian import matvec
 from pplgen.exact.switching import SwitchingFiltered, collapse, kim_filter
 from pplgen.posterior.datatree import INTERVAL
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.weighted import GaussianMixtures, weighted_moments, weighted_quantile
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
-from pplgen.story.state_space import inside
+from pplgen.story.state_space import step_mask
 from pplgen.timeseries.parameters import Latents, at, first_model, pieces, transitions
 from pplgen.timeseries.paths import Paths, Weighted, draw_hidden, draw_paths, draw_weighted, fill
 
@@ -86,7 +86,7 @@ def filter_series(pair: Pair, data: tuple[Any, ...], columns: Sequence[str], num
             regimes.append(kim.probabilities)
             state.add(*collapse(kim.probabilities, kim.mean, kim.covariance))
             C, d = model.C.unsqueeze(2), model.d.unsqueeze(2)
-            signal.add(*collapse(kim.probabilities, times(C, kim.mean) + d, C @ kim.covariance @ C.mT))
+            signal.add(*collapse(kim.probabilities, matvec(C, kim.mean) + d, C @ kim.covariance @ C.mT))
     parts = {**_of_mixtures("state", state), **_of_mixtures("y", signal)}
     if regimes:
         parts["regime_probability"] = (("series", "time", "regime"), torch.cat(regimes).mean(dim=0))
@@ -167,7 +167,7 @@ def series_dataset(
     parts: Parts, columns: Sequence[str], y: Tensor, *, first_step: int | None = None, **facts: Any
 ) -> xr.Dataset:
     """Name and label what was found of series; NaN past the ends, unless the steps begin at ``first_step``."""
-    within = inside(y)
+    within = step_mask(y)
     variables = {}
     for name, (dims, values) in parts.items():
         if first_step is None:
@@ -238,7 +238,7 @@ def drawn_parts(paths: Paths) -> Parts:
 def _add(state: GaussianMixtures, signal: GaussianMixtures, mean: Tensor, covariance: Tensor, model: Any) -> None:
     """Add the Gaussians of some draws, and those of the signal C x + d."""
     state.add(mean, covariance)
-    signal.add(times(model.C, mean) + model.d, model.C @ covariance @ model.C.mT)
+    signal.add(matvec(model.C, mean) + model.d, model.C @ covariance @ model.C.mT)
 
 
 def _of_mixtures(name: str, mixtures: GaussianMixtures) -> Parts:

@@ -11,7 +11,7 @@ import torch
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from pplgen.exact.ppca import LinearCodes, em_linear_codes, fill_in, ppca
+from pplgen.exact.ppca import FactorParameters, em_factor_analysis, factor_posterior, ppca
 from pplgen.fitting.fit import fit
 from pplgen.fitting.result import Fit
 from pplgen.models import PPCA, VAE, Autoencoder, FactorAnalysis
@@ -31,7 +31,7 @@ def _closed_form(sources: Sources) -> float:
 
 
 def _by_em(sources: Sources) -> float:
-    return float(em_linear_codes(sources.wine(), 2).log_likelihoods[-1])
+    return float(em_factor_analysis(sources.wine(), 2).log_likelihoods[-1])
 
 
 def _scikit_learns_factors(sources: Sources) -> float:
@@ -97,7 +97,7 @@ def _with_gaps(kind: str, sources: Sources) -> float:
     story.observe_missing(x)
     story.initialise(x)
     W, mu, sigma = story.constants.values()
-    exact = fill_in(x, LinearCodes(W, mu, sigma.square())).log_likelihoods.sum()
+    exact = factor_posterior(x, FactorParameters(W, mu, sigma.square())).log_likelihoods.sum()
     pair = Pair.of_story(story, x, initialise=False)
     with pair.isolated():
         return -float(pair.elbo().loss(pair.model, pair.guide, x)) - float(exact)

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.exact.em import GaussianMixtureParameters, climb_from, e_step, em, m_step
+from pplgen.exact.em import GaussianMixtureParameters, e_step, em, em_from_starts, m_step
 from pplgen.exact.em_missing import e_step_missing, em_missing
 from pplgen.fitting.fit import fit
 from pplgen.fitting.result import Fit
@@ -47,7 +47,7 @@ def _tied_maximum(num_components: int, sources: Sources) -> float:
         return maximise(torch.eye(num_components, dtype=x.dtype)[nearest])
 
     starts = [start() for _ in range(10)]
-    best = climb_from(starts, lambda at: e_step(x, at), maximise, max_iterations=5000, tolerance=1e-9 * len(x))
+    best = em_from_starts(starts, lambda at: e_step(x, at), maximise, max_iterations=5000, tolerance=1e-9 * len(x))
     return float(best.log_likelihoods[-1])
 
 
@@ -87,7 +87,7 @@ def _latent_classes(sources: Sources) -> float:
         return shares.mean(0), shares.T @ x / shares.sum(0)[:, None]
 
     starts = [maximise(torch.rand(400, 2).double().softmax(1)) for _ in range(10)]
-    best = climb_from(starts, expect, maximise, max_iterations=1000, tolerance=1e-7)
+    best = em_from_starts(starts, expect, maximise, max_iterations=1000, tolerance=1e-7)
     found = fit(MixedMixture(2, 10, columns="binary"), x.float(), compile="graph", progress=False)
     posterior = group_of(found.to_datatree(1000, groups=["posterior"]), "posterior")
     mean = [torch.tensor(posterior[name].values[0].mean(0)).double() for name in ("weights", "binary_probability")]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pplgen.compiler.recording import operations_of, unrecorded
+from pplgen.compiler.recording import pause_recording, record_operations
 from pplgen.story.isolation import seeded
 
 
@@ -64,7 +64,7 @@ def test_does_elsewhere_what_the_function_does(name):
     torch.manual_seed(0)
     x, p = torch.randn(2, 3), torch.randn(3)
     function = CASES[name]
-    graph, other = operations_of(function, x, p), make_fx(function)(x, p)
+    graph, other = record_operations(function, x, p), make_fx(function)(x, p)
     x, p = torch.randn(2, 3), torch.randn(3)
     with seeded(1):
         expected = function(x, p)
@@ -85,7 +85,7 @@ def test_constants_are_not_changed_by_the_graph():
         fresh += x
         return fresh
 
-    graph = operations_of(function, torch.ones(2))
+    graph = record_operations(function, torch.ones(2))
     for _ in range(2):
         assert graph(torch.tensor([3.0, 4.0])).tolist() == [4.0, 6.0]
 
@@ -93,15 +93,15 @@ def test_constants_are_not_changed_by_the_graph():
 def test_what_depends_on_the_inputs_is_no_number():
     for function in (lambda x: x * x.sum().item(), lambda x: x if torch.equal(x, x + 1) else -x):
         with pytest.raises(RuntimeError, match="depends on the inputs"):
-            operations_of(function, torch.ones(2))
+            record_operations(function, torch.ones(2))
 
 
 def test_unrecorded_results_are_constants():
     def function(x):
-        with unrecorded():
+        with pause_recording():
             table = torch.arange(4.0).cumsum(0)
         return x + table
 
-    graph = operations_of(function, torch.zeros(4))
+    graph = record_operations(function, torch.zeros(4))
     assert [node.op for node in graph.graph.nodes] == ["placeholder", "get_attr", "call_function", "output"]
     assert graph(torch.ones(4)).tolist() == [1.0, 2.0, 4.0, 7.0]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pplgen.compiler import functional as rewrite
-from pplgen.compiler.functional import clean
-from pplgen.compiler.recording import operations_of
+from pplgen.compiler.functional import canonicalise
+from pplgen.compiler.recording import record_operations
 from pplgen.compiler.sum_factoring import factor_sums
 
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_with_less(name):
     function, gone = CASES[name]
-    graph = clean(operations_of(function, ROWS, PARAMETERS), [ROWS, PARAMETERS])
+    graph = canonicalise(record_operations(function, ROWS, PARAMETERS), [ROWS, PARAMETERS])
     torch.testing.assert_close(graph(ROWS, PARAMETERS), function(ROWS, PARAMETERS))
     new = (ROWS.flip(0) * 2, PARAMETERS + 1)
     torch.testing.assert_close(graph(*new), function(*new))
@@ -62,7 +62,7 @@ def test_repetitions_are_computed_before_they_are_repeated():
     def function(x, p):
         return x / p.expand(6, 3).exp().log1p().sum(0, keepdim=True).expand(6, 3)
 
-    graph = clean(operations_of(function, ROWS, PARAMETERS), [ROWS, PARAMETERS])
+    graph = canonicalise(record_operations(function, ROWS, PARAMETERS), [ROWS, PARAMETERS])
     torch.testing.assert_close(graph(ROWS, PARAMETERS), function(ROWS, PARAMETERS))
     assert largest(graph, aten.exp.default, aten.log1p.default, aten.reciprocal.default) == 3
 
@@ -92,7 +92,7 @@ def test_in_place_operations_are_functions(name, monkeypatch):
     longer = []
     functional = rewrite._functional
     monkeypatch.setattr(rewrite, "_functional", lambda *given: longer.append(1) or functional(*given))
-    graph = clean(operations_of(function, ROWS, PARAMETERS), [ROWS, PARAMETERS])
+    graph = canonicalise(record_operations(function, ROWS, PARAMETERS), [ROWS, PARAMETERS])
     assert bool(longer) != short
     assert not any(
         getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in graph.graph.nodes
@@ -102,7 +102,7 @@ def test_in_place_operations_are_functions(name, monkeypatch):
 
 
 def test_equal_operations_are_one():
-    graph = clean(operations_of(CASES["the same twice"][0], ROWS, PARAMETERS), [ROWS, PARAMETERS])
+    graph = canonicalise(record_operations(CASES["the same twice"][0], ROWS, PARAMETERS), [ROWS, PARAMETERS])
     assert counted(graph)[aten.exp.default] == 1
 
 
@@ -111,7 +111,7 @@ def test_random_numbers_are_drawn_as_often_and_in_the_same_order():
         torch.rand(2)
         return x * torch.randn(3) + torch.randn(3)
 
-    graph = clean(operations_of(function, ROWS), [ROWS])
+    graph = canonicalise(record_operations(function, ROWS), [ROWS])
     torch.manual_seed(1)
     expected = function(ROWS)
     torch.manual_seed(1)
@@ -136,7 +136,7 @@ SUMS = {
 def test_factors_come_out_of_sums(name):
     """In double precision, for another order of summation; and what was taken out is not computed for every row."""
     x, p = ROWS.double(), PARAMETERS.double()
-    graph = clean(operations_of(SUMS[name], x, p), [x, p])
+    graph = canonicalise(record_operations(SUMS[name], x, p), [x, p])
     torch.testing.assert_close(graph(x, p), SUMS[name](x, p), rtol=1e-12, atol=1e-12)
     assert largest(graph, aten.mul.Tensor, aten.div.Tensor) <= 18
     if name in ("a factor", "a divisor and a sign"):
@@ -148,7 +148,7 @@ def test_what_others_read_is_not_taken_apart():
         product = x * p
         return product.sum(0), product.sin()
 
-    graph = operations_of(function, ROWS, PARAMETERS)
+    graph = record_operations(function, ROWS, PARAMETERS)
     before = counted(graph)
     factor_sums(graph)
     assert counted(graph) == before

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pplgen.compiler import vectorised as mapped
-from pplgen.compiler.vectorised import over_draws
+from pplgen.compiler.vectorised import map_draws
 from pplgen.posterior.draws import draw_posterior, draw_shared, row_densities
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -26,14 +26,14 @@ def mixture(x):
 @pytest.fixture
 def mapping(monkeypatch):
     """Say whether draws were mapped, and let tests forbid it."""
-    kept, done = mapped._mapped, []
+    kept, done = mapped._vmapped, []
 
     def watched(*arguments):
         result = kept(*arguments)
         done.append(True)
         return result
 
-    monkeypatch.setattr(mapped, "_mapped", watched)
+    monkeypatch.setattr(mapped, "_vmapped", watched)
     return done
 
 
@@ -68,7 +68,7 @@ def test_every_draw_has_random_numbers_of_its_own_and_the_seed_decides():
 
 def test_mapped_draws_have_the_distribution_of_single_ones(mapping):
     """Gamma draws of shape 2: mean 2 and variance 2, so four standard errors of 4,000 are .09 and .25."""
-    values = over_draws(lambda _: {"g": dist.Gamma(2.0, 1.0).sample()}, 4000)["g"]
+    values = map_draws(lambda _: {"g": dist.Gamma(2.0, 1.0).sample()}, 4000)["g"]
     assert mapping
     assert abs(values.mean().item() - 2) < 0.09
     assert abs(values.var().item() - 2) < 0.25  # kurtosis 6: variance of a variance (6 - 1 + 3) / n * 4 / 2
@@ -79,7 +79,7 @@ def test_what_branches_on_values_is_evaluated_one_by_one(mapping):
         return given["a"] * (2 if given["a"] > 0 else -1)
 
     a = torch.linspace(-1, 1, 160)
-    torch.testing.assert_close(over_draws(branching, 160, {"a": a}), torch.where(a > 0, 2 * a, -a))
+    torch.testing.assert_close(map_draws(branching, 160, {"a": a}), torch.where(a > 0, 2 * a, -a))
     assert not mapping
 
 
@@ -88,11 +88,11 @@ def test_an_error_of_the_function_is_its_own():
         raise ValueError("of its own")
 
     with pytest.raises(ValueError, match="of its own"):
-        over_draws(failing, 200)
+        map_draws(failing, 200)
 
 
 def test_intermediate_results_stay_small(monkeypatch):
     """Whatever the size of a batch, the result is that of all draws."""
-    monkeypatch.setattr(mapped, "ENTRIES", 7)
+    monkeypatch.setattr(mapped, "MAX_ENTRIES", 7)
     a = torch.randn(160, 3)
-    torch.testing.assert_close(over_draws(lambda given: given["a"] ** 2, 160, {"a": a}), a**2)
+    torch.testing.assert_close(map_draws(lambda given: given["a"] ** 2, 160, {"a": a}), a**2)

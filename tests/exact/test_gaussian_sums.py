@@ -23,7 +23,7 @@ def in_regime(step, k):
 
 def test_without_pasts_it_is_kim_s_filter(switching_model):
     y, parameters = switching_model
-    kim, ours = kim_filter(y, parameters), gaussian_sum_filter(y, parameters, most=0)
+    kim, ours = kim_filter(y, parameters), gaussian_sum_filter(y, parameters, max_terms=0)
     torch.testing.assert_close(ours.log_densities, kim.log_densities)
     for t, step in enumerate(ours.steps):
         assert step.log_weights.shape == (3,)
@@ -37,7 +37,7 @@ def test_with_all_pasts_it_is_exact(switching_model):
     y, parameters = switching_model
     y = y[:6].clone()
     y[2:4] = torch.nan
-    ours = gaussian_sum_filter(y, parameters, most=ALL)
+    ours = gaussian_sum_filter(y, parameters, max_terms=ALL)
     for num_steps in range(1, 7):
         expected, smoothed = enumerate_regimes(y[:num_steps], parameters)
         # a past of less than a thousandth is collapsed, though not lost
@@ -57,16 +57,16 @@ def test_more_pasts_come_closer_through_a_gap():
     y = torch.full((12, 2), torch.nan, **double)
     y[[0, 1, 10, 11]] = torch.tensor([[1.0, 0.0], [0.99, 0.15], [-0.3, 0.9], [-0.44, 0.85]], **double)
     expected, _ = enumerate_regimes(y, turns)
-    errors = [abs(gaussian_sum_filter(y, turns, most=most).log_likelihood - expected) for most in (0, 8, 64)]
+    errors = [abs(gaussian_sum_filter(y, turns, max_terms=most).log_likelihood - expected) for most in (0, 8, 64)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
 def test_batches_of_series_and_parameters(switching_models):
     series, models, both = switching_models
-    together = gaussian_sum_filter(series, both, most=3)
+    together = gaussian_sum_filter(series, both, max_terms=3)
     for draw, own in enumerate(models):
         for each in range(3):
-            alone = gaussian_sum_filter(series[each], own, most=3)
+            alone = gaussian_sum_filter(series[each], own, max_terms=3)
             torch.testing.assert_close(together.log_densities[draw, each], alone.log_densities)
 
 
@@ -88,7 +88,7 @@ def test_past_the_end_of_a_series_nothing_moves(switching_model):
 def test_a_regime_out_of_reach_stays_finite(switching_model, most):
     y, parameters = switching_model
     eye = torch.eye(3, dtype=torch.float64)
-    stuck = gaussian_sum_filter(y, parameters._replace(P=eye, pi=eye[0]), most=most)
+    stuck = gaussian_sum_filter(y, parameters._replace(P=eye, pi=eye[0]), max_terms=most)
     assert stuck.log_densities.isfinite().all()
     expected, _ = enumerate_regimes(y, parameters._replace(P=eye, pi=eye[0]))
     torch.testing.assert_close(stuck.log_likelihood, expected)

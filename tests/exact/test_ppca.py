@@ -8,7 +8,7 @@ from sklearn import decomposition
 from torch.distributions import MultivariateNormal
 
 from pplgen.errors import InputError
-from pplgen.exact.ppca import LinearCodes, em_linear_codes, fill_in, ppca
+from pplgen.exact.ppca import FactorParameters, em_factor_analysis, factor_posterior, ppca
 
 PPCA_WINE, FACTORS_WINE = -2875.63626, -2747.19105
 """Maxima for the standardised wine data with two codes, in nats for all 178 rows."""
@@ -21,7 +21,7 @@ def some():
     W, mu, psi = (torch.randn(*shape, generator=generator).double() for shape in ((5, 2), (5,), (5,)))
     x = torch.randn(4, 5, generator=generator).double()
     x[1, 2] = x[2, 1:] = x[3] = math.nan
-    return LinearCodes(W, mu, psi.exp()), x
+    return FactorParameters(W, mu, psi.exp()), x
 
 
 def covariance_of(parameters):
@@ -34,7 +34,7 @@ def test_closed_form_is_the_maximum(wine):
     assert log_likelihood.item() == pytest.approx(PPCA_WINE, abs=1e-5)
     dense = MultivariateNormal(parameters.mu, covariance_of(parameters)).log_prob(wine)
     torch.testing.assert_close(dense.sum(), log_likelihood)
-    torch.testing.assert_close(fill_in(wine, parameters).log_likelihoods, dense)
+    torch.testing.assert_close(factor_posterior(wine, parameters).log_likelihoods, dense)
 
 
 def test_closed_form_is_scikit_learns(wine):
@@ -43,15 +43,15 @@ def test_closed_form_is_scikit_learns(wine):
     N = len(wine)
     W, mu, psi = ppca(wine, 2)[0]
     torch.testing.assert_close(
-        covariance_of(LinearCodes(W, mu, psi)) * N / (N - 1), torch.from_numpy(theirs.get_covariance())
+        covariance_of(FactorParameters(W, mu, psi)) * N / (N - 1), torch.from_numpy(theirs.get_covariance())
     )
-    scaled = LinearCodes(W * math.sqrt(N / (N - 1)), mu, psi * N / (N - 1))
-    assert fill_in(wine, scaled).log_likelihoods.mean().item() == pytest.approx(theirs.score(wine.numpy()))
+    scaled = FactorParameters(W * math.sqrt(N / (N - 1)), mu, psi * N / (N - 1))
+    assert factor_posterior(wine, scaled).log_likelihoods.mean().item() == pytest.approx(theirs.score(wine.numpy()))
 
 
 def test_factor_analysis_is_scikit_learns(wine):
     theirs = decomposition.FactorAnalysis(2, tol=1e-8, max_iter=10_000).fit(wine.numpy())
-    ours = em_linear_codes(wine, 2)
+    ours = em_factor_analysis(wine, 2)
     assert ours.converged
     # the maximum is published with five decimals; steps of 1e-9 nats a row are left, a hundred of them
     assert ours.log_likelihoods[-1].item() == pytest.approx(FACTORS_WINE, abs=2e-5)
@@ -62,7 +62,7 @@ def test_factor_analysis_is_scikit_learns(wine):
 
 
 def test_em_with_shared_noise_finds_the_closed_form(wine):
-    found = em_linear_codes(wine, 2, shared_noise=True)
+    found = em_factor_analysis(wine, 2, shared_noise=True)
     parameters, log_likelihood = ppca(wine, 2)
     torch.testing.assert_close(found.log_likelihoods[-1], log_likelihood, atol=1e-5, rtol=0)
     torch.testing.assert_close(covariance_of(found.parameters), covariance_of(parameters), atol=1e-3, rtol=0)
@@ -72,14 +72,14 @@ def test_filled_in_is_the_dense_conditional(some):
     """Given what was seen, by the joint covariance of row and code; code and row are also those of Bayes' rule."""
     parameters, x = some
     W, mu, psi = parameters
-    filled = fill_in(x, parameters)
+    filled = factor_posterior(x, parameters)
     for i, row in enumerate(x):
         o, m = (~row.isnan()).nonzero().squeeze(1), row.isnan().nonzero().squeeze(1)
         A = W[o]
         precision = torch.eye(2, dtype=x.dtype) + A.T @ (A / psi[o, None])
         code = torch.linalg.solve(precision, A.T @ ((row[o] - mu[o]) / psi[o]))
-        torch.testing.assert_close(filled.codes[i], code)
-        torch.testing.assert_close(filled.code_covariance[i], torch.linalg.inv(precision))
+        torch.testing.assert_close(filled.latents[i], code)
+        torch.testing.assert_close(filled.latent_covariance[i], torch.linalg.inv(precision))
         torch.testing.assert_close(filled.rows[i, m], mu[m] + W[m] @ code)
         block = W[m] @ torch.linalg.inv(precision) @ W[m].T + torch.diag(psi[m])
         torch.testing.assert_close(filled.row_covariance[i][m][:, m], block)
@@ -93,9 +93,9 @@ def test_em_with_gaps_ends_where_the_likelihood_is_flat(wine):
     """The gradient at the end, by autograd through dense normals of the seen entries."""
     x = wine.clone()
     x[::3, 0] = x[::2, 4:6] = math.nan
-    found = em_linear_codes(x, 2, tolerance=1e-12)
+    found = em_factor_analysis(x, 2, tolerance=1e-12)
     assert (found.log_likelihoods.diff() > -1e-9).all()
-    free = LinearCodes(*(value.clone().requires_grad_() for value in found.parameters))
+    free = FactorParameters(*(value.clone().requires_grad_() for value in found.parameters))
     Sigma = covariance_of(free)
     total = x.new_zeros(())
     for row in x:
@@ -111,6 +111,6 @@ def test_refuses_codes_that_leave_no_noise(wine):
     with pytest.raises(InputError, match="num_latents=13 with 13 features: expected between 0 and 12"):
         ppca(wine, 13)
     with pytest.raises(InputError, match="num_latents=0 with 13 features: expected between 1 and 12"):
-        em_linear_codes(wine, 0)
+        em_factor_analysis(wine, 0)
     with pytest.raises(InputError, match="the rows lie in 2 dimensions"):
         ppca(wine[:, :2] @ torch.ones(2, 4, dtype=wine.dtype).cumsum(1), 2)

@@ -14,10 +14,10 @@ from pplgen.story.dynamics import SwitchingLinearGaussian
 PATHS = 20_000
 
 
-def drawn(y, parameters, num_paths=PATHS, most=0, **options):
+def drawn(y, parameters, num_paths=PATHS, max_terms=0, **options):
     torch.manual_seed(0)
     return draw_switching_paths(
-        y, gaussian_sum_filter(y, parameters, most=most, **options), parameters, num_paths, **options
+        y, gaussian_sum_filter(y, parameters, max_terms=max_terms, **options), parameters, num_paths, **options
     )
 
 
@@ -31,7 +31,7 @@ def log_mean(log_ratios):
 def test_weighted_paths_have_the_exact_moments(switching_model, most):
     y, parameters = switching_model
     log_likelihood, exact = enumerate_regimes(y, parameters)
-    regimes, states, log_ratios = drawn(y, parameters, most=most)
+    regimes, states, log_ratios = drawn(y, parameters, max_terms=most)
     estimate, error = log_mean(log_ratios)
     assert error < 0.02  # nats: the filter loses little here
     assert abs(estimate - log_likelihood) < 4 * error
@@ -109,7 +109,7 @@ def test_transitions_that_depend_on_the_state(most):
         return (P.log() + torch.stack([-x[..., 0], x[..., 0]], -1).unsqueeze(-2)).log_softmax(-1)
 
     y = torch.tensor([[0.3], [torch.nan], [torch.nan], [1.4], [-0.5]], **as_double)
-    regimes, states, log_ratios = drawn(y, parameters, most=most, log_transition=log_transition)
+    regimes, states, log_ratios = drawn(y, parameters, max_terms=most, log_transition=log_transition)
 
     torch.manual_seed(1)
     s, x, log_seen, path = Categorical(parameters.pi).sample((1_000_000,)), torch.randn(1_000_000, **as_double), 0, []

@@ -21,7 +21,7 @@ from pplgen.inference.engine import Engine, State, why_not_compiled
 from pplgen.inference.options import Adam
 from pplgen.inference.training import StopReason
 from pplgen.story.conditioning import RowScale
-from pplgen.story.isolation import flushed, seeded
+from pplgen.story.isolation import flush_denormals, seeded
 from pplgen.story.pair import Pair
 
 Y = torch.linspace(-1.0, 2.0, 25)
@@ -79,9 +79,9 @@ def test_denormal_numbers_are_zero_within_steps_alone():
     engine.run(state, rates, 1, notice=lambda *_: seen.append(float(tiny * 1)))
     assert seen == [0.0]
     assert tiny * 1 > 0
-    with flushed(), flushed():  # where the caller had it so already, it stays so
+    with flush_denormals(), flush_denormals():  # where the caller had it so already, it stays so
         pass
-    with flushed():
+    with flush_denormals():
         engine.run(state, rates, 1)
         assert tiny * 1 == 0
 

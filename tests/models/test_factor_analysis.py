@@ -5,7 +5,7 @@ import torch
 from pplgen.models import FactorAnalysis
 
 import pplgen
-from pplgen.exact.ppca import em_linear_codes
+from pplgen.exact.ppca import em_factor_analysis
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def fit(wine):
 def test_bound_is_the_maximum_of_the_likelihood(wine, fit):
     # the published maximum; what is left to gain at the plateau
     assert fit.elbo == pytest.approx(-2747.19105, abs=0.001)
-    exact = em_linear_codes(wine, 2).parameters
+    exact = em_factor_analysis(wine, 2).parameters
     W, _, sigma = fit.story.constants.values()
     # parameters are flat to second order around the maximum: the root of what is left
     torch.testing.assert_close(W @ W.T, exact.W @ exact.W.T, atol=0.005, rtol=0)

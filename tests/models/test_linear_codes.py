@@ -8,7 +8,7 @@ from pplgen.models import PPCA, VAE, FactorAnalysis
 from pyro.infer import Trace_ELBO
 
 import pplgen
-from pplgen.exact.ppca import LinearCodes, em_linear_codes, fill_in
+from pplgen.exact.ppca import FactorParameters, em_factor_analysis, factor_posterior
 from pplgen.story.isolation import seeded
 
 STORIES = [PPCA, FactorAnalysis]
@@ -29,7 +29,7 @@ def fit(request, gaps):
 
 def exact_of(story):
     W, mu, sigma = story.constants.values()
-    return LinearCodes(W, mu, sigma.square())
+    return FactorParameters(W, mu, sigma.square())
 
 
 @pytest.mark.parametrize("kind", STORIES)
@@ -40,10 +40,10 @@ def test_guide_is_the_posterior(kind, gaps):
         story = kind(8, 2).double()
         story.observe_missing(x)
         story.initialise(x)
-        q, exact = story.encode(x), fill_in(x, exact_of(story))
-        torch.testing.assert_close(q.mean.detach(), exact.codes)
-        torch.testing.assert_close(q.covariance_matrix.detach(), exact.code_covariance)
-    torch.testing.assert_close(exact.code_covariance[-1], torch.eye(2, dtype=x.dtype))
+        q, exact = story.encode(x), factor_posterior(x, exact_of(story))
+        torch.testing.assert_close(q.mean.detach(), exact.latents)
+        torch.testing.assert_close(q.covariance_matrix.detach(), exact.latent_covariance)
+    torch.testing.assert_close(exact.latent_covariance[-1], torch.eye(2, dtype=x.dtype))
 
 
 @pytest.mark.parametrize("kind", STORIES)
@@ -52,7 +52,7 @@ def test_bound_is_the_log_likelihood_whatever_is_drawn(kind, gaps):
     story = kind(8, 2).double()
     story.observe_missing(gaps)
     story.initialise(gaps)
-    exact = fill_in(gaps, exact_of(story)).log_likelihoods.sum().item()
+    exact = factor_posterior(gaps, exact_of(story)).log_likelihoods.sum().item()
     for seed in range(3):
         with seeded(seed):
             assert -Trace_ELBO().loss(story.model, story.guide, gaps) == pytest.approx(exact)
@@ -73,7 +73,7 @@ def test_bound_is_the_log_likelihood_whatever_is_drawn(kind, gaps):
 
 
 def test_fits_what_was_seen(fit, gaps):
-    best = em_linear_codes(gaps, 2, shared_noise=isinstance(fit.story, PPCA), tolerance=1e-8)
+    best = em_factor_analysis(gaps, 2, shared_noise=isinstance(fit.story, PPCA), tolerance=1e-8)
     # what is left to gain, at the plateau and in EM's last steps
     assert fit.elbo == pytest.approx(best.log_likelihoods[-1].item(), abs=0.02)
 
@@ -81,19 +81,21 @@ def test_fits_what_was_seen(fit, gaps):
 def test_log_likelihood_is_exact_for_new_rows(fit, gaps):
     rows = torch.cat([gaps[:5].nan_to_num(1.0), gaps[-5:]])
     found = fit.log_likelihood(rows, draws=2)
-    torch.testing.assert_close(found.as_subclass(torch.Tensor), fill_in(rows, exact_of(fit.story)).log_likelihoods)
+    torch.testing.assert_close(
+        found.as_subclass(torch.Tensor), factor_posterior(rows, exact_of(fit.story)).log_likelihoods
+    )
     assert found.standard_error.max() < 1e-9
 
 
 def test_latents_are_the_posterior_of_codes(fit, gaps):
-    found, exact = fit.latents(gaps, draws=2000), fill_in(gaps, exact_of(fit.story))
-    deviation = exact.code_covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    found, exact = fit.latents(gaps, draws=2000), factor_posterior(gaps, exact_of(fit.story))
+    deviation = exact.latent_covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     # five standard errors of a mean of 2000 draws, for 356 of them
-    assert ((torch.from_numpy(found["z"].values) - exact.codes).abs() < 5 * deviation / math.sqrt(2000)).all()
+    assert ((torch.from_numpy(found["z"].values) - exact.latents).abs() < 5 * deviation / math.sqrt(2000)).all()
 
 
 def test_impute_draws_from_the_conditional(fit, gaps):
-    rows, exact = gaps[-6:], fill_in(gaps[-6:], exact_of(fit.story))
+    rows, exact = gaps[-6:], factor_posterior(gaps[-6:], exact_of(fit.story))
     drawn = fit.impute(rows, draws=2000)
     missing = rows.isnan()
     assert torch.equal(drawn[:, ~missing], rows[~missing].expand(2000, -1))

@@ -48,7 +48,7 @@ def test_structure_of_a_functional_pair():
     assert structure.observed == ("y",)
     assert structure.per_row == {"y"}
     assert not structure.enumerated
-    assert not structure.sums
+    assert not structure.enumerates
 
 
 def test_structure_of_an_enumerated_pair_without_a_guide():
@@ -139,7 +139,7 @@ def test_rows_that_the_model_subsamples_itself_are_not_rows():
 
     structure = Pair(model, normal_guide, (ROWS,)).structure
     assert structure.row_plate is None
-    assert "all of them in each run" in structure.why_no_rows()
+    assert "all of them in each run" in structure.why_no_row_densities()
 
 
 def test_a_plate_as_long_as_the_data_holds_them_only_if_they_are_observed_in_it():
