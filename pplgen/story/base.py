@@ -1,10 +1,11 @@
-"""The contract of a generative story: a model, a guide, named dimensions, a way to simulate."""
+"""The contract of a story: a generative model with its guide, named dimensions, prior simulation."""
 
 from __future__ import annotations
 
 import json
 import math
 import operator
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -38,32 +39,36 @@ class Story(PyroModule):
     - ``guide(x=None, num_rows=1)``: the same arguments; every continuous latent of the model, no enumerated one. Where
       no site depends on the rows, ``guide(None)`` draws the globals.
     - The constructor takes sizes and priors as keyword arguments, validates them with the ``check_`` functions of this
-      module and passes them to ``super().__init__``, which keeps them as ``config``. ``num_features``, where a story
-      has it, is the number of data columns; the command line fills it in.
+      module and passes them to ``super().__init__``, which stores them as ``config``. ``num_features``, where a story
+      has it, is the number of data columns; the command line sets it from the data.
 
     Parameters
     ----------
     **config
-        The constructor's arguments, JSON-able: ``type(story)(**story.config)`` is an untrained twin.
+        The constructor's arguments, JSON-serialisable: ``type(story)(**story.config)`` is an untrained copy.
     """
 
     dims: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    """The axes of every site, by name, and of every deterministic. An enumerated site lists its plates and then the
-    name of its categories: ``{"z": ("row", "component")}``."""
+    """Names of the axes of every sample site and deterministic, by site name. An enumerated site lists its plates and
+    then the axis of its categories: ``{"z": ("row", "component")}``."""
 
     auxiliary: frozenset[str] = frozenset()
-    """Sites that are coordinates rather than quantities to read; tables leave them out."""
+    """Sites that are internal coordinates rather than quantities of interest; summary tables omit them."""
 
     takes_series: ClassVar[bool] = False
     """Whether rows are series of steps, and the data of shape ``(num_series, num_steps, num_features)``."""
 
     accepts_missing: ClassVar[bool] = False
-    """Whether NaN in the data is marginalised (or masked) by ``model``."""
+    """Whether ``model`` marginalises (or masks) NaN in the data."""
 
     takes_labels: ClassVar[bool] = False
-    """Whether ``model``, ``guide`` and ``complete`` heed known labels of rows themselves, as the argument ``labels``,
-    -1 for unknown; elsewhere the toolkit pins the latent that is summed out. Minibatches then hold labelled rows and
-    others in proportions of their own."""
+    """Whether ``model``, ``guide`` and ``complete`` take an argument ``labels``, -1 for unknown, and condition on it;
+    otherwise the toolkit conditions the enumerated latent. Minibatches are then stratified into labelled and unlabelled
+    rows."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _accept_notice(cls)
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -73,58 +78,58 @@ class Story(PyroModule):
             raise InputError(f"{type(self).__name__}: options must be plain, finite values: {error}") from None
 
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Any:
-        """Run the generative process; see the class."""
+        """Sample from the generative model, conditioned on ``x`` where given; see the class."""
         raise NotImplementedError(f"{type(self).__name__} has no model")
 
     def guide(self, x: Tensor | None = None, num_rows: int = 1) -> Any:
-        """Run the approximate posterior; see the class."""
+        """Sample from the approximate posterior; see the class."""
         raise NotImplementedError(f"{type(self).__name__} has no guide")
 
     @property
     def constants(self) -> Mapping[str, Tensor]:
-        """Numbers that the model conditions on, such as priors taken from the data, by the names in ``dims``."""
+        """Constants of the model, such as prior parameters set from the data, by their names in ``dims``."""
         return {}
 
     def labels(self, columns: Sequence[str]) -> dict[str, list[str]]:
-        """Label axes of ``dims`` by the data's columns: those whose name ends in ``feature``, unless overridden."""
+        """Coordinate labels by axis name; by default the columns for each axis of ``dims`` that ends in ``feature``."""
         names = {axis for axes in self.dims.values() for axis in axes}
         return {axis: list(columns) for axis in names if axis.endswith("feature")}
 
     def check_data(self, x: Tensor) -> None:
-        """Raise ``InputError`` where ``x``, shape ``(num_rows, num_features)``, cannot be this story's rows.
+        """Raise ``InputError`` if ``x``, shape ``(num_rows, num_features)``, is not valid data for this story.
 
-        Called for training data and for new rows alike.
+        Called for training data and for new rows.
         """
 
     def check_training_data(self, x: Tensor) -> None:
-        """Raise ``InputError`` where ``x``, shape ``(num_rows, num_features)``, is too little to learn from."""
+        """Raise ``InputError`` if ``x``, shape ``(num_rows, num_features)``, is insufficient for training."""
 
     def check_labels(self, labels: Tensor) -> None:
-        """Raise ``InputError`` where ``labels``, -1 for unknown, cannot be those of the rows' discrete latent."""
-        raise InputError(f"labels: {type(self).__name__} takes none")
+        """Raise ``InputError`` if ``labels``, -1 for unknown, are not valid values of the rows' discrete latent."""
+        raise InputError(f"labels: {type(self).__name__} does not accept labels")
 
     def observe_missing(self, x: Tensor) -> None:
-        """Note what ``model`` must know of rows before it sees them, such as whether entries are missing.
+        """Record properties of the rows on which ``model`` depends, such as whether entries are missing.
 
         Called with all training rows, and with new rows before they are scored.
         """
 
     def complete(self, x: Tensor) -> Tensor:
-        """Draw the missing entries of rows given the others; called with the latents conditioned on a draw."""
+        """Draw the missing entries of rows given the observed ones; called with latents conditioned on a draw."""
         raise InputError(f"{type(self).__name__} does not impute missing entries")
 
     def generated(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute or draw further quantities from latents and rows; called with the latents conditioned on a draw.
+        """Compute or draw generated quantities from latents and rows; called with latents conditioned on a draw.
 
-        They join the posterior group of the tree and its tables; ``dims`` names their axes.
+        They are added to the ``posterior`` group of the ``DataTree`` and to summary tables; ``dims`` names their axes.
         """
         return {}
 
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Set priors that were left to the data, and start the guide near ``x``, at random from torch's generator.
+        """Set data-dependent priors and initialise the guide near ``x``, at random from torch's generator.
 
-        Where rows have them, ``labels`` holds the value of their discrete latent, -1 for unknown, and ``weights`` how
-        much they count, shape ``(num_rows,)`` each; ``model`` and ``guide`` need not know of either.
+        ``labels`` holds the values of the rows' discrete latent, -1 for unknown, and ``weights`` their weights, shape
+        ``(num_rows,)`` each; ``model`` and ``guide`` need not take either.
         """
 
     def simulate(self, num_rows: int) -> Tensor:
@@ -132,6 +137,23 @@ class Story(PyroModule):
         with torch.no_grad():
             x: Tensor = self.model(None, num_rows=num_rows)
         return x
+
+
+def _accept_notice(cls: type[Story]) -> None:
+    """Let a class that overrides ``observe_missing`` by its former name ``notice`` work, with a ``FutureWarning``."""
+    defining = next(base for base in cls.__mro__ if {"notice", "observe_missing"} & vars(base).keys())
+    if "observe_missing" in vars(defining):
+        return
+    warnings.warn(
+        f"{cls.__name__}.notice: Story.notice is renamed to observe_missing, and support for the former name will be "
+        "removed",
+        FutureWarning,
+        stacklevel=3,
+    )
+    setattr(cls, "observe_missing", vars(defining)["notice"])  # noqa: B010
+    for base in cls.__mro__[1:]:  # for calls of super().notice(x)
+        if "observe_missing" in vars(base) and "notice" not in vars(base):
+            setattr(base, "notice", vars(base)["observe_missing"])  # noqa: B010
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
@@ -154,10 +176,10 @@ def check_positive(name: str, value: Any) -> float:
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
-    """Return ``value`` where it is one of the choices, or raise ``InputError`` naming them."""
-    known = list(choices)
-    if value not in known:
-        raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}")
+    """Return ``value`` if it is one of the choices, or raise ``InputError`` listing them."""
+    options = list(choices)
+    if value not in options:
+        raise InputError(f"{name}={value!r}: expected one of {', '.join(options)}")
     return str(value)
 
 
@@ -167,13 +189,13 @@ def check_per_feature(name: str, value: Any, num_features: int, *, positive: boo
     Raises
     ------
     InputError
-        Where an entry is not a finite (``positive``: positive) number, or their count is not ``num_features``.
+        If an entry is not a finite (``positive``: positive) number, or their number is not ``num_features``.
     """
     if value is None:
         return None
     value = value.tolist() if hasattr(value, "tolist") else value
-    given = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * num_features
-    numbers = [_number(entry) for entry in given]
+    entries = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * num_features
+    numbers = [_number(entry) for entry in entries]
     kind = "positive, finite" if positive else "finite"
     if any(number is None or (positive and number <= 0) for number in numbers):
         raise InputError(f"{name}={value!r}: expected one {kind} number, or one per feature")
@@ -183,7 +205,7 @@ def check_per_feature(name: str, value: Any, num_features: int, *, positive: boo
 
 
 def _number(value: Any) -> float | None:
-    """Return ``value`` as a finite float, or ``None`` where it is not one."""
+    """Return ``value`` as a finite float, or ``None`` if it is not one."""
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None

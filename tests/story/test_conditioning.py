@@ -199,7 +199,7 @@ def test_wrong_facts(rows, options, sentence):
 
 
 def test_stories_without_labels_say_so(rows):
-    with pytest.raises(InputError, match="labels: DirichletProcessMixture takes none"):
+    with pytest.raises(InputError, match="labels: DirichletProcessMixture does not accept labels"):
         pplgen.fit(DirichletProcessMixture(3, 2), rows[0], labels=rows[1], steps=5, progress=False)
 
 
