@@ -21,8 +21,8 @@ from harness import compare, report
 from pplgen.models import GaussianMixture
 
 from pplgen.compiler.graph import tensors_of, trace
-from pplgen.distributed.ranks import ALONE, Ranks
-from pplgen.distributed.sharding import Shard, shard_of
+from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
+from pplgen.distributed.sharding import Shard, shard_rows
 from pplgen.inference.engine import Engine, State
 from pplgen.inference.minibatches import batching
 from pplgen.story.isolation import seeded
@@ -92,12 +92,12 @@ def time_steps(num_rows: int, ranks: Ranks) -> None:
     with seeded(0):
         x = torch.randn(num_rows, 8) + 3.0 * torch.randn(5, 8)[torch.randint(5, (num_rows,))]
         pair = Pair.of_story(GaussianMixture(5, 8), x)
-    shard = shard_of(pair, ranks)
-    together, half = stepping(pair, ranks, shard), stepping(pair, ALONE, shard)
+    shard = shard_rows(pair, ranks)
+    together, half = stepping(pair, ranks, shard), stepping(pair, SINGLE_PROCESS, shard)
     if not ranks.first:
         obey([together, half])
         return
-    whole = stepping(pair, ALONE, None)
+    whole = stepping(pair, SINGLE_PROCESS, None)
     one, two = "one process, all rows", "two processes, half the rows each"
     contenders = {
         one: whole,
@@ -133,7 +133,7 @@ def work(rank: int, store: str, sizes: list[int]) -> None:
     """Be one of the two processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    ranks = Ranks.here()
+    ranks = Ranks.current()
     for num_rows in sizes:
         time_steps(num_rows, ranks)
     time_exchanges(ranks)

@@ -27,7 +27,7 @@ from pplgen.cli.main import main
 from pplgen.errors import DataWarning
 from pplgen.storage import checkpoint
 from pplgen.storage import run_folder as store
-from pplgen.storage.header import sealed
+from pplgen.storage.header import with_digest
 
 PATIENCE = {signal.ITIMER_PROF: 60, signal.ITIMER_REAL: 600}
 """Seconds of computing, and by the clock of a machine that does other things too, after which a case hangs."""
@@ -242,7 +242,7 @@ def test_headers(run, edit, reseal, changes):
     number, value, kind = edit
     told = edited(facts, where[number % len(where)], value, kind)
     if reseal and isinstance(told, dict):
-        told = sealed(told)
+        told = with_digest(told)
     content = json.dumps(told).encode()
     if not reseal:
         content = changed(content, changes)
@@ -276,7 +276,7 @@ def test_tensors(run, data):
         with refused_or_read():
             pplgen.load(copy)
         digest = {"parameters_sha256": store._digest(copy / store.TENSORS)}
-        (copy / store.HEADER).write_text(json.dumps(sealed(header | digest)))
+        (copy / store.HEADER).write_text(json.dumps(with_digest(header | digest)))
         with refused_or_read():
             fit = pplgen.load(copy)
             assert all(value.isfinite().all() for value in fit.story.parameters())

@@ -22,7 +22,7 @@ from pplgen.fitting.saved_draws import read_draws
 from pplgen.report.page import PAGE
 from pplgen.storage import checkpoint
 from pplgen.storage import run_folder as store
-from pplgen.storage.header import sealed
+from pplgen.storage.header import with_digest
 
 QUICK = {"steps": 5, "compile": "off", "progress": False}
 
@@ -110,7 +110,7 @@ def test_parameters(pickles, run, packed):
     (run / store.TENSORS).write_bytes(pickles[packed])
     header = json.loads((run / store.HEADER).read_text())
     digest = {"parameters_sha256": store._digest(run / store.TENSORS)}
-    (run / store.HEADER).write_text(json.dumps(sealed(header | digest)))
+    (run / store.HEADER).write_text(json.dumps(with_digest(header | digest)))
     with pytest.raises(InputError, match=r"parameters.safetensors' cannot be read"):
         pplgen.load(run)
 
@@ -123,7 +123,7 @@ def test_headers_and_draws_and_checkpoints(pickles, run, tmp_path, packed):
     (run / store.HEADER).write_bytes(pickles[packed])
     with pytest.raises(InputError, match="cannot be read as a header"):
         pplgen.load(run)
-    for name in (checkpoint.NAME, checkpoint.BEFORE):
+    for name in (checkpoint.NAME, checkpoint.PREVIOUS):
         (tmp_path / name).write_bytes(pickles[packed])
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
         checkpoint.Checkpoint(checkpoint.CheckpointOptions(tmp_path), "fit", torch.device("cpu")).load()
@@ -137,7 +137,7 @@ def test_a_header_names_nothing_that_runs(run, mark, tmp_path, monkeypatch, stor
     monkeypatch.syspath_prepend(tmp_path)
     header = json.loads((run / store.HEADER).read_text())
     told = {"story": story, "config": {"path": str(mark)}}
-    (run / store.HEADER).write_text(json.dumps(sealed(header | told)))
+    (run / store.HEADER).write_text(json.dumps(with_digest(header | told)))
     with pytest.raises(InputError, match=r"nothing that a run names is executed|is not a Story"):
         pplgen.load(run)
 
@@ -187,7 +187,7 @@ def test_a_report_shows_every_string_as_text(run, fit, tmp_path):
         "columns": [HOSTILE, "b'\"&"],
         "data": header["data"] | {"name": HOSTILE, "fingerprint": HOSTILE},
     }
-    (run / store.HEADER).write_text(json.dumps(sealed(header | told)))
+    (run / store.HEADER).write_text(json.dumps(with_digest(header | told)))
     hostile = pplgen.load(run)
     hostile.story.config["<script>"] = "</code><script>"
     pages = [hostile.report(tmp_path / "story")]

@@ -107,10 +107,10 @@ def calibrate(
     if isinstance(model, Story) and guide is not None:
         raise InputError(f"guide: {type(model).__name__} brings its own guide")
     name = type(model).__name__ if isinstance(model, Story) else getattr(model, "__name__", "a Pyro pair")
-    ranks = Ranks.here()
+    ranks = Ranks.current()
     if num_datasets < ranks.size:
         raise InputError(f"num_datasets={num_datasets}: expected one at least for each of the {ranks.size} ranks")
-    with ranks.watched(), reporting(progress if ranks.first else False) as callback:
+    with ranks.monitored(), reporting(progress if ranks.first else False) as callback:
 
         def report(step: int, value: float, rate: float, doing: str) -> None:
             if callback:

@@ -117,7 +117,7 @@ def run_trials(
         measured = _measured(done, drawn_from, num_draws, draws_seed + ranks.rank) if done else None
     except NotTraceable as reason:
         raise InputError(f"calibration runs all fits as one program, and the pair has no graph: {reason}") from None
-    every = ranks.gathered((measured, [runs[index].stop for index in best if index is not None]))
+    every = ranks.all_gather((measured, [runs[index].stop for index in best if index is not None]))
     stops = tuple(stop for _, own in every for stop in own)
     if len(stops) < 2:
         raise InputError(f"{num_datasets - len(stops)} of {num_datasets} fits broke down, so there are none to rank")

@@ -45,7 +45,7 @@ def calibration_options(
 def report_calibration(story: Any, *, out: Path | None, **options: Any) -> None:
     """Calibrate a story, print the table, write the picture, and exit with 1 where ranks are not uniform."""
     from pplgen.calibration.calibrate import calibrate
-    from pplgen.distributed.ranks import launched
+    from pplgen.distributed.ranks import process_group
     from pplgen.errors import InputError
     from pplgen.storage import run_folder as store
 
@@ -53,7 +53,7 @@ def report_calibration(story: Any, *, out: Path | None, **options: Any) -> None:
         store.check_new(out)
     if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--out {out}: expected a name that ends in .png, .svg or .pdf")
-    with launched() as ranks:
+    with process_group() as ranks:
         found = calibrate(story, **options)
     if ranks.first:
         found.summary()

@@ -17,7 +17,7 @@ def check_place(directory: Path, *, force: bool, resume: bool) -> bool:
     from pplgen.storage import checkpoint
     from pplgen.storage import run_folder as store
 
-    kept = checkpoint.found(directory)
+    kept = checkpoint.exists(directory)
     store.check_vacant(directory, force=force or (resume and kept))
     if resume and not kept:
         message = f"{str(directory)!r} holds no checkpoint yet, so the fit starts from the beginning"

@@ -9,8 +9,8 @@ import pandas as pd
 from torch import Tensor
 
 from pplgen.cli.tables import latent_columns
-from pplgen.data.columns import Choice
-from pplgen.data.table import Table, load_chosen
+from pplgen.data.columns import ColumnSelection
+from pplgen.data.table import Table, load_selected
 from pplgen.errors import InputError
 from pplgen.fitting.result import Fit
 
@@ -47,7 +47,7 @@ def anomalies(fit: Fit, data: Any, held_out: Any, *, rate: float, draws: int, se
 
 def interpolated(fit: Fit, data: Any, first: int, last: int, num: int, seed: int) -> pd.DataFrame:
     """Lay the steps between two rows out, rows counted from 1."""
-    table = load_chosen(data, Choice(trained=fit.columns))
+    table = load_selected(data, ColumnSelection(training=fit.columns))
     for what, row in (("--from", first), ("--to", last)):
         if row > len(table):
             raise InputError(f"{what} {row}: {table.name} has {len(table)} rows")

@@ -219,26 +219,25 @@ def _fit(
 ) -> None:
     """Fit, write the run directory and print the summary; of several processes the first does the latter two."""
     from pplgen.data.blocks import stream_name
-    from pplgen.distributed.ranks import launched
+    from pplgen.distributed.ranks import process_group
     from pplgen.plots import fit as plots
-    from pplgen.storage import atomic as durable
-    from pplgen.storage import checkpoint
+    from pplgen.storage import atomic, checkpoint
     from pplgen.storage import run_folder as store
 
     directory = out or Path("runs") / f"{entry.name}-{stream_name(data)}"
     story_class = getattr(models, entry.class_name)
-    with launched(options["device"]) as ranks, ranks.watched():
-        kept = ranks.once(lambda: check_place(directory, force=force, resume=resume))
+    with process_group(options["device"]) as ranks, ranks.monitored():
+        kept = ranks.on_first_rank(lambda: check_place(directory, force=force, resume=resume))
         force = force or (resume and kept)  # a run was being replaced there, or had just been written
-        rows = ranks.in_turn(lambda: read_data(story_class, data, stream, series, options))
+        rows = ranks.first_rank_first(lambda: read_data(story_class, data, stream, series, options))
         shared = ranks.size > 1 and options["shard"] == "restarts"
         if options["compile"] != "off" and options["method"] == "svi" and not shared:
             options["checkpoint"] = directory
             if not resume:
-                ranks.once(lambda: checkpoint.remove(directory))
+                ranks.on_first_rank(lambda: checkpoint.remove(directory))
         elif resume and kept:
             raise InputError("--resume: with these options no checkpoint is kept; give those of the killed run")
-        made = ranks.once(lambda: durable.missing(directory))
+        made = ranks.on_first_rank(lambda: atomic.missing_folders(directory))
         try:
             fit = pplgen.fit(story_class(**config, num_features=len(rows.columns)), rows, **options)
         except InputError as error:
@@ -246,7 +245,7 @@ def _fit(
                 # what cannot be fitted cannot be resumed
                 if not resume and options.get("checkpoint") and not isinstance(error, Interrupted):
                     checkpoint.remove(directory)
-                durable.remove_empty(made)
+                atomic.remove_empty(made)
             raise
         if not ranks.first:
             return
@@ -260,7 +259,7 @@ def _fit(
                 if _WARNINGS.lines:
                     (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
         except InputError as error:
-            kept = checkpoint.found(directory)
+            kept = checkpoint.exists(directory)
             raise InputError(f"{error}{'; the fit is kept there, for --resume' if kept else ''}") from error
         checkpoint.remove(directory)
     fit.summary(tree=tree)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pplgen.data.columns import Choice, names_among
-from pplgen.data.series import load_chosen_series
-from pplgen.data.table import Table, load_chosen
+from pplgen.data.columns import ColumnSelection, named_columns
+from pplgen.data.series import load_selected_series
+from pplgen.data.table import Table, load_selected
 from pplgen.errors import InputError
 from pplgen.fitting.result import Fit
 from pplgen.storage import run_folder as store
@@ -35,7 +35,7 @@ def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
         table = _series(fit, data, by)
         density = fit.filter(table)[["log_density"]]
         return series_table(density.merge(fit.smooth(table)))
-    table = load_chosen(data, Choice(trained=fit.columns))
+    table = load_selected(data, ColumnSelection(training=fit.columns))
     frame = latent_columns(fit, fit.latents(table))
     frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
     frame.insert(0, "row", np.arange(1, len(frame) + 1))
@@ -103,7 +103,7 @@ def series_table(found: xr.Dataset) -> pd.DataFrame:
 
 def _series(fit: Fit, data: Any, by: str | None) -> Table:
     """Read the training columns of series."""
-    return load_chosen_series(data, Choice(trained=fit.columns, coded=names_among(by)), by)
+    return load_selected_series(data, ColumnSelection(training=fit.columns, categorical=named_columns(by)), by)
 
 
 def _of_series(fit: Fit, by: str | None) -> bool:

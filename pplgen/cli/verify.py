@@ -29,7 +29,7 @@ def verify(
     Ends with exit code 1 where a claim does not hold. Those whose data are not at hand are counted, and no failure.
     """
     from pplgen.errors import InputError
-    from pplgen.storage.run_folder import check_replaceable, write_whole
+    from pplgen.storage.run_folder import check_replaceable, write_text
     from pplgen.verification import record
     from pplgen.verification.claim import Outcome, Result
     from pplgen.verification.running import chosen, verify
@@ -61,9 +61,9 @@ def verify(
         typer.echo(f"{number} not run: {reason}")
     typer.echo(record.counted(every))
     if markdown is not None:
-        write_whole(markdown, record.as_markdown(results))
+        write_text(markdown, record.as_markdown(results))
     if json is not None:
-        write_whole(json, record.as_json(every))
+        write_text(json, record.as_json(every))
     if any(result.outcome is Outcome.FAILS for result in every):
         raise typer.Exit(1)
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from pplgen.data.columns import unnamed_columns
 from pplgen.data.readers import (
+    as_input_error,
     as_matrix,
     check_names,
+    drop_row_counter,
     import_optional,
-    refusing,
     require_file,
-    without_row_names,
 )
 from pplgen.data.table import check_shape
 from pplgen.errors import InputError
@@ -129,7 +129,7 @@ def open_blocks(path: Path) -> Blocks:
 
 def _open_numpy(path: Path) -> Blocks:
     """Map an array into memory; blocks are equal ranges of its rows."""
-    with refusing(path, "a plain numeric NumPy file", Exception):
+    with as_input_error(path, "a plain numeric NumPy file", Exception):
         matrix = as_matrix(np.lib.format.open_memmap(path, mode="r"), repr(str(path)))
     check_shape(path.stem, matrix.shape)
     num_rows, num_columns = matrix.shape
@@ -146,7 +146,7 @@ def _open_parquet(path: Path) -> Blocks:
     """Open a Parquet file; blocks are its row groups, or slices of those that are large."""
     arrow = import_optional("pyarrow", repr(str(path)))
     parquet = import_optional("pyarrow.parquet", repr(str(path)))
-    with refusing(path, "a Parquet file", arrow.ArrowInvalid):
+    with as_input_error(path, "a Parquet file", arrow.ArrowInvalid):
         file = parquet.ParquetFile(path, memory_map=True)
         schema = file.schema_arrow
         # pandas keeps the labels of rows, such as those left by shuffling, as columns, and lists them here
@@ -155,7 +155,7 @@ def _open_parquet(path: Path) -> Blocks:
         check_names(tuple(columns))
         check_shape(path.stem, (file.metadata.num_rows, len(columns)))
         top = next(file.iter_batches(_rows_of(BLOCK_VALUES, len(columns)), columns=columns[:2])).select(columns[:2])
-    columns = [*without_row_names(top.to_pandas(ignore_metadata=True)).columns, *columns[2:]]
+    columns = [*drop_row_counter(top.to_pandas(ignore_metadata=True)).columns, *columns[2:]]
     types = [schema.field(name).type for name in columns]
     for name, kind in zip(columns, types, strict=True):
         if not any(getattr(arrow.types, f"is_{number}")(kind) for number in _NUMBERS):
@@ -169,7 +169,7 @@ def _open_parquet(path: Path) -> Blocks:
 
     def read(index: int) -> np.ndarray:
         group, first = slices[index]
-        with refusing(path, "a Parquet file", arrow.ArrowInvalid):
+        with as_input_error(path, "a Parquet file", arrow.ArrowInvalid):
             batches = file.iter_batches(most, row_groups=[group], columns=columns)
             batch = next(islice(batches, first // most, None))
         matrix = np.empty((len(batch), len(columns)), dtype=dtype)

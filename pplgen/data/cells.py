@@ -34,11 +34,11 @@ def is_number(cell: Any) -> bool:
 
 
 def numeric_columns(
-    given: Sequence[pd.Series], names: Sequence[str], num_rows: int, coded: Sequence[str] = ()
+    given: Sequence[pd.Series], names: Sequence[str], num_rows: int, categorical: Sequence[str] = ()
 ) -> tuple[np.ndarray, dict[str, tuple[str, ...]]]:
     """Return columns as float64, shape ``(num_rows, num_columns)``, and what the words are in those that are coded.
 
-    Null cells and words for missing are NaN; text in a column of ``coded`` is 0, 1, ..., in the order of the words.
+    Null cells and words for missing are NaN; text in a ``categorical`` column is 0, 1, ..., in the order of the words.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def numeric_columns(
         if not wrong:
             continue
         is_text = len(wrong) > num_rows - np.isnan(matrix[:, j]).sum()  # more than there are numbers
-        if is_text and name in coded:
+        if is_text and name in categorical:
             matrix[:, j], words[name] = _coded(column)
             continue
         row = wrong[0]

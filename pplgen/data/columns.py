@@ -11,7 +11,7 @@ import pandas as pd
 
 from pplgen.errors import InputError, near_names
 
-__all__ = ["ALL", "Choice", "names_among", "training_places", "unnamed_columns"]
+__all__ = ["ALL_COLUMNS", "ColumnSelection", "named_columns", "training_column_indices", "unnamed_columns"]
 
 
 def unnamed_columns(number: int) -> tuple[str, ...]:
@@ -19,13 +19,13 @@ def unnamed_columns(number: int) -> tuple[str, ...]:
     return tuple(f"x{i}" for i in range(number))
 
 
-def names_among(*given: Any) -> tuple[str, ...]:
+def named_columns(*given: Any) -> tuple[str, ...]:
     """Return what is the name of a column, among values that may be columns themselves, or ``None``."""
     return tuple(each for each in given if isinstance(each, str))
 
 
 @dataclass(frozen=True)
-class Choice:
+class ColumnSelection:
     """Columns that are taken from a table.
 
     Attributes
@@ -34,19 +34,19 @@ class Choice:
         Names of those that are, in this order; ``None`` for all.
     ignore
         Names of those that are not.
-    beside
+    extra
         Columns that are read whatever ``only`` says, last, such as that of weights.
-    coded
+    categorical
         Further ones beside the data, whose text is coded 0, 1, ...: those of labels or series.
-    trained
+    training
         Columns of a fit, which are taken in their order from a table that has them among others.
     """
 
     only: Sequence[str] | None = None
     ignore: Sequence[str] = ()
-    beside: Sequence[str] = ()
-    coded: Sequence[str] = ()
-    trained: Sequence[str] | None = None
+    extra: Sequence[str] = ()
+    categorical: Sequence[str] = ()
+    training: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for option in ("only", "ignore"):
@@ -54,13 +54,13 @@ class Choice:
                 given = getattr(self, option)
                 raise InputError(f"{option}={given!r}: expected a list of columns, such as {option}=[{given!r}]")
 
-    def frame(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def select_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Take the columns of a frame."""
-        return frame if self == ALL else frame.iloc[:, self._places([str(name) for name in frame.columns])]
+        return frame if self == ALL_COLUMNS else frame.iloc[:, self._places([str(name) for name in frame.columns])]
 
-    def matrix(self, matrix: np.ndarray, columns: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    def select_matrix(self, matrix: np.ndarray, columns: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
         """Take the columns of numbers, shape ``(..., num_features)``."""
-        if self == ALL:
+        if self == ALL_COLUMNS:
             return matrix, columns
         places = self._places(columns)
         return matrix[..., places], tuple(columns[place] for place in places)
@@ -78,10 +78,10 @@ class Choice:
                 if name not in columns:
                     given = f"{option}={name!r}: expected some of the columns {', '.join(columns)}"
                     raise InputError(f"{given}{near_names(name, columns)}")
-        others = {*self.beside, *self.coded}
+        others = {*self.extra, *self.categorical}
         own = [place for place, name in enumerate(columns) if name not in others]
-        if self.trained is not None:
-            places = training_places([columns[place] for place in own], self.trained)
+        if self.training is not None:
+            places = training_column_indices([columns[place] for place in own], self.training)
             own = own if places is None else [own[place] for place in places]
         elif self.only is not None:
             own = [place for name in self.only for place in own if columns[place] == name]
@@ -89,14 +89,14 @@ class Choice:
         kept = [*(place for place in own if columns[place] not in self.ignore), *beside]
         if not kept:
             raise InputError(f"ignore: no column is left of {', '.join(columns)}")
-        return kept if self.only is not None or self.trained is not None else sorted(kept)
+        return kept if self.only is not None or self.training is not None else sorted(kept)
 
 
-ALL = Choice()
+ALL_COLUMNS = ColumnSelection()
 """Every column."""
 
 
-def training_places(columns: Sequence[str], trained: Sequence[str]) -> list[int] | None:
+def training_column_indices(columns: Sequence[str], trained: Sequence[str]) -> list[int] | None:
     """Return where the training columns are among others, ``None`` where either side has no names of its own.
 
     Raises

@@ -12,7 +12,7 @@ import numpy as np
 from pplgen.data.mnist import read_mnist
 from pplgen.data.readers import from_file, from_frame, import_optional
 
-__all__ = ["NAMED", "NamedData"]
+__all__ = ["NAMED_DATA_SETS", "NamedData"]
 
 
 class NamedData(NamedTuple):
@@ -64,7 +64,7 @@ def _mnist(split: str) -> Reader:
     return read
 
 
-NAMED: dict[str, Reader] = {
+NAMED_DATA_SETS: dict[str, Reader] = {
     "faithful": _faithful,
     "digits": _scikit_learn("digits"),
     "digits-unit": _scikit_learn("digits", highest=16.0),

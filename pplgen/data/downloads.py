@@ -24,7 +24,7 @@ MIRROR = "PPLGEN_MIRROR"
 """Environment variable: where to download from in place of ``MIRRORS``; an http, https or file address."""
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com", "https://storage.googleapis.com/cvdf-datasets")
 """Addresses below which a data set's name is a folder."""
-SILENCE, PATIENCE = 30.0, 600.0
+READ_TIMEOUT, TOTAL_TIMEOUT = 30.0, 600.0
 """Seconds without any byte, and for a whole file, after which a mirror is given up."""
 _PIECE = 2**16
 
@@ -39,7 +39,7 @@ class PublicFile:
     sha256: str
     """In hexadecimal."""
 
-    def fault(self, content: bytes) -> str | None:
+    def mismatch(self, content: bytes) -> str | None:
         """Say how ``content`` differs from what was published; ``None`` where it does not."""
         if len(content) != self.size:
             return f"it holds {len(content):,} bytes, where {self.size:,} were published"
@@ -91,7 +91,7 @@ def _from_cache(folder: Path, file: PublicFile) -> bytes | None:
         content = path.read_bytes() if path.is_file() else None
     except OSError as error:
         raise InputError(f"{str(path)!r}: cannot be read: {error.strerror}") from None
-    if content is not None and (fault := file.fault(content)):
+    if content is not None and (fault := file.mismatch(content)):
         raise InputError(f"{str(path)!r}: {fault}; delete it, and it is downloaded again")
     return content
 
@@ -128,7 +128,7 @@ def _from_mirrors(data_set: str, folder: Path, file: PublicFile, files: Sequence
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             reasons.append(f"{address} ({reason})")
             continue
-        if (fault := file.fault(content)) is None:
+        if (fault := file.mismatch(content)) is None:
             return content
         reasons.append(f"{address} ({fault})")
     names = " and ".join(each.name for each in files)
@@ -144,12 +144,12 @@ def _read(address: str, file: PublicFile) -> bytes:
     if sys.stderr.isatty():
         print(f"downloading {address}, {file.size / 1e6:.1f} MB", file=sys.stderr)
     content = bytearray()
-    ends = time.monotonic() + PATIENCE
-    with urllib.request.urlopen(address, timeout=SILENCE) as response:
+    ends = time.monotonic() + TOTAL_TIMEOUT
+    with urllib.request.urlopen(address, timeout=READ_TIMEOUT) as response:
         while len(content) <= file.size and (piece := response.read(min(_PIECE, file.size + 1 - len(content)))):
             content += piece
             if time.monotonic() > ends:
-                raise TimeoutError(f"not finished after {PATIENCE:g} seconds")
+                raise TimeoutError(f"not finished after {TOTAL_TIMEOUT:g} seconds")
     if len(content) > file.size:
         raise ValueError(f"it is longer than the {file.size:,} bytes that were published")
     return bytes(content)

@@ -16,22 +16,22 @@ import pandas as pd
 from torch import Tensor
 
 from pplgen.data.cells import numeric_columns
-from pplgen.data.columns import ALL, Choice, unnamed_columns
+from pplgen.data.columns import ALL_COLUMNS, ColumnSelection, unnamed_columns
 from pplgen.data.delimited import read_cells, with_points
 from pplgen.errors import DataWarning, InputError, first_line, near_names
 
 __all__ = [
     "Columns",
+    "as_input_error",
     "as_matrix",
     "check_names",
+    "drop_row_counter",
     "from_array",
     "from_file",
     "from_frame",
+    "image_shape",
     "import_optional",
-    "picture_shape",
-    "refusing",
     "require_file",
-    "without_row_names",
 ]
 
 
@@ -45,7 +45,7 @@ class Columns(NamedTuple):
     """Of the columns that were text, what 0, 1, ... stand for."""
 
 
-def picture_shape(columns: Sequence[str]) -> tuple[int, int] | None:
+def image_shape(columns: Sequence[str]) -> tuple[int, int] | None:
     """Return height and width of the pictures that rows are, told by columns ``pixel_0_0``, ``pixel_0_1``, ... .
 
     ``None`` where columns have other names, or are not all the pixels, row by row.
@@ -60,14 +60,14 @@ def picture_shape(columns: Sequence[str]) -> tuple[int, int] | None:
     return (height, width) if all(map(str.__eq__, columns, expected)) else None
 
 
-def from_file(path: Path, names: Iterable[str] = (), choice: Choice = ALL) -> Columns:
+def from_file(path: Path, names: Iterable[str] = (), selection: ColumnSelection = ALL_COLUMNS) -> Columns:
     """Read a file by its suffix; ``names`` are what else could have been meant where there is none."""
     require_file(path, names)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         given = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
         raise InputError(f"{str(path)!r}: cannot read {given}; expected one of {', '.join(_READERS)}")
-    return _READERS[suffix](path, choice)
+    return _READERS[suffix](path, selection)
 
 
 def require_file(path: Path, names: Iterable[str] = ()) -> None:
@@ -85,7 +85,7 @@ def require_file(path: Path, names: Iterable[str] = ()) -> None:
 
 
 @contextmanager
-def refusing(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
+def as_input_error(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
     """Say of a library's errors, in one sentence, that a file is not of its kind or cannot be read."""
     try:
         yield
@@ -97,34 +97,34 @@ def refusing(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
         raise InputError(f"{str(path)!r}: not {kind}: {first_line(error)}") from None
 
 
-def _from_csv(path: Path, choice: Choice) -> Columns:
+def _from_csv(path: Path, selection: ColumnSelection) -> Columns:
     """Read delimited text."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     with (
-        refusing(path, "delimited text in UTF-8", UnicodeDecodeError, csv.Error),
+        as_input_error(path, "delimited text in UTF-8", UnicodeDecodeError, csv.Error),
         path.open(newline="", encoding="utf-8-sig") as file,
     ):
         cells, separator = read_cells(file, repr(str(path)), usual)
-    return _from_chosen(with_points(choice.frame(cells), repr(str(path)), separator), choice)
+    return _from_selected(with_points(selection.select_frame(cells), repr(str(path)), separator), selection)
 
 
-def _from_parquet(path: Path, choice: Choice) -> Columns:
+def _from_parquet(path: Path, selection: ColumnSelection) -> Columns:
     """Read a Parquet file through pandas."""
     pyarrow = import_optional("pyarrow", repr(str(path)))
-    with refusing(path, "a Parquet file", pyarrow.ArrowInvalid):
-        return from_frame(pd.read_parquet(path), choice)
+    with as_input_error(path, "a Parquet file", pyarrow.ArrowInvalid):
+        return from_frame(pd.read_parquet(path), selection)
 
 
-def _from_numpy(path: Path, choice: Choice) -> Columns:
+def _from_numpy(path: Path, selection: ColumnSelection) -> Columns:
     """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
     # whatever numpy and zipfile raise of bytes that are no array; a map reads no more than the file holds
-    with refusing(path, "a plain numeric NumPy file", Exception), path.open("rb") as file:
+    with as_input_error(path, "a plain numeric NumPy file", Exception), path.open("rb") as file:
         if file.read(2) != b"PK":
             loaded: np.ndarray = np.lib.format.open_memmap(path, mode="r")
         else:
             file.seek(0)
             loaded = _only_array(np.load(file, allow_pickle=False), path)
-    return Columns(*choice.matrix(*from_array(loaded, repr(str(path)))), {})
+    return Columns(*selection.select_matrix(*from_array(loaded, repr(str(path)))), {})
 
 
 def _only_array(archive: Any, path: Path) -> np.ndarray:
@@ -162,19 +162,19 @@ def as_matrix(array: np.ndarray, where: str) -> np.ndarray:
     return array[:, None] if array.ndim == 1 else array
 
 
-def from_frame(frame: pd.DataFrame, choice: Choice = ALL) -> Columns:
+def from_frame(frame: pd.DataFrame, selection: ColumnSelection = ALL_COLUMNS) -> Columns:
     """Take a table's columns as float64, naming those that are text, or the first cell that is not a number."""
-    return _from_chosen(choice.frame(frame), choice)
+    return _from_selected(selection.select_frame(frame), selection)
 
 
-def _from_chosen(frame: pd.DataFrame, choice: Choice) -> Columns:
+def _from_selected(frame: pd.DataFrame, selection: ColumnSelection) -> Columns:
     """Take all columns of a table, but for a counter of its rows that nobody asked for."""
-    if choice.only is None:
-        frame = without_row_names(frame)
+    if selection.only is None:
+        frame = drop_row_counter(frame)
     columns = tuple(str(column) for column in frame.columns)
     check_names(columns)
     given = [frame.iloc[:, j] for j in range(len(columns))]
-    matrix, words = numeric_columns(given, columns, len(frame), choice.coded)
+    matrix, words = numeric_columns(given, columns, len(frame), selection.categorical)
     return Columns(matrix, columns, words)
 
 
@@ -184,7 +184,7 @@ def check_names(columns: tuple[str, ...]) -> None:
         raise InputError(f"column {min(repeated)!r} appears more than once; give each column a name of its own")
 
 
-def without_row_names(frame: pd.DataFrame) -> pd.DataFrame:
+def drop_row_counter(frame: pd.DataFrame) -> pd.DataFrame:
     """Drop, with a warning, the unnamed row counter that R and pandas write as a first column."""
     if frame.shape[1] < 2 or str(frame.columns[0]) not in ("", "rownames", "Unnamed: 0"):
         return frame
@@ -204,7 +204,7 @@ def import_optional(module: str, what: str) -> Any:
         raise InputError(f"{what} needs {module.partition('.')[0]}: pip install 'pplgen[data]'") from None
 
 
-_READERS: dict[str, Callable[[Path, Choice], Columns]] = {
+_READERS: dict[str, Callable[[Path, ColumnSelection], Columns]] = {
     ".csv": _from_csv,
     ".tsv": _from_csv,
     ".parquet": _from_parquet,

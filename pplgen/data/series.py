@@ -13,12 +13,12 @@ import torch
 from pandas.api.types import is_numeric_dtype
 from torch import Tensor
 
-from pplgen.data.columns import Choice, names_among
-from pplgen.data.row_annotations import row_weights
-from pplgen.data.table import Table, check_training_columns, column_ranges, load_chosen
+from pplgen.data.columns import ColumnSelection, named_columns
+from pplgen.data.labels_and_weights import row_weights
+from pplgen.data.table import Table, check_training_columns, column_ranges, load_selected
 from pplgen.errors import InputError
 
-__all__ = ["check_training_series", "load_chosen_series", "load_series"]
+__all__ = ["check_training_series", "load_selected_series", "load_series"]
 
 
 def load_series(
@@ -58,28 +58,34 @@ def load_series(
     InputError
         As for ``load_data``, naming the series where there are many; and where their columns differ.
     """
-    return load_chosen_series(source, Choice(only, ignore, coded=names_among(by)), by, weights, dtype)
+    return load_selected_series(
+        source, ColumnSelection(only, ignore, categorical=named_columns(by)), by, weights, dtype
+    )
 
 
-def load_chosen_series(
-    source: Any, choice: Choice, by: str | None = None, weights: Any = None, dtype: torch.dtype | None = None
+def load_selected_series(
+    source: Any,
+    selection: ColumnSelection,
+    by: str | None = None,
+    weights: Any = None,
+    dtype: torch.dtype | None = None,
 ) -> Table:
     """Read some columns of series, as ``load_series`` does."""
     if by is not None and getattr(getattr(source, "values", source), "ndim", 2) == 3:
         raise InputError(f"by={by!r}: the data are series already, with three axes; expected a table")
     if isinstance(source, Table) and source.values.ndim == 3:
-        values, columns = choice.matrix(source.values.cpu().numpy(), source.columns)
+        values, columns = selection.select_matrix(source.values.cpu().numpy(), source.columns)
         table = replace(source, values=torch.from_numpy(values).to(dtype or source.values.dtype), columns=columns)
     elif by is not None:
-        table = _grouped(source, by, choice, dtype)
+        table = _grouped(source, by, selection, dtype)
     elif isinstance(source, (list, tuple)) and len(source) and _is_series(source[0]):
-        table = _joined([_one(each, number, choice, dtype) for number, each in enumerate(source, start=1)], "array")
+        table = _joined([_one(each, number, selection, dtype) for number, each in enumerate(source, start=1)], "array")
     elif isinstance(source, (np.ndarray, Tensor)) and source.ndim == 3:
         if 0 in source.shape:
             raise InputError(f"the array is empty, with shape {tuple(source.shape)}; give at least one series and step")
-        table = _joined([_one(each, number, choice, dtype) for number, each in enumerate(source, start=1)], "array")
+        table = _joined([_one(each, number, selection, dtype) for number, each in enumerate(source, start=1)], "array")
     else:
-        table = _joined([load_chosen(source, choice, dtype=dtype)])
+        table = _joined([load_selected(source, selection, dtype=dtype)])
     if weights is not None:
         table = replace(table, weights=row_weights(weights, len(table)).to(table.values.dtype))
     return table
@@ -96,21 +102,21 @@ def _is_series(source: Any) -> bool:
     return isinstance(source, (str, Path, Table, pd.DataFrame)) or np.ndim(source) > 0
 
 
-def _one(source: Any, number: int, choice: Choice, dtype: torch.dtype | None) -> Table:
+def _one(source: Any, number: int, selection: ColumnSelection, dtype: torch.dtype | None) -> Table:
     """Read one of several series."""
     try:
-        return load_chosen(source, choice, dtype=dtype)
+        return load_selected(source, selection, dtype=dtype)
     except InputError as error:
         raise InputError(f"series {number}: {error}") from None
 
 
-def _grouped(source: Any, by: str, choice: Choice, dtype: torch.dtype | None) -> Table:
+def _grouped(source: Any, by: str, selection: ColumnSelection, dtype: torch.dtype | None) -> Table:
     """Split steps by the values of a column, which may be text."""
     named = source
     if isinstance(source, pd.DataFrame) and by in source.columns and not is_numeric_dtype(source[by]):
         codes = pd.factorize(source[by])[0]
         named = source.assign(**{by: np.where(codes < 0, np.nan, codes)})
-    table = load_chosen(named, choice, dtype=dtype)
+    table = load_selected(named, selection, dtype=dtype)
     if by not in table.columns:
         raise InputError(f"by={by!r}: expected one of the columns {', '.join(table.columns)}")
     place = table.columns.index(by)

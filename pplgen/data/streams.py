@@ -17,7 +17,7 @@ from pplgen.data.moments import Moments
 from pplgen.data.table import Fingerprint, as_finite, check_training_columns, warn_of_rounding
 from pplgen.errors import InputError
 
-__all__ = ["POOL_BLOCKS", "RowStream", "Survey", "generator_at", "stream_data"]
+__all__ = ["POOL_BLOCKS", "RowStream", "Survey", "spawned_generator", "stream_data"]
 
 POOL_BLOCKS = 8
 """Blocks whose rows are mixed with one another."""
@@ -128,7 +128,7 @@ class RowStream:
             raise InputError(f"skip={skip}: expected 0 or more batches")
         return self._epochs(batch_size, seed, skip)
 
-    def shares(self, size: int) -> tuple[int, ...]:
+    def shard_sizes(self, size: int) -> tuple[int, ...]:
         """Return how many rows each of ``size`` shards has; see ``shard``."""
         sizes = np.diff(self._bounds)
         return tuple(int(sizes[chosen].sum()) for chosen in self._shared_out(size))
@@ -186,7 +186,7 @@ class RowStream:
         if sample_size < 1:
             raise InputError(f"sample_size={sample_size}: expected at least 1")
         num_columns = len(self.columns)
-        chosen = generator_at(seed).choice(len(self), min(sample_size, len(self)), replace=False, shuffle=False)
+        chosen = spawned_generator(seed).choice(len(self), min(sample_size, len(self)), replace=False, shuffle=False)
         chosen.sort()
         cuts = np.searchsorted(chosen, self._bounds)
         sample = torch.empty(len(chosen), num_columns, dtype=self.dtype)
@@ -226,7 +226,7 @@ class RowStream:
     def _epoch(self, batch_size: int, seed: tuple[int, ...], skip: int) -> Iterator[Tensor]:
         """Cut the shuffled pools, laid end to end, into batches, leaving the first ``skip`` rows out."""
         sizes = np.diff(self._bounds)
-        shuffled = generator_at(*seed).permutation(self.num_blocks)
+        shuffled = spawned_generator(*seed).permutation(self.num_blocks)
         batch, filled = self._empty(batch_size), 0
         for start in range(0, self.num_blocks, POOL_BLOCKS):
             chosen = shuffled[start : start + POOL_BLOCKS]
@@ -234,7 +234,7 @@ class RowStream:
             if skip >= size:
                 skip -= size
                 continue
-            order = torch.from_numpy(generator_at(*seed, start).permutation(size)[skip:])
+            order = torch.from_numpy(spawned_generator(*seed, start).permutation(size)[skip:])
             skip = 0
             pool = self._pool(chosen, size)
             while len(order):
@@ -289,6 +289,6 @@ def stream_data(path: Any, *, dtype: torch.dtype | None = None) -> RowStream:
     return RowStream(stream_name(path), open_stream(Path(path)), dtype or torch.get_default_dtype())
 
 
-def generator_at(seed: int, *place: int) -> np.random.Generator:
+def spawned_generator(seed: int, *place: int) -> np.random.Generator:
     """Return random numbers of their own for each place of a seed."""
     return np.random.default_rng(np.random.SeedSequence(int(seed) % 2**64, spawn_key=place))

@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pplgen.data.columns import Choice, names_among
-from pplgen.data.datasets import NAMED
-from pplgen.data.readers import from_array, from_file, from_frame, picture_shape
-from pplgen.data.row_annotations import row_labels, row_weights
+from pplgen.data.columns import ColumnSelection, named_columns
+from pplgen.data.datasets import NAMED_DATA_SETS
+from pplgen.data.labels_and_weights import row_labels, row_weights
+from pplgen.data.readers import from_array, from_file, from_frame, image_shape
 from pplgen.errors import DataWarning, InputError
 
 __all__ = [
@@ -28,14 +28,14 @@ __all__ = [
     "check_training_columns",
     "check_training_table",
     "column_ranges",
-    "load_chosen",
     "load_data",
+    "load_selected",
     "named_data_sets",
     "warn_of_rounding",
 ]
 
 
-AT_ONCE = 4096
+CHUNK_ROWS = 4096
 """Rows of which a copy is made at a time."""
 
 
@@ -101,7 +101,7 @@ class Fingerprint:
 
     def add(self, values: Tensor) -> Self:
         """Add the next rows, of shape ``(num_rows, num_features)``."""
-        for part in values.split(AT_ONCE):
+        for part in values.split(CHUNK_ROWS):
             self._hash.update(part.double().cpu().numpy().astype("<f8", copy=False).ravel().data)
         return self
 
@@ -164,13 +164,13 @@ def load_data(
         Where the source is missing, empty, ragged, not numeric or not finite; an empty cell, or NA, is missing.
     """
     facts = {"labels": labels, "weights": weights, "target": target}
-    choice = Choice(only, ignore, names_among(weights), names_among(labels, target))
-    return load_chosen(source, choice, **facts, dtype=dtype, cache=cache)
+    selection = ColumnSelection(only, ignore, named_columns(weights), named_columns(labels, target))
+    return load_selected(source, selection, **facts, dtype=dtype, cache=cache)
 
 
-def load_chosen(
+def load_selected(
     source: Any,
-    choice: Choice,
+    selection: ColumnSelection,
     *,
     labels: Any = None,
     weights: Any = None,
@@ -186,20 +186,20 @@ def load_chosen(
     words: Mapping[str, tuple[str, ...]] = {}
     own = (source.labels, source.weights, source.target) if isinstance(source, Table) else (None, None, None)
     if isinstance(source, Table):
-        matrix, columns = choice.matrix((given if wide else given.double()).cpu().numpy(), source.columns)
+        matrix, columns = selection.select_matrix((given if wide else given.double()).cpu().numpy(), source.columns)
         name = source.name
     elif isinstance(source, pd.DataFrame):
-        matrix, columns, words, name = *from_frame(source, choice), "table"
-    elif isinstance(source, (str, Path)) and str(source) in NAMED:
+        matrix, columns, words, name = *from_frame(source, selection), "table"
+    elif isinstance(source, (str, Path)) and str(source) in NAMED_DATA_SETS:
         name = str(source)
-        matrix, columns, classes = NAMED[name]("float64" if dtype == torch.float64 else "float32", cache)
-        matrix, columns = choice.matrix(matrix, columns)
+        matrix, columns, classes = NAMED_DATA_SETS[name]("float64" if dtype == torch.float64 else "float32", cache)
+        matrix, columns = selection.select_matrix(matrix, columns)
         own = (None, None, None if classes is None else torch.from_numpy(classes.astype("int64")))
     elif isinstance(source, (str, Path)):
         path = Path(source)
-        matrix, columns, words, name = *from_file(path, NAMED, choice), path.stem
+        matrix, columns, words, name = *from_file(path, NAMED_DATA_SETS, selection), path.stem
     else:
-        matrix, columns, name = *choice.matrix(*from_array(source, "the array")), "array"
+        matrix, columns, name = *selection.select_matrix(*from_array(source, "the array")), "array"
     check_shape(name, matrix.shape)
     values = _as_tensor(matrix, columns, dtype)
     if isinstance(labels, str) and labels == "target" and labels not in columns and own[2] is not None:
@@ -229,7 +229,7 @@ def named_data_sets() -> tuple[str, ...]:
 
     Those of scikit-learn and statsmodels need these packages installed; ``mnist`` and ``mnist-test`` are downloaded.
     """
-    return tuple(NAMED)
+    return tuple(NAMED_DATA_SETS)
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
@@ -248,7 +248,7 @@ def check_training_table(table: Table) -> None:
 
 def column_ranges(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return each column's least and greatest value, inf and -inf for none, of rows ``(num_rows, num_features)``."""
-    parts = values.split(AT_ONCE)
+    parts = values.split(CHUNK_ROWS)
     low = torch.stack([torch.where(part.isnan(), torch.inf, part).amin(dim=0) for part in parts])
     high = torch.stack([torch.where(part.isnan(), -torch.inf, part).amax(dim=0) for part in parts])
     return low.amin(dim=0), high.amax(dim=0)
@@ -266,7 +266,7 @@ def check_training_columns(
             raise InputError(f"column {column!r} has no observed value in {num_rows} {unit}s; leave the column out")
         if least == most:
             constant.append(f"column {column!r} is constant ({least:g})")
-    if constant and picture_shape(columns) is None:
+    if constant and image_shape(columns) is None:
         others = f", and so are {len(constant) - 1} others" if len(constant) > 1 else ""
         message = f"{constant[0]}{others}: it carries no information; consider leaving it out"
         warnings.warn(message, DataWarning, stacklevel=4)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pplgen.data.columns import unnamed_columns
-from pplgen.data.readers import picture_shape
+from pplgen.data.readers import image_shape
 from pplgen.data.table import Table, load_data
 from pplgen.errors import InputError
 
@@ -158,7 +158,7 @@ def _shape(table: Table, given: tuple[int, int] | None) -> tuple[int, int]:
         return height, width
     side = math.isqrt(number)
     square = (side, side) if side * side == number and table.columns == unnamed_columns(number) else None
-    shape = picture_shape(table.columns) or square
+    shape = image_shape(table.columns) or square
     if shape is None:
         raise InputError(f"{table.name}: its {number} columns do not tell height and width of pictures; give shape")
     return shape

@@ -9,11 +9,11 @@ import threading
 import time
 from typing import Any
 
-__all__ = ["RankLost", "Watch"]
+__all__ = ["Heartbeat", "RankLost"]
 
-BEAT = 1.0
+INTERVAL = 1.0
 """Seconds between two beats."""
-SILENCE = 30.0
+TIMEOUT = 30.0
 """Seconds without a beat after which a rank counts as lost."""
 GRACE = 10.0
 """Seconds from then on after which a process that still waits for the lost rank is ended, as some waits only are."""
@@ -25,7 +25,7 @@ class RankLost(RuntimeError):
     """Another rank has died or stopped, so that this one cannot go on; the message is one sentence."""
 
 
-class Watch:
+class Heartbeat:
     """A thread that beats for one rank and listens to the next one, through the store of the process group.
 
     Beats go round a ring, so that the store bears a few requests a second of each rank, however many there are.
@@ -51,12 +51,12 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="pplgen-heartbeat", daemon=True)
         self._thread.start()
 
-    def verdict(self) -> str:
+    def failure(self) -> str:
         """Wait for what has become of the others, as long as it takes to count one as lost; empty if nothing has."""
-        self._decided.wait(SILENCE + 5 * BEAT)
+        self._decided.wait(TIMEOUT + 5 * INTERVAL)
         return self._verdict
 
-    def leave(self, why: str = "") -> None:
+    def stop(self, why: str = "") -> None:
         """End the watch, telling the other ranks why where this one cannot go on."""
         self._over.set()
         self._thread.join(GRACE)
@@ -72,7 +72,7 @@ class Watch:
                 self._verdict = self._look()
             except RuntimeError:
                 self._verdict = "the rank that keeps the group's store, rank 0 as a rule, was lost, so the run ends"
-            if self._over.wait(0 if self._verdict else BEAT):
+            if self._over.wait(0 if self._verdict else INTERVAL):
                 return
         self._decided.set()
         if not self._over.wait(GRACE):
@@ -93,10 +93,10 @@ class Watch:
         beats = self._store.add(self._key(self._neighbour), 0)
         if beats != self._beats:
             self._beats, self._heard = beats, time.monotonic()
-        if time.monotonic() - self._heard <= SILENCE:
+        if time.monotonic() - self._heard <= TIMEOUT:
             return ""
         what = "has not been heard of" if beats else "has not joined"
-        return self._tell(f"rank {self._neighbour} {what} for {SILENCE:.0f} seconds, so the run ends")
+        return self._tell(f"rank {self._neighbour} {what} for {TIMEOUT:.0f} seconds, so the run ends")
 
     def _tell(self, verdict: str) -> str:
         """Let all ranks know."""

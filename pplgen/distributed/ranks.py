@@ -1,7 +1,7 @@
 """Processes that fit together: what they tell one another through ``torch.distributed``, and how they join and end.
 
-All ranks call the collectives below in the same order. Where only some could fail, the call stands inside ``agreeing``,
-which lets all of them fail alike; a rank that ends otherwise is noticed by the others within a minute.
+All ranks call the collectives below in the same order. Code in which only some could fail runs in ``shared_errors``,
+which makes all of them raise the error; a rank that ends otherwise is noticed by the others within a minute.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import torch.distributed as dist
 from torch import Tensor, fx
 
 from pplgen.compiler.tracing import NotTraceable
-from pplgen.data.streams import generator_at
-from pplgen.distributed.heartbeat import RankLost, Watch
+from pplgen.data.streams import spawned_generator
+from pplgen.distributed.heartbeat import Heartbeat, RankLost
 from pplgen.errors import InputError, first_line
 
-__all__ = ["ALONE", "Ranks", "launched", "silent", "talks"]
+__all__ = ["SINGLE_PROCESS", "Ranks", "communicates", "process_group", "without_communication"]
 
 T = TypeVar("T")
 
 _watches = itertools.count()
-_silenced = False
+_communication_off = False
 
 
 class _Disconnected(RuntimeError):
@@ -37,21 +37,21 @@ class _Disconnected(RuntimeError):
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[None]:
+def without_communication() -> Iterator[None]:
     """Let each rank go by itself: means over ranks are its own values meanwhile, as while a step is traced."""
-    global _silenced
-    before, _silenced = _silenced, True
+    global _communication_off
+    before, _communication_off = _communication_off, True
     try:
         yield
     finally:
-        _silenced = before
+        _communication_off = before
 
 
 @torch.library.custom_op("pplgen::mean_over_ranks", mutates_args=())
 def _mean_over_ranks(values: Tensor) -> Tensor:
     """Average over all ranks; one operation in graphs, which compiled code calls as it is."""
     total = values.clone(memory_format=torch.contiguous_format)
-    if _silenced:
+    if _communication_off:
         return total
     with _talking():
         dist.all_reduce(total)
@@ -63,7 +63,7 @@ def _(values: Tensor) -> Tensor:
     return torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
-def talks(module: fx.GraphModule) -> bool:
+def communicates(module: fx.GraphModule) -> bool:
     """Whether a graph averages over ranks."""
     return any(node.target is torch.ops.pplgen.mean_over_ranks.default for node in module.graph.nodes)
 
@@ -82,10 +82,10 @@ class Ranks:
     size: int = 1
 
     @classmethod
-    def here(cls) -> Ranks:
+    def current(cls) -> Ranks:
         """Return the ranks of the process group that is initialised; this process alone without one."""
         if not (dist.is_available() and dist.is_initialized()):
-            return ALONE
+            return SINGLE_PROCESS
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -97,7 +97,7 @@ class Ranks:
         """Average a tensor over ranks; to the last digit the same on all of them."""
         return values if self.size == 1 else torch.ops.pplgen.mean_over_ranks(values)
 
-    def aligned(self, values: Sequence[Tensor], source: int = 0) -> list[Tensor]:
+    def broadcast(self, values: Sequence[Tensor], source: int = 0) -> list[Tensor]:
         """Return the tensors of one rank, on all of them."""
         if self.size == 1:
             return list(values)
@@ -107,7 +107,7 @@ class Ranks:
                 dist.broadcast(value, source)
         return own
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Return the values of all ranks, in their order."""
         if self.size == 1:
             return [value]
@@ -116,14 +116,14 @@ class Ranks:
             dist.all_gather_object(every, value)
         return every
 
-    def first_found(self, value: T | None) -> T | None:
+    def first_not_none(self, value: T | None) -> T | None:
         """Return the value of the first rank that has one."""
-        return next((each for each in self.gathered(value) if each is not None), None)
+        return next((each for each in self.all_gather(value) if each is not None), None)
 
-    def once(self, function: Callable[[], T]) -> T:
+    def on_first_rank(self, function: Callable[[], T]) -> T:
         """Return what a function returns on the first rank, which alone calls it, or raise what it raises there."""
         found: list[Any] = [None]
-        with self.agreeing():
+        with self.shared_errors():
             if self.first:
                 found = [function()]
         if self.size > 1:
@@ -131,17 +131,17 @@ class Ranks:
                 dist.broadcast_object_list(found)
         return found[0]
 
-    def in_turn(self, function: Callable[[], T]) -> T:
+    def first_rank_first(self, function: Callable[[], T]) -> T:
         """Call a function on the first rank, and then on the others, which find what it has downloaded."""
         found: list[T] = []
         for now in (self.first, not self.first):
-            with self.agreeing():
+            with self.shared_errors():
                 if now:
                     found.append(function())
         return found[0]
 
     @contextlib.contextmanager
-    def agreeing(self) -> Iterator[None]:
+    def shared_errors(self) -> Iterator[None]:
         """Let all ranks fail where one does: no collective may stand inside, for not all ranks might reach it.
 
         Raises
@@ -158,7 +158,7 @@ class Ranks:
             problem = error
         if self.size == 1:
             return
-        told = self.gathered(None if problem is None else (isinstance(problem, InputError), str(problem)))
+        told = self.all_gather(None if problem is None else (isinstance(problem, InputError), str(problem)))
         for rank, found in enumerate(told):
             if found is not None:
                 mistake, what = found
@@ -166,12 +166,12 @@ class Ranks:
                     raise NotTraceable(what) from None
                 raise InputError(f"rank {rank}: {what}" if rank else what) from None
 
-    def same(self, value: Any) -> bool:
+    def all_equal(self, value: Any) -> bool:
         """Whether a JSON-able value is the same on all ranks; these compare digests."""
         digest = hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
-        return len(set(self.gathered(digest))) == 1
+        return len(set(self.all_gather(digest))) == 1
 
-    def reseed(self, seed: int, step: int, *, apart: bool) -> None:
+    def reseed(self, seed: int, step: int, *, per_rank: bool) -> None:
         """Seed torch's generators by the place in the run, so that nothing of them need be kept; alone, do nothing.
 
         Parameters
@@ -180,15 +180,15 @@ class Ranks:
             Of the run.
         step
             Steps taken.
-        apart
+        per_rank
             Whether ranks draw on their own, as latents of their rows need, or all draw the same.
         """
         if self.size > 1:
-            place = (step, self.rank + 1) if apart else (step, 0)
-            torch.manual_seed(int(generator_at(seed, *place).integers(2**63)))
+            place = (step, self.rank + 1) if per_rank else (step, 0)
+            torch.manual_seed(int(spawned_generator(seed, *place).integers(2**63)))
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def monitored(self) -> Iterator[None]:
         """Notice ranks that are lost meanwhile; tell the others why where this one cannot go on.
 
         Raises
@@ -200,38 +200,38 @@ class Ranks:
             yield
             return
         store = dist.distributed_c10d._get_default_store()
-        watch = Watch(store, f"pplgen/{next(_watches)}", self.rank, self.size)
+        watch = Heartbeat(store, f"pplgen/{next(_watches)}", self.rank, self.size)
         try:
             yield
         except _Disconnected as error:
-            lost = watch.verdict() or f"the ranks have lost their connection, so the run ends: {first_line(error)}"
-            watch.leave(lost)
+            lost = watch.failure() or f"the ranks have lost their connection, so the run ends: {first_line(error)}"
+            watch.stop(lost)
             raise RankLost(lost) from None
         except BaseException as error:
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            watch.leave(kind + first_line(error) if str(error) else type(error).__name__)  # type: ignore[arg-type]
+            watch.stop(kind + first_line(error) if str(error) else type(error).__name__)  # type: ignore[arg-type]
             raise
-        watch.leave()
+        watch.stop()
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 """This process, whatever process group there is."""
 
 
 @contextlib.contextmanager
-def launched(device: str | None = None) -> Iterator[Ranks]:
+def process_group(device: str | None = None) -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` has started, and leave them when all is done; one process is alone.
 
     They talk through gloo, and those that compute on GPUs, one each, through NCCL.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or dist.is_initialized():
-        yield Ranks.here()
+        yield Ranks.current()
         return
     on_gpu = device is not None and device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    yield Ranks.here()
+    yield Ranks.current()
     dist.destroy_process_group()  # not where something went wrong: it would wait for ranks that are gone
 
 

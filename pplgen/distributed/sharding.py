@@ -14,14 +14,14 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceM
 from torch import Tensor
 
 from pplgen.compiler.graph import buffers_of, tensors_of
-from pplgen.data.streams import generator_at
+from pplgen.data.streams import spawned_generator
 from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
-from pplgen.storage.checkpoint import identity
+from pplgen.storage.checkpoint import content_digest
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair, select_rows
 
-__all__ = ["AveragedBound", "Shard", "align", "require_alike", "require_shareable", "shard_of"]
+__all__ = ["AveragedELBO", "Shard", "broadcast_parameters", "check_same_on_all_ranks", "check_shardable", "shard_rows"]
 
 _SUMS = (Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO)
 """Bounds that are sums over rows, and those derived from them."""
@@ -46,7 +46,7 @@ class Shard:
     sizes: tuple[int, ...]
 
     @property
-    def own(self) -> int:
+    def num_rows(self) -> int:
         """Rows of this rank."""
         return self.sizes[self.rank]
 
@@ -54,9 +54,9 @@ class Shard:
     def rows(self) -> slice:
         """Which rows in memory are this rank's."""
         ends = tuple(accumulate(self.sizes))
-        return slice(ends[self.rank] - self.own, ends[self.rank])
+        return slice(ends[self.rank] - self.num_rows, ends[self.rank])
 
-    def share(self, batch_size: int) -> int:
+    def local_batch_size(self, batch_size: int) -> int:
         """Return this rank's part of a batch, in proportion to its rows and one row at least.
 
         Raises
@@ -74,12 +74,12 @@ class Shard:
             shares[rank] += 1
         return shares[self.rank]
 
-    def own_seed(self, seed: int) -> int:
+    def local_seed(self, seed: int) -> int:
         """Return a seed of this rank's own."""
-        return int(generator_at(seed, 0, self.rank).integers(2**63))
+        return int(spawned_generator(seed, 0, self.rank).integers(2**63))
 
 
-def shard_of(pair: Pair, ranks: Ranks) -> Shard | None:
+def shard_rows(pair: Pair, ranks: Ranks) -> Shard | None:
     """Share out a pair's rows; ``None`` where there is one rank.
 
     Raises
@@ -90,41 +90,41 @@ def shard_of(pair: Pair, ranks: Ranks) -> Shard | None:
     if ranks.size == 1:
         return None
     if pair.source is not None:
-        return Shard(ranks.rank, pair.source.shares(ranks.size))
+        return Shard(ranks.rank, pair.source.shard_sizes(ranks.size))
     if pair.num_rows < ranks.size:
         raise InputError(f"{pair.num_rows} rows cannot be shared by {ranks.size} ranks; shard='restarts' shares these")
     each, more = divmod(pair.num_rows, ranks.size)
     return Shard(ranks.rank, tuple(each + (rank < more) for rank in range(ranks.size)))
 
 
-def align(pair: Pair, ranks: Ranks, source: int = 0) -> None:
+def broadcast_parameters(pair: Pair, ranks: Ranks, source: int = 0) -> None:
     """Give a pair on all ranks the parameters and buffers that it has on one."""
     if ranks.size == 1:
         return
     with pair.isolated(), torch.no_grad():
         own = pair.snapshot()
         buffers = buffers_of(pair)
-        parameters = ranks.aligned([own[name] for name in sorted(own)], source)
+        parameters = ranks.broadcast([own[name] for name in sorted(own)], source)
         pair.restore(dict(zip(sorted(own), parameters, strict=True)))
-        for buffer, value in zip(buffers, ranks.aligned(buffers, source), strict=True):
+        for buffer, value in zip(buffers, ranks.broadcast(buffers, source), strict=True):
             buffer.copy_(value)
 
 
-def require_alike(pair: Pair, ranks: Ranks) -> None:
+def check_same_on_all_ranks(pair: Pair, ranks: Ranks) -> None:
     """Raise ``InputError`` on all ranks where names or shapes of the parameters, or the data, differ between them."""
     if ranks.size == 1:
         return
     with pair.isolated():
         parameters = {name: (tuple(value.shape), str(value.dtype)) for name, value in sorted(pair.snapshot().items())}
-    source = pair.source and [pair.source.name, pair.source.columns, pair.source.shares(ranks.size)]
-    data = identity({}, tensors_of(pair.data))
+    source = pair.source and [pair.source.name, pair.source.columns, pair.source.shard_sizes(ranks.size)]
+    data = content_digest({}, tensors_of(pair.data))
     for what, value in (("parameters", parameters), ("files", source), ("data", data)):
-        if not ranks.same(value):
+        if not ranks.all_equal(value):
             raise InputError(f"ranks have different {what}; all of them call fit with the same arguments")
 
 
 @torch.no_grad()
-def require_shareable(pair: Pair, bound: ELBO) -> None:
+def check_shardable(pair: Pair, bound: ELBO) -> None:
     """Raise ``InputError`` where the bound is no sum over rows, so that ranks cannot each compute a part of it."""
     if not isinstance(bound, _SUMS):
         raise InputError(f"{type(bound).__name__} is no sum over rows for ranks to share; shard='restarts' runs it")
@@ -162,7 +162,7 @@ def _densities(pair: Pair, data: tuple[Any, ...], names: list[str]) -> dict[str,
     return found | {f"{name} of the guide": guide.nodes[name]["log_prob"] for name in values}
 
 
-class AveragedBound:
+class AveragedELBO:
     """A bound of Pyro's, its value and gradients averaged over ranks, all of which evaluate it at the same time.
 
     Parameters

@@ -19,7 +19,7 @@ from pplgen.inference.shared_restarts import best_of
 from pplgen.inference.train import train_restarts
 from pplgen.inference.training import ProgressCallback
 from pplgen.report.console import reporting
-from pplgen.storage.checkpoint import SECONDS
+from pplgen.storage.checkpoint import DEFAULT_INTERVAL
 from pplgen.story.base import Story
 
 __all__ = ["fit"]
@@ -49,7 +49,7 @@ def fit(
     augment: str | Augment | None = None,
     compile: Literal["auto", "inductor", "graph", "off"] = "auto",  # noqa: A002
     checkpoint: str | Path | None = None,
-    checkpoint_every: float = SECONDS,
+    checkpoint_every: float = DEFAULT_INTERVAL,
     shard: Literal["rows", "restarts"] | None = "rows",
     progress: bool | ProgressCallback = True,
 ) -> Fit:
@@ -163,7 +163,7 @@ def fit(
     if options.method == "nuts":
         return fit_nuts(prepared, options, progress)
     ranks, own_rows = options.ranks.all, options.ranks.rows.size == 1
-    with ranks.watched(), reporting(progress if ranks.first else False) as callback:
+    with ranks.monitored(), reporting(progress if ranks.first else False) as callback:
         try:
             pairs = prepared.start(options.restart_seeds, options.ranks)
             trained = train_restarts(pairs, options.restart_seeds, options.training(pairs[0]), callback)

@@ -15,8 +15,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pplgen.data.columns import Choice
-from pplgen.data.series import load_chosen_series
+from pplgen.data.columns import ColumnSelection
+from pplgen.data.series import load_selected_series
 from pplgen.data.table import Table, as_finite, named_data_sets
 from pplgen.errors import DataWarning, InputError, first_line
 from pplgen.fitting.nuts_result import SampledFit
@@ -28,7 +28,7 @@ from pplgen.inference.arguments import check_device, read_rows
 from pplgen.inference.nuts import Chains, replay
 from pplgen.inference.training import StopReason, Training
 from pplgen.storage import run_folder as store
-from pplgen.storage.user_code import COLLECTION, import_path, own_story
+from pplgen.storage.user_code import COLLECTION, import_path, user_story
 from pplgen.story.base import Story
 from pplgen.story.isolation import copy_pair, seeded
 from pplgen.story.pair import Pair
@@ -119,7 +119,7 @@ def load_with_draws(
     header = store.read(directory)[1]
     tree = read_draws(directory)
     if data is not None and by is not None:
-        data = load_chosen_series(data, Choice(trained=header["columns"], coded=(by,)), by)
+        data = load_selected_series(data, ColumnSelection(training=header["columns"], categorical=(by,)), by)
     given = Given(data, labels, weights, story)
     if data is None:
         name = header["data"].get("name")
@@ -253,7 +253,7 @@ def _runs(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Training,
 def _story(header: dict[str, Any], given: Any) -> Story:
     """Build an untrained story: the one that is given, or that of the collection by its name."""
     name, config = header["story"], header["config"]
-    found: Any = _from_collection(name) if given is None else own_story(name, given)
+    found: Any = _from_collection(name) if given is None else user_story(name, given)
     if isinstance(found, type):
         untrained: Story = found(**config)
         return untrained

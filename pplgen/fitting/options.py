@@ -14,7 +14,7 @@ import torch
 from pyro.infer import ELBO
 
 from pplgen.data.streams import RowStream
-from pplgen.distributed.sharding import require_shareable
+from pplgen.distributed.sharding import check_shardable
 from pplgen.errors import InputError
 from pplgen.inference.arguments import check_device
 from pplgen.inference.convergence import WINDOW
@@ -114,7 +114,7 @@ class FitOptions:
         check_warm_up(pair, self.warm_up, self.steps)
         bound = bound_of(pair, self.elbo, self.num_particles, self.free_bits, batch_size)
         if self.ranks.rows.size > 1:
-            require_shareable(pair, bound)
+            check_shardable(pair, bound)
         checkpoint = None
         if self.checkpoint is not None:
             checkpoint = CheckpointOptions(Path(self.checkpoint), self.checkpoint_every)

@@ -9,8 +9,8 @@ import torch
 
 from pplgen.data.streams import RowStream
 from pplgen.data.table import Table
-from pplgen.distributed.ranks import ALONE, Ranks
-from pplgen.distributed.sharding import align, require_alike
+from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
+from pplgen.distributed.sharding import broadcast_parameters, check_same_on_all_ranks
 from pplgen.errors import InputError
 from pplgen.fitting.run_facts import type_name
 from pplgen.inference.arguments import Facts, bare_annotations, bare_arguments, surveyed, training_rows
@@ -38,9 +38,9 @@ class Prepared(NamedTuple):
         for seed in seeds:
             with seeded(seed):
                 pairs.append(self.new_pair())
-        require_alike(pairs[0], ranks.all)
+        check_same_on_all_ranks(pairs[0], ranks.all)
         for pair in pairs:
-            align(pair, ranks.rows)
+            broadcast_parameters(pair, ranks.rows)
         return pairs
 
 
@@ -54,7 +54,7 @@ def prepare(
     seed: int,
     device: torch.device | None,
     recorded: dict[str, Any],
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Prepared:
     """Read and check the data of a fit.
 
@@ -66,8 +66,8 @@ def prepare(
             raise InputError("a stream of rows needs a Story; a bare pair takes tensors")
         if labels is not None or weights is not None:
             raise InputError("labels and weights need rows in memory; load_data(path) reads them all")
-        with ranks.watched():
-            survey = ranks.once(lambda: surveyed(model, data, seed))
+        with ranks.monitored():
+            survey = ranks.on_first_rank(lambda: surveyed(model, data, seed))
         facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
         facts["dtype"] = type_name(survey.sample)
         origin = {"columns": data.columns, "data": facts, "options": recorded}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.inference.stored_draws import StoredDraws
-from pplgen.storage.user_code import COLLECTION, called, digest_of
+from pplgen.storage.user_code import COLLECTION, code_digest, qualified_name
 from pplgen.story.isolation import modules_of
 from pplgen.story.pair import Pair, check_shapes
 
@@ -85,7 +85,7 @@ def pair_facts(pair: Pair) -> dict[str, Any]:
     facts: dict[str, Any] = {} if digest is None else {"source_sha256": digest}
     if pair.story is not None:
         return facts | {"dtype": type_name(next(pair.story.parameters()))}
-    parts = {"model": called(pair.model), "guide": called(pair.guide)}
+    parts = {"model": qualified_name(pair.model), "guide": qualified_name(pair.guide)}
     return facts | {"pair": parts, "arguments_sha256": arguments_fingerprint(pair.data)}
 
 
@@ -93,8 +93,8 @@ def source_digest(pair: Pair) -> str | None:
     """Digest of a user's own story, or of a bare pair's model and guide; ``None`` where there is no code of theirs."""
     if pair.story is not None:
         own = type(pair.story)
-        return None if own.__module__.startswith(COLLECTION) else digest_of(own)
-    return digest_of(pair.model, pair.guide)
+        return None if own.__module__.startswith(COLLECTION) else code_digest(own)
+    return code_digest(pair.model, pair.guide)
 
 
 def arguments_fingerprint(data: tuple[Any, ...]) -> str:

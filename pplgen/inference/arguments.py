@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pplgen.data.columns import Choice, names_among
-from pplgen.data.row_annotations import row_labels, row_weights
-from pplgen.data.series import check_training_series, load_chosen_series
+from pplgen.data.columns import ColumnSelection, named_columns
+from pplgen.data.labels_and_weights import row_labels, row_weights
+from pplgen.data.series import check_training_series, load_selected_series
 from pplgen.data.streams import RowStream, Survey
-from pplgen.data.table import Table, check_training_table, load_chosen, load_data
+from pplgen.data.table import Table, check_training_table, load_data, load_selected
 from pplgen.errors import InputError
 from pplgen.story.base import Story
 from pplgen.story.structure import number_of_rows
@@ -48,12 +48,12 @@ def read_rows(
     trained: Sequence[str] | None = None,
 ) -> Table:
     """Read rows as a story takes them, rows of columns or series of such; of a trained one, its columns alone."""
-    choice = Choice(trained=trained, beside=names_among(weights), coded=names_among(labels))
+    selection = ColumnSelection(training=trained, extra=named_columns(weights), categorical=named_columns(labels))
     if not story.takes_series:
-        return load_chosen(data, choice, labels=labels, weights=weights, dtype=dtype)
+        return load_selected(data, selection, labels=labels, weights=weights, dtype=dtype)
     if labels is not None:
         raise InputError("labels: a state space story takes none")
-    return load_chosen_series(data, choice, weights=weights, dtype=dtype)
+    return load_selected_series(data, selection, weights=weights, dtype=dtype)
 
 
 def training_rows(story: Story, data: Any, labels: Any = None, weights: Any = None) -> Table:

@@ -15,7 +15,7 @@ from pplgen.compiler.functional import last_output
 from pplgen.compiler.graph import Graph
 from pplgen.compiler.recording import record_operations
 from pplgen.compiler.tracing import NotTraceable, require_equal
-from pplgen.distributed.ranks import ALONE, Ranks, silent, talks
+from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks, communicates, without_communication
 from pplgen.errors import first_line
 from pplgen.story.isolation import flush_denormals, seeded
 
@@ -92,7 +92,7 @@ class Engine:
         buffers: tuple[Tensor, ...] | None = None,
         own_data: bool = False,
         warm_up: tuple[int, int] | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.ranks = ranks
         self.graph, self.data, self.clip, self.decay, self.warm_up = graph, data, clip, decay, warm_up
@@ -142,7 +142,7 @@ class Engine:
                 if notice:
                     notice(taken, state.vectors)
             # code compiled for other numbers of rows may round Adam's steps otherwise
-            return State(*self.ranks.aligned(state)), self.ranks.mean(torch.cat(losses))
+            return State(*self.ranks.broadcast(state)), self.ranks.mean(torch.cat(losses))
 
     def evaluate(self, vectors: Tensor, num_times: int) -> Tensor:
         """Return the losses at parameter vectors, evaluated several times, in nats, shape ``(num_times, R)``."""
@@ -177,9 +177,9 @@ class Engine:
         try:
             together = compile_graph(traced.call, arguments)
             for seed in range(2):
-                with seeded(seed), silent(), torch.no_grad():
+                with seeded(seed), without_communication(), torch.no_grad():
                     expected = traced.call(*arguments)
-                with seeded(seed), silent(), torch.no_grad():
+                with seeded(seed), without_communication(), torch.no_grad():
                     given = together(*arguments)
                 for what, ours, theirs in zip((*State._fields, "losses"), given, expected, strict=True):
                     require_equal(f"compiled step's {what}", ours, theirs, "the graph's")
@@ -209,7 +209,7 @@ class Engine:
             return (*state, torch.stack(losses))
 
         try:
-            with torch.no_grad(), silent():
+            with torch.no_grad(), without_communication():
                 return _Program(record_operations(steps, *self._example, *self._inputs(rates, num_steps)), num_steps)
         except Exception as error:
             raise NotTraceable(
@@ -273,7 +273,7 @@ def compile_graph(module: Any, arguments: tuple[Tensor, ...], *, cpp_wrapper: bo
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        recorded = arguments[0].is_cuda and not talks(module)
+        recorded = arguments[0].is_cuda and not communicates(module)
         # random numbers come from torch's own generator, so that compiled and traced steps draw the same at a seed
         options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": recorded, "cpp_wrapper": cpp_wrapper}
         # and the cache on disk is keyed only where the shapes are known to a tracing context

@@ -116,7 +116,7 @@ class FaultLocalisation:
             set_generator_states(generators)
             pair.restore(self.engine.graph.unpack(vector))
             found = explain(pair, self.bound or pair.elbo(), pair.data if batch is None else batch, tries)
-        return self.engine.ranks.first_found(found)
+        return self.engine.ranks.first_not_none(found)
 
     def warn(self, training: TrainingState, non_finite: Sequence[int]) -> None:
         """Warn of restarts that have gone back, in a sentence for each that was located."""

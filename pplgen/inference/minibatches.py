@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplgen.data.streams import generator_at
+from pplgen.data.streams import spawned_generator
 from pplgen.distributed.sharding import Shard
 from pplgen.errors import InputError
 from pplgen.story.conditioning import RowScale
@@ -58,7 +58,7 @@ def batching(
         Where the batch size does not suit the rows, or the model has no plate over all of them.
     """
     batches, scale = _plain(pair, batch_size, seed, skip, shard)
-    own_seed = seed if shard is None else shard.own_seed(seed)
+    own_seed = seed if shard is None else shard.local_seed(seed)
     return batches if augment is None else _augmented(pair, batches, augment, own_seed, skip), scale
 
 
@@ -87,7 +87,7 @@ def _plain(
     pair.check_amortised()
     every, times, source = torch.arange(num_rows), 1, pair.source
     if shard is not None:
-        every, times, batch_size = every[shard.rows], len(shard.sizes), shard.share(batch_size)
+        every, times, batch_size = every[shard.rows], len(shard.sizes), shard.local_batch_size(batch_size)
         source = source and source.shard(shard.rank, times)
     if source is not None:
         device = pair.data[0].device
@@ -121,7 +121,7 @@ def _in_turn(rows: Tensor, size: int, seed: int, skip: int) -> Iterator[Tensor]:
     """Take so many rows at a time, in an order of its own for each pass."""
     epoch, skip = divmod(skip, len(rows) // size)
     for each in count(epoch):
-        order = rows[torch.from_numpy(generator_at(seed, each).permutation(len(rows)))]
+        order = rows[torch.from_numpy(spawned_generator(seed, each).permutation(len(rows)))]
         for start in range(skip * size, len(rows) - size + 1, size):
             yield order[start : start + size]
         skip = 0
@@ -135,7 +135,7 @@ def _augmented(
         raise InputError(f"augment: the model's first argument is a {type(pair.data[0]).__name__}; expected its rows")
     for step, (rows, *others) in zip(count(skip), batches, strict=False):
         with torch.random.fork_rng([rows.device] if rows.is_cuda else []):
-            torch.manual_seed(int(generator_at(seed, step, 0).integers(2**63)))
+            torch.manual_seed(int(spawned_generator(seed, step, 0).integers(2**63)))
             changed: Any = augment(rows)
         if not isinstance(changed, Tensor) or (changed.shape, changed.dtype) != (rows.shape, rows.dtype):
             kind = type(changed).__name__

@@ -12,7 +12,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim.clipped_adam import ClippedAdam
 
-from pplgen.distributed.ranks import ALONE, Ranks
+from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import Shard
 from pplgen.inference.convergence import DECAY, WINDOW
 from pplgen.inference.minibatches import Augment, are_all_rows, batching
@@ -93,5 +93,5 @@ class TrainingOptions:
     """``"inductor"`` to compile at once, ``"graph"`` never, ``"auto"`` once it repays, ``"off"`` for plain Pyro."""
     checkpoint: CheckpointOptions | None = None
     """Where checkpoints are written, and how often; ``None`` for nowhere."""
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
     """Processes that share the rows; all of them take the same steps."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pplgen.compiler.graph import Graph, buffers_of, tensors_of, trace
 from pplgen.compiler.tracing import NotTraceable
-from pplgen.distributed.sharding import shard_of
+from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.engine import Engine, State
@@ -24,7 +24,7 @@ from pplgen.inference.fault_localisation import LOOKED_AT, FaultLocalisation
 from pplgen.inference.options import TrainingOptions
 from pplgen.inference.training import StopReason, Training, num_evaluations
 from pplgen.inference.training_state import NonFinite, TrainingState
-from pplgen.storage.checkpoint import Checkpoint, identity
+from pplgen.storage.checkpoint import Checkpoint, content_digest
 from pplgen.story.isolation import generator_states, seeded, set_generator_states
 from pplgen.story.pair import Pair
 
@@ -89,8 +89,8 @@ class _Run:
     ) -> None:
         self.pairs, self.options, self.seeds, self.report = pairs, options, seeds, report
         self.ranks, self.warm_up, optimiser = options.ranks, options.objective.warm_up, options.optimiser
-        self.first, self.seed, self.shard = pairs[0], seeds[0], shard_of(pairs[0], options.ranks)
-        with self.first.isolated(), self.ranks.agreeing():
+        self.first, self.seed, self.shard = pairs[0], seeds[0], shard_rows(pairs[0], options.ranks)
+        with self.first.isolated(), self.ranks.shared_errors():
             batches, scale = options.batching.of(self.first, seed=self.seed, shard=self.shard)
             with _half_warmed_up(self.first) if self.warm_up else contextlib.nullcontext():
                 self.graph = trace(self.first, options.objective.of(self.first), next(batches), scale)
@@ -100,7 +100,7 @@ class _Run:
         data: Any = tensors_of(next(batches)) if self.same_rows else map(tensors_of, batches)
         if own_data:
             data = stacked_data(pairs)
-        with self.ranks.agreeing():
+        with self.ranks.shared_errors():
             self.engine = Engine(
                 self.graph,
                 self.training.state,
@@ -177,16 +177,16 @@ class _Run:
         """Whether the steps that are left, of so many seconds each, take longer than compiling; alike on all ranks."""
         remaining = seconds * (min(self.options.steps, EXPECTED_STEPS) - self.training.taken)
         repays = remaining > max(REPAYS, PER_NODE * len(self.graph.module.graph.nodes))
-        return self.ranks.gathered(repays)[0]
+        return self.ranks.all_gather(repays)[0]
 
     def _compiled(self) -> str:
         """Compile the step where that is faithful, on all ranks; return the path that runs from here on."""
         path = "the compiled graph"
         with seeded(self.seed):  # leaves the generator where it was
             try:
-                with self.ranks.agreeing():
+                with self.ranks.shared_errors():
                     self.engine.compile(self.training.rates)
-                if not self.ranks.same(self.engine.block_size):
+                if not self.ranks.all_equal(self.engine.block_size):
                     raise NotTraceable("ranks would take different numbers of steps at once")
             except NotTraceable as reason:
                 self.engine.discard_compiled()
@@ -212,16 +212,16 @@ class _Run:
 
     def _reseed(self) -> None:
         """Give several ranks the random numbers of the next step."""
-        self.ranks.reseed(self.seed, self.training.taken, apart=bool(self.first.structure.row_latent))
+        self.ranks.reseed(self.seed, self.training.taken, per_rank=bool(self.first.structure.row_latent))
 
     def _checkpoint(self, vectors: Tensor) -> Checkpoint | None:
         """Open the fit's checkpoint, and continue from it where there is one."""
         if self.options.checkpoint is None:
             return None
-        checkpoint = self.ranks.once(
+        checkpoint = self.ranks.on_first_rank(
             partial(Checkpoint, self.options.checkpoint, self._identity(vectors), vectors.device)
         )
-        if loaded := self.ranks.once(checkpoint.load):
+        if loaded := self.ranks.on_first_rank(checkpoint.load):
             self.training = TrainingState.from_tensors(*loaded, vectors.device)
         return checkpoint
 
@@ -244,7 +244,7 @@ class _Run:
             facts |= {"warm_up": self.warm_up, "augment": augment}
         constants = [value for value in vars(graph.module).values() if isinstance(value, Tensor)]
         start = [vectors, *graph.buffers, *graph.module.buffers(), *constants, *tensors_of(self.first.data)]
-        return identity(facts, start)
+        return content_digest(facts, start)
 
     def _save(self) -> None:
         """Write a checkpoint, where there are any."""

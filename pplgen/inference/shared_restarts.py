@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pplgen.distributed.ranks import ALONE, Ranks
-from pplgen.distributed.sharding import align
+from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
+from pplgen.distributed.sharding import broadcast_parameters
 from pplgen.errors import InputError
 from pplgen.inference.training import Training
 from pplgen.story.base import check_choice
@@ -34,18 +34,18 @@ class RankRoles(NamedTuple):
             Where what they are to share is unknown, or cannot be shared.
         """
         if shard is None:
-            return cls(ALONE, ALONE, ALONE)
+            return cls(SINGLE_PROCESS, SINGLE_PROCESS, SINGLE_PROCESS)
         check_choice("shard", shard, ("rows", "restarts"))
-        ranks = Ranks.here()
+        ranks = Ranks.current()
         if ranks.size > 1 and method == "nuts":
             raise InputError("method='nuts' runs in one process; with shard=None each rank samples on its own")
         if ranks.size == 1 or shard == "rows":
-            return cls(ranks, ranks, ALONE)
+            return cls(ranks, ranks, SINGLE_PROCESS)
         if num_restarts < ranks.size:
             raise InputError(f"restarts={num_restarts}: expected one at least for each of the {ranks.size} ranks")
         if checkpoint is not None:
             raise InputError("checkpoint: restarts that ranks share keep none")
-        return cls(ranks, ALONE, ranks)
+        return cls(ranks, SINGLE_PROCESS, ranks)
 
 
 def best_of(
@@ -67,7 +67,7 @@ def best_of(
         The pair with the highest final ELBO, ``None`` where none has any; and the results in order, without those that
         broke down where another did not.
     """
-    every = ranks.gathered(list(results))
+    every = ranks.all_gather(list(results))
     places = [(index, rank) for index in range(max(map(len, every))) for rank in range(ranks.size)]
     places = [(index, rank) for index, rank in places if index < len(every[rank])]
     joined = [every[rank][index] for index, rank in places]
@@ -78,5 +78,5 @@ def best_of(
         return None, joined
     index, owner = max(done, key=lambda each: each[0])[1]
     pair = pairs[index if owner == ranks.rank else 0]
-    align(pair, ranks, owner)
+    broadcast_parameters(pair, ranks, owner)
     return pair, joined

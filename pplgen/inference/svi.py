@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pplgen.distributed.sharding import shard_of
+from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import DataWarning, InputError
 from pplgen.inference.convergence import PLATEAUS, WINDOW, PlateauWatch
 from pplgen.inference.iterates import Iterates, flat
@@ -73,7 +73,7 @@ class _Run:
     def __init__(self, pair: Pair, options: TrainingOptions, seed: int, report: Report | None) -> None:
         self.pair, self.options, self.seed, self.report, self.ranks = pair, options, seed, report, options.ranks
         self.schedule, self.bound = options.optimiser.for_pyro(), options.objective.of(pair)
-        self.shard = shard_of(pair, self.ranks)
+        self.shard = shard_rows(pair, self.ranks)
         self.scale = options.batching.of(pair, seed=seed, shard=self.shard)[1]
         warm_up = options.objective.warm_up
         self.steps = SVISteps(pair, self.schedule, self.bound, self._batches_from, warm_up, seed=seed, ranks=self.ranks)
@@ -156,7 +156,7 @@ class _Run:
         values = self._final_values()
         if not np.isfinite(values).all():
             batch = next(self.steps.batches)
-            found = self.ranks.first_found(explain(self.pair, self.bound, batch, max(FINAL_EVALUATIONS)))
+            found = self.ranks.first_not_none(explain(self.pair, self.bound, batch, max(FINAL_EVALUATIONS)))
             raise InputError(non_finite_at_end(found, self.faults))
         iterates, final = self.iterates.stacked(), flat(self.pair.snapshot())
         return Training.ended(self.seed, self.history, values, self.stop, iterates, final, self.faults)

@@ -13,8 +13,8 @@ import torch
 from pyro.infer import ELBO, SVI
 from torch import Tensor
 
-from pplgen.distributed.ranks import ALONE, Ranks
-from pplgen.distributed.sharding import AveragedBound
+from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
+from pplgen.distributed.sharding import AveragedELBO
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.nonfinite import explain
@@ -66,10 +66,10 @@ class SVISteps:
         warm_up: int = 0,
         *,
         seed: int = 0,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.pair, self.bound, self.warm_up, self.seed, self.ranks = pair, bound, warm_up, seed, ranks
-        own: Any = bound if ranks.size == 1 else AveragedBound(bound, ranks)
+        own: Any = bound if ranks.size == 1 else AveragedELBO(bound, ranks)
         self.svi = SVI(pair.model, pair.guide, schedule, own.loss, own.loss_and_grads)
         self._batches_from = batches_from
         self.batches = batches_from(0)
@@ -157,7 +157,7 @@ class SVISteps:
                         continue
                     self.pair.restore(before)
                     set_generator_states(generators)
-                    return step, self.ranks.first_found(explain(self.pair, self.bound, batch))
+                    return step, self.ranks.first_not_none(explain(self.pair, self.bound, batch))
         finally:
             self.go_back()
         return self.taken, None
@@ -176,7 +176,7 @@ class SVISteps:
     def _next(self, batches: Iterator[tuple[Any, ...]], step: int) -> tuple[Any, ...]:
         """Return the arguments of a step, and set the KL weight and the ranks' random numbers for it."""
         if step % WINDOW == 1:
-            self.ranks.reseed(self.seed, step - 1, apart=bool(self.pair.structure.row_latent))
+            self.ranks.reseed(self.seed, step - 1, per_rank=bool(self.pair.structure.row_latent))
         if self.warm_up and self.pair.kl_weight is not None:
             self.pair.kl_weight.fill_(min(1.0, step / self.warm_up))
         return next(batches)

@@ -11,7 +11,7 @@ from pplgen.inference.options import TrainingOptions
 from pplgen.inference.restarts import train_together
 from pplgen.inference.svi import train
 from pplgen.inference.training import Progress, ProgressCallback, StopReason, Training
-from pplgen.storage.checkpoint import found
+from pplgen.storage.checkpoint import exists
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -58,7 +58,7 @@ def train_restarts(
             if options.checkpoint is not None:
                 warnings.warn(f"no checkpoint is kept, for plain Pyro runs: {reason}", DataWarning, stacklevel=3)
     directory = options.checkpoint and options.checkpoint.directory
-    if directory and options.ranks.once(lambda: found(directory)):
+    if directory and options.ranks.on_first_rank(lambda: exists(directory)):
         raise InputError(f"{str(directory)!r} holds a checkpoint, and here plain Pyro runs, for {reason}")
     return _one_by_one(pairs, seeds, options, callback, reason)
 

@@ -64,8 +64,8 @@ def write_report(fit: FittedPair, tree: xr.DataTree, checks: tuple[Check, ...], 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be written: {error.strerror}") from None
-    store.write_whole(folder / RECORD, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    store.write_whole(folder / PAGE, page)
+    store.write_text(folder / RECORD, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    store.write_text(folder / PAGE, page)
     return folder / PAGE
 
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pplgen.data.datasets import NAMED
+from pplgen.data.datasets import NAMED_DATA_SETS
 from pplgen.posterior.fitted_pair import FittedPair
-from pplgen.storage.user_code import COLLECTION, source_of
+from pplgen.storage.user_code import COLLECTION, source_code
 from pplgen.story.base import Story
 
 __all__ = ["Block", "blocks_of", "python_lines", "sources", "story_text"]
@@ -69,7 +69,7 @@ def sources(fit: FittedPair) -> dict[str, str]:
 
 def _source(name: str, what: Callable[..., Any]) -> dict[str, str]:
     """Return the code of a function or class, or what kind of object it is."""
-    return {name: source_of(what) or f"{type(what).__module__}.{type(what).__qualname__}"}
+    return {name: source_code(what) or f"{type(what).__module__}.{type(what).__qualname__}"}
 
 
 def python_lines(fit: FittedPair, facts: Mapping[str, Any]) -> str:
@@ -83,7 +83,7 @@ def python_lines(fit: FittedPair, facts: Mapping[str, Any]) -> str:
         return f"import pplgen\n\nfit = pplgen.fit(model, data, guide{told})"
     data = facts.get("data", {})
     name = str(data.get("name"))
-    rows = repr(name) if name in NAMED else "x"
+    rows = repr(name) if name in NAMED_DATA_SETS else "x"
     lines = ["import pplgen", f"from {_home(story)} import {type(story).__name__}", ""]
     if rows == "x":
         columns = ", ".join(map(repr, fit.columns[:6])) + (", ..." if len(fit.columns) > 6 else "")

@@ -9,13 +9,13 @@ import secrets
 import shutil
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "missing", "move", "remove_empty", "sweep", "sync", "write_whole"]
+__all__ = ["UNFINISHED", "missing_folders", "move", "remove_empty", "remove_unfinished", "sync", "write_bytes"]
 
 UNFINISHED = ".unfinished-"
 """What the name of everything starts with that is not whole yet."""
 
 
-def write_whole(path: Path, content: bytes, *, before: Path | None = None) -> None:
+def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
     """Write a file whole, in the place of one that may be there; on failure that one stays as it was.
 
     Parameters
@@ -24,7 +24,7 @@ def write_whole(path: Path, content: bytes, *, before: Path | None = None) -> No
         Its place.
     content
         All of it.
-    before
+    previous
         Where the one that was there goes; ``None`` for nowhere.
 
     Raises
@@ -37,8 +37,8 @@ def write_whole(path: Path, content: bytes, *, before: Path | None = None) -> No
         with unfinished.open("xb") as file:  # a file of its own: x follows no link that waits under the name
             file.write(content)
         sync(unfinished)
-        if before is not None and path.exists():
-            os.replace(path, before)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(unfinished, path)
     finally:
         with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Path, name: str = "") -> None:
+def remove_unfinished(folder: Path, name: str = "") -> None:
     """Remove what killed processes left unfinished in a folder: of the file ``name``, or all of it."""
     for left in folder.glob(f"{UNFINISHED}*{name}"):
         with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ def sweep(folder: Path, name: str = "") -> None:
                 left.unlink(missing_ok=True)
 
 
-def missing(folder: Path) -> list[Path]:
+def missing_folders(folder: Path) -> list[Path]:
     """Return a folder and those above it that are not there, the deepest first."""
     return [each for each in (folder, *folder.parents) if not each.exists()]
 

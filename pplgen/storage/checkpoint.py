@@ -18,14 +18,23 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pplgen.errors import DataWarning, InputError
-from pplgen.storage import atomic as durable
+from pplgen.storage import atomic
 
-__all__ = ["BEFORE", "NAME", "SECONDS", "Checkpoint", "CheckpointOptions", "found", "identity", "remove"]
+__all__ = [
+    "DEFAULT_INTERVAL",
+    "NAME",
+    "PREVIOUS",
+    "Checkpoint",
+    "CheckpointOptions",
+    "content_digest",
+    "exists",
+    "remove",
+]
 
 NAME = "checkpoint.safetensors"
-BEFORE = "checkpoint-before.safetensors"
+PREVIOUS = "checkpoint-before.safetensors"
 """The checkpoint before ``NAME``, in case that one cannot be read."""
-SECONDS = 10.0
+DEFAULT_INTERVAL = 10.0
 """Between two checkpoints, at least, unless told otherwise."""
 FORMAT = 2
 """Version of the layout; another one is refused."""
@@ -35,7 +44,7 @@ class CheckpointOptions(NamedTuple):
     """Where checkpoints are kept, and how often."""
 
     directory: Path
-    seconds: float = SECONDS
+    seconds: float = DEFAULT_INTERVAL
     """Between two of them, at least."""
 
 
@@ -47,7 +56,7 @@ class Checkpoint:
     keeping
         Where the files are, or will be, and how often they are written.
     fit
-        What tells this fit from others, by ``identity``.
+        What tells this fit from others, by ``content_digest``.
     device
         Where random numbers are drawn.
 
@@ -60,7 +69,7 @@ class Checkpoint:
     def __init__(self, keeping: CheckpointOptions, fit: str, device: torch.device) -> None:
         directory, self.seconds = keeping
         self.path, self.fit, self.device = directory / NAME, fit, device
-        self._before: Path | None = self.path.with_name(BEFORE)
+        self._previous: Path | None = self.path.with_name(PREVIOUS)
         self._saved = time.monotonic()
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -68,7 +77,7 @@ class Checkpoint:
                 pass
         except OSError as error:
             raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
-        durable.sweep(directory, NAME)
+        atomic.remove_unfinished(directory, NAME)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Read tensors and facts back, and put the random generator where it was; ``None`` where there is no file.
@@ -81,7 +90,7 @@ class Checkpoint:
             Where no file can be read, or it is of another fit or layout.
         """
         faults = []
-        for path in (self.path, self.path.with_name(BEFORE)):
+        for path in (self.path, self.path.with_name(PREVIOUS)):
             if not path.exists():
                 continue
             try:
@@ -92,7 +101,7 @@ class Checkpoint:
             self._require_same(facts, path)
             if faults:
                 warnings.warn(f"{faults[0]}; the fit continues from the one before it", DataWarning, stacklevel=2)
-                self._before = None  # what cannot be read does not take the place of what can
+                self._previous = None  # what cannot be read does not take the place of what can
             torch.set_rng_state(tensors.pop("generator"))
             if self.device.type == "cuda" and "cuda_generator" in tensors:
                 torch.cuda.set_rng_state(tensors.pop("cuda_generator"), self.device)
@@ -117,10 +126,10 @@ class Checkpoint:
         told = json.dumps({"format": FORMAT, "fit": self.fit, "facts": facts})
         try:
             content_and_facts = save(content, metadata={"facts": told, "digest": _digest(told, content)})
-            durable.write_whole(self.path, content_and_facts, before=self._before)
-            self._before = self.path.with_name(BEFORE)
+            atomic.write_bytes(self.path, content_and_facts, previous=self._previous)
+            self._previous = self.path.with_name(PREVIOUS)
         except OSError as error:
-            kept = "; the one that was written before is kept" if found(self.path.parent) else ""
+            kept = "; the one that was written before is kept" if exists(self.path.parent) else ""
             message = f"{str(self.path)!r} cannot be written: {error.strerror or error}{kept}"
             warnings.warn(message, DataWarning, stacklevel=2)
         self._saved = time.monotonic()
@@ -136,18 +145,18 @@ class Checkpoint:
             )
 
 
-def found(directory: Path) -> bool:
+def exists(directory: Path) -> bool:
     """Whether a directory holds a checkpoint."""
-    return any(os.path.isfile(directory / name) for name in (NAME, BEFORE))
+    return any(os.path.isfile(directory / name) for name in (NAME, PREVIOUS))
 
 
 def remove(directory: Path) -> None:
     """Remove the checkpoints of a directory."""
-    for name in (BEFORE, NAME):
+    for name in (PREVIOUS, NAME):
         (directory / name).unlink(missing_ok=True)
 
 
-def identity(options: Mapping[str, Any], tensors: Iterable[Tensor]) -> str:
+def content_digest(options: Mapping[str, Any], tensors: Iterable[Tensor]) -> str:
     """Digest of what a fit starts from: what it computes, its options, and its data and starting parameters."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for value in tensors:
@@ -172,4 +181,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _digest(told: str, tensors: Mapping[str, Tensor]) -> str:
     """Digest of everything in a checkpoint."""
-    return identity({"facts": told, "names": sorted(tensors)}, (tensors[name] for name in sorted(tensors)))
+    return content_digest({"facts": told, "names": sorted(tensors)}, (tensors[name] for name in sorted(tensors)))

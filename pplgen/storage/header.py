@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from pplgen.errors import InputError
 
-__all__ = ["FORMAT", "SEAL", "read_header", "sealed"]
+__all__ = ["DIGEST_KEY", "FORMAT", "read_header", "with_digest"]
 
 FORMAT = 2
 """Version of the layout of a run; another one is refused."""
-SEAL = "header_sha256"
+DIGEST_KEY = "header_sha256"
 """Key of the digest of all others."""
 LARGEST = 2**26
 """Bytes of a header at most."""
@@ -67,7 +67,7 @@ ALWAYS = {
     "created": TEXT,
     "versions": OBJECT,
     "parameters_sha256": TEXT,
-    SEAL: TEXT,
+    DIGEST_KEY: TEXT,
 }
 OF_A_STORY = {"dtype": TYPE}
 OF_A_PAIR = {"pair": OBJECT, "arguments_sha256": TEXT}
@@ -79,10 +79,10 @@ CHAINS = {"num_chains": COUNT, "num_draws": COUNT, "warm_up": COUNT, "divergence
 OPTIONAL = {"command": TEXT, "source_sha256": TEXT}
 
 
-def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+def with_digest(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts with the digest of all of them; an older one is left out."""
-    told = {name: value for name, value in facts.items() if name != SEAL}
-    return {**told, SEAL: _digest(json.loads(json.dumps(told, allow_nan=False)))}
+    told = {name: value for name, value in facts.items() if name != DIGEST_KEY}
+    return {**told, DIGEST_KEY: _digest(json.loads(json.dumps(told, allow_nan=False)))}
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def read_header(path: Path) -> dict[str, Any]:
         raise InputError(f"{where} cannot be read as a header: it holds {reprlib.repr(header)}, where one object was")
     _require_format(header.get("format"), where)
     _require_content(header, where)
-    told = {name: value for name, value in header.items() if name != SEAL}
-    if header[SEAL] != _digest(told):
+    told = {name: value for name, value in header.items() if name != DIGEST_KEY}
+    if header[DIGEST_KEY] != _digest(told):
         raise InputError(f"{where} was changed after it was written; bring back the file as it was, or fit again")
     return header
 

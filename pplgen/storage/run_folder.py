@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.storage import atomic as durable
-from pplgen.storage.header import FORMAT, read_header, sealed
+from pplgen.storage import atomic
+from pplgen.storage.header import FORMAT, read_header, with_digest
 
 __all__ = [
     "DRAWS",
@@ -35,7 +35,7 @@ __all__ = [
     "staged",
     "write",
     "write_new",
-    "write_whole",
+    "write_text",
 ]
 
 HEADER = "header.json"
@@ -72,29 +72,29 @@ def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
     """
     check_vacant(directory, force=force)
     stale = _of_older_run(directory)
-    made = durable.missing(directory)
+    made = atomic.missing_folders(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        durable.sweep(directory)
-        folder = Path(tempfile.mkdtemp(prefix=durable.UNFINISHED, dir=directory))
+        atomic.remove_unfinished(directory)
+        folder = Path(tempfile.mkdtemp(prefix=atomic.UNFINISHED, dir=directory))
     except OSError as error:
-        durable.remove_empty(made)
+        atomic.remove_empty(made)
         raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
     try:
         yield folder
         for name in RUN_FILES:
             if name == HEADER:  # which says that all the others are there
-                durable.sync(directory)
+                atomic.sync(directory)
             if (folder / name).exists():
-                durable.move(folder / name, directory / name)
+                atomic.move(folder / name, directory / name)
             elif name in stale:
                 (directory / name).unlink(missing_ok=True)
-        durable.sync(directory)
+        atomic.sync(directory)
     except OSError as error:
         raise InputError(f"{str(directory)!r} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        durable.remove_empty(made)
+        atomic.remove_empty(made)
 
 
 def _of_older_run(directory: Path) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
     # save_file would leave the file readable by its owner alone
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     (folder / TENSORS).write_bytes(content)
-    facts = sealed({**header, "format": FORMAT, "parameters_sha256": _digest(folder / TENSORS)})
+    facts = with_digest({**header, "format": FORMAT, "parameters_sha256": _digest(folder / TENSORS)})
     (folder / HEADER).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -130,7 +130,7 @@ def check_new(path: Path) -> None:
 def write_new(path: Path, text: str) -> None:
     """Write a text file whole, in a place where there is none yet; ``InputError`` as ``check_new``."""
     check_new(path)
-    write_whole(path, text)
+    write_text(path, text)
 
 
 def check_replaceable(path: Path) -> None:
@@ -139,7 +139,7 @@ def check_replaceable(path: Path) -> None:
         raise InputError(f"{str(path)!r} is no file that could be replaced; give the name of a file")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a text file whole, in the place of one that may be there.
 
     Raises
@@ -149,7 +149,7 @@ def write_whole(path: Path, text: str) -> None:
     """
     check_replaceable(path)
     try:
-        durable.write_whole(path, text.encode())
+        atomic.write_bytes(path, text.encode())
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from None
 

@@ -12,7 +12,7 @@ from typing import Any
 from pplgen.errors import InputError, first_line, near_names
 from pplgen.story.base import Story
 
-__all__ = ["COLLECTION", "called", "digest_of", "import_path", "own_story", "source_of", "story_in_file"]
+__all__ = ["COLLECTION", "code_digest", "import_path", "qualified_name", "source_code", "story_in_file", "user_story"]
 
 COLLECTION = "pplgen.models."
 """Stories below this package come with the toolkit; all others are a user's own."""
@@ -25,14 +25,14 @@ def import_path(kind: type) -> str:
     return f"{kind.__module__}:{kind.__name__}"
 
 
-def called(part: Any) -> str:
+def qualified_name(part: Any) -> str:
     """Return module and name of a model or a guide: a function's own, or those of an object's class."""
     function = inspect.unwrap(part)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{getattr(function, '__module__', None) or type(function).__module__}:{name}"
 
 
-def source_of(what: Any) -> str | None:
+def source_code(what: Any) -> str | None:
     """Return the code of a function or class, ``None`` where it is not to be had."""
     try:
         return inspect.cleandoc("\n" + inspect.getsource(what))
@@ -40,7 +40,7 @@ def source_of(what: Any) -> str | None:
         return None
 
 
-def digest_of(*parts: Any) -> str | None:
+def code_digest(*parts: Any) -> str | None:
     """Digest of the code of classes, with those that they derive from, and functions; ``None`` where none is to be had.
 
     That of libraries is left out. Of any other object the code is its class's.
@@ -50,11 +50,11 @@ def digest_of(*parts: Any) -> str | None:
         own = part if inspect.isroutine(part) or isinstance(part, type) else type(part)
         kinds += own.__mro__ if isinstance(own, type) else [own]
     own_kinds = [kind for kind in kinds if not f"{kind.__module__}.".startswith((*LIBRARIES, "builtins."))]
-    sources = [source for source in map(source_of, own_kinds) if source is not None]
+    sources = [source for source in map(source_code, own_kinds) if source is not None]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest() if sources else None
 
 
-def own_story(recorded: str, given: Any) -> type[Story] | Story:
+def user_story(recorded: str, given: Any) -> type[Story] | Story:
     """Return the story that a user gives for a run of one: a class, an untrained story, or ``"FILE.py:CLASS"``.
 
     Raises

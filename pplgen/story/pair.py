@@ -33,7 +33,7 @@ class RowSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def shares(self, size: int) -> tuple[int, ...]:
+    def shard_sizes(self, size: int) -> tuple[int, ...]:
         """Return how many rows each of several processes reads."""
 
     def shard(self, rank: int, size: int) -> RowSource:

@@ -149,11 +149,11 @@ def test_a_mirror_that_sends_something_else(cache, server, changed, reason):
 
 
 def test_a_mirror_that_falls_silent_or_never_ends(cache, server, monkeypatch):
-    monkeypatch.setattr(downloads, "PATIENCE", -1.0)
+    monkeypatch.setattr(downloads, "TOTAL_TIMEOUT", -1.0)
     refused("not finished after")
     silent = threading.Event()
     monkeypatch.setattr(Answers, "do_GET", lambda self: silent.wait(5))
-    monkeypatch.setattr(downloads, "SILENCE", 0.05)
+    monkeypatch.setattr(downloads, "READ_TIMEOUT", 0.05)
     refused("timed out")
     silent.set()
 
@@ -230,5 +230,5 @@ def test_the_published_files(reference_data, tmp_path, monkeypatch):
     assert table.values.max() == 1
     for files in SPLITS.values():
         for file in files:
-            assert file.fault((reference_data / "mnist" / file.name).read_bytes()) is None
+            assert file.mismatch((reference_data / "mnist" / file.name).read_bytes()) is None
     assert {path.name for path in (tmp_path / "mnist").iterdir()} == {file.name for file in SPLITS["test"]}

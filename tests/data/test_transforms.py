@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pplgen
-from pplgen.data.readers import picture_shape
+from pplgen.data.readers import image_shape
 from pplgen.data.table import Table, check_training_table, load_data
 from pplgen.data.transforms import binarise, keep_every, mask_entries, mask_top, redraw_pixels, rescale
 from pplgen.errors import InputError
@@ -120,11 +120,11 @@ def test_pictures_lose_their_top_or_all_but_a_grid():
 
 
 def test_shapes_of_pictures_are_told_by_columns_or_given():
-    assert picture_shape(PIXELS) == (2, 3)
-    assert picture_shape(PIXELS[:-1]) is None
-    assert picture_shape((*PIXELS[1::-1], *PIXELS[2:])) is None
-    assert picture_shape(("a", "b")) is None
-    assert picture_shape(()) is None
+    assert image_shape(PIXELS) == (2, 3)
+    assert image_shape(PIXELS[:-1]) is None
+    assert image_shape((*PIXELS[1::-1], *PIXELS[2:])) is None
+    assert image_shape(("a", "b")) is None
+    assert image_shape(()) is None
     x = torch.zeros(1, 6)
     assert mask_top(Table(x, PIXELS, "t")).values.isnan().tolist() == [[True] * 3 + [False] * 3]
     assert mask_top(x, shape=(3, 2), share=0.34).values.isnan().tolist() == [[True] * 2 + [False] * 4]
@@ -165,6 +165,6 @@ def test_larochelles_binarisation(reference_data, monkeypatch):
     assert reader.why_absent() is None
     train, test = (reader.load_binarised(split) for split in ("train", "test"))
     assert reader.independent_pixels(train.values, test.values) == pytest.approx(-205.793, abs=1e-2)
-    assert picture_shape(train.columns) == (28, 28)
+    assert image_shape(train.columns) == (28, 28)
     monkeypatch.setenv("BINARISED_MNIST", str(folder / "nowhere"))
     assert "BINARISED_MNIST names another folder" in reader.why_absent()

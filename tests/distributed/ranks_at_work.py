@@ -25,7 +25,7 @@ from pplgen.compiler.graph import tensors_of, trace
 from pplgen.data import blocks
 from pplgen.distributed import heartbeat
 from pplgen.distributed.ranks import Ranks
-from pplgen.distributed.sharding import AveragedBound, Shard
+from pplgen.distributed.sharding import AveragedELBO, Shard
 from pplgen.errors import InputError
 from pplgen.inference.minibatches import batching
 from pplgen.story.isolation import seeded
@@ -150,7 +150,7 @@ def gradients(name, shard, ranks):
         with seeded(2), torch.no_grad():
             loss, gradient = graph.loss_and_gradient(vector, *graph.buffers, *tensors_of(data))
         pair.restore(graph.unpack(vector))
-        averaged = AveragedBound(bound, ranks)
+        averaged = AveragedELBO(bound, ranks)
         with seeded(2), scale or contextlib.nullcontext():
             own = averaged.loss_and_grads(pair.model, pair.guide, *data)
         held = dict(pyro.get_param_store().named_parameters())
@@ -222,7 +222,7 @@ def faults():
 def drawn(ranks):
     """What is drawn for all rows, the same on all ranks, and what is drawn for single rows."""
     for apart in (False, True):
-        ranks.reseed(0, 100, apart=apart)
+        ranks.reseed(0, 100, per_rank=apart)
         yield f"drawn {'apart' if apart else 'alike'}", torch.rand(3).numpy()
 
 
@@ -241,13 +241,13 @@ def agreements(ranks):
         pplgen.fit(model, data, guide, **WHOLE)
 
     said = []
-    for attempt in (lambda: ranks.once(mistaken), of_different_rows, of_different_parameters):
+    for attempt in (lambda: ranks.on_first_rank(mistaken), of_different_rows, of_different_parameters):
         try:
             attempt()
         except InputError as error:
             said.append(str(error))
     try:
-        with ranks.agreeing():
+        with ranks.shared_errors():
             if ranks.rank == 1:
                 mistaken()
     except InputError as error:
@@ -295,9 +295,9 @@ def main(rank, folder):
     torch.set_num_threads(1)
     blocks.BLOCK_VALUES = 24
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    ranks = Ranks.here()
+    ranks = Ranks.current()
     np.savez(folder / f"rank-{rank}.npz", **shared_by_two(ranks, folder))
-    heartbeat.SILENCE = 5.0
+    heartbeat.TIMEOUT = 5.0
     (folder / "end.json").write_text(json.dumps(killed(ranks)))
 
 

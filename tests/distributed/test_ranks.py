@@ -19,9 +19,9 @@ from pyro.infer import RenyiELBO
 import pplgen
 from pplgen import InputError
 from pplgen.distributed import heartbeat
-from pplgen.distributed.heartbeat import Watch
-from pplgen.distributed.ranks import ALONE
-from pplgen.distributed.sharding import Shard, require_shareable
+from pplgen.distributed.heartbeat import Heartbeat
+from pplgen.distributed.ranks import SINGLE_PROCESS
+from pplgen.distributed.sharding import Shard, check_shardable
 from pplgen.errors import DataWarning
 from pplgen.inference.minibatches import batching
 from pplgen.story.isolation import seeded
@@ -66,7 +66,7 @@ def two(files):
 @pytest.mark.parametrize("sizes", [at_work.EVEN, at_work.UNEVEN], ids=["32 and 32", "40 and 24"])
 @pytest.mark.parametrize("name", at_work.PAIRS)
 def test_gradients_are_one_process_s(two, name, sizes):
-    expected = at_work.gradients(name, None, ALONE)
+    expected = at_work.gradients(name, None, SINGLE_PROCESS)
     for found in two[0]:
         ours = found[f"{name} {sizes}"]
         # the graph and Pyro, loss first; in float64 sums of other order differ by some 1e-15
@@ -154,32 +154,32 @@ def store(tmp_path):
 def hurried(monkeypatch):
     """A second is a twentieth of one; processes that would be ended are noted."""
     ended = threading.Event()
-    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
-    monkeypatch.setattr(heartbeat, "SILENCE", 1.0)
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.05)
+    monkeypatch.setattr(heartbeat, "TIMEOUT", 1.0)
     monkeypatch.setattr(heartbeat, "GRACE", 0.5)
     monkeypatch.setattr(heartbeat.os, "_exit", lambda code: ended.set())
     return ended
 
 
 def test_a_rank_that_stops_tells_why(store, hurried):
-    watches = [Watch(store, "w", rank, 2) for rank in range(2)]
-    watches[1].leave("ValueError: a bad row")
-    assert watches[0].verdict() == "rank 1 stopped: ValueError: a bad row"
-    watches[0].leave("lost")
+    watches = [Heartbeat(store, "w", rank, 2) for rank in range(2)]
+    watches[1].stop("ValueError: a bad row")
+    assert watches[0].failure() == "rank 1 stopped: ValueError: a bad row"
+    watches[0].stop("lost")
     assert not hurried.is_set()
 
 
 def test_ranks_that_end_in_order_are_not_missed(store, hurried):
-    watches = [Watch(store, "w", rank, 2) for rank in range(2)]
-    watches[1].leave()
-    assert watches[0].verdict() == ""
-    watches[0].leave()
+    watches = [Heartbeat(store, "w", rank, 2) for rank in range(2)]
+    watches[1].stop()
+    assert watches[0].failure() == ""
+    watches[0].stop()
 
 
 def test_a_process_that_waits_for_a_lost_rank_is_ended(store, hurried, capsys):
-    watch = Watch(store, "w", 0, 2)
+    watch = Heartbeat(store, "w", 0, 2)
     assert hurried.wait(20)
-    watch.leave()
+    watch.stop()
     assert "pplgen: rank 1 has not joined for 1 seconds, so the run ends" in capsys.readouterr().err
 
 
@@ -219,7 +219,7 @@ def test_blocks_are_dealt_out(files):
     stream = pplgen.stream_data(files[0])
     for size in (2, 3):
         shards = [stream.shard(rank, size) for rank in range(size)]
-        assert stream.shares(size) == tuple(map(len, shards))
+        assert stream.shard_sizes(size) == tuple(map(len, shards))
         assert max(map(len, shards)) - min(map(len, shards)) <= 8
         seen = torch.cat([block for shard in shards for block in shard.blocks()])
         assert torch.equal(seen.sort(0).values, files[1].sort(0).values)
@@ -263,7 +263,7 @@ def test_an_epoch_over_shards_is_the_whole_bound(files, streamed, batch_size):
     with seeded(0):
         whole = Pair.of_story(GaussianMixture(2, 3), x)
         pair = Pair.of_stream(whole.story, stream, stream.survey(64, seed=0), None) if streamed else whole
-    sizes = stream.shares(2) if streamed else at_work.UNEVEN
+    sizes = stream.shard_sizes(2) if streamed else at_work.UNEVEN
     bounds = []
     for rank in range(2):
         shard = Shard(rank, sizes)
@@ -274,7 +274,7 @@ def test_an_epoch_over_shards_is_the_whole_bound(files, streamed, batch_size):
             with pair.isolated(), seeded(1), scale:
                 batch = next(batches)
                 own.append(pair.elbo().loss(pair.model, pair.guide, *batch))
-        assert len(batch[0]) == shard.share(batch_size)
+        assert len(batch[0]) == shard.local_batch_size(batch_size)
         bounds.append(np.mean(own))
     with seeded(1), pair.isolated():
         expected = pair.elbo().loss(pair.model, pair.guide, x)
@@ -285,12 +285,12 @@ def test_parts_of_a_batch_are_in_proportion():
     shards = [Shard(rank, (40, 24, 7)) for rank in range(3)]
     assert [shard.rows for shard in shards] == [slice(0, 40), slice(40, 64), slice(64, 71)]
     for batch_size in range(3, 72):
-        shares = [shard.share(batch_size) for shard in shards]
+        shares = [shard.local_batch_size(batch_size) for shard in shards]
         assert sum(shares) == batch_size
         assert all(1 <= share <= own for share, own in zip(shares, (40, 24, 7), strict=True))
         assert all(abs(share - batch_size * own / 71) < 1 for share, own in zip(shares, (40, 24, 7), strict=True))
     with pytest.raises(InputError, match="batch_size=2: expected one row at least for each of 3 ranks"):
-        shards[0].share(2)
+        shards[0].local_batch_size(2)
 
 
 def test_what_ranks_cannot_share_is_refused():
@@ -309,9 +309,9 @@ def test_what_ranks_cannot_share_is_refused():
         pyro.sample("x", dist.Normal(mu, 1.0).expand([64, 3]).to_event(2), obs=x)
 
     pair = Pair(constant, guide, data)
-    require_shareable(pair, pair.elbo())
+    check_shardable(pair, pair.elbo())
     with pytest.raises(InputError, match="RenyiELBO is no sum over rows"):
-        require_shareable(pair, RenyiELBO(num_particles=2))
+        check_shardable(pair, RenyiELBO(num_particles=2))
     for wrong, own_guide, sentence in (
         (outside, guide, "site 'extra' depends on the rows outside"),
         (without_plate, None, "no full pyro.plate"),
@@ -320,7 +320,7 @@ def test_what_ranks_cannot_share_is_refused():
         rows = at_work.autoencoder()[2] if own_guide is None and wrong is not without_plate else data
         pair = Pair(wrong, own_guide, rows)
         with pytest.raises(InputError, match=sentence):
-            require_shareable(pair, pair.elbo())
+            check_shardable(pair, pair.elbo())
 
 
 def test_wrong_sharing():

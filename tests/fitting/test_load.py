@@ -18,7 +18,7 @@ from pplgen import InputError
 from pplgen.cli.main import main
 from pplgen.errors import DataWarning
 from pplgen.storage import run_folder as store
-from pplgen.storage.header import sealed
+from pplgen.storage.header import with_digest
 
 QUICK = {"steps": 30, "compile": "off", "progress": False}
 OWN = '''
@@ -100,7 +100,7 @@ def test_nothing_that_a_run_names_is_executed(own, tmp_path, monkeypatch, capsys
     monkeypatch.syspath_prepend(tmp_path / "run")
     header = json.loads((tmp_path / "run" / store.HEADER).read_text())
     for name in ("mymodel:Level", "mymodel.py:Level", "run.mymodel:Level", "pplgen.models.:Level", "os:system"):
-        (tmp_path / "run" / store.HEADER).write_text(json.dumps(sealed(header | {"story": name})))
+        (tmp_path / "run" / store.HEADER).write_text(json.dumps(with_digest(header | {"story": name})))
         with pytest.raises(InputError, match="nothing that a run names is executed; give your own with story="):
             pplgen.load(tmp_path / "run")
     assert command(monkeypatch, "sample", tmp_path / "run") == 2
@@ -285,13 +285,13 @@ def test_another_storys_weights_are_refused(tmp_path, rows):
         pplgen.load(tmp_path / "mixture")
     header, other = (json.loads((tmp_path / name / store.HEADER).read_text()) for name in ("mixture", "ppca"))
     digest = {"parameters_sha256": other["parameters_sha256"]}
-    (tmp_path / "mixture" / store.HEADER).write_text(json.dumps(sealed(header | digest)))
+    (tmp_path / "mixture" / store.HEADER).write_text(json.dumps(with_digest(header | digest)))
     with pytest.raises(InputError, match=r"(buffer|parameter) '.*' has shape .*, where .* was expected"):
         pplgen.load(tmp_path / "mixture")
 
 
 def test_classes_are_told_by_their_code_and_what_they_derive_from(tmp_path):
-    from pplgen.storage.user_code import digest_of, story_in_file
+    from pplgen.storage.user_code import code_digest, story_in_file
 
     digests = set()
     for number, width in enumerate((1.0, 1.0, 2.0)):
@@ -308,6 +308,6 @@ def test_classes_are_told_by_their_code_and_what_they_derive_from(tmp_path):
             pass
         """)
         )
-        digests.add(digest_of(story_in_file(f"{path}:Child")))
+        digests.add(code_digest(story_in_file(f"{path}:Child")))
     assert len(digests) == 2
-    assert digest_of(GaussianMixture) is None
+    assert code_digest(GaussianMixture) is None

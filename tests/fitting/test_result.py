@@ -11,7 +11,7 @@ import pplgen
 from pplgen.errors import InputError
 from pplgen.exact.em import GaussianMixtureParameters, e_step
 from pplgen.storage import run_folder as store
-from pplgen.storage.header import sealed
+from pplgen.storage.header import with_digest
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def run(faithful_fit, tmp_path):
 def alter(run, **changes):
     """Write another header, as if it had always been so."""
     header = json.loads((run / store.HEADER).read_text())
-    (run / store.HEADER).write_text(json.dumps(sealed(header | changes)))
+    (run / store.HEADER).write_text(json.dumps(with_digest(header | changes)))
 
 
 def test_responsibilities_and_row_densities(faithful_fit, faithful_tree, faithful):

@@ -24,8 +24,7 @@ import pplgen.inference.restarts
 import pplgen.plots.fit  # noqa: F401
 from pplgen.cli.main import main
 from pplgen.inference.training_state import TrainingState
-from pplgen.storage import atomic as durable
-from pplgen.storage import checkpoint
+from pplgen.storage import atomic, checkpoint
 from pplgen.storage import run_folder as store
 
 KILLS = 20
@@ -75,7 +74,7 @@ def at_call(name, number):
 
 def half_written(number, part):
     """Die when a part of the so-manieth checkpoint is written."""
-    seen, opened = [0], durable.Path.open
+    seen, opened = [0], atomic.Path.open
 
     def open_and_die(path, mode="r", **options):
         file = opened(path, mode, **options)
@@ -99,7 +98,7 @@ def half_written(number, part):
                 return Dying()
         return file
 
-    durable.Path.open = open_and_die
+    atomic.Path.open = open_and_die
 
 
 def at_run_file(number):
@@ -159,7 +158,7 @@ def life(folder, arguments, way):
 
 def steps_kept(run):
     """Return the steps of the newest checkpoint, zero where there is none."""
-    for name in (checkpoint.NAME, checkpoint.BEFORE):
+    for name in (checkpoint.NAME, checkpoint.PREVIOUS):
         if (run / name).exists():
             with safe_open(run / name, framework="pt") as file:
                 return json.loads(file.metadata()["facts"])["facts"]["taken"]

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path, rows, often):
     with pytest.raises(InputError, match="is of another fit"):
         pplgen.fit(GaussianMixture(2, 2, concentration=2.0), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.NAME, checkpoint.BEFORE}
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.NAME, checkpoint.PREVIOUS}
 
 
 def spoil(path, content):
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, rows, often,
     story = GaussianMixture(2, 2)
     expected = pplgen.fit(story, rows, progress=False, **OPTIONS)
     killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
-    newest, before = tmp_path / checkpoint.NAME, tmp_path / checkpoint.BEFORE
+    newest, before = tmp_path / checkpoint.NAME, tmp_path / checkpoint.PREVIOUS
     assert [len(load_file(path)["history0"]) for path in (newest, before)] == [300, 200]
     spoil(newest, content)
     steps = []
@@ -131,7 +131,7 @@ def test_what_cannot_be_read_never_takes_the_place_of_what_can(tmp_path, rows, o
     spoil(tmp_path / checkpoint.NAME, "cut")
     with pytest.warns(pplgen.errors.DataWarning, match="continues from the one before it"):
         killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
-    lengths = [len(load_file(tmp_path / name)["history0"]) for name in (checkpoint.NAME, checkpoint.BEFORE)]
+    lengths = [len(load_file(tmp_path / name)["history0"]) for name in (checkpoint.NAME, checkpoint.PREVIOUS)]
     assert lengths == [300, 200]
 
 
@@ -147,7 +147,7 @@ def test_how_often_is_an_option(tmp_path, rows):
     for seconds, kept in ((1e-6, True), (1e6, False)):
         folder = tmp_path / str(kept)
         killed_at(300, GaussianMixture(2, 2), rows, checkpoint=folder, checkpoint_every=seconds, **OPTIONS)
-        assert checkpoint.found(folder) == kept
+        assert checkpoint.exists(folder) == kept
     with pytest.raises(InputError, match="checkpoint_every=0: expected a positive"):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, checkpoint_every=0)
 
@@ -182,13 +182,13 @@ def test_a_killed_command_resumes(tmp_path):
     command = [sys.executable, "-m", "pplgen", "fit", "gaussian-mixture", "faithful", "--out", str(run), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (run / checkpoint.BEFORE).exists() and time.monotonic() < deadline:
+    while not (run / checkpoint.PREVIOUS).exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (run / "header.json").exists()
-    assert len(load_file(run / checkpoint.BEFORE)["history0"]) >= 100
+    assert len(load_file(run / checkpoint.PREVIOUS)["history0"]) >= 100
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert "holds a killed run; continue it with --resume" in again.stderr
@@ -199,7 +199,7 @@ def test_a_killed_command_resumes(tmp_path):
     assert "ELBO" in resumed.stdout
     whole = pplgen.fit(GaussianMixture(2, 2), "faithful", steps=3000, compile="graph", batch_size=100, progress=False)
     assert pplgen.load(run).elbo == whole.elbo
-    assert not checkpoint.found(run)
+    assert not checkpoint.exists(run)
 
 
 def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
@@ -213,9 +213,9 @@ def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "interrupted before the fit was done" in capsys.readouterr().err
-    assert checkpoint.found(tmp_path / "run")
+    assert checkpoint.exists(tmp_path / "run")
     monkeypatch.setattr(sys, "argv", [*command, "--resume", "--method", "nuts"])
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "with these options no checkpoint is kept" in capsys.readouterr().err
-    assert checkpoint.found(tmp_path / "run")
+    assert checkpoint.exists(tmp_path / "run")

@@ -15,8 +15,7 @@ import pplgen
 from pplgen import InputError
 from pplgen.cli.main import main
 from pplgen.errors import DataWarning
-from pplgen.storage import atomic as durable
-from pplgen.storage import checkpoint
+from pplgen.storage import atomic, checkpoint
 from pplgen.storage import run_folder as store
 
 OPTIONS = {"steps": 500, "compile": "graph", "checkpoint_every": 1e-6}
@@ -60,15 +59,15 @@ def test_the_last_checkpoint_survives_a_full_disk(small_disk, rows, whole):
     def progress(update):
         if update.step == 300:
             fill(small_disk)
-            kept.extend((small_disk / name).read_bytes() for name in (checkpoint.NAME, checkpoint.BEFORE))
+            kept.extend((small_disk / name).read_bytes() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
 
     with pytest.warns(DataWarning, match="cannot be written: No space left on device; the one that was written before"):
         fit = pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=small_disk, progress=progress, **OPTIONS)
     assert fit.elbo == whole.elbo
-    assert kept == [(small_disk / name).read_bytes() for name in (checkpoint.NAME, checkpoint.BEFORE)]
+    assert kept == [(small_disk / name).read_bytes() for name in (checkpoint.NAME, checkpoint.PREVIOUS)]
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
         fit.save(small_disk)
-    names = {checkpoint.NAME, checkpoint.BEFORE, "filler"}
+    names = {checkpoint.NAME, checkpoint.PREVIOUS, "filler"}
     assert {path.name for path in small_disk.iterdir()} == names, "nothing half-written is left"
     (small_disk / "filler").unlink()
     steps = []
@@ -104,7 +103,7 @@ def test_a_command_says_that_its_fit_is_kept(small_disk, monkeypatch, capsys):
         main()
     assert ended.value.code == 0
     assert pplgen.load(run, "faithful").has_rows
-    assert not checkpoint.found(run)
+    assert not checkpoint.exists(run)
 
 
 class FullFile:
@@ -126,14 +125,14 @@ class FullFile:
 
 def test_a_write_that_stops_halfway_leaves_the_file_before(tmp_path, monkeypatch):
     """The same wherever no file system can be made."""
-    durable.write_whole(tmp_path / "file", b"old")
-    opened = durable.Path.open
+    atomic.write_bytes(tmp_path / "file", b"old")
+    opened = atomic.Path.open
     with monkeypatch.context() as patch:
-        patch.setattr(durable.Path, "open", lambda path, *mode: FullFile(opened(path, *mode)))
+        patch.setattr(atomic.Path, "open", lambda path, *mode: FullFile(opened(path, *mode)))
         with pytest.raises(OSError, match="No space left"):
-            durable.write_whole(tmp_path / "file", b"a new one", before=tmp_path / "before")
+            atomic.write_bytes(tmp_path / "file", b"a new one", previous=tmp_path / "before")
         with pytest.raises(InputError, match=r"'.*file' cannot be written: No space left on device"):
-            store.write_whole(tmp_path / "file", "a new one")
+            store.write_text(tmp_path / "file", "a new one")
         kept = checkpoint.Checkpoint(checkpoint.CheckpointOptions(tmp_path), "fit", torch.device("cpu"))
         with pytest.warns(DataWarning, match="cannot be written: No space left on device$"):
             kept.save({"a": torch.ones(3)}, {})
@@ -156,7 +155,7 @@ def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypat
     kept.save({"a": torch.ones(3)}, {})
     moved = {}
     for index, (kind, path, *to) in enumerate(events):
-        if kind == "move" and checkpoint.BEFORE not in to[0]:
+        if kind == "move" and checkpoint.PREVIOUS not in to[0]:
             assert ("sync", path) in events[:index]
             moved[to[0].rpartition("/")[2]] = index
     assert list(moved) == [store.TENSORS, store.HEADER, checkpoint.NAME]

@@ -9,7 +9,7 @@ import torch
 
 from pplgen.errors import InputError
 from pplgen.storage import run_folder as store
-from pplgen.storage.header import FORMAT, sealed
+from pplgen.storage.header import FORMAT, with_digest
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(1.5)}
 DATA = {"name": "a", "num_rows": 2, "fingerprint": "", "dtype": "float32"}
@@ -111,7 +111,7 @@ def test_damaged_runs(tmp_path):
 def test_other_versions_are_refused(tmp_path, given, sentence):
     save(tmp_path)
     header = json.loads((tmp_path / store.HEADER).read_text())
-    (tmp_path / store.HEADER).write_text(json.dumps(sealed(header | {"format": given})))
+    (tmp_path / store.HEADER).write_text(json.dumps(with_digest(header | {"format": given})))
     with pytest.raises(InputError, match=sentence):
         store.read(tmp_path)
 
@@ -121,11 +121,11 @@ def test_every_key_is_needed_and_of_its_kind(tmp_path, key):
     save(tmp_path)
     header = json.loads((tmp_path / store.HEADER).read_text())
     for wrong in ([["a"]], 1.5, None):
-        (tmp_path / store.HEADER).write_text(json.dumps(sealed(header | {key: wrong})))
+        (tmp_path / store.HEADER).write_text(json.dumps(with_digest(header | {key: wrong})))
         with pytest.raises(InputError, match=f"header.json': '{key}' is .*; expected"):
             store.read(tmp_path)
     del header[key]
-    (tmp_path / store.HEADER).write_text(json.dumps(sealed(header)))
+    (tmp_path / store.HEADER).write_text(json.dumps(with_digest(header)))
     with pytest.raises(InputError, match=f"there is no '{key}' in it; expected"):
         store.read(tmp_path)
 
@@ -148,7 +148,7 @@ def test_every_key_is_needed_and_of_its_kind(tmp_path, key):
 def test_parts_are_held_against_their_kinds_too(tmp_path, part, sentence):
     save(tmp_path)
     header = json.loads((tmp_path / store.HEADER).read_text())
-    (tmp_path / store.HEADER).write_text(json.dumps(sealed(header | part)))
+    (tmp_path / store.HEADER).write_text(json.dumps(with_digest(header | part)))
     with pytest.raises(InputError, match=sentence):
         store.read(tmp_path)
 
@@ -176,7 +176,7 @@ def test_what_killed_processes_left_is_removed_and_links_are_not_followed(tmp_pa
     assert sorted(path.name for path in run.iterdir()) == [store.HEADER, store.TENSORS]
     assert (other / "kept").read_text() == "mine"
     (run / "table.csv").symlink_to(other / "kept")
-    store.write_whole(run / "table.csv", "new")
+    store.write_text(run / "table.csv", "new")
     assert ((other / "kept").read_text(), (run / "table.csv").read_text()) == ("mine", "new")
 
 
@@ -186,6 +186,6 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
         with pytest.raises(InputError, match="is no file that could be replaced"):
-            store.write_whole(tmp_path / name, "text")
+            store.write_text(tmp_path / name, "text")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
