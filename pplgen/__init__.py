@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import os
+import sys
+import types
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +31,42 @@ __version__ = "0.1.0"
 _CLONE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.isfile(os.path.join(_CLONE, "models", "cards.toml")):
     __path__.append(_CLONE)
+
+_MOVED = {
+    "diagnostics": "checks.table",
+    "dynamics": "story.dynamics",
+    "forecasting": "timeseries.forecasting",
+    "latent": "story.latent",
+    "latent_plots": "plots.latent",
+    "posterior_plots": "plots.posterior",
+    "scores": "timeseries.leave_future_out",
+    "second_opinion": "fitting.second_opinion",
+    "series_plots": "plots.series",
+    "state_space": "story.state_space",
+    "states": "timeseries.smoothing",
+}
+"""Documented modules of the last release that have moved."""
+
+
+class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Import a module by its old name, with a warning, for one release."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """Find the modules of ``_MOVED`` alone."""
+        package, _, name = fullname.rpartition(".")
+        return importlib.machinery.ModuleSpec(fullname, self) if package == __name__ and name in _MOVED else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Give the old module all names of the new one."""
+        place = f"{__name__}.{_MOVED[module.__name__.rpartition('.')[2]]}"
+        message = f"{module.__name__} is now {place}; the old name is accepted until the next release"
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        vars(module).update(
+            {name: value for name, value in vars(importlib.import_module(place)).items() if name[:2] != "__"}
+        )
+
+
+sys.meta_path.append(_MovedModules())
 
 # torch, Pyro and ArviZ take seconds to import, so each public name is fetched when it is first used
 _HOMES = {

@@ -1,5 +1,6 @@
 """What is installed, and that it is one thing."""
 
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -18,7 +19,9 @@ def test_every_package_is_listed():
     """Explicit lists go stale in silence: a folder of modules that is not listed would be missing from the wheel."""
     folders = {ROOT / "pplgen", *(path.parent for path in (ROOT / "pplgen").rglob("*.py"))}
     named = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    named |= {"pplgen.models"}
+    named -= {name for name in named if name.startswith("pplgen.models")}
+    shared = {path.parent for path in (ROOT / "models").rglob("*.py")}
+    named |= {".".join(("pplgen", *folder.relative_to(ROOT).parts)) for folder in shared}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == named
 
 
@@ -36,7 +39,16 @@ def test_every_file_that_is_no_module_is_packaged(package, folder):
 
 
 def test_toolkit_and_collection_come_from_one_checkout():
-    assert Path(pplgen.__file__).parents[1] == Path(models.__file__).parents[1]
+    assert Path(pplgen.__file__).resolve().parents[1] == Path(models.__file__).resolve().parents[1]
+
+
+def test_type_checkers_find_the_installation(tmp_path):
+    """They read no import hooks, which the default editable installation consists of."""
+    script = tmp_path / "script.py"
+    script.write_text("import pplgen\nfrom pplgen.models.vae import VAE\n")
+    command = [sys.executable, "-m", "mypy", "--follow-imports=skip", str(script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_clone_has_its_collection_without_an_editable_installation():
@@ -74,3 +86,15 @@ def test_public_names_exist_and_import_late():
     # a submodule of the same name would hide the function once it is imported
     modules = {path.stem for path in (ROOT / "pplgen").glob("*.py")}
     assert not modules & set(pplgen.__all__)
+
+
+def test_documented_modules_that_moved_are_found_by_their_old_names():
+    for old, new in pplgen._MOVED.items():
+        sys.modules.pop(f"pplgen.{old}", None)
+        with pytest.warns(FutureWarning, match=f"pplgen.{old} is now pplgen.{new}"):
+            module = importlib.import_module(f"pplgen.{old}")
+        names = importlib.import_module(f"pplgen.{new}").__all__
+        assert names
+        assert all(getattr(module, name) is getattr(importlib.import_module(f"pplgen.{new}"), name) for name in names)
+    assert importlib.import_module("pplgen.plots").plot_pairs
+    assert importlib.import_module("pplgen.posterior").to_datatree

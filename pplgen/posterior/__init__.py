@@ -1,4 +1,17 @@
-"""Draws of a trained pair and what is computed from them: densities, importance weights, predictions, the DataTree.
+"""Draws of a trained pair and what is computed from them: densities, weights, predictions, the DataTree.
 
 May import: inference. Start reading at `draws.py`.
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``to_datatree`` when it is first asked for."""
+    if name == "to_datatree":
+        from pplgen.posterior.datatree import to_datatree
+
+        return to_datatree
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
