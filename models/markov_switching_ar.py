@@ -181,7 +181,7 @@ class MarkovSwitchingAR(StateSpaceStory):
 
         def weighted(y: Tensor) -> None:
             series = self._series(self.theta.draw(self._priors()), y.shape[1])
-            pyro.factor("y", weights @ series.expand([len(y)]).log_prob(y))
+            pyro.factor("y", weights @ series.expand(torch.Size([len(y)])).log_prob(y))
 
         self.theta.settle(weighted, y)
 

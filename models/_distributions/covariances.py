@@ -7,7 +7,7 @@ from pplgen.models._distributions.gaussians import AxisAlignedComponents, Gaussi
 
 from pplgen.story.base import check_choice
 
-COVARIANCES = {
+COVARIANCES: dict[str, tuple[type[GaussianComponents], dict[str, bool]]] = {
     "full": (CorrelatedComponents, {"tied": False}),
     "tied": (CorrelatedComponents, {"tied": True}),
     "diag": (AxisAlignedComponents, {"spherical": False}),
