@@ -11,7 +11,7 @@ from pplgen.models import VAE
 
 import pplgen
 from pplgen.compiler.graph import trace
-from pplgen.inference.objectives import bound_of
+from pplgen.inference.objectives import make_bound
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -24,7 +24,7 @@ def variances(pair: Pair, x: torch.Tensor) -> dict[str, tuple[float, float]]:
     found = {}
     for name, number in ESTIMATORS:
         with pair.isolated(), seeded(0):
-            graph = trace(pair, bound_of(pair, name, number), (x,))
+            graph = trace(pair, make_bound(pair, name, number), (x,))
             vector, inputs = graph.pack(pair.snapshot()), (*graph.buffers, x)
             draws = torch.stack([graph.loss_and_gradient(vector, *inputs)[1] for _ in range(DRAWS)]).double()
         of_encoder = torch.cat(

@@ -25,7 +25,7 @@ import pplgen
 from pplgen.exact.em import GaussianMixtureParameters, e_step, em, m_step
 from pplgen.exact.ppca import ppca
 from pplgen.plots.palette import COLOURS
-from pplgen.posterior.weighted import smoothed_weights
+from pplgen.posterior.psis import smoothed_weights
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 torch.set_default_dtype(torch.float64)

@@ -13,9 +13,9 @@ from torch import Tensor
 from pplgen.calibration.trials import LOG_LIKELIHOOD, Trials
 from pplgen.compiler.vectorised import map_draws
 from pplgen.errors import InputError
-from pplgen.inference.estimators import entries_of
+from pplgen.inference.estimators import unwrap_independent
 from pplgen.inference.training import StopReason
-from pplgen.posterior.names import entry_names
+from pplgen.posterior.parameter_names import entry_names
 from pplgen.story.pair import Pair
 
 __all__ = ["row_trials"]
@@ -48,7 +48,7 @@ def row_trials(pair: Pair, num_rows: int, num_draws: int) -> Trials:
         )
     names = [name for name in structure.row_latent if name not in structure.guide_enumerated]
     guide = poutine.trace(pair.guide).get_trace(*pair.data)
-    if points := [name for name in names if isinstance(entries_of(guide.nodes[name]["fn"]), Delta)]:
+    if points := [name for name in names if isinstance(unwrap_independent(guide.nodes[name]["fn"]), Delta)]:
         raise InputError(f"the guide puts {points[0]!r} at a point, among which nothing can be ranked")
     with pyro.validation_enabled(False):
         simulated = poutine.trace(story.model).get_trace(None, num_rows=num_rows)

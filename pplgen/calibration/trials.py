@@ -20,12 +20,12 @@ from pplgen.data.columns import unnamed_columns
 from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
 from pplgen.inference.arguments import bare_arguments, read_rows
-from pplgen.inference.log_joint import given_latents, joint_at, sites_of
+from pplgen.inference.log_joint import delta_guide, latent_sites, log_joint_at
 from pplgen.inference.options import Adam, TrainingOptions
 from pplgen.inference.restarts import Report, train_together
 from pplgen.inference.training import StopReason, Training
-from pplgen.posterior.names import entry_names
-from pplgen.posterior.relabelling import component_axes, matched
+from pplgen.posterior.parameter_names import entry_names
+from pplgen.posterior.relabelling import component_axes, match_components
 from pplgen.story.base import Story
 from pplgen.story.isolation import copy_pair, seeded
 from pplgen.story.pair import Pair
@@ -210,7 +210,7 @@ def _require_same_prior(template: Pair, pairs: list[Pair], latents: Mapping[str,
 def _joint(pair: Pair, values: dict[str, Tensor], data: tuple[Any, ...]) -> Tensor:
     """Return log p(x, theta) under a pair's model."""
     with pair.isolated(), pyro.validation_enabled(False):
-        return joint_at(pair, given_latents(sites_of(pair, pair.structure.latent), values), data)
+        return log_joint_at(pair, delta_guide(latent_sites(pair, pair.structure.latent), values), data)
 
 
 def _axes(template: Pair, latents: Mapping[str, Tensor], given: Mapping[str, int] | None) -> dict[str, tuple[int, ...]]:
@@ -263,15 +263,15 @@ def _measured(
     """Evaluate every quantity at the truths, and at draws of the fitted guides."""
     first, structure = pairs[0], pairs[0].structure
     with first.isolated():
-        sites = sites_of(first, (*structure.latent, *structure.deterministic))
+        sites = latent_sites(first, (*structure.latent, *structure.deterministic))
     # a latent's prior may depend on what is summed out: it stays a part of the density then
     prior = structure.shared_latent if structure.enumerated else structure.latent
 
     def measure(values: dict[str, Tensor], data: tuple[Any, ...]) -> dict[str, Tensor]:
-        guide = given_latents({name: sites[name] for name in structure.latent}, values)
+        guide = delta_guide({name: sites[name] for name in structure.latent}, values)
         trace = poutine.trace(poutine.replay(first.model, poutine.trace(guide).get_trace(*data))).get_trace(*data)
         found = {name: trace.nodes[name]["value"] for name in sites}
-        density = joint_at(first, guide, data) - trace.log_prob_sum(lambda name, _: name in prior)
+        density = log_joint_at(first, guide, data) - trace.log_prob_sum(lambda name, _: name in prior)
         for name, site in sites.items():
             if (axis := site.axis_of(structure.row_plate)) is not None:
                 found[name] = found[name].narrow(axis, 0, min(ROWS, found[name].shape[axis]))
@@ -297,8 +297,8 @@ def _relabelled(
     own, theirs = [], []
     for index in range(len(truths[LOG_LIKELIHOOD])):
         drawn = {name: value[index] for name, value in draws.items()}
-        own.append(matched({name: value[index, None] for name, value in truths.items()}, drawn, axes))
-        theirs.append(matched(drawn, drawn, axes))
+        own.append(match_components({name: value[index, None] for name, value in truths.items()}, drawn, axes))
+        theirs.append(match_components(drawn, drawn, axes))
     return (
         {name: torch.cat([each[name] for each in own]) for name in truths},
         {name: torch.stack([each[name] for each in theirs]) for name in draws},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.inputs import CheckInputs
-from pplgen.inference.log_joint import given_latents, joint_at, sites_of
+from pplgen.inference.log_joint import delta_guide, latent_sites, log_joint_at
 from pplgen.posterior import relabelling
 from pplgen.story.isolation import seeded
 
@@ -59,7 +59,7 @@ def label_switching(inputs: CheckInputs) -> Check:
     axes = exchangeable(inputs, sites)
     if not axes:
         return beside(name, source, "components are not exchangeable: the density tells them apart by their names")
-    ordered = relabelling.matched(sites, sites, axes)
+    ordered = relabelling.match_components(sites, sites, axes)
     moved = [(ordered[n] != sites[n]).reshape(len(sites[n]), -1).any(1) for n in axes]
     value = float(torch.stack(moved).any(0).double().mean())
     if value <= SWITCHED:
@@ -89,14 +89,14 @@ def _swaps_change_nothing(inputs: CheckInputs, every: bool) -> bool:
     pair = inputs.pair
     names = pair.structure.latent
     with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
-        sites = sites_of(pair, names)
+        sites = latent_sites(pair, names)
         for function in (pair.guide, pair.model) * TRIED:
             trace = poutine.trace(function).get_trace(*pair.data)
             values = {name: trace.nodes[name]["value"] for name in names}
             axes = _axes(inputs, {name: values[name][None] for name in pair.structure.shared_latent}, every)
             for order in (_rolled, _first_two_swapped):
                 moved = {name: order(value, axes.get(name, [])) for name, value in values.items()}
-                before, after = (_joint(inputs, given_latents(sites, each)) for each in (values, moved))
+                before, after = (_joint(inputs, delta_guide(sites, each)) for each in (values, moved))
                 rounding = ROUNDING * torch.finfo(before.dtype).eps
                 if not torch.isclose(after, before, rtol=rounding, atol=rounding, equal_nan=True):
                     return False
@@ -105,7 +105,7 @@ def _swaps_change_nothing(inputs: CheckInputs, every: bool) -> bool:
 
 def _joint(inputs: CheckInputs, guide: Callable[..., None]) -> Tensor:
     with seeded(0):  # of rows that are drawn anew, the same ones
-        return joint_at(inputs.pair, guide, inputs.pair.data)
+        return log_joint_at(inputs.pair, guide, inputs.pair.data)
 
 
 def _rolled(value: Tensor, axes: list[int]) -> Tensor:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pplgen.checks.replicates import Replicates, replicate
 from pplgen.errors import InputError
-from pplgen.inference.estimators import entries_of
+from pplgen.inference.estimators import unwrap_independent
 from pplgen.inference.stored_draws import StoredDraws
 from pplgen.inference.training import Training
 from pplgen.posterior.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
-from pplgen.posterior.importance import INNER, WeightedDraws, integrated, weighted_draws
+from pplgen.posterior.importance_sampling import INNER_DRAWS, WeightedDraws, integrate_row_latents, weighted_draws
 from pplgen.posterior.likelihood import latent_densities
-from pplgen.posterior.names import entry_names
+from pplgen.posterior.parameter_names import entry_names
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair, select_rows
 from pplgen.story.structure import number_of_rows
@@ -112,7 +112,7 @@ class CheckInputs:
         guide, _ = self.traces
         if set(guide.stochastic_nodes) - set(self.structure.latent):
             return None  # an automatic guide transforms draws of sites of its own
-        points = (n for n in self.structure.latent if isinstance(entries_of(guide.nodes[n]["fn"]), Delta))
+        points = (n for n in self.structure.latent if isinstance(unwrap_independent(guide.nodes[n]["fn"]), Delta))
         return next(points, None)
 
     @property
@@ -184,7 +184,7 @@ class CheckInputs:
     @cached_property
     def drawn(self) -> Draws:
         """Draws of the guide, all replicates after one another, with what all rows share."""
-        return draw_posterior(self.pair, REPLICATES * self.num_draws, without=self.structure.per_row)
+        return draw_posterior(self.pair, REPLICATES * self.num_draws, exclude=self.structure.per_row)
 
     @cached_property
     def log_ratios(self) -> Tensor:
@@ -195,12 +195,12 @@ class CheckInputs:
     def shared_ratios(self) -> Tensor:
         """The same of what all rows share, latents of single rows integrated out, shape ``(REPLICATES, draws)``."""
         number = max(FEWEST, min(self.num_draws, DRAWS // REPLICATES, self._inner_draws // REPLICATES))
-        return integrated(self.pair, REPLICATES * number)[1].double().reshape(REPLICATES, -1)
+        return integrate_row_latents(self.pair, REPLICATES * number)[1].double().reshape(REPLICATES, -1)
 
     @property
     def _inner_draws(self) -> int:
         """Draws whose densities, for each row and inner draw, fit."""
-        return DENSITIES // (INNER * max(1, self.pair.num_rows))
+        return DENSITIES // (INNER_DRAWS * max(1, self.pair.num_rows))
 
     @cached_property
     def chosen(self) -> slice:

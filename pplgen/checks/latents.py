@@ -10,7 +10,7 @@ from torch.distributions import biject_to
 
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.inputs import CheckInputs
-from pplgen.posterior.latents import encode_rows, latent_width, moments
+from pplgen.posterior.latent_variables import decoder_input_size, encode_rows, moments
 from pplgen.posterior.likelihood import latent_densities
 from pplgen.story.latent import LatentStory
 
@@ -81,7 +81,7 @@ def amortisation_gap(inputs: CheckInputs) -> Check:
     if reason := _why_not(inputs):
         return beside(name, CREMER, reason)
     assert isinstance(story, LatentStory), "others have a reason"
-    if latent_width(story) != story.num_latents:
+    if decoder_input_size(story) != story.num_latents:
         return beside(name, CREMER, "the codes have a class beside them, of which no normal is a guide")
     own, refitted, weighted = _refit(story, inputs.some_rows(REFITTED)[0])
     gain = (refitted - own).clamp_min(0).mean().item()

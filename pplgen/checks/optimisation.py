@@ -12,10 +12,10 @@ from torch import Tensor
 from pplgen.checks.check import Check, Verdict, beside, despite
 from pplgen.checks.components import exchangeable
 from pplgen.checks.inputs import SAMPLED, CheckInputs
-from pplgen.inference.iterates import flat, followed, unflat
+from pplgen.inference.iterates import flatten, tracked_indices, unflatten
 from pplgen.inference.training import StopReason, Training
 from pplgen.posterior.draws import draw_shared
-from pplgen.posterior.relabelling import matched
+from pplgen.posterior.relabelling import match_components
 from pplgen.story.latent import LatentStory
 
 __all__ = ["elbo_change", "faults", "iterate_rhat", "missed_modes", "restarts_agree"]
@@ -170,12 +170,12 @@ def _places(inputs: CheckInputs, runs: list[Training]) -> list[dict[str, Tensor]
     places = []
     try:
         for run in runs:
-            pair.restore(unflat(torch.from_numpy(run.final), now))
+            pair.restore(unflatten(torch.from_numpy(run.final), now))
             places.append(draw_shared(pair, MODE_DRAWS))
     finally:
         pair.restore(now)
     axes = exchangeable(inputs, places[0])
-    return [matched(place, places[0], axes) for place in places]
+    return [match_components(place, places[0], axes) for place in places]
 
 
 def _apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -205,7 +205,7 @@ def _change(history: np.ndarray) -> tuple[float, float]:
 def _name(inputs: CheckInputs, place: int) -> str:
     """Name a followed parameter."""
     values = inputs.pair.snapshot()
-    index = int(followed(len(flat(values)))[place])
+    index = int(tracked_indices(len(flatten(values)))[place])
     for name in sorted(values):
         if index < values[name].numel():
             return repr(name) if values[name].numel() == 1 else f"{name!r} (entry {index})"

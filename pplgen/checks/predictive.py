@@ -11,8 +11,8 @@ from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.replicates import replicate
 from pplgen.checks.uniformity import holm
 from pplgen.checks.weights import bound_gap, resampled_means, wider
-from pplgen.posterior.importance import leave_one_out
-from pplgen.posterior.weighted import smoothed_weights
+from pplgen.posterior.leave_one_out import leave_one_out
+from pplgen.posterior.psis import smoothed_weights
 
 __all__ = ["LOO", "holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
 

@@ -8,7 +8,7 @@ from arviz_stats.base import array_stats
 
 from pplgen.checks.check import Check, Verdict, beside
 from pplgen.checks.inputs import CheckInputs
-from pplgen.posterior.importance import log_prior
+from pplgen.posterior.importance_sampling import log_prior
 
 __all__ = ["prior_sensitivity"]
 

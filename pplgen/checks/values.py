@@ -26,7 +26,7 @@ def non_finite(inputs: CheckInputs) -> Check:
     if not inputs.structure.latent:
         return beside(name, OURS, "the guide draws nothing")
     if inputs.why_not_joint:  # the densities of latents of many rows are dear, and one that is not finite shows soon
-        drawn = draw_posterior(inputs.pair, FEW, without=set(inputs.structure.latent))
+        drawn = draw_posterior(inputs.pair, FEW, exclude=set(inputs.structure.latent))
         ratios = drawn.lp - drawn.log_q
     else:
         ratios = inputs.log_ratios

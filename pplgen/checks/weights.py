@@ -11,7 +11,7 @@ from torch import Tensor
 from pplgen.checks.check import Check, RowShapes, Verdict, beside, despite
 from pplgen.checks.inputs import ROWS, SAMPLED, CheckInputs
 from pplgen.errors import InputError
-from pplgen.posterior.weighted import CONSTANT, GOOD_K, k_limit, smoothed_weights
+from pplgen.posterior.psis import CONSTANT, GOOD_K, k_limit, smoothed_weights
 
 __all__ = ["OF_ROWS", "bound_gap", "khat", "khat_of_rows", "khat_of_shared", "resampled_means", "wider"]
 

@@ -11,7 +11,8 @@ from arviz_stats.utils import ELPDData
 from pplgen.checks.table import Check, Checks, run_checks
 from pplgen.errors import InputError
 from pplgen.posterior.fitted_pair import FittedPair
-from pplgen.posterior.importance import leave_one_out, weighted_draws
+from pplgen.posterior.importance_sampling import weighted_draws
+from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.report.console import print_checks
 from pplgen.story.base import check_count
 
@@ -70,7 +71,7 @@ class DiagnosticMethods(FittedPair):
         return write_report(fit, draws, found, Path(directory))
 
     def loo(self, *, draws: int = 1000, seed: int | None = None) -> ELPDData:
-        """Leave one row out at a time, without a fit to each; see ``pplgen.posterior.importance.leave_one_out``.
+        """Leave one row out at a time, without a fit to each; see ``pplgen.posterior.leave_one_out.leave_one_out``.
 
         Draws are weighed towards the posterior first, so that a guide that is too wide or too narrow is corrected for
         as far as its Pareto k allow.

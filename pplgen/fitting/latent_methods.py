@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.posterior.fitted_pair import FittedPair
-from pplgen.posterior.latents import decode_latents, draw_latents, encode_rows, latent_width
+from pplgen.posterior.latent_variables import decode_latents, decoder_input_size, draw_latents, encode_rows
 from pplgen.posterior.likelihood import row_log_likelihood
 from pplgen.story.base import check_choice, check_count, check_positive
 from pplgen.story.latent import LatentStory
@@ -65,8 +65,8 @@ class LatentMethods(FittedPair):
                 codes = torch.as_tensor(np.asarray(given) if not isinstance(given, Tensor) else given).to(like)
             except (TypeError, ValueError, RuntimeError):
                 raise InputError(f"decode: {type(z).__name__} is no array of codes") from None
-            if codes.ndim < 1 or codes.shape[-1] != latent_width(story) or not codes.isfinite().all():
-                expected = f"finite codes of shape (..., {latent_width(story)})"
+            if codes.ndim < 1 or codes.shape[-1] != decoder_input_size(story) or not codes.isfinite().all():
+                expected = f"finite codes of shape (..., {decoder_input_size(story)})"
                 raise InputError(f"decode: codes of shape {tuple(codes.shape)}; expected {expected}")
             return decode_latents(story, codes).cpu()
 

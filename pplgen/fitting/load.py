@@ -25,7 +25,7 @@ from pplgen.fitting.result import Fit
 from pplgen.fitting.run_facts import arguments_fingerprint, finite, kept_buffers, named, restore_buffers, source_digest
 from pplgen.fitting.saved_draws import kept_rows, read_draws
 from pplgen.inference.arguments import check_device, read_rows
-from pplgen.inference.nuts import Chains, replay
+from pplgen.inference.nuts import Chains, use_stored_draws
 from pplgen.inference.training import StopReason, Training
 from pplgen.storage import run_folder as store
 from pplgen.storage.user_code import COLLECTION, import_path, user_story
@@ -197,7 +197,7 @@ def _filled(pair: Pair, table: Table | None, tensors: dict[str, Tensor], header:
         like = next((value for value in pair.data if isinstance(value, Tensor) and value.is_floating_point()), None)
         with pair.isolated():
             draws = finite("draw", named("draws/", tensors))
-            replay(pair, draws if like is None else {name: value.to(like) for name, value in draws.items()})
+            use_stored_draws(pair, draws if like is None else {name: value.to(like) for name, value in draws.items()})
         return SampledFit(pair, Chains(**header["chains"]), **facts)
     with pair.isolated():
         pair.restore(finite("parameter", named("parameter/", tensors)))

@@ -20,7 +20,7 @@ from pplgen.fitting.result import Fit
 from pplgen.inference.nuts import Chains
 from pplgen.inference.stored_draws import StoredDraws
 from pplgen.posterior import datatree as posterior
-from pplgen.posterior.relabelling import component_axes, relabelled
+from pplgen.posterior.relabelling import component_axes, relabel_dataset
 from pplgen.report.console import print_table
 from pplgen.story.base import check_count
 from pplgen.story.pair import Pair
@@ -88,7 +88,7 @@ class SampledFit(Fit):
         """
         if not self.has_rows and (groups is None or set(groups) != {"posterior"}):
             raise InputError(f"{self._without_rows}, or ask for groups=['posterior'] alone")
-        number = self.draws.at_most(self.draws.total if draws is None else check_count("draws", draws, minimum=2))
+        number = self.draws.thinned_size(self.draws.total if draws is None else check_count("draws", draws, minimum=2))
         facts = {"story": self.name, "seed": self.seed, "sampler": "NUTS", "divergences": self.chains.divergences}
         with self._ready(seed):
             return posterior.to_datatree(
@@ -102,7 +102,7 @@ class SampledFit(Fit):
         """
         tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
         names = self.readable_sites(tree)
-        table, left_out = posterior.printed(tree, names)
+        table, left_out = posterior.printed_table(tree, names)
         lines = [f"{self.how}; NUTS on {self.path}"]
         if len(table):
             mixing = self._mixing(tree, names)
@@ -142,7 +142,7 @@ class SampledFit(Fit):
             return pd.DataFrame(columns=["r_hat", "ess_bulk", "ess_tail"], dtype=float)
         posterior = tree["posterior"].to_dataset()[names]
         first = {str(name): torch.as_tensor(values.values[0]) for name, values in posterior.items()}
-        ordered = relabelled(posterior, first, component_axes(self.pair))
+        ordered = relabel_dataset(posterior, first, component_axes(self.pair))
         with np.errstate(invalid="ignore"):  # of what is constant
             return arviz_stats.summary(ordered, kind="diagnostics", round_to="none").astype(float)
 

@@ -19,7 +19,7 @@ from pplgen.errors import InputError
 from pplgen.inference.arguments import check_device
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.minibatches import Augment
-from pplgen.inference.objectives import augmentation, bound_of, check_warm_up
+from pplgen.inference.objectives import augmentation, check_warm_up, make_bound
 from pplgen.inference.options import Adam, Batching, Objective, TrainingOptions
 from pplgen.inference.shared_restarts import RankRoles
 from pplgen.storage.checkpoint import CheckpointOptions
@@ -112,7 +112,7 @@ class FitOptions:
         check_count("patience", patience, minimum=WINDOW)
         augment = augmentation(self.augment)
         check_warm_up(pair, self.warm_up, self.steps)
-        bound = bound_of(pair, self.elbo, self.num_particles, self.free_bits, batch_size)
+        bound = make_bound(pair, self.elbo, self.num_particles, self.free_bits, batch_size)
         if self.ranks.rows.size > 1:
             check_shardable(pair, bound)
         checkpoint = None

@@ -13,7 +13,13 @@ from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import broadcast_parameters, check_same_on_all_ranks
 from pplgen.errors import InputError
 from pplgen.fitting.run_facts import type_name
-from pplgen.inference.arguments import Facts, bare_annotations, bare_arguments, surveyed, training_rows
+from pplgen.inference.arguments import (
+    RowAnnotations,
+    bare_annotations,
+    bare_arguments,
+    read_training_rows,
+    survey_stream,
+)
 from pplgen.inference.nonfinite import explain_start
 from pplgen.inference.shared_restarts import RankRoles
 from pplgen.story.base import Story
@@ -67,13 +73,13 @@ def prepare(
         if labels is not None or weights is not None:
             raise InputError("labels and weights need rows in memory; load_data(path) reads them all")
         with ranks.monitored():
-            survey = ranks.on_first_rank(lambda: surveyed(model, data, seed))
+            survey = ranks.on_first_rank(lambda: survey_stream(model, data, seed))
         facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
         facts["dtype"] = type_name(survey.sample)
         origin = {"columns": data.columns, "data": facts, "options": recorded}
         return Prepared(_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
     if isinstance(model, Story):
-        table = training_rows(model, data, labels, weights)
+        table = read_training_rows(model, data, labels, weights)
         x, known = table.values.to(device), _moved((table.labels, table.weights), device)
 
         def start_near() -> Pair:
@@ -104,7 +110,7 @@ def prepare(
     return Prepared(start, None, {"options": recorded})
 
 
-def _moved(facts: Facts, device: torch.device | None) -> Facts:
+def _moved(facts: RowAnnotations, device: torch.device | None) -> RowAnnotations:
     """Take labels and weights to a device."""
     labels, weights = (None if each is None else each.to(device) for each in facts)
     return labels, weights

@@ -21,7 +21,7 @@ from pplgen.fitting.series_methods import SeriesMethods
 from pplgen.inference.training import Training
 from pplgen.posterior import datatree as posterior
 from pplgen.posterior.fitted_pair import AGREEMENT
-from pplgen.posterior.latents import is_plain
+from pplgen.posterior.latent_variables import inherits_model_and_guide
 from pplgen.posterior.likelihood import LogLikelihood
 from pplgen.posterior.predictive import impute_rows, sample_rows
 from pplgen.report.console import print_table
@@ -88,11 +88,11 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
         if tree is None:
             # latents of single rows are in no table; where there are no others, two draws say all
             number = check_count("draws", draws, minimum=2) if self.pair.structure.shared_latent else 2
-            options: dict[str, Any] = {"has_rows": self.has_rows, "without": self.pair.structure.per_row}
+            options: dict[str, Any] = {"has_rows": self.has_rows, "exclude": self.pair.structure.per_row}
             with self._ready(None):
                 tree = posterior.to_datatree(self.pair, self.columns, draws=number, groups=["posterior"], **options)
         best, data = self.best, self._data_facts
-        shared, left_out = posterior.printed(tree, self.readable_sites(tree))
+        shared, left_out = posterior.printed_table(tree, self.readable_sites(tree))
         each = f", {best.elbo / data['num_rows']:.2f} a row" if data and not len(shared) else ""
         agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
         restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
@@ -121,7 +121,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
         if isinstance(x, RowStream) and not isinstance(self.story, StateSpaceStory):
             blocks = (Table(block, x.columns, x.name) for block in x.blocks())
             options: dict[str, Any] = {"draws": draws, "estimator": estimator, "seed": seed}
-            return LogLikelihood.joined([self.log_likelihood(block, **options) for block in blocks])
+            return LogLikelihood.concatenate([self.log_likelihood(block, **options) for block in blocks])
         rows = self._rows(x)
         with self._ready(seed):
             return log_likelihood(self.pair, rows, check_count("draws", draws), estimator)
@@ -134,7 +134,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
         """
         if self.story is not None and self.story.takes_series:
             return self.smooth(x, draws=draws, seed=seed)
-        if is_plain(self.story):
+        if inherits_model_and_guide(self.story):
             return self.encode(x, seed=seed)
         rows = self._rows(x)
         with self._ready(seed):

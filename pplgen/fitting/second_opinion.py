@@ -15,7 +15,7 @@ from pplgen.errors import InputError
 from pplgen.fitting.fit import fit as fit_again
 from pplgen.fitting.nuts_result import SampledFit
 from pplgen.fitting.result import Fit
-from pplgen.posterior.relabelling import component_axes, relabelled
+from pplgen.posterior.relabelling import component_axes, relabel_dataset
 
 __all__ = ["against", "by_nuts", "side_by_side"]
 
@@ -142,4 +142,6 @@ def _posteriors(fit: Fit, reference: Fit, draws: int) -> tuple[xr.Dataset, xr.Da
             given = f"{name!r} has shape {shapes[0]} in one fit and {shapes[-1]} in the other"
             raise InputError(f"{given}; expected the same model")
     axes = component_axes(fit.pair)
-    return own, relabelled(theirs, {n: torch.as_tensor(own[n].values).flatten(0, 1) for n in axes if n in own}, axes)
+    return own, relabel_dataset(
+        theirs, {n: torch.as_tensor(own[n].values).flatten(0, 1) for n in axes if n in own}, axes
+    )

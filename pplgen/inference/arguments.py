@@ -1,4 +1,4 @@
-"""From what a user gives as data to the arguments that model and guide are called with."""
+"""Convert a user's data to the arguments with which model and guide are called."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from pplgen.story.base import Story
 from pplgen.story.structure import number_of_rows
 
 __all__ = [
-    "Facts",
+    "RowAnnotations",
     "bare_annotations",
     "bare_arguments",
     "check_device",
-    "new_rows",
+    "read_new_rows",
     "read_rows",
-    "surveyed",
-    "training_rows",
+    "read_training_rows",
+    "survey_stream",
 ]
 
-Facts = tuple[Tensor | None, Tensor | None]
+RowAnnotations = tuple[Tensor | None, Tensor | None]
 """Labels and weights of rows, ``None`` where there are none."""
 
-_BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+_KEYWORD_KINDS = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 SAMPLE = 100_000
-"""Rows of a stream near which a story starts."""
+"""Rows of a stream from which a story is initialised."""
 
 
 def read_rows(
@@ -47,17 +47,17 @@ def read_rows(
     dtype: torch.dtype | None = None,
     trained: Sequence[str] | None = None,
 ) -> Table:
-    """Read rows as a story takes them, rows of columns or series of such; of a trained one, its columns alone."""
+    """Read a table of rows or of series, as the story requires; with ``trained``, only those columns."""
     selection = ColumnSelection(training=trained, extra=named_columns(weights), categorical=named_columns(labels))
     if not story.takes_series:
         return load_selected(data, selection, labels=labels, weights=weights, dtype=dtype)
     if labels is not None:
-        raise InputError("labels: a state space story takes none")
+        raise InputError("labels: a state space story supports none")
     return load_selected_series(data, selection, weights=weights, dtype=dtype)
 
 
-def training_rows(story: Story, data: Any, labels: Any = None, weights: Any = None) -> Table:
-    """Read and check the rows that a story is to learn from, and what is known of them."""
+def read_training_rows(story: Story, data: Any, labels: Any = None, weights: Any = None) -> Table:
+    """Read and check training rows with their labels and weights."""
     table = read_rows(story, data, labels, weights)
     if table.labels is not None:
         story.check_labels(table.labels)
@@ -67,19 +67,19 @@ def training_rows(story: Story, data: Any, labels: Any = None, weights: Any = No
     return table
 
 
-def surveyed(story: Story, stream: RowStream, seed: int) -> Survey:
-    """Read all rows of a stream once, keeping a sample, and check whether a story can learn from them."""
+def survey_stream(story: Story, stream: RowStream, seed: int) -> Survey:
+    """Read a stream once, check its rows for a story, and keep a sample of them."""
     survey = stream.survey(SAMPLE, seed=seed, check=story.check_data)
     if survey.missing and not story.accepts_missing:
-        raise InputError(f"{stream.name}: some values are missing, and {type(story).__name__} needs complete rows")
+        raise InputError(f"{stream.name}: some values are missing, but {type(story).__name__} needs complete rows")
     story.check_training_data(survey.sample)
     return survey
 
 
-def new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dtype) -> Tensor:
+def read_new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dtype) -> Tensor:
     """Read and check rows for a trained story: the training ``columns``, in their order, and no others.
 
-    Where either side has no names of its own (``x0``, ``x1``, ...), the columns are taken as they stand.
+    If either side has default names (``x0``, ``x1``, ...), columns are matched by position.
     """
     table = read_rows(story, data, dtype=dtype, trained=columns)
     _check(story, table)
@@ -93,14 +93,14 @@ def bare_arguments(
     model: Callable[..., Any] | None = None,
     guide: Callable[..., Any] | None = None,
 ) -> tuple[Any, ...]:
-    """Turn the data of a bare pair into arguments: a tuple is one each, arrays and tables become tensors.
+    """Convert the data of a bare pair to arguments: one per element of a tuple, arrays and tables as tensors.
 
-    Floating-point arrays take torch's default type; tensors keep theirs.
+    Floating-point arrays are converted to torch's default dtype; tensors keep theirs.
 
     Raises
     ------
     InputError
-        Where a model or a guide that is given cannot be called with so many.
+        If the model or the guide cannot be called with that number of arguments.
     """
     arguments = data if isinstance(data, tuple) else (data,)
     for name, function in (("model", model), ("guide", guide)):
@@ -108,13 +108,15 @@ def bare_arguments(
         try:
             expected.bind(*arguments)
         except TypeError:
-            names = ", ".join(p.name for p in expected.parameters.values() if p.kind not in _BY_NAME)
-            raise InputError(f"data: expected a tuple of the {name}'s arguments ({names}), not {_told(data)}") from None
+            names = ", ".join(p.name for p in expected.parameters.values() if p.kind not in _KEYWORD_KINDS)
+            raise InputError(
+                f"data: expected a tuple of the {name}'s arguments ({names}), not {_kind_of(data)}"
+            ) from None
     return tuple(_argument(value, device) for value in arguments)
 
 
-def bare_annotations(arguments: tuple[Any, ...], labels: Any, weights: Any) -> Facts:
-    """Read what is known of a bare pair's rows."""
+def bare_annotations(arguments: tuple[Any, ...], labels: Any, weights: Any) -> RowAnnotations:
+    """Read labels and weights of a bare pair's rows."""
     rows = number_of_rows(arguments)
     if rows is None and (labels is not None or weights is not None):
         raise InputError("labels and weights need data whose first argument is a tensor of rows")
@@ -126,30 +128,30 @@ def bare_annotations(arguments: tuple[Any, ...], labels: Any, weights: Any) -> F
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Return a device that exists here, or raise ``InputError``."""
+    """Return an available device, or raise ``InputError``."""
     try:
         target = torch.device(device)
         torch.ones(1, device=target).item()
     except (RuntimeError, AssertionError, NotImplementedError):
-        here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise InputError(f"device={str(device)!r} is not available here; expected one of {here}") from None
+        devices = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise InputError(f"device={str(device)!r} is not available here; expected one of {devices}") from None
     return target
 
 
 def _check(story: Story, table: Table) -> None:
-    """Hold a table against the story's expectations."""
+    """Raise ``InputError`` unless the story supports the table's values."""
     story.check_data(table.values)
     missing = torch.argwhere(table.values.isnan())
     if len(missing) and not story.accepts_missing:
         row, j = missing[0].tolist()
         raise InputError(
-            f"column {table.columns[j]!r}, row {row + 1}: the value is missing, and {type(story).__name__} needs "
-            f"complete rows; leave out the {len(missing[:, 0].unique())} rows with missing values"
+            f"column {table.columns[j]!r}, row {row + 1}: the value is missing, but {type(story).__name__} needs "
+            f"complete rows; remove the {len(missing[:, 0].unique())} rows with missing values"
         )
 
 
 def _parameters(function: Callable[..., Any] | None) -> inspect.Signature:
-    """Return what a function can be called with: anything, where it does not tell."""
+    """Return a function's signature; one that accepts any arguments if it has none."""
     anything = inspect.signature(lambda *arguments: None)
     if function is None or isinstance(function, type):
         return anything
@@ -159,8 +161,8 @@ def _parameters(function: Callable[..., Any] | None) -> inspect.Signature:
         return anything
 
 
-def _told(data: Any) -> str:
-    """Say what was given as data, in a few words."""
+def _kind_of(data: Any) -> str:
+    """Describe the type of data for an error message."""
     if isinstance(data, tuple):
         return f"one of {len(data)}"
     if isinstance(data, Mapping):

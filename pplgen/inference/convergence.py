@@ -1,4 +1,4 @@
-"""Whether a noisy ELBO still rises, judged by windows of steps."""
+"""Convergence of a noisy ELBO: plateau detection by windows of steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 __all__ = ["DECAY", "PATIENCE", "PLATEAUS", "WINDOW", "PlateauWatch"]
 
 WINDOW = 100
-"""Steps over which the ELBO is averaged before it is judged."""
+"""Steps over which the ELBO is averaged."""
 PATIENCE = 4
-"""Windows at least before a trend is judged, by its slope over up to twice as many."""
+"""Minimum number of windows for a trend, which is the slope over up to twice as many."""
 DECAY = 0.3
 """Factor on the learning rate at each plateau."""
 PLATEAUS = 3
@@ -20,7 +20,7 @@ PLATEAUS = 3
 
 
 class PlateauWatch:
-    """Counts plateaus of a noisy ELBO, window by window."""
+    """Counts plateaus of a noisy ELBO: windows without a significantly positive slope."""
 
     def __init__(
         self, patience: int = WINDOW, means: Sequence[float] = (), plateaus: int = 0, pending: Sequence[float] = ()
@@ -28,7 +28,7 @@ class PlateauWatch:
         self.patience, self.means, self.plateaus, self.pending = patience, list(means), plateaus, list(pending)
 
     def plateau(self, window: list[float]) -> bool:
-        """Take a window's ELBOs; return whether a plateau is reached, and start to look for the next one."""
+        """Add a window's ELBOs; return whether a plateau is reached, and if so start over."""
         window = self.pending + window
         self.pending = window if len(window) < self.patience else []
         if self.pending:
@@ -36,7 +36,7 @@ class PlateauWatch:
         self.means.append(float(np.mean(window)))
         if len(self.means) < PATIENCE:
             return False
-        # float32 rounding of a sum is no improvement either
+        # float32 rounding of a sum is not an improvement
         error = max(float(np.std(window, ddof=1)) / math.sqrt(len(window)), 5e-7 * abs(self.means[-1]))
         recent = np.array(self.means[-2 * PATIENCE :])
         time = np.arange(len(recent)) - (len(recent) - 1) / 2

@@ -1,4 +1,4 @@
-"""Estimators of the bound beside Pyro's: by importance weights of each row, with free bits, by the score function."""
+"""ELBO estimators that Pyro lacks: importance-weighted per row, with free bits, by the score function."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from pplgen.errors import InputError
 from pplgen.story.marginal import PARTICLE_PLATE, RowEnum_ELBO, sum_out
 
 __all__ = [
-    "Detaching",
+    "DetachSamples",
     "FreeBits_ELBO",
     "ImportanceWeighted_ELBO",
     "ScoreFunction_ELBO",
-    "divergences",
-    "entries_of",
+    "kl_per_dimension",
+    "unwrap_independent",
 ]
 
 
 class ImportanceWeighted_ELBO(RowEnum_ELBO):
-    """The importance-weighted bound of each row, from K draws of the guide.
+    """Importance-weighted ELBO of each row with K draws from the guide.
 
-    It is eq. 8 of Burda et al. (2016)::
+    Eq. 8 of Burda et al. (2016)::
 
         sum_i w_i E log 1/K sum_k p(x_i, z_ik) / q(z_ik | x_i)
 
-    where Pyro's ``RenyiELBO`` weighs draws of all rows together. The weight w_i of a row is the scale of what it
-    observes, as of a minibatch; what the model scales beyond that is an exponent within the ratio.
+    Pyro's ``RenyiELBO`` importance-weights draws of all rows jointly instead. The weight w_i of a row is the scale of
+    its observed site, as for a minibatch; any further scale in the model is an exponent within the ratio.
     """
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -58,20 +58,20 @@ class ImportanceWeighted_ELBO(RowEnum_ELBO):
 
 
 class FreeBits_ELBO(TraceMeanField_ELBO):
-    """The bound in which entries of latents may carry some information for nothing.
+    """ELBO with free bits per latent dimension.
 
-    It is that of Kingma et al. (2016, appendix C.8)::
+    Kingma et al. (2016, appendix C.8)::
 
         sum_i E log p(x_i | z_i) - N sum_j max(free_bits, 1/N sum_i KL(q(z_ij | x_i), p(z_ij)))
 
-    It is lower than the one without. The means are those of a step's rows, as these are weighed.
+    It is at most the ELBO. Means are over the rows of a step, with their weights.
 
     Parameters
     ----------
     names
-        Latents of single rows.
+        Per-row latents.
     free_bits
-        Nats of each entry.
+        Free bits per latent dimension, in nats.
     **options
         As for Pyro's ``ELBO``.
     """
@@ -83,56 +83,60 @@ class FreeBits_ELBO(TraceMeanField_ELBO):
     def _differentiable_loss_particle(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Any:
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
         for name in self.names:
-            paid, rows = divergences(name, guide_trace.nodes[name], model_trace.nodes[name])
-            rise = (self.free_bits * rows - paid).clamp_min(0).sum()
-            loss, surrogate = loss + torch_item(rise), surrogate + rise
+            kl, rows = kl_per_dimension(name, guide_trace.nodes[name], model_trace.nodes[name])
+            penalty = (self.free_bits * rows - kl).clamp_min(0).sum()
+            loss, surrogate = loss + torch_item(penalty), surrogate + penalty
         return loss, surrogate
 
 
-def divergences(name: str, guide: Any, model: Any) -> tuple[Tensor, Tensor]:
-    """Return the divergence of each entry of a latent, summed over rows as they are weighed, and the sum of weights."""
-    q, p = entries_of(guide["fn"]), entries_of(model["fn"])
+def kl_per_dimension(name: str, guide: Any, model: Any) -> tuple[Tensor, Tensor]:
+    """Return the KL divergence of each latent dimension, summed over weighted rows, and the sum of weights."""
+    q, p = unwrap_independent(guide["fn"]), unwrap_independent(model["fn"])
     batch = guide["fn"].batch_shape
     try:
         divergence = kl_divergence(q, p)
     except NotImplementedError:
         kinds = f"{type(q).__name__} from {type(p).__name__}"
-        raise InputError(f"free_bits: the divergence of {name!r}, {kinds}, has no closed form") from None
+        raise InputError(f"free_bits: the KL divergence of {name!r}, {kinds}, has no closed form") from None
     if divergence.shape != batch + guide["fn"].event_shape:
-        raise InputError(f"free_bits: the entries of {name!r} are not independent in the guide's {type(q).__name__}")
+        raise InputError(f"free_bits: the dimensions of {name!r} are not independent in the guide's {type(q).__name__}")
     weights = scale_and_mask(divergence.new_ones(batch), guide["scale"], guide["mask"])
-    along = weights.reshape(*batch, *(1 for _ in guide["fn"].event_shape))
-    return (along * divergence).sum(tuple(range(len(batch)))), weights.sum()
+    expanded = weights.reshape(*batch, *(1 for _ in guide["fn"].event_shape))
+    return (expanded * divergence).sum(tuple(range(len(batch)))), weights.sum()
 
 
-def entries_of(distribution: Any) -> Any:
-    """Return the distribution of which a row of independent entries is made."""
+def unwrap_independent(distribution: Any) -> Any:
+    """Return the base distribution of (nested) ``Independent``."""
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return distribution
 
 
 class ScoreFunction_ELBO(Trace_ELBO):
-    """``Trace_ELBO`` with gradients by the score function (Williams 1992), however the guide draws.
+    """``Trace_ELBO`` with score-function gradients (Williams 1992), even where the guide is reparameterised.
 
-    Pyro weighs the score of a row's draw by the terms of that row alone.
+    Pyro multiplies the score of a row's draw by the terms of that row alone.
     """
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        return super()._get_traces(model, Detaching()(guide), args, kwargs)
+        return super()._get_traces(model, DetachSamples()(guide), args, kwargs)
 
 
-class Detaching(Messenger):
-    """Let no gradient through the draws of a guide."""
+class DetachSamples(Messenger):
+    """Block pathwise gradients through the guide's draws."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if not msg["is_observed"] and getattr(fn, "has_rsample", False) and not isinstance(entries_of(fn), Delta):
+        if (
+            not msg["is_observed"]
+            and getattr(fn, "has_rsample", False)
+            and not isinstance(unwrap_independent(fn), Delta)
+        ):
             msg["fn"] = _Detached(fn)
 
 
 class _Detached(TorchDistribution):
-    """A distribution that is not reparameterised, whatever its base is."""
+    """Wrapper of a distribution without ``rsample``."""
 
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
@@ -147,7 +151,7 @@ class _Detached(TorchDistribution):
         return self.base.support
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> _Detached:
-        """Repeat along further axes of the batch."""
+        """Expand the batch shape."""
         return _Detached(self.base.expand(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -158,6 +162,6 @@ class _Detached(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats."""
-        # a copy, for a flow remembers what it made of a draw of its own, without its gradient
+        # clone: a flow caches the inverse of its own draw, without the gradient
         log_prob: Tensor = self.base.log_prob(value.clone())
         return log_prob

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from pplgen.story.pair import Pair
 
-__all__ = ["LatentSite", "given_latents", "joint_at", "sites_of"]
+__all__ = ["LatentSite", "delta_guide", "latent_sites", "log_joint_at"]
 
 
 class LatentSite:
-    """Where a site stands in the model: its plates and the axes of one event.
+    """A site of the model: its plates, event dimensions and support.
 
     Attributes
     ----------
     support
-        Constraint on its values, as of the model's first run.
+        Constraint on its values, from one run of the model.
     """
 
     def __init__(self, node: Any) -> None:
@@ -33,11 +33,11 @@ class LatentSite:
         self._frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
 
     def axis_of(self, plate: str | None) -> int | None:
-        """Return the axis of a plate, counted from the end of a value; ``None`` where the site is not in it."""
+        """Return the axis of a plate, counted from the end of a value; ``None`` if the site is outside it."""
         return next((frame.dim - self.event_dim for frame in self._frames if frame.name == plate), None)
 
     def sample(self, name: str, value: Tensor, plates: dict[str, Any]) -> None:
-        """Have a guide's site at a value, inside the model's plates; those that are there already are used again."""
+        """Sample the site from a ``Delta`` inside the model's plates, which are created once and reused."""
         with contextlib.ExitStack() as around:
             for frame in self._frames:
                 if frame.name not in plates:
@@ -47,15 +47,15 @@ class LatentSite:
 
 
 @torch.no_grad()
-def sites_of(pair: Pair, names: Iterable[str]) -> dict[str, LatentSite]:
-    """Look at sites of the model; call it inside ``pair.isolated``."""
+def latent_sites(pair: Pair, names: Iterable[str]) -> dict[str, LatentSite]:
+    """Return sites of the model by name; call it inside ``pair.isolated``."""
     with pyro.validation_enabled(False):
         trace = poutine.trace(pair.model).get_trace(*pair.data)
     return {name: LatentSite(trace.nodes[name]) for name in names}
 
 
-def given_latents(sites: Mapping[str, LatentSite], values: Mapping[str, Tensor]) -> Callable[..., None]:
-    """Return a guide that has every latent at a value, with log density zero."""
+def delta_guide(sites: Mapping[str, LatentSite], values: Mapping[str, Tensor]) -> Callable[..., None]:
+    """Return a guide of ``Delta`` distributions at given values, with log density zero."""
 
     def guide(*data: Any) -> None:
         plates: dict[str, Any] = {}
@@ -65,9 +65,9 @@ def given_latents(sites: Mapping[str, LatentSite], values: Mapping[str, Tensor])
     return guide
 
 
-def joint_at(pair: Pair, guide: Callable[..., None], data: tuple[Any, ...]) -> Tensor:
-    """Return log p(x, theta) in nats at the values of ``given_latents``, as the pair's own bound sums it."""
+def log_joint_at(pair: Pair, guide: Callable[..., None], data: tuple[Any, ...]) -> Tensor:
+    """Return log p(x, theta) in nats at the values of a ``delta_guide``, computed by the pair's ELBO."""
     bound: Any = pair.elbo()
-    # Pyro's differentiable one insists on gradients
+    # Pyro's differentiable_loss requires gradients
     loss = bound.differentiable_loss if torch.is_grad_enabled() else bound.loss
     return -torch.as_tensor(loss(pair.model, guide, *data))

@@ -1,4 +1,4 @@
-"""Where the mathematics broke down: at which site, in which matrix, for which rows."""
+"""Diagnose non-finite values of the ELBO or its gradient: the site, matrix and rows in which they arise."""
 
 from __future__ import annotations
 
@@ -17,71 +17,71 @@ from torch.distributions import Independent
 from torch.overrides import TorchFunctionMode
 
 from pplgen.errors import first_line
-from pplgen.inference.backward import first_bad
+from pplgen.inference.gradient_faults import first_nonfinite_gradient
 from pplgen.story.isolation import ignore_nonfinite_warnings
 from pplgen.story.pair import Pair
 from pplgen.story.structure import number_of_rows
 
-__all__ = ["LOWERED", "MAX_NON_FINITE", "NOT_LOOKED_AT", "TRIES", "explain", "explain_start", "non_finite_message"]
+__all__ = ["MAX_NON_FINITE", "NOT_LOCALISED", "RATE_FACTOR", "TRIES", "explain", "explain_start", "non_finite_message"]
 
 MAX_NON_FINITE = 3
-"""Times that a run may meet what is not finite; it stops at the last."""
-LOWERED = 0.1
-"""Factor on the learning rate at each time before."""
+"""Number of non-finite steps at which a run stops."""
+RATE_FACTOR = 0.1
+"""Factor on the learning rate after each earlier non-finite step."""
 TRIES = 20
-"""Evaluations, with random numbers of their own, that look for what those of a step are not known to have met."""
-NAMED = 3
-"""Rows that are named at most."""
-NOT_LOOKED_AT = "the ELBO or its gradient was not finite in the steps up to here"
-UNKNOWN = "the ELBO or its gradient was not finite, and is when the step is taken again"
+"""Evaluations with new random numbers to reproduce a fault whose random numbers are not known."""
+MAX_NAMED = 3
+"""Maximum number of rows or columns named in a message."""
+NOT_LOCALISED = "the ELBO or its gradient was not finite in the steps up to here"
+UNKNOWN = "the ELBO or its gradient was not finite, but is finite when the step is repeated"
 
 
 def non_finite_message(what: str | None, step: int, number: int, kept: int, rate: float) -> str:
-    """Say in a sentence what was met in a step for the ``number``-th time, and what becomes of it.
+    """Message about the ``number``-th non-finite step and how the run continues.
 
     ``kept`` is the step of the last good state, ``rate`` the learning rate from there on.
     """
-    what, of = what or UNKNOWN, f"fault {number} of {MAX_NON_FINITE}"
+    what, count = what or UNKNOWN, f"fault {number} of {MAX_NON_FINITE}"
     if number < MAX_NON_FINITE:
-        return f"step {step}: {what}; on from step {kept} with learning rate {rate:.2g} ({of})"
-    return f"step {step}: {what}; it ends at step {kept} ({of})"
+        return f"step {step}: {what}; continued from step {kept} with learning rate {rate:.2g} ({count})"
+    return f"step {step}: {what}; stopped at the state of step {kept} ({count})"
 
 
 def explain(pair: Pair, bound: ELBO, data: tuple[Any, ...], tries: int = 1) -> str | None:
-    """Say which site, matrix and rows make the bound or its gradient infinite or NaN, where the pair stands now.
+    """Describe the site, matrix and rows that make the ELBO or its gradient infinite or NaN at the current parameters.
 
-    Call it inside ``pair.isolated``, with the generators as they were: the bound draws the same again.
+    Call it inside ``pair.isolated``, with the generators in the state of the failed evaluation.
 
     Parameters
     ----------
     pair, bound, data
-        What was evaluated, and the arguments of model and guide.
+        Pair and ELBO evaluated, and the arguments of model and guide.
     tries
-        Evaluations, each with random numbers of its own, until one shows a fault.
+        Maximum number of evaluations, each with new random numbers, until one shows a fault.
 
     Returns
     -------
     str or None
-        What is not finite, in words; ``None`` where all is. Rows are counted from 1.
+        Description of the fault; ``None`` if all is finite. Rows are numbered from 1.
     """
     with warnings.catch_warnings(), pyro.validation_enabled(False), torch.enable_grad():
         warnings.simplefilter("ignore")
         for _ in range(tries):
             try:
-                if found := _Look(pair, bound, data).fault():
-                    return found
+                if fault := _Evaluation(pair, bound, data).fault():
+                    return fault
             except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError) as error:
-                return f"evaluating it stopped with {type(error).__name__}: {first_line(error)}"
+                return f"the evaluation failed with {type(error).__name__}: {first_line(error)}"
     return None
 
 
 def explain_start(make: Callable[[], Pair]) -> str | None:
-    """Say what is not finite where a pair starts, whose making stopped at a matrix or at an argument's check.
+    """Describe the non-finite value with which a pair's construction failed at a matrix or an argument check.
 
-    ``None`` where nothing is, or making it stops at something else.
+    ``None`` if there is none, or the construction fails for another reason.
     """
     try:
-        with _Factors(), pyro.validation_enabled(False), ignore_nonfinite_warnings():
+        with _CholeskyFailures(), pyro.validation_enabled(False), ignore_nonfinite_warnings():
             pair = make()
     except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError):
         return None
@@ -89,8 +89,8 @@ def explain_start(make: Callable[[], Pair]) -> str | None:
         return explain(pair, pair.elbo(), pair.data)
 
 
-class _Factors(TorchFunctionMode):
-    """Lets a Cholesky factor that does not exist be NaN, and keeps the matrices."""
+class _CholeskyFailures(TorchFunctionMode):
+    """Replaces the factor of a matrix that is not positive definite by NaN, and records the matrix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,27 +105,27 @@ class _Factors(TorchFunctionMode):
         return torch.where(info[..., None, None] == 0, factor, math.nan)
 
 
-class _Look:
-    """One evaluation of a bound, to be looked at site by site: the guide's first, in the order of the run."""
+class _Evaluation:
+    """One evaluation of an ELBO, inspected site by site in the order of execution: the guide's, then the model's."""
 
     def __init__(self, pair: Pair, bound: Any, data: tuple[Any, ...]) -> None:
         self.pair, self.data, self.structure = pair, data, pair.structure
-        factors = _Factors()
-        with factors:
+        cholesky = _CholeskyFailures()
+        with cholesky:
             self.traces = list(bound._get_traces(pair.model, pair.guide, data, {}))
-        self.failed = factors.failed
+        self.failed = cholesky.failed
 
     def fault(self) -> str | None:
-        """Return the first fault of a value or a density, or else of a gradient."""
+        """Return the first fault among values, then densities, then gradients."""
         sites = list(self._sites())
-        for look in (self._value, self._density, self._gradient):
+        for check in (self._value, self._density, self._gradient):
             for site in sites:
-                if found := look(*site):
-                    return found
+                if fault := check(*site):
+                    return fault
         return None
 
     def _sites(self) -> Iterator[tuple[str, Any, bool]]:
-        """Yield name and node of every site that has a density, and whether it is the guide's."""
+        """Yield name and node of every site with a density, and whether it is the guide's."""
         for model_trace, guide_trace in self.traces:
             for trace, of_guide in ((guide_trace, True), (model_trace, False)):
                 for name, node in trace.nodes.items():
@@ -133,7 +133,7 @@ class _Look:
                         yield name, node, of_guide
 
     def _value(self, name: str, node: Any, of_guide: bool) -> str | None:
-        """Look at what the guide has drawn; data of the model may well be NaN, which is missing."""
+        """Check a draw of the guide; data of the model may be NaN, which means missing."""
         bad = ~node["value"].detach().isfinite()
         if not of_guide or node["is_observed"] or not bool(bad.any()):
             return None
@@ -142,11 +142,11 @@ class _Look:
         return self._cause(name, node, what)
 
     def _density(self, name: str, node: Any, of_guide: bool) -> str | None:
-        """Look at a log density."""
+        """Check a log density."""
         density = node["log_prob"].detach()
         impossible = density == -math.inf
         if self.structure.enumerates:
-            # a value that is summed out may be impossible, as long as another is not
+            # a value that is summed out may have zero density, as long as another has not
             for axis in range(density.ndim - self.structure.plate_depth):
                 impossible = impossible.all(axis, keepdim=True)
         bad = density.isnan() | (density == math.inf) | impossible
@@ -157,7 +157,7 @@ class _Look:
         return self._cause(name, node, f"the log density of {name!r}{whose} is {_kind(density[bad])}{where}")
 
     def _gradient(self, name: str, node: Any, of_guide: bool) -> str | None:
-        """Look at the gradient of a log density, and for the operation in which it goes wrong."""
+        """Check the gradient of a log density, and locate the operation at which it becomes non-finite."""
         density = node["log_prob"]
         if not density.requires_grad:
             return None
@@ -166,12 +166,12 @@ class _Look:
         if all(each is None or bool(each.isfinite().all()) for each in gradients):
             return None
         whose = " under the guide" if of_guide else ""
-        operation, gradient = first_bad(density.sum(), parameters)
+        operation, gradient = first_nonfinite_gradient(density.sum(), parameters)
         where = self._where_along(~gradient.isfinite())
         return f"the gradient of the log density of {name!r}{whose} is {_kind(gradient)}, in {operation}{where}"
 
     def _cause(self, name: str, node: Any, what: str) -> str:
-        """Say which argument of the site's distribution is at fault, where one is."""
+        """Name the argument of the site's distribution at fault, if one is."""
         fn = node["fn"]
         while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
             fn = fn.base_dist
@@ -182,32 +182,32 @@ class _Look:
                 continue
             value = value.detach()
             for matrix in self.failed:
-                if _holds(value, matrix) or _holds(value, matrix.flip(-2, -1)):
+                if _equals(value, matrix) or _equals(value, matrix.flip(-2, -1)):
                     return f"{name}: {argument} of {kind} is not positive definite{self._smallest(value, node)}"
-            fine = constraint.check(value)
-            if not bool(fine.all()):
+            valid = constraint.check(value)
+            if not bool(valid.all()):
                 if self.failed:
                     matrix = self.failed[-1]
-                    of = f"{name}: the matrix whose Cholesky factor is {argument} of {kind}"
-                    return f"{of} is not positive definite{self._smallest(matrix, node)}"
-                return f"{what}, where {argument} of {kind} is {_shown(value[~fine])}"
+                    which = f"{name}: the matrix whose Cholesky factor is {argument} of {kind}"
+                    return f"{which} is not positive definite{self._smallest(matrix, node)}"
+                return f"{what}, where {argument} of {kind} is {_describe_invalid(value[~valid])}"
         if self.failed:
             matrix = self.failed[-1]
-            of = f"{name}: a matrix of shape {tuple(matrix.shape[-2:])} that it is computed from"
-            return f"{of} is not positive definite{self._smallest(matrix, node)}"
+            which = f"{name}: a matrix of shape {tuple(matrix.shape[-2:])} from which it is computed"
+            return f"{which} is not positive definite{self._smallest(matrix, node)}"
         return what
 
     def _smallest(self, matrices: Tensor, node: Any) -> str:
-        """Tell the smallest eigenvalue among matrices that have no Cholesky factor, and where they are."""
+        """Describe the smallest eigenvalue among matrices without a Cholesky factor, and their rows."""
         bad = torch.linalg.cholesky_ex(matrices)[1] != 0
         broken = matrices[bad].double()
         where = self._where(bad, node)
         if not bool(broken.isfinite().all()):
-            return f", for it has entries that are {_kind(broken)}{where}"
+            return f": some entries are {_kind(broken)}{where}"
         return f", smallest eigenvalue {float(torch.linalg.eigvalsh(broken).min()):.2g}{where}"
 
     def _where(self, bad: Tensor, node: Any) -> str:
-        """Name the rows among the batch dimensions of a site; nothing where it is in no row plate, or all are bad."""
+        """Name the rows at fault among a site's batch dimensions; empty outside the row plate."""
         frames = (frame for frame in node["cond_indep_stack"] if frame.name == self.structure.row_plate)
         frame = next(frames, None)
         if frame is None or bad.ndim < -frame.dim or bad.shape[frame.dim] != frame.size:
@@ -215,7 +215,7 @@ class _Look:
         return self._named(bad.movedim(frame.dim, 0))
 
     def _columns(self, node: Any) -> str:
-        """Name the columns at fault where a row's entries have densities of their own; nothing where all are."""
+        """Name the columns at fault where entries of a row have separate densities; empty if all are."""
         fn = node["fn"]
         while isinstance(fn, MaskedDistribution | ExpandedDistribution):
             fn = fn.base_dist
@@ -223,61 +223,63 @@ class _Look:
             return ""
         entries = fn.base_dist.log_prob(node["value"]).detach()
         bad = (~entries.isfinite()).reshape(-1, entries.shape[-1]).any(0).tolist()
-        known = self.pair.columns if len(self.pair.columns) == len(bad) else range(1, 1 + len(bad))
-        found = [str(name) for name, broken in zip(known, bad, strict=True) if broken]
-        return "" if len(found) in (0, len(bad)) else f", column {', '.join(found[:NAMED])}"
+        columns = self.pair.columns if len(self.pair.columns) == len(bad) else range(1, 1 + len(bad))
+        names = [str(name) for name, broken in zip(columns, bad, strict=True) if broken]
+        return "" if len(names) in (0, len(bad)) else f", column {', '.join(names[:MAX_NAMED])}"
 
     def _where_along(self, bad: Tensor) -> str:
-        """Name the rows along the first axis that is as long as the data; nothing without any."""
+        """Name the rows along the first axis that is as long as the data; empty if there is none."""
         num_rows = number_of_rows(self.data)
         axes = [axis for axis, length in enumerate(bad.shape) if length == num_rows]
         return self._named(bad.movedim(axes[0], 0)) if axes else ""
 
     def _named(self, bad: Tensor) -> str:
-        """Name the rows of a mask whose first axis they are."""
+        """Name the rows of a mask along its first axis."""
         places = torch.argwhere(bad.reshape(len(bad), -1).any(1)).reshape(-1).tolist()
         if len(places) == len(bad) > 1:
             return " at every row"
-        known = [self._row(place) for place in places[:NAMED]]
-        rows = [place if row is None else row for place, row in zip(places, known, strict=False)]
+        data_rows = [self._row(place) for place in places[:MAX_NAMED]]
+        rows = [place if row is None else row for place, row in zip(places, data_rows, strict=False)]
         named = ", ".join(str(1 + row) for row in rows)
         story = self.pair.story
         word = "series" if story is not None and story.takes_series else "row" if len(places) == 1 else "rows"
-        of = " of its minibatch" if None in known else ""
-        return f" at {word} {named}{of}" if len(places) <= NAMED else f" at {len(places):,} {word}, such as {named}{of}"
+        suffix = " of its minibatch" if None in data_rows else ""
+        if len(places) <= MAX_NAMED:
+            return f" at {word} {named}{suffix}"
+        return f" at {len(places):,} {word}, such as {named}{suffix}"
 
     def _row(self, place: int) -> int | None:
-        """Find a row of the arguments among the pair's data; ``None`` where these are others."""
+        """Find a row of the arguments in the pair's data; ``None`` if it is not among them."""
         whole, num_rows = self.pair.data, self.pair.num_rows
-        if all(own is given for own, given in zip(whole, self.data, strict=True)):
+        if all(own is argument for own, argument in zip(whole, self.data, strict=True)):
             return place
         if self.pair.source is not None:
             return None
-        alike = torch.ones(num_rows, dtype=torch.bool)
-        for own, given in zip(whole, self.data, strict=True):
+        equal = torch.ones(num_rows, dtype=torch.bool)
+        for own, argument in zip(whole, self.data, strict=True):
             if isinstance(own, Tensor) and own.ndim and len(own) == num_rows:
-                rows, row = own.reshape(num_rows, -1), given[place].reshape(1, -1)
-                alike &= ((rows == row) | (rows.isnan() & row.isnan())).all(1).cpu()
-        found = torch.argwhere(alike)
-        return int(found[0]) if len(found) else None
+                rows, row = own.reshape(num_rows, -1), argument[place].reshape(1, -1)
+                equal &= ((rows == row) | (rows.isnan() & row.isnan())).all(1).cpu()
+        matches = torch.argwhere(equal)
+        return int(matches[0]) if len(matches) else None
 
 
 def _kind(values: Tensor) -> str:
-    """Say in a word or two what of values is not finite."""
+    """Describe the kind of non-finite values."""
     if bool(values.isnan().any()):
         return "NaN"
     return "infinite" if bool((values == math.inf).any()) else "minus infinity"
 
 
-def _shown(values: Tensor) -> str:
-    """Say what is wrong with the values of an argument, in a word or by the first of them."""
+def _describe_invalid(values: Tensor) -> str:
+    """Describe invalid values of an argument: their kind, or the first of them."""
     if not bool(values.isfinite().all()):
         return _kind(values)
     return f"{float(values[0]):g}" if values.ndim == 1 else "outside its domain"
 
 
-def _holds(value: Tensor, matrix: Tensor) -> bool:
-    """Whether an argument of a distribution is a matrix, repeated or not."""
+def _equals(value: Tensor, matrix: Tensor) -> bool:
+    """Whether an argument of a distribution equals a matrix up to expansion."""
     with contextlib.suppress(RuntimeError):
         return torch.equal(value, matrix.expand(value.shape))
     return False

@@ -1,4 +1,4 @@
-"""NUTS on a pair's model: its potential as a graph, and Pyro's sampler on top of it."""
+"""NUTS for a pair's model: Pyro's sampler on a traced or compiled potential."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pplgen.compiler.tracing import NotTraceable, require_equal
 from pplgen.compiler.vectorised import map_draws, traced_function
 from pplgen.errors import InputError, first_line
 from pplgen.inference.engine import compile_graph, why_not_compiled
-from pplgen.inference.log_joint import given_latents, joint_at, sites_of
+from pplgen.inference.log_joint import delta_guide, latent_sites, log_joint_at
 from pplgen.inference.stored_draws import StoredDraws
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -28,30 +28,31 @@ from pplgen.story.pair import Pair
 __all__ = ["Chains", "Potential", "run_nuts"]
 
 TRIES = 100
-"""Starts that are tried until one has a finite density."""
-SCALING = 200
-"""Draws of the guide that say how wide the posterior is, roughly."""
-EVALUATIONS = 15
-"""Gradients that a draw is expected to take."""
-REPAYS = 30.0
-"""Seconds of gradients from which on compiling is expected to pay."""
+"""Maximum number of initial draws until one has a finite density."""
+SCALE_DRAWS = 200
+"""Draws from the guide from which the posterior scales are estimated."""
+GRADIENTS_PER_DRAW = 15
+"""Expected number of gradient evaluations per draw."""
+COMPILE_AFTER = 30.0
+"""Expected seconds of gradient evaluations above which the potential is compiled."""
+OUTPUTS = ("potential", "gradient")
 
 Report = Callable[[int, int, float, str], None]
 
 
 @dataclass(frozen=True)
 class Chains:
-    """How NUTS went."""
+    """Sampler statistics of NUTS."""
 
     num_chains: int
     num_draws: int
-    """Draws of each chain."""
+    """Draws per chain."""
     warm_up: int
-    """Steps of each chain before, in which step size and masses are adapted."""
+    """Warm-up steps per chain, in which step size and mass matrix are adapted."""
     divergences: int
-    """Draws whose trajectory left the level of its energy."""
+    """Number of divergent transitions."""
     acceptance: float
-    """Mean probability of acceptance."""
+    """Mean acceptance probability."""
 
 
 class Potential:
@@ -60,39 +61,37 @@ class Potential:
     Parameters
     ----------
     pair
-        Its model is evaluated on the pair's data, discrete latents summed out.
+        Pair whose model is evaluated on its data, discrete latents summed out.
     """
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
-        self.sites = sites_of(pair, pair.structure.latent)
+        self.sites = latent_sites(pair, pair.structure.latent)
         self._transforms = {name: biject_to(site.support) for name, site in self.sites.items()}
         with torch.no_grad():
             inverse = {name: self._transforms[name].inv(site.value) for name, site in self.sites.items()}
         self._shapes = {name: value.shape for name, value in inverse.items()}
         self.scale = torch.ones(())
-        """Unit of the entries of u, shape ``(P,)`` or none."""
+        """Scale of the entries of u, shape ``(P,)``, or a scalar."""
         self.call: Callable[[Tensor], tuple[Tensor, Tensor]] = self.evaluate
         self.path = "plain Pyro"
 
     def evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Let Pyro evaluate potential and gradient."""
+        """Evaluate potential and gradient in plain Pyro."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            values, log_slope = self._constrained(u)
-            potential = -(joint_at(self.pair, given_latents(self.sites, values), self.pair.data) + log_slope)
+            values, log_jacobian = self._constrained(u)
+            potential = -(log_joint_at(self.pair, delta_guide(self.sites, values), self.pair.data) + log_jacobian)
             (gradient,) = torch.autograd.grad(potential, u)
         return potential.detach(), gradient
 
     def trace(self, u: Tensor) -> None:
-        """Take a graph in place of Pyro, after it was compared with it at two points; where there is none, say why."""
+        """Use a traced graph, validated against Pyro at two points; if tracing fails, record why in ``path``."""
         try:
             graph = traced_function(self.evaluate, [u])
             for _ in range(2):
                 elsewhere = u + 0.1 * torch.randn_like(u)
-                for what, ours, theirs in zip(
-                    ("potential", "gradient"), graph(elsewhere), self.evaluate(elsewhere), strict=True
-                ):
+                for what, ours, theirs in zip(OUTPUTS, graph(elsewhere), self.evaluate(elsewhere), strict=True):
                     require_equal(what, ours, theirs)
         except NotTraceable as reason:
             self.path = f"plain Pyro, for {reason}"
@@ -102,15 +101,13 @@ class Potential:
             self.call, self.path = graph, "the traced graph"
 
     def compile(self, u: Tensor) -> None:
-        """Compile the graph, where there is one, and compare it once more."""
+        """Compile the traced graph, if there is one, and validate it against the graph."""
         if self.call == self.evaluate or why_not_compiled():
             return
         try:
             compiled = compile_graph(self.call, (u,))
             elsewhere = u + 0.1 * torch.randn_like(u)
-            for what, ours, theirs in zip(
-                ("potential", "gradient"), compiled(elsewhere), self.call(elsewhere), strict=True
-            ):
+            for what, ours, theirs in zip(OUTPUTS, compiled(elsewhere), self.call(elsewhere), strict=True):
                 require_equal(f"compiled {what}", ours, theirs, "the graph's")
         except Exception as error:
             self.path = f"the traced graph, for the compiler stopped: {type(error).__name__}: {first_line(error)}"
@@ -118,8 +115,8 @@ class Potential:
             self.call, self.path = compiled, "the compiled graph"
 
     def __call__(self, z: dict[str, Tensor]) -> Tensor:
-        """Return the potential as Pyro's samplers take it, differentiable."""
-        value: Tensor = _Given.apply(z["u"], self.call)
+        """Return the differentiable potential, in the form that Pyro's samplers call."""
+        value: Tensor = _PrecomputedGradient.apply(z["u"], self.call)
         return value
 
     def constrained(self, u: Tensor) -> dict[str, Tensor]:
@@ -127,33 +124,33 @@ class Potential:
         return self._constrained(u)[0]
 
     def unconstrained(self, values: dict[str, Tensor]) -> Tensor:
-        """Lay latents out as one vector, shape ``(P,)``."""
+        """Concatenate latents to one vector, shape ``(P,)``."""
         return torch.cat([self._transforms[name].inv(values[name]).reshape(-1) for name in self.sites]) / self.scale
 
-    def learn_scale(self) -> None:
-        """Take the deviations of the guide's draws as units: a story's starts near the posterior."""
+    def set_scale(self) -> None:
+        """Set ``scale`` to the guide's standard deviations: a story's guide is initialised near the posterior."""
 
         def draw(_: dict[str, Tensor]) -> Tensor:
             trace = poutine.trace(self.pair.guide).get_trace(*self.pair.data)
             return self.unconstrained({name: trace.nodes[name]["value"] for name in self.sites})
 
-        deviations = map_draws(draw, SCALING).std(0)
-        self.scale = torch.where(deviations > 0, deviations, 1.0)
+        sds = map_draws(draw, SCALE_DRAWS).std(0)
+        self.scale = torch.where(sds > 0, sds, 1.0)
 
     def _constrained(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return latents and the logarithm of the transforms' slope, up to the units, which are constants."""
-        values, log_slope = {}, u.new_zeros(())
+        """Return latents and the log Jacobian determinant of the transforms, up to the constant of ``scale``."""
+        values, log_jacobian = {}, u.new_zeros(())
         parts = (self.scale * u).split([shape.numel() for shape in self._shapes.values()], dim=-1)
         for (name, shape), part in zip(self._shapes.items(), parts, strict=True):
-            own, transform = part.reshape((*u.shape[:-1], *shape)), self._transforms[name]
-            values[name] = transform(own)
+            unconstrained, transform = part.reshape((*u.shape[:-1], *shape)), self._transforms[name]
+            values[name] = transform(unconstrained)
             if u.ndim == 1:
-                log_slope = log_slope + transform.log_abs_det_jacobian(own, values[name]).sum()
-        return values, log_slope
+                log_jacobian = log_jacobian + transform.log_abs_det_jacobian(unconstrained, values[name]).sum()
+        return values, log_jacobian
 
 
-class _Given(torch.autograd.Function):
-    """A value whose gradient comes with it."""
+class _PrecomputedGradient(torch.autograd.Function):
+    """A function that returns its value and its gradient."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, call: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
@@ -177,38 +174,38 @@ def run_nuts(
     compiler: str,
     report: Report | None,
 ) -> tuple[Pair, Chains, str]:
-    """Sample from the posterior by Pyro's NUTS, one chain after the other (Hoffman and Gelman 2014).
+    """Sample from the posterior by Pyro's NUTS, chains in sequence (Hoffman and Gelman 2014).
 
     Parameters
     ----------
     pairs
-        One for each chain, which starts at a draw of its guide.
+        One pair per chain, which is initialised at a draw of its guide.
     seeds
-        Of each chain.
+        Seed of each chain.
     num_draws, warm_up
-        Draws of each chain, and steps of adaptation before.
+        Draws and warm-up steps per chain.
     compiler
-        ``"off"`` for Pyro's own potential, ``"graph"`` for a traced one, ``"inductor"`` for one that is compiled, and
-        ``"auto"`` for the latter where it repays.
+        ``"off"`` for Pyro's own potential, ``"graph"`` for a traced one, ``"inductor"`` for a compiled one, ``"auto"``
+        for a compiled one if the expected time exceeds ``COMPILE_AFTER``, else a traced one.
     report
-        Called with the chain, its step, steps per second, and what is going on.
+        Called with chain, step, steps per second, and execution path.
 
     Returns
     -------
     tuple
-        The first pair, whose guide replays the draws; how it went; and what ran.
+        The first pair, whose guide holds the draws; sampler statistics; and the execution path.
 
     Raises
     ------
     InputError
-        Where the model has parameters to be learned, or discrete latents that cannot be summed out.
+        If the model has parameters to be learned, or discrete latents that cannot be summed out.
     """
     first = pairs[0]
     _require_samplable(first)
     with first.isolated(), pyro.validation_enabled(False), seeded(seeds[0]):
         potential = Potential(first)
         if first.story is not None:
-            potential.learn_scale()
+            potential.set_scale()
     starts = []
     for pair, seed in zip(pairs, seeds, strict=True):
         with pair.isolated(), pyro.validation_enabled(False), seeded(seed):
@@ -218,12 +215,12 @@ def run_nuts(
         with seeded(seeds[0]):
             _prepare(potential, starts[0], len(pairs) * (num_draws + warm_up), compiler)
         for chain, (start, seed) in enumerate(zip(starts, seeds, strict=True)):
-            began = time.perf_counter()
+            started = time.perf_counter()
 
-            def hook(kernel: Any, _: Any, stage: str, i: int, chain: int = chain, began: float = began) -> None:
+            def hook(kernel: Any, _: Any, stage: str, i: int, chain: int = chain, started: float = started) -> None:
                 step = i + 1 + (0 if stage.startswith("W") else warm_up)
                 if report and step % 20 == 0:
-                    report(chain, step, step / (time.perf_counter() - began), potential.path)
+                    report(chain, step, step / (time.perf_counter() - started), potential.path)
 
             with seeded(seed):
                 kernel = NUTS(potential_fn=potential)
@@ -237,45 +234,47 @@ def run_nuts(
                 )
                 sampler.run()
             drawn.append(sampler.get_samples()["u"])
-            told = sampler._diagnostics[0]
-            divergences += len(told["divergences"])
-            accepted.append(told["acceptance rate"])
+            diagnostics = sampler._diagnostics[0]
+            divergences += len(diagnostics["divergences"])
+            accepted.append(diagnostics["acceptance rate"])
         with torch.no_grad():
             draws = potential.constrained(torch.stack(drawn))
-        replay(first, draws)
+        use_stored_draws(first, draws)
     return first, Chains(len(pairs), num_draws, warm_up, divergences, float(np.mean(accepted))), potential.path
 
 
-def replay(pair: Pair, draws: dict[str, Tensor]) -> None:
-    """Let draws, shape ``(num_chains, num_draws, ...)`` each, be a pair's guide; call it inside ``pair.isolated``."""
-    pair.guide = StoredDraws(sites_of(pair, pair.structure.latent), draws)
+def use_stored_draws(pair: Pair, draws: dict[str, Tensor]) -> None:
+    """Replace a pair's guide by draws of shape ``(num_chains, num_draws, ...)``; call it inside ``pair.isolated``."""
+    pair.guide = StoredDraws(latent_sites(pair, pair.structure.latent), draws)
 
 
 def _require_samplable(pair: Pair) -> None:
-    """Refuse models that have more to be found than the posterior of continuous latents."""
+    """Raise ``InputError`` unless the model has only continuous latents, or ones to be summed out, and full plates."""
     structure = pair.structure
     with pair.isolated(), torch.no_grad():
         trace = poutine.trace(pair.model).get_trace(*pair.data)
     if learned := sorted(name for name, node in trace.nodes.items() if node["type"] == "param"):
         raise InputError(
-            f"method='nuts' samples latents, and the model has parameters to be learned, such as {learned[0]!r}"
+            f"method='nuts' samples latents, but the model has parameters to be learned, such as {learned[0]!r}"
         )
     if structure.guide_enumerated:
-        raise InputError(f"method='nuts': the guide sums out {structure.guide_enumerated[0]!r}, which the model should")
+        raise InputError(
+            f"method='nuts': {structure.guide_enumerated[0]!r} is enumerated in the guide; expected in the model"
+        )
     for name in structure.latent:
         if trace.nodes[name]["fn"].support.is_discrete:
             raise InputError(
-                f"method='nuts': latent site {name!r} is discrete, and the guide draws it; leave it to be summed out"
+                f"method='nuts': latent site {name!r} is discrete and drawn by the guide; expected to be summed out"
             )
     for name, node in trace.nodes.items():
         if node["type"] == "sample" and poutine.util.site_is_subsample(node):
             frame = node["fn"]
             if getattr(frame, "subsample_size", None) not in (None, frame.size):
-                raise InputError(f"method='nuts' needs all rows in each step, and plate {name!r} takes some of them")
+                raise InputError(f"method='nuts' needs all rows in each step, but plate {name!r} subsamples them")
 
 
 def _start(pair: Pair, potential: Potential) -> Tensor:
-    """Draw from a guide until the posterior's density there is finite."""
+    """Draw from a guide until the posterior density is finite."""
     for _ in range(TRIES):
         with torch.no_grad():
             trace = poutine.trace(pair.guide).get_trace(*pair.data)
@@ -287,13 +286,13 @@ def _start(pair: Pair, potential: Potential) -> Tensor:
 
 
 def _prepare(potential: Potential, u: Tensor, num_steps: int, compiler: str) -> None:
-    """Trace and compile as is asked for, or as repays."""
+    """Trace and compile the potential as requested."""
     if compiler == "off":
         return
     potential.trace(u)
-    began = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(20):
         potential.call(u)
-    expected = (time.perf_counter() - began) / 20 * num_steps * EVALUATIONS
-    if compiler == "inductor" or (compiler == "auto" and expected > REPAYS):
+    expected = (time.perf_counter() - started) / 20 * num_steps * GRADIENTS_PER_DRAW
+    if compiler == "inductor" or (compiler == "auto" and expected > COMPILE_AFTER):
         potential.compile(u)

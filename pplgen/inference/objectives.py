@@ -1,8 +1,8 @@
-r"""Bounds of the log likelihood by name, as estimators of the gradient are compared.
+r"""ELBOs and their gradient estimators by name.
 
 ``sampled``         all terms from draws of the guide, eq. 6 of Kingma and Welling (2014)
-``analytic``        the divergence of the guide from the prior in closed form where Pyro knows one, eq. 7 and 10
-``score-function``  ``sampled``, with gradients that do not go through the draws (Williams 1992)
+``analytic``        the KL divergence from guide to prior in closed form where Pyro has one, eq. 7 and 10
+``score-function``  ``sampled``, with score-function instead of pathwise gradients (Williams 1992)
 ``importance``      the importance-weighted bound of each row (Burda, Grosse and Salakhutdinov 2016)
 
 References
@@ -27,12 +27,12 @@ from pyro.infer import ELBO, TraceMeanField_ELBO
 from pplgen.data.transforms import redraw_pixels
 from pplgen.errors import InputError, first_line
 from pplgen.inference.estimators import (
-    Detaching,
+    DetachSamples,
     FreeBits_ELBO,
     ImportanceWeighted_ELBO,
     ScoreFunction_ELBO,
-    divergences,
-    entries_of,
+    kl_per_dimension,
+    unwrap_independent,
 )
 from pplgen.inference.minibatches import Augment
 from pplgen.story.base import check_choice, check_count, check_positive
@@ -40,47 +40,49 @@ from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair, select_rows
 from pplgen.story.structure import Structure, number_of_rows
 
-__all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "bound_of", "check_warm_up"]
+__all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "check_warm_up", "make_bound"]
 
 BOUNDS = ("sampled", "analytic", "score-function", "importance")
 AUGMENTATIONS: dict[str, Augment] = {"bernoulli": redraw_pixels}
 
 
-def bound_of(
+def make_bound(
     pair: Pair,
     elbo: str | ELBO | None,
     num_particles: int = 1,
     free_bits: float | None = None,
     batch_size: int | None = None,
 ) -> ELBO:
-    """Return the bound that a name stands for, for this pair.
+    """Return the ELBO of a given name for a pair.
 
     Parameters
     ----------
     pair
-        What is bounded.
+        Pair of the model and guide.
     elbo
-        One of ``BOUNDS``; ``None`` for ``sampled``; one of Pyro's own is returned as it is.
+        One of ``BOUNDS``; ``None`` for ``sampled``; an instance of Pyro's ``ELBO`` is returned unchanged.
     num_particles
-        Draws of the guide: over how many each gradient is averaged, and how many the importance-weighted bound weighs.
+        Draws from the guide over which each gradient is averaged; for ``importance``, importance samples per row.
     free_bits
-        Nats of each entry of a row's latents below which divergence costs nothing, see ``FreeBits_ELBO``.
+        Free bits per latent dimension, in nats, see ``FreeBits_ELBO``; default: none.
     batch_size
-        Rows of a step, where these are not all.
+        Rows per step; ``None`` for all.
 
     Raises
     ------
     InputError
-        Where the bound is not defined for the pair.
+        If the bound is not defined for the pair.
     """
     check_count("num_particles", num_particles)
     if free_bits is not None:
         check_positive("free_bits", free_bits)
         if elbo != "analytic":
-            raise InputError(f"free_bits={free_bits!r}: expected elbo='analytic' beside it, which computes divergences")
+            raise InputError(f"free_bits={free_bits!r}: expected elbo='analytic', which computes KL divergences")
     if isinstance(elbo, ELBO):
         if num_particles != 1:
-            raise InputError(f"num_particles={num_particles}: {type(elbo).__name__}(num_particles=...) has its own")
+            raise InputError(
+                f"num_particles={num_particles}: expected in the constructor, {type(elbo).__name__}(num_particles=...)"
+            )
         return elbo
     name = "sampled" if elbo is None else check_choice("elbo", elbo, BOUNDS)
     bound = _named(pair, name, num_particles, free_bits, batch_size)
@@ -89,44 +91,44 @@ def bound_of(
             with torch.no_grad():
                 _on_some_rows(pair, batch_size, lambda data: bound.loss(pair.model, pair.guide, *data))
         except (RuntimeError, ValueError, IndexError) as error:
-            what = f"num_particles={num_particles}: model and guide do not take several draws at once"
+            what = f"num_particles={num_particles}: model and guide do not support several draws at once"
             raise InputError(f"{what}: {first_line(error)}") from None
     return bound
 
 
 def check_warm_up(pair: Pair, warm_up: int, steps: int) -> None:
-    """Raise ``InputError`` where the terms of the pair's codes cannot be weighed for so many of the steps."""
+    """Raise ``InputError`` if KL warm-up does not apply to the pair, or is longer than the fit."""
     check_count("warm_up", warm_up, minimum=0)
     if warm_up and pair.kl_weight is None:
         name = type(pair.story).__name__ if pair.story else "a bare pair"
-        raise InputError(f"warm_up={warm_up}: {name} has no codes whose terms can be weighed; a LatentStory has")
+        raise InputError(f"warm_up={warm_up}: {name} has no KL terms to warm up; expected a LatentStory")
     if warm_up > steps:
         raise InputError(f"warm_up={warm_up}: expected at most the {steps} steps of the fit")
 
 
 def augmentation(augment: Any) -> Augment | None:
-    """Return the function that a name stands for; a function stands for itself."""
+    """Return the augmentation of a given name; a function is returned unchanged."""
     if augment is None or callable(augment):
         return augment
     return AUGMENTATIONS[check_choice("augment", augment, AUGMENTATIONS)]
 
 
 def _named(pair: Pair, name: str, num_particles: int, free_bits: float | None, batch_size: int | None) -> ELBO:
-    """Build a bound after checking that the pair has what it takes."""
+    """Build a named ELBO after checking that it is defined for the pair."""
     if name == "sampled":
         return pair.elbo(num_particles)
     structure = pair.structure
     if name != "importance" and structure.enumerates:
         which = next(map(repr, structure.enumerated), "one of the guide's")
-        raise InputError(f"elbo={name!r}: a discrete latent, {which}, is summed out, which 'sampled' can")
-    wrap = Detaching() if name == "score-function" else contextlib.nullcontext()
-    guide, model = _on_some_rows(pair, batch_size, lambda data: _sites(pair, wrap, data))
+        raise InputError(f"elbo={name!r}: a discrete latent, {which}, is summed out; expected elbo='sampled'")
+    context = DetachSamples() if name == "score-function" else contextlib.nullcontext()
+    guide, model = _on_some_rows(pair, batch_size, lambda data: _sites(pair, context, data))
     if name == "score-function":
-        _require_scores(guide)
+        _require_densities(guide)
     else:
-        _require_draws(name, guide)
+        _require_reparameterised(name, guide)
     if name == "importance":
-        _require_rows(structure, guide)
+        _require_row_guide(structure, guide)
         return ImportanceWeighted_ELBO(structure, num_particles)
     options: dict[str, Any] = {
         "num_particles": num_particles,
@@ -136,14 +138,14 @@ def _named(pair: Pair, name: str, num_particles: int, free_bits: float | None, b
     if free_bits is None:
         return ScoreFunction_ELBO(**options) if name == "score-function" else TraceMeanField_ELBO(**options)
     if not structure.row_latent:
-        raise InputError(f"free_bits={free_bits!r}: the pair has no latents of single rows")
+        raise InputError(f"free_bits={free_bits!r}: the pair has no per-row latents")
     for site in structure.row_latent:
-        divergences(site, guide[site], model[site])
+        kl_per_dimension(site, guide[site], model[site])
     return FreeBits_ELBO(structure.row_latent, free_bits, **options)
 
 
 def _on_some_rows(pair: Pair, batch_size: int | None, run: Callable[[tuple[Any, ...]], Any]) -> Any:
-    """Run something on as many rows as a step has; on all of them where the guide knows no fewer."""
+    """Call a function on as many rows as a step has; on all if the guide does not support fewer."""
     num_rows = number_of_rows(pair.data)
     with seeded(0), pair.isolated():
         if num_rows and batch_size is not None and batch_size < num_rows:
@@ -152,43 +154,43 @@ def _on_some_rows(pair: Pair, batch_size: int | None, run: Callable[[tuple[Any, 
         return run(pair.data)
 
 
-def _sites(pair: Pair, wrap: Any, data: tuple[Any, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the guide draws, and the model's sites given that."""
-    with wrap:
+def _sites(pair: Pair, context: Any, data: tuple[Any, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the guide's latent sites, and the model's sites at their draws."""
+    with context:
         guide = poutine.trace(pair.guide).get_trace(*data)
     model = poutine.trace(poutine.replay(pair.model, guide)).get_trace(*data)
     guide = poutine.util.prune_subsample_sites(guide)
     return {name: guide.nodes[name] for name in guide.stochastic_nodes}, dict(model.nodes)
 
 
-def _require_draws(bound: str, guide: dict[str, Any]) -> None:
-    """Refuse draws through which no gradient goes."""
+def _require_reparameterised(bound: str, guide: dict[str, Any]) -> None:
+    """Raise ``InputError`` unless the guide's draws are reparameterised."""
     for name, node in guide.items():
         if not node["fn"].has_rsample and not node["infer"].get("enumerate"):
-            kind = type(entries_of(node["fn"])).__name__
-            can = "'sampled' and 'score-function' can"
-            raise InputError(f"elbo={bound!r}: the guide's {kind} of {name!r} is not reparameterised; {can}")
+            kind = type(unwrap_independent(node["fn"])).__name__
+            expected = "expected elbo='sampled' or 'score-function'"
+            raise InputError(f"elbo={bound!r}: the guide's {kind} of {name!r} is not reparameterised; {expected}")
 
 
-def _require_scores(guide: dict[str, Any]) -> None:
-    """Refuse a guide whose density has no gradient."""
+def _require_densities(guide: dict[str, Any]) -> None:
+    """Raise ``InputError`` if the guide has trainable ``Delta`` sites, which have no score."""
     for name, node in guide.items():
-        if isinstance(entries_of(node["fn"]), Delta) and node["value"].requires_grad:
-            raise InputError(f"elbo='score-function': the guide puts {name!r} at a point, whose density has no score")
+        if isinstance(unwrap_independent(node["fn"]), Delta) and node["value"].requires_grad:
+            raise InputError(f"elbo='score-function': the guide's Delta of {name!r} has no score")
 
 
-def _require_rows(structure: Structure, guide: dict[str, Any]) -> None:
-    """Refuse what cannot be weighed row by row."""
+def _require_row_guide(structure: Structure, guide: dict[str, Any]) -> None:
+    """Raise ``InputError`` unless model and guide allow importance weights per row."""
     why = structure.why_no_row_densities()
     if why is None and structure.guide_enumerated:
-        why = "the guide sums out a discrete latent itself, which leaves no draws to weigh"
+        why = "a discrete latent is enumerated in the guide, so there are no draws to importance-weight"
     if why is None and not structure.row_latent:
-        why = "the guide draws no latents of single rows"
+        why = "the guide has no per-row latents"
     if why is None:
         plates = {name: {frame.name for frame in node["cond_indep_stack"]} for name, node in guide.items()}
         terms = (*structure.observed, *structure.factors)
         shared = [name for name, around in plates.items() if structure.row_plate not in around]
         shared += [name for name in terms if name not in structure.per_row]
-        why = f"all rows share {shared[0]!r}, and draws are weighed row by row" if shared else None
+        why = f"all rows share {shared[0]!r}, but draws are importance-weighted row by row" if shared else None
     if why is not None:
         raise InputError(f"elbo='importance': {why}")

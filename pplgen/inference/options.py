@@ -15,7 +15,7 @@ from pyro.optim.clipped_adam import ClippedAdam
 from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import Shard
 from pplgen.inference.convergence import DECAY, WINDOW
-from pplgen.inference.minibatches import Augment, are_all_rows, batching
+from pplgen.inference.minibatches import Augment, batching, is_full_batch
 from pplgen.storage.checkpoint import CheckpointOptions
 from pplgen.story.conditioning import RowScale
 from pplgen.story.pair import Pair
@@ -77,7 +77,7 @@ class Batching:
 
     def is_constant(self, pair: Pair) -> bool:
         """Whether every step takes the same rows: all of them, as they are."""
-        return self.augment is None and are_all_rows(pair, self.batch_size)
+        return self.augment is None and is_full_batch(pair, self.batch_size)
 
 
 @dataclass(frozen=True)

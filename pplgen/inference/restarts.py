@@ -136,7 +136,7 @@ class _Run:
                 raise
             stop = StopReason.INTERRUPTED
             set_generator_states(self.generators)  # where the unfinished window began
-            self.training.iterates.forget()
+            self.training.iterates.discard_since_mark()
         self._save()
         self.training.stop(stop)
         self._reseed()

@@ -1,4 +1,4 @@
-"""A guide of draws that are at hand, such as those of a sampler."""
+"""A guide of stored draws, such as those of a sampler."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ __all__ = ["StoredDraws"]
 
 
 class StoredDraws(nn.Module):
-    """Draws one of many stored draws, each as likely as another.
-
-    It has no density to speak of; what it replays has the log density zero.
+    """Empirical guide: samples uniformly from stored draws, with log density zero.
 
     Parameters
     ----------
     sites
-        The latents in the model.
+        Latent sites of the model.
     draws
-        Of shape ``(num_chains, num_draws, ...)`` each.
+        Draws of shape ``(num_chains, num_draws, ...)`` each.
     """
 
     def __init__(self, sites: Mapping[str, LatentSite], draws: Mapping[str, Tensor]) -> None:
@@ -37,20 +35,20 @@ class StoredDraws(nn.Module):
 
     @property
     def total(self) -> int:
-        """How many draws there are in all chains."""
+        """Number of draws in all chains."""
         return int(self.num_chains * self.num_draws)
 
     @property
     def draws(self) -> dict[str, Tensor]:
-        """The draws by name, shape ``(total, ...)``, one chain after the other."""
+        """Draws by name, shape ``(total, ...)``, chains concatenated."""
         return {name: getattr(self, f"draws_{index}") for index, name in enumerate(self.sites)}
 
-    def at_most(self, number: int) -> int:
-        """Return how many draws to take for about so many: a multiple of the number of chains, and no more than all."""
+    def thinned_size(self, number: int) -> int:
+        """Return the largest multiple of ``num_chains`` up to ``number`` and ``total``, at least ``num_chains``."""
         return int(self.num_chains * max(1, min(number, self.total) // self.num_chains))
 
-    def evenly(self, number: int) -> Tensor:
-        """Return which draws to take for so many, the same from each chain; shape ``(number,)``.
+    def thinned_indices(self, number: int) -> Tensor:
+        """Return the indices of ``number`` evenly spaced draws, the same from each chain; shape ``(number,)``.
 
         ``number`` is a multiple of the number of chains.
         """
@@ -59,8 +57,8 @@ class StoredDraws(nn.Module):
         return (torch.arange(self.num_chains)[:, None] * self.num_draws + within).flatten()
 
     @contextlib.contextmanager
-    def at(self, index: Tensor) -> Iterator[None]:
-        """Replay the draw of an index, a scalar."""
+    def replaying(self, index: Tensor) -> Iterator[None]:
+        """Return the draw of a scalar index instead of a random one."""
         self._chosen = index
         try:
             yield
@@ -68,7 +66,7 @@ class StoredDraws(nn.Module):
             self._chosen = None
 
     def forward(self, *data: Any) -> None:
-        """Have every latent at its value in one of the draws."""
+        """Sample every latent from one of the stored draws."""
         like = next(self.buffers())
         chosen = (
             torch.randint(self.total, (1,), device=like.device) if self._chosen is None else self._chosen.reshape(1)

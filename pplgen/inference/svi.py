@@ -15,8 +15,8 @@ import torch
 from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import DataWarning, InputError
 from pplgen.inference.convergence import PLATEAUS, WINDOW, PlateauWatch
-from pplgen.inference.iterates import Iterates, flat
-from pplgen.inference.nonfinite import LOWERED, MAX_NON_FINITE, explain, non_finite_message
+from pplgen.inference.iterates import Iterates, flatten
+from pplgen.inference.nonfinite import MAX_NON_FINITE, RATE_FACTOR, explain, non_finite_message
 from pplgen.inference.options import TrainingOptions
 from pplgen.inference.svi_steps import SVISteps, without_validation
 from pplgen.inference.training import (
@@ -113,7 +113,7 @@ class _Run:
             self.history.append(value)
             taken = self.steps.taken
             if self.iterates.due(taken):
-                self.iterates.notice(taken, flat(self.pair.snapshot()))
+                self.iterates.record(taken, flatten(self.pair.snapshot()))
             if self.report and (taken % REPORTED == 0 or taken in (1, self.options.steps)):
                 mean = float(np.mean(self.history[-WINDOW:]))
                 self.report(taken, mean, taken / (time.perf_counter() - self.started))
@@ -141,9 +141,9 @@ class _Run:
         """Return to the last good state at a lower learning rate; the last time, stop there."""
         del self.history[self.num_good :]
         step, what = self.steps.explain()
-        self.steps.lower(LOWERED)
+        self.steps.lower(RATE_FACTOR)
         self.steps.go_on()
-        self.iterates.go_back(flat(self.pair.snapshot()))
+        self.iterates.overwrite_since_mark(flatten(self.pair.snapshot()))
         number = len(self.faults) + 1
         self.faults.append(non_finite_message(what, step, number, self.steps.kept, self.steps.rate))
         if self.ranks.first:
@@ -158,7 +158,7 @@ class _Run:
             batch = next(self.steps.batches)
             found = self.ranks.first_not_none(explain(self.pair, self.bound, batch, max(FINAL_EVALUATIONS)))
             raise InputError(non_finite_at_end(found, self.faults))
-        iterates, final = self.iterates.stacked(), flat(self.pair.snapshot())
+        iterates, final = self.iterates.stacked(), flatten(self.pair.snapshot())
         return Training.ended(self.seed, self.history, values, self.stop, iterates, final, self.faults)
 
     def _final_values(self) -> list[float]:

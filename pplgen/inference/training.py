@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplgen.inference.iterates import RETURNABLE
+from pplgen.inference.iterates import MAX_FINAL_SIZE
 
 __all__ = [
     "FINAL_EVALUATIONS",
@@ -90,7 +90,7 @@ class Training:
     ) -> Training:
         """Summarise a run by evaluations of the bound at its final parameters."""
         error = float(np.std(final_values, ddof=1)) / math.sqrt(len(final_values))
-        kept = final if len(final) <= RETURNABLE else final[:0]
+        kept = final if len(final) <= MAX_FINAL_SIZE else final[:0]
         ends = (iterates.cpu().float().numpy(), kept.detach().cpu().double().numpy())
         return cls(seed, np.array(history), float(np.mean(final_values)), error, stop, *ends, tuple(faults))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pplgen.inference.convergence import DECAY, PLATEAUS, WINDOW, PlateauWatch
 from pplgen.inference.engine import BETAS, State
 from pplgen.inference.iterates import Iterates
-from pplgen.inference.nonfinite import LOWERED, MAX_NON_FINITE, NOT_LOOKED_AT, non_finite_message
+from pplgen.inference.nonfinite import MAX_NON_FINITE, NOT_LOCALISED, RATE_FACTOR, non_finite_message
 from pplgen.inference.options import Adam
 from pplgen.inference.training import StopReason
 
@@ -74,7 +74,7 @@ class TrainingState:
 
     def notice(self, steps: int, vectors: Tensor) -> None:
         """Record the parameters where that is due, ``steps`` into a window."""
-        self.iterates.notice(self.taken + steps, vectors)
+        self.iterates.record(self.taken + steps, vectors)
 
     def stop(self, reason: StopReason) -> None:
         """Stop the restarts that are still running."""
@@ -120,7 +120,7 @@ class TrainingState:
         elbos = (-losses).cpu().numpy()
         for index, restart in enumerate(self.restarts):
             if index in non_finite:
-                self._step_back(index, *(faults or {}).get(index, (self.taken, NOT_LOOKED_AT)))
+                self._step_back(index, *(faults or {}).get(index, (self.taken, NOT_LOCALISED)))
             elif restart.stop is None:
                 window = elbos[:, index].tolist()
                 restart.history.extend(window)
@@ -147,8 +147,8 @@ class TrainingState:
     def _step_back(self, index: int, step: int, what: str | None) -> None:
         """Lower the rate of a restart that went back; the last time, stop it."""
         restart = self.restarts[index]
-        self.rates[index] *= LOWERED
-        self.iterates.go_back(self.good.vectors[index], index)
+        self.rates[index] *= RATE_FACTOR
+        self.iterates.overwrite_since_mark(self.good.vectors[index], index)
         restart.faults.append(
             non_finite_message(what, step, len(restart.faults) + 1, restart.kept, float(self.rates[index]))
         )

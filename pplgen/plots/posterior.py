@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from pplgen.errors import InputError
 from pplgen.plots.palette import COLOURS
 from pplgen.posterior.datatree import group_of
-from pplgen.posterior.weighted import GOOD_K
+from pplgen.posterior.psis import GOOD_K
 
 __all__ = [
     "Scalar",

@@ -1,4 +1,4 @@
-"""Draws of a trained pair and what is computed from them: densities, weights, predictions, the DataTree.
+"""Draws from a trained pair: densities, importance weights, predictions, relabelling, the DataTree.
 
 May import: inference. Start reading at `draws.py`.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``to_datatree`` when it is first asked for."""
+    """Import ``to_datatree`` lazily."""
     if name == "to_datatree":
         from pplgen.posterior.datatree import to_datatree
 

@@ -1,4 +1,4 @@
-"""A trained pair as an ``xarray.DataTree`` with ArviZ's groups and named dimensions, and as a table."""
+"""Convert draws of a trained pair to an ``xarray.DataTree`` with ArviZ's groups, and to a summary table."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from pplgen.posterior.draws import (
     draw_shared,
     row_densities,
 )
-from pplgen.posterior.names import entries_along
+from pplgen.posterior.parameter_names import names_along
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
-__all__ = ["GROUPS", "INTERVAL", "group_of", "printed", "row_latents", "summarise", "to_datatree"]
+__all__ = ["GROUPS", "INTERVAL", "group_of", "printed_table", "row_latents", "summarise", "to_datatree"]
 
 GROUPS = (
     "posterior",
@@ -44,17 +44,16 @@ GROUPS = (
     "observed_data",
     "constant_data",
 )
-"""Groups of the tree, ArviZ's names."""
+"""Groups of the tree, named as in ArviZ."""
 
 INTERVAL = 0.9
 """Probability of the equal-tailed interval in the table."""
 
-FACTS = {"row_labels": ("row",), "row_weights": ("row",)}
-"""Names and dimensions in the tree of what is known of rows beside their columns."""
+ROW_ANNOTATIONS = {"row_labels": ("row",), "row_weights": ("row",)}
+"""Names and dimensions in the tree of the labels and weights of rows."""
 
-
-LARGEST = 2**25
-"""Numbers that a site of single rows has in a group, where these are not named; 128 MiB in single precision."""
+MAX_SITE_SIZE = 2**25
+"""Largest number of values of a per-row site in the default groups; 128 MiB in single precision."""
 
 
 def to_datatree(
@@ -65,65 +64,65 @@ def to_datatree(
     groups: Iterable[str] | None = None,
     attributes: Mapping[str, Any] | None = None,
     has_rows: bool = True,
-    without: Collection[str] = frozenset(),
+    exclude: Collection[str] = frozenset(),
 ) -> xr.DataTree:
-    """Draw from the guide and lay the draws out for ArviZ; call it inside ``pair.isolated``.
+    """Draw from the guide and convert the draws to ArviZ's layout; call it inside ``pair.isolated``.
 
     Parameters
     ----------
     pair
         A trained pair.
     columns
-        Names of the data's columns, labels of the dimensions called ``feature``.
+        Names of the data's columns, used as labels of the dimension ``feature``.
     draws
-        Draws from the guide, from the prior, and of each predictive distribution.
+        Number of draws from the guide, the prior and each predictive distribution.
     groups
-        Some of ``GROUPS``, however large: ``log_likelihood``, the predictive groups and latents of single rows hold
-        ``draws`` values for every row. ``None``: all that apply but those of more than ``LARGEST`` numbers, of which a
-        ``DataWarning`` tells.
+        Subset of ``GROUPS``, whatever their size: ``log_likelihood``, the predictive groups and per-row latents hold
+        ``draws`` values for every row. ``None``: all that apply, except those of more than ``MAX_SITE_SIZE`` values,
+        which a ``DataWarning`` lists.
     attributes
-        Kept as attributes of the tree's root.
+        Attributes of the tree's root.
     has_rows
-        Whether the pair's data are all the rows; what depends on single rows is left out otherwise.
-    without
+        Whether the pair's data are all the rows; otherwise per-row quantities are left out.
+    exclude
         Sites that are left out of the posterior.
 
     Returns
     -------
     xarray.DataTree
-        Draws carry the dimensions ``(chain, draw, ...)`` with one chain, or a sampler's. ``sample_stats`` holds ``lp``
-        = log p(x, theta) with discrete latents summed out, and ``log_q`` = log q(theta), both in nats.
-        ``log_likelihood`` has one value per row: log p(x_i | theta), discrete latents summed out.
+        Draws have the dimensions ``(chain, draw, ...)``, with one chain unless they come from a sampler.
+        ``sample_stats`` holds ``lp`` = log p(x, theta) with discrete latents summed out, and ``log_q`` = log q(theta),
+        both in nats. ``log_likelihood`` has one value per row: log p(x_i | theta), discrete latents summed out.
     """
-    wanted = set(GROUPS if groups is None else groups)
-    for name in sorted(wanted - set(GROUPS)):
-        raise InputError(f"group {name!r}: expected some of {', '.join(GROUPS)}{near_names(name, GROUPS)}")
+    requested = set(GROUPS if groups is None else groups)
+    for name in sorted(requested - set(GROUPS)):
+        raise InputError(f"group {name!r}: expected a subset of {', '.join(GROUPS)}{near_names(name, GROUPS)}")
     if groups is None:
-        wanted, without = _affordable(pair, draws)
+        requested, exclude = _default_groups(pair, draws)
     chains = pair.guide.num_chains if isinstance(pair.guide, StoredDraws) else 1
-    scored = bool(wanted - {"posterior", "observed_data", "constant_data"})
-    sampled = draw_posterior(pair, draws, scored=scored, without=without)
+    scored = bool(requested - {"posterior", "observed_data", "constant_data"})
+    sampled = draw_posterior(pair, draws, scored=scored, exclude=exclude)
     content: dict[str, dict[str, Tensor]] = {}
-    if "posterior" in wanted:
+    if "posterior" in requested:
         generated = draw_generated(pair.story, pair, sampled) if pair.story is not None and has_rows else {}
         per_row = frozenset() if has_rows else pair.structure.per_row
         content["posterior"] = generated | {n: values for n, values in sampled.sites.items() if n not in per_row}
-    if "sample_stats" in wanted:
+    if "sample_stats" in requested:
         content["sample_stats"] = {"lp": sampled.lp}
         if not isinstance(pair.guide, StoredDraws):
             content["sample_stats"]["log_q"] = sampled.log_q
-    if "log_likelihood" in wanted and pair.structure.why_no_row_densities() is None:
+    if "log_likelihood" in requested and pair.structure.why_no_row_densities() is None:
         rows = row_densities(pair, sampled.named(pair.structure.latent), draws, pair.data).log_likelihood
         content["log_likelihood"] = {"_".join(pair.structure.observed): rows}
-    if "posterior_predictive" in wanted:
+    if "posterior_predictive" in requested:
         content["posterior_predictive"] = draw_predictive(pair, sampled)
-    if wanted & {"prior", "prior_predictive"}:
-        latent, observed = draw_prior(pair, draws, without=without)
+    if requested & {"prior", "prior_predictive"}:
+        latent, observed = draw_prior(pair, draws, exclude=exclude)
         content |= {
-            name: sites for name, sites in (("prior", latent), ("prior_predictive", observed)) if name in wanted
+            name: sites for name, sites in (("prior", latent), ("prior_predictive", observed)) if name in requested
         }
-    fixed = {"observed_data", "constant_data"} & wanted
-    content |= {name: sites for name, sites in _given(pair).items() if name in fixed and sites}
+    fixed = {"observed_data", "constant_data"} & requested
+    content |= {name: sites for name, sites in _data_groups(pair).items() if name in fixed and sites}
     tree = arviz_base.from_dict(
         {group: {name: _as_array(value, group, chains) for name, value in content[group].items()} for group in content},
         dims=_dims(pair, content),
@@ -134,18 +133,18 @@ def to_datatree(
 
 
 def group_of(tree: xr.DataTree, name: str) -> xr.Dataset:
-    """Return a group of a tree, an empty one where it has none of that name."""
+    """Return a group of a tree, or an empty dataset if there is none of that name."""
     return tree[name].to_dataset() if name in tree.children else xr.Dataset()
 
 
 def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
-    """Posterior of each row's latents, averaged over draws of everything else.
+    """Posterior of each row's latents, averaged over draws of the shared latents.
 
     Returns
     -------
     xarray.Dataset
-        A discrete latent becomes the probabilities of its values, dimensions ``(row, value)``, the latter by the
-        story's name for it. A continuous latent becomes its mean, with its standard deviation as ``<name>_sd``.
+        For a discrete latent the probabilities of its values, dimensions ``(row, value)``, the latter under the
+        story's name for it; for a continuous latent its mean, and its standard deviation as ``<name>_sd``.
     """
     if data is not pair.data:
         pair.check_amortised()
@@ -160,13 +159,13 @@ def row_latents(pair: Pair, data: tuple[Any, ...], draws: int) -> xr.Dataset:
         variables[name] = (dims, values.mean(dim=0).cpu().numpy())
         variables[f"{name}_sd"] = (dims, values.std(dim=0).cpu().numpy())
     if not variables:
-        raise InputError("the pair has no latent site with one value to a row")
+        raise InputError("the pair has no latent site with one value per row")
     dataset = xr.Dataset(variables)
     return dataset.assign_coords({dim: range(size) for dim, size in dataset.sizes.items()})
 
 
 def summarise(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return mean, sd and equal-tailed interval (``INTERVAL``) of every scalar in the posterior group, unrounded."""
+    """Return mean, sd and equal-tailed ``INTERVAL`` of every scalar in the posterior group, unrounded."""
     if var_names is not None and not list(var_names):
         return pd.DataFrame(columns=["mean", "sd", "lower", "upper"], dtype=float)
     table = arviz_stats.summary(
@@ -180,10 +179,10 @@ def summarise(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.D
     return pd.DataFrame(table).astype(float)
 
 
-def printed(tree: xr.DataTree, sites: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Return the table of ``summarise`` as a terminal shows it, and a line that says what it leaves out.
+def printed_table(tree: xr.DataTree, sites: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table of ``summarise`` for printing, and a note on the rows it omits.
 
-    Of a matrix that is symmetric in every draw, entries above the diagonal repeat those below.
+    Entries above the diagonal of matrices that are symmetric in every draw are omitted.
     """
     table = summarise(tree, sites).set_axis(["mean", "sd", "5 %", "95 %"], axis=1)
     symmetric, repeated = [], set()
@@ -196,69 +195,68 @@ def printed(tree: xr.DataTree, sites: Sequence[str]) -> tuple[pd.DataFrame, list
             list(values[dim].values) if dim in values.coords else range(values.sizes[dim]) for dim in values.dims[2:]
         ]
         above = (index[-1] > index[-2] for index in np.ndindex(values.shape[2:]))
-        repeated |= set(itertools.compress(entries_along(site, axes), above))
+        repeated |= set(itertools.compress(names_along(site, axes), above))
     if not repeated:
         return table, []
-    kind = "a symmetric matrix, of which" if len(symmetric) == 1 else "symmetric matrices, of which"
-    return table[~table.index.isin(repeated)], [f"{', '.join(symmetric)}: {kind} no entry above the diagonal is shown"]
+    kind = "symmetric matrix" if len(symmetric) == 1 else "symmetric matrices"
+    note = f"{', '.join(symmetric)}: {kind}; entries above the diagonal are not shown"
+    return table[~table.index.isin(repeated)], [note]
 
 
 def _is_symmetric(draws: np.ndarray) -> bool:
-    """Tell whether draws of shape ``(num_chains, num_draws, ...)`` are matrices that are their own transposes."""
+    """Return whether draws of shape ``(num_chains, num_draws, ...)`` are symmetric matrices."""
     if draws.ndim < 4 or draws.shape[-1] != draws.shape[-2] or draws.shape[-1] < 2:
         return False
     return np.allclose(draws, draws.swapaxes(-1, -2), rtol=1e-5, atol=1e-6 * float(np.abs(draws).max()))
 
 
-def _affordable(pair: Pair, draws: int) -> tuple[set[str], set[str]]:
-    """Return groups of bearable size, and sites that are too large for them; warn of what is left out."""
+def _default_groups(pair: Pair, draws: int) -> tuple[set[str], set[str]]:
+    """Return the groups within ``MAX_SITE_SIZE``, and the sites beyond it; warn about what is left out."""
     structure = pair.structure
     with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
         nodes = poutine.trace(pair.model).get_trace(*pair.data).nodes
     candidates = [*structure.latent, *structure.deterministic, *structure.observed]
     sizes = {name: nodes[name]["value"].numel() for name in candidates if name in structure.per_row}
-    large = {name for name, size in sizes.items() if draws * size > LARGEST}
+    large = {name for name, size in sizes.items() if draws * size > MAX_SITE_SIZE}
     groups = set(GROUPS)
     if large & set(structure.latent):
-        # what is conditional on the latents of rows goes with them
+        # quantities conditional on per-row latents are left out with them
         groups = {"posterior", "observed_data", "constant_data"}
     elif large & set(structure.observed):
         groups -= {"posterior_predictive", "prior_predictive"}
-    if draws * pair.num_rows > LARGEST:
+    if draws * pair.num_rows > MAX_SITE_SIZE:
         groups -= {"log_likelihood"}
-    if any(sizes.get(name, 0) > LARGEST for name in structure.observed):
+    if any(sizes.get(name, 0) > MAX_SITE_SIZE for name in structure.observed):
         groups -= {"observed_data"}
     parts = [*sorted(large - set(structure.observed)), *(group for group in GROUPS if group not in groups)]
     if parts:
-        message = (
-            f"{', '.join(parts)}: too much for {pair.num_rows:,} rows and {draws:,} draws, and left out of the tree"
-        )
-        warnings.warn(f"{message}; ask for fewer draws, or for groups by name", DataWarning, stacklevel=4)
+        message = f"{', '.join(parts)}: too large for {pair.num_rows:,} rows and {draws:,} draws; left out of the tree"
+        warnings.warn(f"{message}; use fewer draws, or name the groups", DataWarning, stacklevel=4)
     return groups, large
 
 
-def _given(pair: Pair) -> dict[str, dict[str, Tensor]]:
-    """Sort what was given into observed values and constants: other arguments, and a story's own."""
+def _data_groups(pair: Pair) -> dict[str, dict[str, Tensor]]:
+    """Return the groups of observed values and of constants: arguments, row annotations, the story's constants."""
     with torch.no_grad(), pyro.validation_enabled(False):
         trace = poutine.trace(pair.model).get_trace(*pair.data)
     observed = {name: trace.nodes[name]["value"] for name in pair.structure.observed}
     constants = dict(pair.story.constants) if pair.story is not None else {}
     arguments = zip(_argument_names(pair.model), pair.data[: pair.num_arguments], strict=False)
-    facts = zip(FACTS, pair.data[pair.num_arguments :], strict=False)
-    for name, value in (*arguments, *facts):
+    annotations = zip(ROW_ANNOTATIONS, pair.data[pair.num_arguments :], strict=False)
+    for name, value in (*arguments, *annotations):
         if isinstance(value, Tensor) and not any(value is other for other in observed.values()):
             constants[name] = value
     return {"observed_data": observed, "constant_data": constants}
 
 
 def _argument_names(model: Callable[..., Any]) -> list[str]:
-    """Names of a model's positional arguments, as far as it tells them."""
+    """Names of the positional arguments in a model's signature."""
     parameters = inspect.signature(model).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _as_array(value: Tensor, group: str, chains: int) -> np.ndarray:
-    """Return a NumPy array, with a chain axis in front where the group holds draws; those of the prior are of none."""
+    """Return a NumPy array, with a leading chain axis where the group holds draws; prior groups have one chain."""
     array = value.detach().cpu().numpy()
     if group in ("observed_data", "constant_data"):
         return array
@@ -267,15 +265,15 @@ def _as_array(value: Tensor, group: str, chains: int) -> np.ndarray:
 
 
 def _dims(pair: Pair, content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[str]]:
-    """Names of axes: a story's own; for a bare pair, the rows of what it observed. ArviZ names the others."""
+    """Dimension names: the story's; for a bare pair only ``row``. ArviZ names the others."""
     if pair.story is not None:
-        dims = {name: list(names) for name, names in {**pair.story.dims, **FACTS}.items()}
-        # drawn, it has a value; elsewhere, probabilities of its values
+        dims = {name: list(names) for name, names in {**pair.story.dims, **ROW_ANNOTATIONS}.items()}
+        # the posterior group holds draws, without the axis of the values' probabilities
         return dims | {name: dims[name][:-1] for name in pair.structure.guide_enumerated if name in dims}
     rows = content.get("log_likelihood", {})
-    return {name: ["row"] for name in [*rows, *FACTS]}
+    return {name: ["row"] for name in [*rows, *ROW_ANNOTATIONS]}
 
 
 def _coords(pair: Pair, columns: Sequence[str]) -> dict[str, Any]:
-    """Labels of the named dimensions: columns for features, numbers for the rest by default."""
+    """Coordinate labels of the named dimensions; integers where there are none."""
     return {} if pair.story is None or not columns else dict(pair.story.labels(columns))

@@ -1,4 +1,4 @@
-"""Draws from a trained guide, and the log densities that belong to them, discrete latents summed out."""
+"""Draws from a trained guide and their log densities, discrete latents summed out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pplgen.compiler.vectorised import map_draws
 from pplgen.errors import InputError
-from pplgen.inference.estimators import entries_of
+from pplgen.inference.estimators import unwrap_independent
 from pplgen.inference.stored_draws import StoredDraws
 from pplgen.story.base import Story
 from pplgen.story.marginal import sum_out
@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of the guide on the pair's data."""
+    """Draws from the guide on the pair's data."""
 
     sites: dict[str, Tensor]
     """Latent and deterministic sites, shape ``(num_draws, ...)`` each."""
@@ -52,47 +52,47 @@ class Draws:
 
 @dataclass(frozen=True)
 class RowDensities:
-    """What draws of the latents say of each row."""
+    """Log densities and posteriors of each row at draws of the latents."""
 
     log_likelihood: Tensor
-    """log p(x_i | theta) in nats, ``(num_draws, num_rows)``; NaN where the guide draws latents of all rows at once."""
+    """log p(x_i | theta) in nats, ``(num_draws, num_rows)``; NaN where the guide draws latents of all rows jointly."""
     probabilities: dict[str, Tensor]
-    """p(z_i = k | x_i, theta) of enumerated sites with one value to a row (the guide's own, where it enumerates them);
-    their values are the last axis."""
+    """p(z_i = k | x_i, theta) of enumerated sites with one value per row (the guide's, where it enumerates them);
+    the last axis is that of the values."""
     drawn: dict[str, Tensor]
-    """Per-row latents drawn here from the guide, shape ``(num_draws, num_rows, ...)`` each."""
+    """Per-row latents that were drawn from the guide, shape ``(num_draws, num_rows, ...)`` each."""
 
 
-def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, without: Collection[str] = frozenset()) -> Draws:
+def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, exclude: Collection[str] = frozenset()) -> Draws:
     """Draw the latents from the guide on the pair's data; call it inside ``pair.isolated``.
 
-    Stored draws are taken evenly. Sites ``without`` which one can do are not kept. Unless draws are to be ``scored``,
-    densities are left at zero, which saves most of the time.
+    Stored draws are thinned evenly. Sites in ``exclude`` are not returned. Without ``scored`` the densities are zero,
+    which saves most of the time.
     """
     bound = pair.elbo()
-    names = tuple(name for name in pair.structure.latent + pair.structure.deterministic if name not in without)
+    names = tuple(name for name in pair.structure.latent + pair.structure.deterministic if name not in exclude)
     if not (names or scored):
         return Draws({}, torch.zeros(num_draws), torch.zeros(num_draws))
 
     stored = pair.guide if isinstance(pair.guide, StoredDraws) else None
 
     def draw(chosen: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        with stored.at(chosen["draw"]) if stored else contextlib.nullcontext():
+        with stored.replaying(chosen["draw"]) if stored else contextlib.nullcontext():
             guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
             if not scored:
                 model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
                 return _values(model_trace, names), torch.zeros(()), torch.zeros(())
-            for name in pair.structure.guide_enumerated:  # drawn here, and so not to be weighed by its probability
+            for name in pair.structure.guide_enumerated:  # drawn here, so not weighted by its probability
                 guide_trace.nodes[name]["infer"] = {**guide_trace.nodes[name]["infer"], "enumerate": None}
             total = torch.as_tensor(guide_trace.log_prob_sum())
-            # without the terms of learning alone that pyro.factor adds
+            # excluding training terms added by pyro.factor
             log_q = torch.as_tensor(guide_trace.log_prob_sum(lambda _, site: not site["is_observed"]))
-            # one particle of the bound at these very draws is log p - log q, summed as Pyro sums it
+            # one particle of the ELBO at these draws is log p - log q, summed as Pyro sums it
             ratio = -torch.as_tensor(bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data))
             model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
             return _values(model_trace, names), total + ratio, log_q
 
-    sites, lp, log_q = map_draws(draw, num_draws, {"draw": stored.evenly(num_draws)} if stored else None)
+    sites, lp, log_q = map_draws(draw, num_draws, {"draw": stored.thinned_indices(num_draws)} if stored else None)
     return Draws(sites, lp.cpu(), log_q.cpu())
 
 
@@ -103,24 +103,26 @@ def draw_shared(pair: Pair, num_draws: int) -> dict[str, Tensor]:
 
 
 def shared_densities(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Draw the latents that all rows share from the guide, and score them; call it inside ``pair.isolated``.
+    """Draw the latents that all rows share from the guide, with log densities; call it inside ``pair.isolated``.
 
     Returns
     -------
     latents : dict
-        As of ``draw_shared``.
+        As returned by ``draw_shared``.
     log_p, log_q : Tensor
-        Of their prior and of the guide in nats, shape ``(num_draws,)``.
+        Log densities of prior and guide in nats, shape ``(num_draws,)``.
     """
     structure = pair.structure
 
     def draw(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
         model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-        own = [n for n in guide_trace.stochastic_nodes if _row_frame(guide_trace.nodes[n], structure.row_plate) is None]
+        shared = [
+            n for n in guide_trace.stochastic_nodes if _row_frame(guide_trace.nodes[n], structure.row_plate) is None
+        ]
         log_p, log_q = (
             trace.log_prob_sum(lambda name, _, names=names: name in names)
-            for trace, names in ((model_trace, structure.shared_latent), (guide_trace, own))
+            for trace, names in ((model_trace, structure.shared_latent), (guide_trace, shared))
         )
         return _values(guide_trace, structure.shared_latent), torch.as_tensor(log_p), torch.as_tensor(log_q)
 
@@ -144,18 +146,18 @@ def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:
 
 
 def draw_prior(
-    pair: Pair, num_draws: int, *, without: Collection[str] = frozenset()
+    pair: Pair, num_draws: int, *, exclude: Collection[str] = frozenset()
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draw latents and observed sites from the model; call it inside ``pair.isolated``.
 
     Returns
     -------
     tuple of dict
-        Latent and deterministic sites, and observed sites, shape ``(num_draws, ...)`` each; none of ``without``.
+        Latent and deterministic sites, and observed sites, shape ``(num_draws, ...)`` each, without ``exclude``.
     """
     model = poutine.uncondition(pair.model)
     latent, observed = (
-        tuple(name for name in names if name not in without)
+        tuple(name for name in names if name not in exclude)
         for names in (pair.structure.latent + pair.structure.deterministic, pair.structure.observed)
     )
 
@@ -178,54 +180,56 @@ def draw_predictive(pair: Pair, draws: Draws) -> dict[str, Tensor]:
 
 
 def row_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int, data: tuple[Any, ...]) -> RowDensities:
-    """Score each row of ``data``, the pair's own or new, at each draw; call it inside ``pair.isolated``.
+    """Log density of each row of ``data`` (training or new) at each draw; call it inside ``pair.isolated``.
 
     Parameters
     ----------
     pair
         A pair whose model has a row plate.
     latents
-        The draws, shape ``(num_draws, ...)`` each. Per-row latents that are left out are drawn from the guide on
-        ``data``, and the density becomes the importance-weighted estimate p(x_i, z_i | theta) / q(z_i | x_i, theta),
-        unbiased for p(x_i | theta).
+        Draws, shape ``(num_draws, ...)`` each. Per-row latents that are left out are drawn from the guide on ``data``,
+        and the density is then the importance-weighted estimate p(x_i, z_i | theta) / q(z_i | x_i, theta), unbiased
+        for p(x_i | theta).
     num_draws
-        How many.
+        Number of draws.
     data
         Arguments of model and guide.
 
     Raises
     ------
     InputError
-        Where the model has no row plate, or sums out a latent that all rows share; or where the guide draws latents
-        that are left out of all rows at once.
+        If the model has no row plate, or sums out a latent that all rows share; or if the guide draws per-row latents
+        of all rows jointly.
     """
     if reason := pair.structure.why_no_row_densities():
         raise InputError(reason)
     if set(pair.structure.row_latent) - set(latents):
-        _require_rows_apart(pair)
+        _require_row_guide(pair)
     return RowDensities(*map_draws(lambda latent: _score_rows(pair, latent, data), num_draws, latents))
 
 
 @torch.no_grad()
-def _require_rows_apart(pair: Pair) -> None:
-    """Refuse a guide that draws latents of single rows outside of the row plate, as automatic guides of all may."""
+def _require_row_guide(pair: Pair) -> None:
+    """Raise ``InputError`` if the guide draws per-row latents outside the row plate, as joint automatic guides do."""
     trace = poutine.util.prune_subsample_sites(poutine.trace(pair.guide).get_trace(*pair.data))
-    own = {n: _row_frame(trace.nodes[n], pair.structure.row_plate) for n in trace.stochastic_nodes}
-    auxiliary = set(own) - set(pair.structure.latent)
+    frames = {n: _row_frame(trace.nodes[n], pair.structure.row_plate) for n in trace.stochastic_nodes}
+    auxiliary = set(frames) - set(pair.structure.latent)
     computed = [
-        n for n in pair.structure.row_latent if n in own and isinstance(entries_of(trace.nodes[n]["fn"]), Delta)
+        n
+        for n in pair.structure.row_latent
+        if n in frames and isinstance(unwrap_independent(trace.nodes[n]["fn"]), Delta)
     ]
-    if computed and auxiliary and not any(own[name] for name in auxiliary):
+    if computed and auxiliary and not any(frames[name] for name in auxiliary):
         raise InputError(
-            f"the guide draws {computed[0]!r} of all rows at once, so that rows have no densities "
-            "apart; give a guide that draws it within the row plate, such as AutoNormal"
+            f"the guide draws {computed[0]!r} of all rows jointly, so that rows have no separate densities; "
+            "expected a guide that draws it within the row plate, such as AutoNormal"
         )
 
 
 def _score_rows(
     pair: Pair, latent: Mapping[str, Tensor], data: tuple[Any, ...]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Score each row at one draw: the fields of ``RowDensities``."""
+    """Return the fields of ``RowDensities`` at one draw."""
     structure = pair.structure
     row_plate = str(structure.row_plate)
     left_out = [name for name in structure.latent if name not in latent]
@@ -242,7 +246,7 @@ def _score_rows(
     log_likelihood = sum_out(model_trace, scored, row_plate).reshape(num_rows)
     for name in structure.enumerated:
         if len([frame for frame in model_trace.nodes[name]["cond_indep_stack"] if frame.vectorized]) > 1:
-            continue  # several to a row, and so no probabilities of one value each
+            continue  # several values per row, which have no single probability vector
         values = model_trace.nodes[name]["infer"]["_enumerate_symbol"]
         joint = sum_out(model_trace, scored, row_plate, keep=values).reshape(num_rows, -1)
         probabilities[name] = (joint - log_likelihood[:, None]).exp()
@@ -252,9 +256,9 @@ def _score_rows(
 def _draw_rows(
     pair: Pair, latent: Mapping[str, Tensor], names: list[str], data: tuple[Any, ...]
 ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-    """Draw per-row latents from the guide on ``data``, with their log densities summed per row.
+    """Draw per-row latents from the guide on ``data``, with log densities summed per row.
 
-    What it enumerates is drawn as well; the probabilities of all its values are returned, shape ``(num_rows, values)``.
+    Enumerated sites are drawn as well; the probabilities of their values are returned, shape ``(num_rows, values)``.
     """
     log_q, probabilities = torch.zeros(()), dict[str, Tensor]()
     if not names:
@@ -263,11 +267,11 @@ def _draw_rows(
     trace = poutine.util.prune_subsample_sites(whole)
     trace.compute_log_prob()
     rows = {name: _row_frame(trace.nodes[name], pair.structure.row_plate) for name in trace.stochastic_nodes}
-    # what an automatic guide transforms is drawn at sites of its own
+    # automatic guides draw unconstrained values at auxiliary sites
     auxiliary = [name for name, frame in rows.items() if frame and name not in names]
     for name in [*names, *auxiliary]:
         dim = rows[name].dim
-        # masked, but not scaled, as the model's terms are
+        # masked but not scaled, like the model's terms
         log_prob = scale_and_mask(trace.nodes[name]["unscaled_log_prob"], mask=trace.nodes[name]["mask"])
         others = [d for d in range(-log_prob.ndim, 0) if d != dim]
         log_q = log_q + (log_prob.sum(others) if others else log_prob)
@@ -278,7 +282,7 @@ def _draw_rows(
 
 
 def _row_frame(node: Any, row_plate: str | None) -> Any:
-    """Return the frame of the row plate around a site, ``None`` outside of it."""
+    """Return the frame of the row plate around a site, ``None`` outside it."""
     return next((frame for frame in node["cond_indep_stack"] if frame.name == row_plate), None)
 
 

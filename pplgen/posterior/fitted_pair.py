@@ -1,4 +1,4 @@
-"""A trained pair with its restarts and rows: what every room asks of a fit, and what its methods share."""
+"""A trained pair with its restarts and rows: the interface that checks, plots and reports use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from pplgen.data.streams import RowStream
 from pplgen.data.table import Table
 from pplgen.errors import InputError
-from pplgen.inference.arguments import bare_arguments, new_rows
+from pplgen.inference.arguments import bare_arguments, read_new_rows
 from pplgen.inference.nuts import Chains
 from pplgen.inference.training import StopReason, Training
 from pplgen.story.base import Story, check_count
@@ -28,9 +28,9 @@ AGREEMENT = 1.0
 
 
 class FittedPair(ABC):
-    """A trained pair, how its training went, and the rows that it was trained on.
+    """A trained pair, the record of its training, and its training rows.
 
-    ``pplgen.Fit`` is the one kind that users meet; rooms below ``pplgen.fitting`` are written against this class.
+    ``pplgen.Fit`` is the only public subclass; packages below ``pplgen.fitting`` depend on this class instead.
 
     Attributes
     ----------
@@ -39,19 +39,19 @@ class FittedPair(ABC):
     runs : tuple of Training
         Every restart that ended with a finite ELBO, in order.
     table : Table or None
-        A story's training data; ``None`` for a bare pair and for a fit that was loaded without them.
+        A story's training data; ``None`` for a bare pair and for a fit loaded without its data.
     columns : tuple of str
         Names of the training columns.
     seed : int
-        The seed of ``fit``.
+        Seed passed to ``fit``.
     num_failed : int
-        Restarts that broke down and were dropped.
+        Number of restarts that failed and were dropped.
     path : str
-        What ran: the compiled graph, the traced graph, or plain Pyro and why.
+        Execution path: the compiled graph, the traced graph, or plain Pyro and the reason.
     origin : dict
-        What else the header of a saved run holds: options, versions, when, the command.
+        Other fields of a saved run's header: options, versions, date, command.
     chains : Chains or None
-        How the chains of a sampler went; ``None`` for a fit by SVI.
+        Sampler statistics; ``None`` for a fit by SVI.
     """
 
     pair: Pair
@@ -76,32 +76,32 @@ class FittedPair(ABC):
 
     @property
     def best(self) -> Training:
-        """The restart that was kept, the one with the best final ELBO."""
+        """The selected restart, the one with the best final ELBO."""
         return max(self.runs, key=lambda run: run.rank)
 
     @property
     def elbo(self) -> float:
-        """Final ELBO in nats for all rows, a mean over many evaluations."""
+        """Final ELBO in nats for all rows, averaged over many evaluations."""
         return self.best.elbo
 
     @property
     def stop(self) -> StopReason:
-        """Why the kept restart stopped."""
+        """Why the best restart stopped."""
         return self.best.stop
 
     @property
     def how(self) -> str:
-        """How the training ended, in words."""
+        """Why training stopped, as a sentence."""
         return self.stop.value
 
     @property
     def spread(self) -> float:
-        """Best minus worst final ELBO of the restarts, in nats; zero for one."""
+        """Best minus worst final ELBO of the restarts, in nats; zero for a single restart."""
         return self.elbo - min(run.elbo for run in self.runs)
 
     @property
     def num_agreeing(self) -> int:
-        """Restarts, the best among them, whose final ELBO is within ``AGREEMENT`` nats of the best."""
+        """Number of restarts, including the best, with a final ELBO within ``AGREEMENT`` nats of the best."""
         return sum(self.elbo - run.elbo <= AGREEMENT for run in self.runs)
 
     @property
@@ -111,19 +111,19 @@ class FittedPair(ABC):
 
     @property
     def of_series(self) -> bool:
-        """Whether the data are series, as a state space story takes them."""
+        """Whether the data are series, as for a state space story."""
         return self.story is not None and self.story.takes_series
 
     @property
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What was fitted to what, how and with what; the header of a saved run."""
+        """Story, data, options and results; the header of a saved run."""
 
     @abstractmethod
     def to_datatree(
         self, draws: int = 1000, *, groups: Iterable[str] | None = None, seed: int | None = None
     ) -> xr.DataTree:
-        """Lay draws out for ArviZ."""
+        """Convert draws to ArviZ's layout."""
 
     @abstractmethod
     def sample(self, num_rows: int, *, seed: int | None = None) -> Tensor:
@@ -141,30 +141,32 @@ class FittedPair(ABC):
     def smooth(
         self, x: Any = None, *, draws: int = 200, keep_draws: bool = False, seed: int | None = None
     ) -> xr.Dataset:
-        """Return moments of the states of series given the whole of them."""
+        """Return moments of the states given the whole series."""
 
     def readable_sites(self, tree: xr.DataTree) -> list[str]:
-        """Sites of the posterior group that a table shows: no auxiliary ones, and none of single rows."""
+        """Sites of the posterior group to show in a table: neither auxiliary nor per-row."""
         hidden = self.pair.structure.per_row | (self.story.auxiliary if self.story else frozenset())
         return [str(name) for name in tree["posterior"].data_vars if name not in hidden]
 
     @property
     def _without_rows(self) -> str:
-        """Say why the training rows are not at hand, and what brings them."""
-        where = "was loaded without its data" if self.pair.source is None else "has only streamed its rows"
-        return f"this fit {where}; give them: pplgen.load(directory, data)"
+        """Message: why the training rows are not in memory, and how to supply them."""
+        where = "was loaded without its data" if self.pair.source is None else "was trained on a stream of rows"
+        return f"this fit {where}; load it with its rows by pplgen.load(directory, data)"
 
     @contextlib.contextmanager
     def _ready(self, seed: int | None) -> Iterator[None]:
-        """Seed the generators, by default with the fit's own seed, and give Pyro the pair's parameters."""
+        """Seed the generators, by default with the fit's seed, and load the pair's parameters into Pyro."""
         with seeded(self.seed if seed is None else check_count("seed", seed, minimum=0)), self.pair.isolated():
             yield
 
     def _rows(self, x: Any) -> tuple[Any, ...]:
         """Arguments of model and guide for the rows ``x``; the training rows for ``None``."""
         if isinstance(x, RowStream):
-            takers = "log_likelihood of stories of rows alone takes"
-            raise InputError(f"{x.name} is a stream of rows, which {takers}; load_data reads them all")
+            raise InputError(
+                f"{x.name} is a stream of rows, supported only by log_likelihood of stories of rows; "
+                "load_data reads all rows into memory"
+            )
         if x is None:
             if not self.has_rows:
                 raise InputError(f"{self._without_rows}, or give rows")
@@ -172,4 +174,4 @@ class FittedPair(ABC):
         like = next((value for value in self.pair.data if isinstance(value, Tensor)), torch.empty(0))
         if self.story is None:
             return bare_arguments(x, like.device)
-        return (new_rows(self.story, x, self.columns, like.dtype).to(like.device),)
+        return (read_new_rows(self.story, x, self.columns, like.dtype).to(like.device),)

@@ -1,4 +1,4 @@
-"""Log densities of rows, with their estimator and its Monte Carlo error."""
+"""Log densities of rows, with their estimator and Monte Carlo error."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import torch
 from torch import Tensor
 
 from pplgen.posterior.draws import draw_shared, row_densities
-from pplgen.posterior.latents import is_plain, log_weights, row_blocks
+from pplgen.posterior.latent_variables import inherits_model_and_guide, log_weights, row_blocks
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair, select_rows
 
 __all__ = ["EXACT", "IMPORTANCE", "LogLikelihood", "density_estimator", "latent_densities", "row_log_likelihood"]
 
 EXACT, IMPORTANCE = "exact", "importance-weighted"
-"""Names of the estimators of rows."""
+"""Names of the estimators of row densities."""
 BLOCK_NUMBERS = 2**24
-"""Numbers that are kept of a block of rows with latent variables: 64 MiB."""
+"""Largest number of values computed for a block of rows with latent variables: 64 MiB."""
 
 
 class LogLikelihood(Tensor):
-    """Log density of each row in nats, shape ``(num_rows,)``, that knows how it was computed.
+    """Log density of each row in nats, shape ``(num_rows,)``, with its estimator and standard error.
 
-    What is computed from it is a plain tensor.
+    Results of torch operations on it are plain tensors.
 
     Attributes
     ----------
     estimator : str
-        ``exact``, where all but the parameters is summed or integrated out; ``importance-weighted``, latents of single
-        rows being drawn from the guide; ``Gaussian sum smoother``, importance-weighted, regimes and states being drawn
-        from sums of Gaussians; ``Kim's filter``, an approximation; ``particle filter``.
+        ``exact``: all but the parameters is summed or integrated out; ``importance-weighted``: per-row latents are
+        drawn from the guide; ``Gaussian sum smoother``: importance-weighted, with regimes and states drawn from sums of
+        Gaussians; ``Kim's filter``: an approximation; ``particle filter``.
     standard_error : Tensor
-        Of each row, in nats, from the spread of the draws by the delta method, shape ``(num_rows,)``.
+        Monte Carlo standard error of each row in nats, by the delta method, shape ``(num_rows,)``.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -44,10 +44,10 @@ class LogLikelihood(Tensor):
     standard_error: Tensor
 
     @classmethod
-    def of_draws(cls, log_densities: Tensor, estimator: str) -> LogLikelihood:
+    def from_draws(cls, log_densities: Tensor, estimator: str) -> LogLikelihood:
         """Average densities over draws, shape ``(num_draws, num_rows)``."""
         top = log_densities.amax(dim=0)
-        top = torch.where(top.isfinite(), top, 0.0)  # impossible at every draw
+        top = torch.where(top.isfinite(), top, 0.0)  # zero density at every draw
         relative = (log_densities - top).exp()
         mean = relative.mean(dim=0)
         error = torch.zeros_like(mean)
@@ -59,14 +59,14 @@ class LogLikelihood(Tensor):
 
     @classmethod
     def with_error(cls, values: Tensor, standard_error: Tensor, estimator: str) -> LogLikelihood:
-        """Attach what is known of log densities."""
-        told = values.detach().as_subclass(cls)
-        told.standard_error, told.estimator = standard_error, estimator
-        return told
+        """Attach standard errors and the estimator's name to log densities."""
+        result = values.detach().as_subclass(cls)
+        result.standard_error, result.estimator = standard_error, estimator
+        return result
 
     @classmethod
-    def joined(cls, parts: Sequence[LogLikelihood]) -> LogLikelihood:
-        """Put the rows of several after one another."""
+    def concatenate(cls, parts: Sequence[LogLikelihood]) -> LogLikelihood:
+        """Concatenate along the rows."""
         errors = torch.cat([part.standard_error for part in parts])
         return cls.with_error(torch.cat([part.as_subclass(Tensor) for part in parts]), errors, parts[0].estimator)
 
@@ -76,7 +76,7 @@ class LogLikelihood(Tensor):
 
 
 def density_estimator(pair: Pair) -> str:
-    """Return how densities of a pair's rows are estimated: by importance sampling where these have latents."""
+    """Return the estimator of a pair's row densities: importance-weighted if rows have latents, else exact."""
     return IMPORTANCE if pair.structure.row_latent else EXACT
 
 
@@ -92,9 +92,9 @@ def row_log_likelihood(
     pair, data
         A pair, and arguments of its model.
     draws
-        Draws of the guide.
+        Number of draws from the guide.
     latents
-        Draws of what all rows share, where they are at hand.
+        Existing draws of the shared latents; default: new ones.
     """
     latents = draw_shared(pair, draws) if latents is None else latents
     estimator = density_estimator(pair)
@@ -102,14 +102,14 @@ def row_log_likelihood(
         pair.check_amortised()
     if isinstance(pair.story, LatentStory):
         blocks = latent_densities(pair, data, draws, latents)
-        return LogLikelihood.joined([LogLikelihood.of_draws(block, estimator) for block in blocks])
-    return LogLikelihood.of_draws(row_densities(pair, latents, draws, data).log_likelihood, estimator)
+        return LogLikelihood.concatenate([LogLikelihood.from_draws(block, estimator) for block in blocks])
+    return LogLikelihood.from_draws(row_densities(pair, latents, draws, data).log_likelihood, estimator)
 
 
 def latent_densities(
     pair: Pair, data: tuple[Any, ...], draws: int, latents: dict[str, Tensor] | None = None
 ) -> Iterator[Tensor]:
-    """Weigh codes of a latent-variable story's rows, block by block; call it inside ``pair.isolated``.
+    """Log importance weights of a latent-variable story's rows in blocks; call it inside ``pair.isolated``.
 
     Yields
     ------
@@ -117,8 +117,8 @@ def latent_densities(
         ``log p(x_i, z_is) - log q(z_is | x_i)`` in nats, discrete latents summed out, shape ``(draws, block)``.
     """
     story, x = pair.story, data[0]
-    assert isinstance(story, LatentStory), "only they have codes"
-    if is_plain(story):
+    assert isinstance(story, LatentStory), "only they have latent variables"
+    if inherits_model_and_guide(story):
         with torch.no_grad(), pyro.validation_enabled(False):
             yield from log_weights(story, x, draws)
         return

@@ -1,4 +1,4 @@
-"""New rows, and the missing entries of given ones, drawn from a trained pair."""
+"""Draw new rows, and missing entries of given rows, from the posterior predictive distribution."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 
 from pplgen.compiler.vectorised import map_draws
 from pplgen.posterior.draws import draw_shared
-from pplgen.posterior.latents import complete_rows, row_blocks
+from pplgen.posterior.latent_variables import complete_rows, row_blocks
 from pplgen.story.base import Story
 from pplgen.story.latent import PROPOSALS, LatentStory
 from pplgen.story.pair import Pair, select_rows
 
 __all__ = ["impute_rows", "sample_rows"]
 
-IMPUTED = 2**22
-"""Entries of a block of rows whose missing ones are drawn at once."""
+BLOCK_ENTRIES = 2**22
+"""Largest number of entries in a block of rows, counting proposals."""
 
 
 def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) -> Tensor:
     """Draw new rows from a story's posterior predictive distribution; call it inside ``pair.isolated``.
 
-    Rows share at most ``max_draws`` draws of the latents, evenly and in random order; shape ``(num_rows, ...)``.
+    Rows are divided evenly among at most ``max_draws`` draws of the latents, shuffled; shape ``(num_rows, ...)``.
     """
     num_draws = min(num_rows, max_draws)
     each = -(-num_rows // num_draws)
@@ -38,20 +38,20 @@ def sample_rows(story: Story, pair: Pair, num_rows: int, max_draws: int = 1000) 
 def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
     """Draw missing entries of rows given the others, at draws of the latents; call it inside ``pair.isolated``.
 
-    Returns shape ``(num_draws, num_rows, ...)``; entries that are not missing are repeated. Rows go in blocks, so that
-    memory does not grow with them beyond what is returned.
+    Returns shape ``(num_draws, num_rows, ...)``; observed entries are repeated. Rows are processed in blocks, so that
+    memory beyond the result does not grow with their number.
     """
     x = data[0]
-    # the contract's own way, in which the draws of a row can share their proposals
-    pooled = type(story).complete is LatentStory.complete
-    if isinstance(story, LatentStory) and pooled and not pair.structure.shared_latent:
+    # the inherited method can share proposals between the draws of a row
+    inherited = type(story).complete is LatentStory.complete
+    if isinstance(story, LatentStory) and inherited and not pair.structure.shared_latent:
         with torch.no_grad(), pyro.validation_enabled(False):
             return complete_rows(story, x, num_draws)
     shared = draw_shared(pair, num_draws)
     complete = pair.conditioned(story.complete)
     each = PROPOSALS if isinstance(story, LatentStory) else 1
     drawn = []
-    for block in row_blocks(len(x), IMPUTED // (each * x[0].numel())):
+    for block in row_blocks(len(x), BLOCK_ENTRIES // (each * x[0].numel())):
         rows = tuple(select_rows(value, block, len(x)) for value in data)
 
         def completed(latent: Mapping[str, Tensor], rows: tuple[Any, ...] = rows) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 import xarray as xr
 
 from pplgen.errors import InputError
-from pplgen.posterior.datatree import LARGEST, group_of
+from pplgen.posterior.datatree import MAX_SITE_SIZE, group_of
 from pplgen.posterior.fitted_pair import FittedPair
-from pplgen.posterior.weighted import smoothed_weights
+from pplgen.posterior.psis import smoothed_weights
 from pplgen.story.latent import LatentStory
 
 __all__ = ["WITHOUT_ROWS", "Column", "LeftOut", "left_out", "observed_columns"]
@@ -141,5 +141,5 @@ def _replicates(fit: FittedPair, tree: xr.DataTree, site: str, num_rows: int, wi
     if fit.story is None or fit.story.takes_series:
         raise InputError("The draws hold no replicates of the data.")
     rows = min(num_rows, REPLICATED_ROWS)
-    draws = max(10, min(REPLICATES, LARGEST // (rows * width)))
+    draws = max(10, min(REPLICATES, MAX_SITE_SIZE // (rows * width)))
     return fit.sample(draws * rows).reshape(draws, rows, width).numpy()

@@ -1,4 +1,4 @@
-"""Filter, smooth, simulate and forecast series; their likelihood.
+"""Filtering, smoothing, simulation and forecasting of series, and their likelihood.
 
 May import: posterior, exact. Start reading at `smoothing.py`.
 """

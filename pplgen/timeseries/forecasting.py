@@ -1,4 +1,4 @@
-"""Forecasts: futures simulated from what is known of the last step, at draws of the parameters."""
+"""Forecasts: trajectories simulated from the filtering distribution of the last step, at draws of the parameters."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pplgen.posterior.draws import draw_shared
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import series_lengths
-from pplgen.timeseries.parameters import Latents, first_model, pieces, transitions
-from pplgen.timeseries.paths import Paths, draw_hidden, fill, of_regime
-from pplgen.timeseries.smoothing import Parts, drawn_parts, kim_at_draws, of_draws, series_dataset
+from pplgen.timeseries.parameters import Latents, draw_chunks, first_model, transitions
+from pplgen.timeseries.paths import Paths, draw_hidden_states, fill_missing, select_regime
+from pplgen.timeseries.smoothing import Variables, kim_at_draws, path_variables, series_dataset, summarise_draws
 
 __all__ = ["forecast_series"]
 
 
 class _Step(NamedTuple):
-    """Parameters of one step, batch axes ``(num_draws, num_series)``: as in ``LinearGaussian``."""
+    """Parameters of one step as in ``LinearGaussian``, batch axes ``(num_draws, num_series)``."""
 
     A: Tensor
     b: Tensor
@@ -44,31 +44,31 @@ def forecast_series(
     horizon: int,
     keep_draws: bool = False,
 ) -> xr.Dataset:
-    """Simulate each series onwards from its own end; call it inside ``pair.isolated``.
+    """Forecast each series from its last step by simulation; call it inside ``pair.isolated``.
 
-    Each draw of the parameters has its draw of the last state and regime and of all that follows, so that their
-    uncertainty is passed on; quantiles are those of the draws.
+    One trajectory is simulated per draw of the parameters, last state and regime, so that their uncertainty propagates;
+    quantiles are empirical.
 
     Parameters
     ----------
     pair
-        Of a state space story.
+        Pair of a state space story.
     data
         Arguments of model and guide, the series first.
     columns
         Names of the data's columns.
     num_draws
-        How many futures.
+        Number of trajectories.
     horizon
-        How many steps.
+        Number of steps.
     keep_draws
-        Whether to add ``state_draw``, ``regime_draw`` and ``y_draw``, the futures themselves.
+        Whether to add the trajectories as ``state_draw``, ``regime_draw`` and ``y_draw``.
 
     Returns
     -------
     xarray.Dataset
-        Variables as of ``smooth_series``; here ``y_mean`` and the others are of observations with their noise, missing
-        ones as those to come. ``time`` goes on from the longest series; ``step`` counts each series' own steps.
+        Variables as in ``smooth_series``, except that ``y_mean`` etc. include the observation noise. ``time`` continues
+        from the longest series; ``step`` numbers each series' own steps.
     """
     y = data[0]
     latents = draw_shared(pair, num_draws)
@@ -78,39 +78,41 @@ def forecast_series(
     first = first_model(pair, y, latents)
     estimator, num_regimes = "simulated", 0
     if isinstance(first, HiddenMarkov):
-        hidden, regimes = draw_hidden(pair, padded, latents, num_draws)
-        complete = fill(pair, padded, hidden, latents).double()
+        hidden, regimes = draw_hidden_states(pair, padded, latents, num_draws)
+        complete = fill_missing(pair, padded, hidden, latents).double()
         series = torch.arange(len(y), device=y.device)[:, None]
         paths = Paths(None, regimes[:, series, ahead], None, complete[:, series, ahead])
         num_regimes = int(first.regimes.max()) + 1
     elif isinstance(first, LinearGaussian):
-        paths = _in_pieces(_gaussian, pair, padded, ends, ahead, latents, num_draws)
+        paths = _in_chunks(_gaussian, pair, padded, ends, ahead, latents, num_draws)
     else:
         num_regimes, estimator = first.pi.numel(), "simulated from Kim's filter"
-        paths = _in_pieces(_switching, pair, y, ends, ahead, latents, num_draws)
-    alike = paths.y.new_full((num_draws, 1, 1), 1 / num_draws)
-    parts: Parts = of_draws("y", "feature", paths.y, alike)
+        paths = _in_chunks(_switching, pair, y, ends, ahead, latents, num_draws)
+    uniform = paths.y.new_full((num_draws, 1, 1), 1 / num_draws)
+    parts: Variables = summarise_draws("y", "feature", paths.y, uniform)
     if paths.states is not None:
-        parts |= of_draws("state", "state", paths.states, alike)
+        parts |= summarise_draws("state", "state", paths.states, uniform)
     if paths.regimes is not None:
-        shares = torch.nn.functional.one_hot(paths.regimes, num_regimes).double().mean(dim=0)
-        parts["regime_probability"] = (("series", "time", "regime"), shares)
+        probabilities = torch.nn.functional.one_hot(paths.regimes, num_regimes).double().mean(dim=0)
+        parts["regime_probability"] = (("series", "time", "regime"), probabilities)
     if keep_draws:
-        parts |= drawn_parts(paths)
+        parts |= path_variables(paths)
     dataset = series_dataset(parts, columns, y, first_step=int(ends.max()), estimator=estimator)
     return dataset.assign_coords(step=(("series", "time"), ahead.cpu().numpy()))
 
 
-def _in_pieces(
+def _in_chunks(
     simulate: Callable[..., Paths], pair: Pair, y: Tensor, ends: Tensor, ahead: Tensor, latents: Latents, num_draws: int
 ) -> Paths:
-    """Simulate at a few draws at a time."""
-    found = [simulate(pair, y, ends, ahead, own, model) for _, own, model in pieces(pair, y, latents, num_draws)]
-    return found[0].each(lambda *parts: torch.cat(parts), *found[1:])
+    """Simulate in chunks of draws."""
+    chunks = [
+        simulate(pair, y, ends, ahead, subset, model) for _, subset, model in draw_chunks(pair, y, latents, num_draws)
+    ]
+    return chunks[0].each(lambda *parts: torch.cat(parts), *chunks[1:])
 
 
 def _gaussian(pair: Pair, y: Tensor, ends: Tensor, ahead: Tensor, latents: Latents, model: LinearGaussian) -> Paths:
-    """Simulate a linear Gaussian story, which also describes the steps to come."""
+    """Simulate a linear Gaussian story, whose parameters cover the forecast steps."""
     filtered = kalman_filter_scan(y.double(), model)
     series = torch.arange(len(y), device=y.device)
     x = draw_normal(filtered.mean[:, series, ends - 1], filtered.covariance[:, series, ends - 1])
@@ -124,7 +126,7 @@ def _gaussian(pair: Pair, y: Tensor, ends: Tensor, ahead: Tensor, latents: Laten
 def _switching(
     pair: Pair, y: Tensor, ends: Tensor, ahead: Tensor, latents: Latents, model: SwitchingLinearGaussian
 ) -> Paths:
-    """Simulate a switching story, regimes by its own transitions."""
+    """Simulate a switching story, with regimes from its transitions."""
     kim = kim_at_draws(pair, y, latents, model)
     series = torch.arange(len(y), device=y.device)
     mean, covariance = kim.mean[:, series, ends - 1], kim.covariance[:, series, ends - 1]
@@ -133,14 +135,14 @@ def _switching(
     x = draw_normal(mean[draws, series, regimes], covariance[draws, series, regimes])
     by_state = transitions(pair, latents, model)
 
-    def moved(x: Tensor) -> Tensor:
+    def log_transition(x: Tensor) -> Tensor:
         return model.P.log() if by_state is None else by_state(x)
 
     def parameters(_: Tensor, regimes: Tensor | None) -> _Step:
         assert regimes is not None, "a switching story has regimes"
-        return _Step(*(of_regime(part, regimes) for part in model[4:]))
+        return _Step(*(select_regime(part, regimes) for part in model[4:]))
 
-    return _simulate(x, regimes, ahead, parameters, moved)
+    return _simulate(x, regimes, ahead, parameters, log_transition)
 
 
 def _simulate(
@@ -150,39 +152,39 @@ def _simulate(
     parameters: Callable[[Tensor, Tensor | None], _Step],
     log_transition: Callable[[Tensor], Tensor] | None,
 ) -> Paths:
-    """Draw what follows.
+    """Simulate states, regimes and observations of the steps ahead.
 
     Parameters
     ----------
     x, regimes
         State and regime at the last step, shapes ``(num_draws, num_series, D)`` and ``(num_draws, num_series)``.
     ahead
-        Numbers of the steps to come, shape ``(num_series, horizon)``.
+        Indices of the forecast steps, shape ``(num_series, horizon)``.
     parameters
-        Of a step in its regimes.
+        Function from step and regimes to the parameters.
     log_transition
-        From states to log probabilities of the next regime, shape ``(num_draws, num_series or 1, K, K)``.
+        Function from states to log transition probabilities, shape ``(num_draws, num_series or 1, K, K)``.
     """
-    states, passed, signal, seen = [], [], [], []
+    states, regime_path, signal, observed = [], [], [], []
     for steps in ahead.T:
         if regimes is not None and log_transition is not None:
             regimes = draw_categorical(pick(log_transition(x), regimes, 1))
-            passed.append(regimes)
+            regime_path.append(regimes)
         A, b, Q, C, d, R = parameters(steps, regimes)
         x = draw_normal(matvec(A, x) + b, Q.expand(*x.shape, x.shape[-1]))
         states.append(x)
         signal.append(matvec(C, x) + d)
-        seen.append(draw_normal(signal[-1], R.expand(*signal[-1].shape, R.shape[-1])))
+        observed.append(draw_normal(signal[-1], R.expand(*signal[-1].shape, R.shape[-1])))
     return Paths(
         torch.stack(states, 2),
-        torch.stack(passed, 2) if passed else None,
+        torch.stack(regime_path, 2) if regime_path else None,
         torch.stack(signal, 2),
-        torch.stack(seen, 2),
+        torch.stack(observed, 2),
     )
 
 
 def _at_steps(part: Tensor, steps: Tensor) -> Tensor:
-    """Take each series' own step of a parameter, ``(num_draws, num_series or 1, T or 1, ...)``, which may be one."""
+    """Select each series' step of a parameter of shape ``(num_draws, num_series or 1, T or 1, ...)``."""
     core = part.shape[3:]
     if part.shape[2] == 1:
         return part[:, :, 0]

@@ -1,4 +1,4 @@
-"""Log densities of series, by the estimators that a state space story offers."""
+"""Log densities of series, by the estimators of a state space story."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pplgen.posterior.likelihood import EXACT, IMPORTANCE, LogLikelihood, densit
 from pplgen.story.dynamics import SwitchingLinearGaussian
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import StateSpaceStory, series_lengths
-from pplgen.timeseries.parameters import at, describe, first_model, transitions
-from pplgen.timeseries.paths import smoothed_states
+from pplgen.timeseries.parameters import first_model, model_at_draws, select_draws, transitions
+from pplgen.timeseries.paths import draw_state_paths
 from pplgen.timeseries.smoothing import filter_densities
 
 __all__ = ["log_likelihood"]
@@ -27,11 +27,11 @@ ESTIMATORS = {
     "kim": "Kim's filter",
     "particle": "particle filter",
 }
-"""Names of estimators of switching series as arguments, and in words."""
+"""Estimators for switching series: argument, and name reported."""
 PATHS = 2
-"""Paths of regimes and states at each draw of the parameters; the estimate is unbiased whatever their number."""
+"""Paths of regimes and states per draw of the parameters; the estimate is unbiased for any number."""
 PARTICLES, RUNS = 200, 2
-"""Particles of each run, and runs at each draw of the parameters; the estimate is unbiased whatever their number."""
+"""Particles per run, and runs per draw of the parameters; the estimate is unbiased for any number."""
 
 
 def log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator: str | None = None) -> LogLikelihood:
@@ -44,58 +44,58 @@ def log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator: str
     pair, data
         A pair, and arguments of its model.
     draws
-        Draws of the guide.
+        Number of draws from the guide.
     estimator
-        ``gaussian-sum``, ``importance``, ``kim`` or ``particle``, for a switching linear Gaussian story, by default the
-        first. Other pairs have one of their own.
+        ``gaussian-sum`` (default), ``importance``, ``kim`` or ``particle`` for a switching linear Gaussian story; other
+        pairs have a single estimator.
 
     Raises
     ------
     InputError
-        Where the pair has no such estimator.
+        If the pair has no such estimator.
     """
     latents = draw_shared(pair, draws)
-    offered = ["exact" if density_estimator(pair) == EXACT else "importance"]
+    available = ["exact" if density_estimator(pair) == EXACT else "importance"]
     if isinstance(pair.story, StateSpaceStory):
         model = first_model(pair, data[0], latents)
         if isinstance(model, SwitchingLinearGaussian):
-            offered = [*ESTIMATORS]
-    chosen = estimator or offered[0]
-    if chosen not in offered:
+            available = [*ESTIMATORS]
+    chosen = estimator or available[0]
+    if chosen not in available:
         name = type(pair.story).__name__ if pair.story else "this pair"
-        raise InputError(f"estimator={estimator!r}: {name} has {' or '.join(map(repr, offered))}")
+        raise InputError(f"estimator={estimator!r}: expected {' or '.join(map(repr, available))} for {name}")
     if chosen == "kim":
         densities = filter_densities(pair, data[0], latents, draws)[0].sum(dim=-1)
     elif chosen == "gaussian-sum":
-        densities = _by_sums(pair, data[0], latents, draws)
+        densities = _by_gaussian_sums(pair, data[0], latents, draws)
     elif chosen == "particle":
         densities = _by_particles(pair, data[0], latents, draws)
     else:
         return row_log_likelihood(pair, data, draws, latents)
-    return LogLikelihood.of_draws(densities, ESTIMATORS[chosen])
+    return LogLikelihood.from_draws(densities, ESTIMATORS[chosen])
 
 
-def _by_sums(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor:
+def _by_gaussian_sums(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor:
     """Estimate the log density of each series at each draw, shape ``(num_draws, num_series)``."""
-    if not latents:  # every path is a draw
-        return smoothed_states(pair, y, latents, 1, num_draws)[1].squeeze(0)
-    return smoothed_states(pair, y, latents, num_draws, PATHS)[1].logsumexp(dim=1) - math.log(PATHS)
+    if not latents:  # parameters are fixed: each path is a draw
+        return draw_state_paths(pair, y, latents, 1, num_draws)[1].squeeze(0)
+    return draw_state_paths(pair, y, latents, num_draws, PATHS)[1].logsumexp(dim=1) - math.log(PATHS)
 
 
 def _by_particles(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor:
     """Estimate the log density of each series at each draw, shape ``(num_draws, num_series)``."""
     rows = []
     for s in range(num_draws):
-        own = at(latents, slice(s, s + 1))
-        model = describe(pair, y, own, 1)
+        subset = select_draws(latents, slice(s, s + 1))
+        model = model_at_draws(pair, y, subset, 1)
         assert isinstance(model, SwitchingLinearGaussian), "a story is of one kind at all draws"
-        if transitions(pair, own, model) is not None:
-            raise InputError("estimator='particle': the regimes depend on the state; expected another one")
-        alone = SwitchingLinearGaussian(*(part[0, 0] for part in model))
+        if transitions(pair, subset, model) is not None:
+            raise InputError("estimator='particle': not available where regimes depend on the state")
+        single = SwitchingLinearGaussian(*(part[0, 0] for part in model))
         seeds = torch.randint(2**31, (len(y),)).tolist()
         runs = [
             rao_blackwellised_filter(
-                series[:length].double(), alone, num_particles=PARTICLES, num_runs=RUNS, seed=seed
+                series[:length].double(), single, num_particles=PARTICLES, num_runs=RUNS, seed=seed
             ).estimate
             for series, length, seed in zip(y, series_lengths(y).clamp_min(1).tolist(), seeds, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Whole series drawn from their posterior: paths of states and regimes, and what is missing along them."""
+"""Draws of whole series from their posterior: paths of states and regimes, and missing observations."""
 
 from __future__ import annotations
 
@@ -15,68 +15,76 @@ from pplgen.exact.linear_gaussian import matvec
 from pplgen.exact.simulation import draw_missing, draw_states
 from pplgen.exact.switching_simulation import draw_switching_paths
 from pplgen.posterior.draws import draw_shared
-from pplgen.posterior.weighted import GOOD_K, smoothed_weights
+from pplgen.posterior.psis import GOOD_K, smoothed_weights
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import series_lengths, step_mask
-from pplgen.timeseries.parameters import Latents, chains_given, first_model, per_draw, pieces, series_story, transitions
+from pplgen.timeseries.parameters import (
+    Latents,
+    draw_chunks,
+    first_model,
+    regime_chains,
+    series_story,
+    transitions,
+    vmap_draws,
+)
 
 __all__ = [
     "Paths",
-    "Weighted",
-    "draw_hidden",
+    "WeightedPaths",
+    "draw_hidden_states",
     "draw_paths",
-    "draw_weighted",
-    "fill",
+    "draw_state_paths",
+    "draw_weighted_paths",
+    "fill_missing",
     "impute_series",
-    "of_regime",
-    "smoothed_states",
+    "select_regime",
 ]
 
-PATHS_OF_A_DRAW = 10
+PATHS_PER_DRAW = 10
 """Paths that share a draw of the parameters."""
-LEAST_PATHS = 100
-"""Paths that are weighted, at the least: of fewer, weights say little."""
-EVEN = 1.1
-"""Mean square of weights, in units of their squared mean, below which they hardly matter, whatever Pareto k is."""
+MIN_PATHS = 100
+"""Minimum number of weighted paths."""
+NEARLY_UNIFORM = 1.1
+"""Mean square of weights over their squared mean below which they are used whatever Pareto k is."""
 ONE_KIND = "a story is of one kind at all draws"
 
 
 class Paths(NamedTuple):
-    """Draws of whole series, shape ``(num_draws, num_series, T, ...)`` each; ``None`` for what the story has not."""
+    """Draws of whole series, shape ``(num_draws, num_series, T, ...)`` each; ``None`` for parts the story lacks."""
 
     states: Tensor | None
-    """Continuous states, the last axis of length D."""
+    """Continuous states, last axis of length D."""
     regimes: Tensor | None
-    """Integers."""
+    """Regimes as integers."""
     signal: Tensor | None
-    """``C x + d``, what is seen without its noise, the last axis of length E; ``None`` without continuous states."""
+    """``C x + d``, the noise-free observation, last axis of length E; ``None`` without continuous states."""
     y: Tensor
-    """The series, missing entries drawn, the last axis of length E."""
+    """Series with missing entries drawn, last axis of length E."""
 
     def each(self, function: Callable[..., Tensor], *others: Paths) -> Paths:
-        """Apply a function to each part of this and of others, where there is one."""
-        parts = [None if own[0] is None else function(*own) for own in zip(self, *others, strict=True)]
+        """Apply a function to each part that is not ``None``, together with the same part of others."""
+        parts = [None if same[0] is None else function(*same) for same in zip(self, *others, strict=True)]
         return Paths(*parts)  # type: ignore[arg-type]
 
 
-class Weighted(NamedTuple):
-    """Paths of a switching story's states drawn from sums of Gaussians, and their weights towards the posterior."""
+class WeightedPaths(NamedTuple):
+    """Paths of a switching story drawn from a Gaussian sum smoother, with importance weights."""
 
     paths: Paths
-    """At draws of the parameters, one path of each series to a draw."""
+    """Paths at draws of the parameters, one per draw and series."""
     weights: Tensor
-    """Of each draw of each series, summing to one over the draws, shape ``(num_draws, num_series)``."""
+    """Weights of each series, which sum to one over the draws, shape ``(num_draws, num_series)``."""
     probabilities: Tensor
-    """Of the regimes given each path, shape ``(num_draws, num_series, T, K)``."""
+    """Probabilities of the regimes given each path, shape ``(num_draws, num_series, T, K)``."""
     pareto_k: Tensor
-    """Shape ``(num_series,)``."""
+    """Pareto k of each series, shape ``(num_series,)``."""
     trusted: Tensor
-    """Whether the weights of each series are used: elsewhere they are all the same. Shape ``(num_series,)``."""
+    """Whether the weights of each series are used, rather than uniform ones, shape ``(num_series,)``."""
 
     @property
     def estimator(self) -> str:
-        """Say in words how the draws were weighted."""
+        """Name of the estimator, and how the draws were weighted."""
         if self.trusted.all():
             return "Gaussian sum smoother (importance-weighted)"
         unweighted = f"unweighted where Pareto k is above {GOOD_K}"
@@ -84,24 +92,24 @@ class Weighted(NamedTuple):
 
     @property
     def effective_draws(self) -> Tensor:
-        """Of how many draws of equal weight each series' are worth, shape ``(num_series,)``."""
+        """Effective sample size of each series, shape ``(num_series,)``."""
         return 1 / self.weights.square().sum(dim=0)
 
     def resampled(self, number: int) -> Paths:
-        """Pick so many draws of each series by their weights, systematically, in random order."""
+        """Resample ``number`` draws of each series by systematic resampling, in random order."""
         S, N = self.weights.shape
         offset = torch.rand(N, 1).to(self.weights)
         points = (torch.arange(number, device=offset.device) + offset) / number
-        reached = self.weights.T.cumsum(dim=1).contiguous()
-        picked = torch.searchsorted(reached, points * reached[:, -1:]).clamp_max(S - 1).T[torch.randperm(number)]
-        series = torch.arange(N, device=picked.device)
-        return self.paths.each(lambda part: part[picked, series])
+        cumulative = self.weights.T.cumsum(dim=1).contiguous()
+        index = torch.searchsorted(cumulative, points * cumulative[:, -1:]).clamp_max(S - 1).T[torch.randperm(number)]
+        series = torch.arange(N, device=index.device)
+        return self.paths.each(lambda part: part[index, series])
 
 
 def impute_series(pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
     """Draw missing entries of series; call it inside ``pair.isolated``.
 
-    Returns shape ``(num_draws, num_series, T, E)``; seen entries are repeated, and steps past a series' end are NaN.
+    Returns shape ``(num_draws, num_series, T, E)``; observed entries are repeated, steps past a series' end are NaN.
     """
     y = data[0]
     drawn = draw_paths(pair, y, draw_shared(pair, num_draws), num_draws).y.to(y.dtype)
@@ -109,40 +117,31 @@ def impute_series(pair: Pair, data: tuple[Any, ...], num_draws: int) -> Tensor:
 
 
 def draw_paths(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Paths:
-    """Draw whole series from ``p(x, s, y_missing | y_seen, theta)`` at draws of the parameters.
+    """Draw whole series from ``p(x, s, y_missing | y_observed, theta)`` at draws of the parameters.
 
-    Parameters
-    ----------
-    pair
-        Of a state space story.
-    y
-        Series, NaN where missing, shape ``(num_series, T, E)``.
-    latents
-        Draws of the parameters.
-    num_draws
-        How many.
+    Arguments as for ``model_at_draws``.
 
     Returns
     -------
     Paths
-        In random order and equally weighted. Those of a switching story are resampled by their weights.
+        Equally weighted; paths of a switching story are resampled by their weights, in random order.
     """
     match first_model(pair, y, latents):
         case LinearGaussian():
             return _gaussian(pair, y, latents, num_draws)
         case HiddenMarkov():
-            hidden, regimes = draw_hidden(pair, y, latents, num_draws)
-            return Paths(None, regimes, None, fill(pair, y, hidden, latents))
+            hidden, regimes = draw_hidden_states(pair, y, latents, num_draws)
+            return Paths(None, regimes, None, fill_missing(pair, y, hidden, latents))
         case _:
-            return draw_weighted(pair, y, latents, num_draws).resampled(num_draws)
+            return draw_weighted_paths(pair, y, latents, num_draws).resampled(num_draws)
 
 
-def draw_hidden(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> tuple[Tensor, Tensor]:
-    """Draw paths of hidden states, and the regimes these belong to, shape ``(num_draws, num_series, T)`` each."""
+def draw_hidden_states(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> tuple[Tensor, Tensor]:
+    """Draw paths of hidden states, and the regimes they belong to, shape ``(num_draws, num_series, T)`` each."""
     first = first_model(pair, y, latents)
-    assert isinstance(first, HiddenMarkov), "hidden states are a hidden Markov story's"
+    assert isinstance(first, HiddenMarkov), "only a hidden Markov story has hidden states"
     hidden = []
-    for _, _, model in pieces(pair, y, latents, num_draws):
+    for _, _, model in draw_chunks(pair, y, latents, num_draws):
         assert isinstance(model, HiddenMarkov), ONE_KIND
         seed = int(torch.randint(2**31, ()))
         hidden.append(sample_paths(model.log_emission, model.chain, 1, seed=seed).squeeze(0))
@@ -150,50 +149,50 @@ def draw_hidden(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> tupl
     return paths, first.regimes.to(paths.device)[paths]
 
 
-def fill(pair: Pair, y: Tensor, hidden: Tensor, latents: Latents) -> Tensor:
+def fill_missing(pair: Pair, y: Tensor, hidden: Tensor, latents: Latents) -> Tensor:
     """Draw missing entries along paths of hidden states, shape ``(num_draws, num_series, T, E)``."""
     if not y.isnan().any():
         return y.expand(len(hidden), *y.shape)
     story = series_story(pair, "impute")
-    return per_draw(lambda path: story.fill(y, path), latents, hidden)
+    return vmap_draws(lambda path: story.fill(y, path), latents, hidden)
 
 
-def draw_weighted(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Weighted:
-    """Draw paths of a switching story's states from sums of Gaussians, weighted by ``p(x, s, y) / q(x, s)``.
+def draw_weighted_paths(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> WeightedPaths:
+    """Draw paths from a Gaussian sum smoother, importance-weighted by ``p(x, s, y) / q(x, s)``.
 
-    Weights are made for each series on its own, and Pareto-smoothed. A few paths share each draw of the parameters, and
-    weigh as much together as those of any other: the guide's parameters have learned from the series already, which
-    must not count twice. Arguments as of ``draw_paths``; there may be more paths than draws were asked for.
+    Weights are computed for each series separately, and Pareto-smoothed. A few paths share each draw of the parameters,
+    with equal total weight: the guide is fitted to the series, which must not count twice. Arguments as for
+    ``draw_paths``; the number of paths may exceed ``num_draws``.
     """
-    few = {name: value[::PATHS_OF_A_DRAW] for name, value in latents.items()}
-    number = -(-num_draws // PATHS_OF_A_DRAW) if latents else 1
-    sharing = -(-max(num_draws, LEAST_PATHS) // number)
-    x, ratios, likelihood = smoothed_states(pair, y, few, number, sharing)
+    few = {name: value[::PATHS_PER_DRAW] for name, value in latents.items()}
+    number = -(-num_draws // PATHS_PER_DRAW) if latents else 1
+    paths_each = -(-max(num_draws, MIN_PATHS) // number)
+    x, ratios, likelihood = draw_state_paths(pair, y, few, number, paths_each)
     x = x.flatten(0, 1)
-    latents = {name: value.repeat_interleave(sharing, 0) for name, value in few.items()}
+    latents = {name: value.repeat_interleave(paths_each, 0) for name, value in few.items()}
     smoothed, pareto_k = smoothed_weights((ratios - likelihood.unsqueeze(1)).flatten(0, 1))
-    together = smoothed.unflatten(0, (-1, sharing))
-    weights = (together / together.sum(1, keepdim=True) / len(together)).flatten(0, 1)
-    trusted = (pareto_k <= GOOD_K) | (weights.square().sum(dim=0) * len(x) < EVEN)
+    grouped = smoothed.unflatten(0, (-1, paths_each))
+    weights = (grouped / grouped.sum(1, keepdim=True) / len(grouped)).flatten(0, 1)
+    trusted = (pareto_k <= GOOD_K) | (weights.square().sum(dim=0) * len(x) < NEARLY_UNIFORM)
     weights = torch.where(trusted, weights, 1 / len(x))
-    found = []
-    for chosen, own, model in pieces(pair, y, latents, len(x)):
+    chunks = []
+    for chosen, subset, model in draw_chunks(pair, y, latents, len(x)):
         assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
-        chains = chains_given(pair, y, x[chosen].to(y.dtype), own)
+        chains = regime_chains(pair, y, x[chosen].to(y.dtype), subset)
         probabilities = forward_backward(chains.log_emission, chains.chain).smoothed
         seed = int(torch.randint(2**31, ()))
         regimes = sample_paths(chains.log_emission, chains.chain, 1, seed=seed).squeeze(0)
-        C, d, R = (of_regime(part, regimes) for part in (model.C, model.d, model.R))
+        C, d, R = (select_regime(part, regimes) for part in (model.C, model.d, model.R))
         complete = draw_missing(y.double(), x[chosen], C, d, R)
-        found.append((x[chosen], regimes, matvec(C, x[chosen]) + d, complete, probabilities))
-    *parts, probabilities = (torch.cat(part) for part in zip(*found, strict=True))
-    return Weighted(Paths(*parts), weights, probabilities, pareto_k, trusted)
+        chunks.append((x[chosen], regimes, matvec(C, x[chosen]) + d, complete, probabilities))
+    *parts, probabilities = (torch.cat(part) for part in zip(*chunks, strict=True))
+    return WeightedPaths(Paths(*parts), weights, probabilities, pareto_k, trusted)
 
 
-def smoothed_states(
+def draw_state_paths(
     pair: Pair, y: Tensor, latents: Latents, num_draws: int, num_paths: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw paths of a switching story's states at draws of the parameters, from a filter of sums of Gaussians.
+    """Draw paths of a switching story's states by backward sampling from a Gaussian sum filter.
 
     Returns
     -------
@@ -202,22 +201,22 @@ def smoothed_states(
     log_ratios : Tensor
         ``log p(y, s, x) - log q(s, x)`` in nats, shape ``(num_draws, num_paths, num_series)``.
     log_likelihood : Tensor
-        The filter's, an approximation, in nats, shape ``(num_draws, num_series)``.
+        The filter's approximation, in nats, shape ``(num_draws, num_series)``.
     """
-    found = []
-    for _, own, model in pieces(pair, y, latents, num_draws, paths=num_paths):
+    chunks = []
+    for _, subset, model in draw_chunks(pair, y, latents, num_draws, paths=num_paths):
         assert isinstance(model, SwitchingLinearGaussian), ONE_KIND
-        by_state = transitions(pair, own, model)
+        by_state = transitions(pair, subset, model)
         options: dict[str, Any] = {"lengths": series_lengths(y).clamp_min(1), "log_transition": by_state}
         filtered = gaussian_sum_filter(y.double(), model, **options)
         drawn = draw_switching_paths(y.double(), filtered, model, num_paths, **options)
-        found.append((drawn.states.transpose(1, 2), drawn.log_ratios.transpose(1, 2), filtered.log_likelihood))
-    states, log_ratios, log_likelihood = (torch.cat(part) for part in zip(*found, strict=True))
+        chunks.append((drawn.states.transpose(1, 2), drawn.log_ratios.transpose(1, 2), filtered.log_likelihood))
+    states, log_ratios, log_likelihood = (torch.cat(part) for part in zip(*chunks, strict=True))
     return states, log_ratios, log_likelihood
 
 
-def of_regime(part: Tensor, regimes: Tensor) -> Tensor:
-    """Take a parameter's value in each regime of a path.
+def select_regime(part: Tensor, regimes: Tensor) -> Tensor:
+    """Select a parameter's value in each regime of a path.
 
     Parameters
     ----------
@@ -232,11 +231,11 @@ def of_regime(part: Tensor, regimes: Tensor) -> Tensor:
 
 def _gaussian(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Paths:
     """Draw series of a linear Gaussian story by the simulation smoother."""
-    found = []
-    for _, _, model in pieces(pair, y, latents, num_draws):
+    chunks = []
+    for _, _, model in draw_chunks(pair, y, latents, num_draws):
         assert isinstance(model, LinearGaussian), ONE_KIND
         states = draw_states(kalman_filter_scan(y.double(), model), model)
         complete = draw_missing(y.double(), states, model.C, model.d, model.R)
-        found.append((states, matvec(model.C, states) + model.d, complete))
-    states, signal, complete = (torch.cat(part) for part in zip(*found, strict=True))
+        chunks.append((states, matvec(model.C, states) + model.d, complete))
+    states, signal, complete = (torch.cat(part) for part in zip(*chunks, strict=True))
     return Paths(states, None, signal, complete)

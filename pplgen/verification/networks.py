@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pplgen.fitting.fit import fit
 from pplgen.fitting.result import Fit
-from pplgen.inference.objectives import bound_of
+from pplgen.inference.objectives import make_bound
 from pplgen.models import VAE, MixtureVAE, SemiSupervisedVAE
 from pplgen.story.latent import LatentStory
 from pplgen.verification.claim import Claim, Estimate
@@ -56,7 +56,7 @@ def _bound_on_the_line(story: Callable[[], LatentStory], num_classes: int, bound
     """Mean of the bound of the trained guide over its draws, less the integral that it is an average for."""
     found, x = _trained(story())
     code, step = _line(x, num_classes)
-    estimator = bound_of(found.pair, bound)
+    estimator = make_bound(found.pair, bound)
     with found.pair.isolated(), torch.no_grad(), pyro.validation_enabled(False):
         own: Any = found.story
         log_q = own.encode(x).log_prob(code)

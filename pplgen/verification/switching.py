@@ -64,7 +64,7 @@ def _particles(sources: Sources) -> Estimate:
 
 def _sums(sources: Sources) -> Estimate:
     y = sources.growth()
-    found = LogLikelihood.of_draws(_paths(y, 2000).log_ratios.unsqueeze(-1), "importance-weighted")
+    found = LogLikelihood.from_draws(_paths(y, 2000).log_ratios.unsqueeze(-1), "importance-weighted")
     return Estimate(float(found), float(found.standard_error))
 
 

@@ -22,7 +22,8 @@ from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.table import Verdict
 from pplgen.fitting.fit import fit
 from pplgen.posterior.datatree import group_of
-from pplgen.posterior.importance import leave_one_out, weighted_draws
+from pplgen.posterior.importance_sampling import weighted_draws
+from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.sources import Sources

@@ -21,11 +21,12 @@ from pplgen.checks.replicates import tail_probability
 from pplgen.checks.table import Check, Checks, Verdict
 from pplgen.cli import main as cli
 from pplgen.errors import InputError
-from pplgen.inference.iterates import KEPT, Iterates, followed
+from pplgen.inference.iterates import MIN_STORED, Iterates, tracked_indices
 from pplgen.inference.training import StopReason, Training
 from pplgen.posterior.datatree import summarise
 from pplgen.posterior.draws import draw_shared
-from pplgen.posterior.importance import leave_one_out, log_prior, weighted_draws
+from pplgen.posterior.importance_sampling import log_prior, weighted_draws
+from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.story.isolation import seeded
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
@@ -399,11 +400,11 @@ def test_tails_beyond_all_replicates():
 def test_iterates_are_even_and_bounded():
     kept = Iterates()
     for step in range(1, 10_001):
-        kept.notice(step, torch.full((3, 1000), float(step)))
+        kept.record(step, torch.full((3, 1000), float(step)))
     steps = kept.stacked()[:, 0, 0]
-    assert KEPT <= len(steps) < 2 * KEPT
+    assert MIN_STORED <= len(steps) < 2 * MIN_STORED
     assert len(steps.diff().unique()) == 1
-    assert kept.stacked().shape[2] == len(followed(1000)) == 128
+    assert kept.stacked().shape[2] == len(tracked_indices(1000)) == 128
 
 
 def test_latents_of_rows_under_an_automatic_guide():

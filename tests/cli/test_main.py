@@ -387,6 +387,6 @@ def test_a_forecast_is_of_what_is_seen_and_has_states_where_asked_for(tmp_path, 
 def test_rows_have_no_forecast(run):
     folder, _ = run
     done = pplgen("forecast", "runs/gaussian-mixture-own", "own.csv", cwd=folder, code=2)
-    assert "forecast: the rows of GaussianMixture are no series; a state space story's are" in done.stderr
+    assert "forecast: expected a state space story, not GaussianMixture" in done.stderr
     done = pplgen("predict", "runs/gaussian-mixture-own", "own.csv", "--series", "a", cwd=folder, code=2)
     assert "--series a: the rows of GaussianMixture are no series" in done.stderr

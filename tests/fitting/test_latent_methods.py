@@ -17,8 +17,7 @@ from pplgen.checks.latents import active_units
 from pplgen.checks.table import Verdict
 from pplgen.cli.main import main
 from pplgen.errors import InputError
-from pplgen.posterior import latents as codes
-from pplgen.posterior import likelihood
+from pplgen.posterior import latent_variables, likelihood
 from pplgen.posterior import predictive as generating
 from pplgen.posterior.draws import row_densities
 from pplgen.posterior.likelihood import LogLikelihood
@@ -94,7 +93,7 @@ def test_moments_without_closed_form_come_from_draws(digits):
     with flow.pair.isolated(), torch.no_grad():
         z = flow.story.encode(digits[:4]).sample(torch.Size([4000]))
     # four standard errors of means of 1,000 and 4,000 draws
-    error = 4 * z.std(0) * math.sqrt(1 / codes.MOMENT_DRAWS + 1 / 4000)
+    error = 4 * z.std(0) * math.sqrt(1 / latent_variables.MOMENT_DRAWS + 1 / 4000)
     assert (torch.from_numpy(found["z"].values) - z.mean(0)).abs().le(error).all()
 
 
@@ -146,7 +145,7 @@ def test_codes_that_are_shares_stay_shares(digits):
 
 def test_densities_in_blocks_are_the_closed_form(lines, monkeypatch):
     """Rows are normal with covariance w w' + .25 I; draws and rows go in pieces that leave remainders."""
-    monkeypatch.setattr(codes, "ENTRIES", 3 * 7 * 16)
+    monkeypatch.setattr(latent_variables, "ENTRIES", 3 * 7 * 16)
     fit, x = lines
     found = fit.log_likelihood(x, draws=501)
     w = fit.story.w
@@ -164,7 +163,7 @@ def test_densities_agree_with_the_trace_of_the_pair(fit, digits):
     found = fit.log_likelihood(digits[600:650], draws=2000)
     with fit.pair.isolated():
         traced = row_densities(fit.pair, {}, 2000, (digits[600:650],)).log_likelihood
-    other = LogLikelihood.of_draws(traced, "importance-weighted")
+    other = LogLikelihood.from_draws(traced, "importance-weighted")
     error = (found.standard_error**2 + other.standard_error**2).sqrt()
     # fifty rows: none beyond 4.5 of its errors
     assert ((found.as_subclass(torch.Tensor) - other.as_subclass(torch.Tensor)).abs() < 4.5 * error).all()
@@ -173,7 +172,7 @@ def test_densities_agree_with_the_trace_of_the_pair(fit, digits):
 def test_stories_with_models_of_their_own_go_in_blocks_too(lines, monkeypatch):
     fit, x = lines
     plain = fit.log_likelihood(x, draws=400)
-    monkeypatch.setattr(likelihood, "is_plain", lambda story: False)
+    monkeypatch.setattr(likelihood, "inherits_model_and_guide", lambda story: False)
     monkeypatch.setattr(likelihood, "BLOCK_NUMBERS", 400 * 2 * 130)
     traced = fit.log_likelihood(x, draws=400)
     error = (plain.standard_error**2 + traced.standard_error**2).sqrt()
@@ -188,8 +187,8 @@ def test_memory_grows_with_neither_rows_nor_draws(fit, digits, monkeypatch):
         decoded.append(z.shape[:-1].numel() * 64)
         return decode(z)
 
-    monkeypatch.setattr(codes, "ENTRIES", 2**14)
-    monkeypatch.setattr(codes, "KEPT", 2**16)
+    monkeypatch.setattr(latent_variables, "ENTRIES", 2**14)
+    monkeypatch.setattr(latent_variables, "BLOCK_NUMBERS", 2**16)
     fit.story.decode = decode
     try:
         fit.log_likelihood(digits, draws=50)
@@ -207,7 +206,7 @@ def test_completions_have_the_conditional_distribution(lines, monkeypatch, poole
     """x_0 given the others is normal, by the rules of the multivariate normal; both ways of drawing it."""
     if not pooled:
         monkeypatch.setattr(Lines, "complete", lambda self, x: LatentStory.complete(self, x))
-        monkeypatch.setattr(generating, "IMPUTED", 200 * 3 * 33)
+        monkeypatch.setattr(generating, "BLOCK_ENTRIES", 200 * 3 * 33)
     fit, x = lines
     drawn = fit.impute(x[:110], draws=400)
     assert drawn.shape == (400, 110, 3)
@@ -228,7 +227,7 @@ def test_rows_are_imputed_in_blocks_whatever_the_story(monkeypatch):
     x[::3, 0] = torch.nan
     mixture = pplgen.fit(GaussianMixture(2, 2), x, steps=200, progress=False)
     whole = mixture.impute(x, draws=30)
-    monkeypatch.setattr(generating, "IMPUTED", 200)
+    monkeypatch.setattr(generating, "BLOCK_ENTRIES", 200)
     with mixture.pair.isolated():
         pieces = impute_rows(mixture.story, mixture.pair, (x,), 30)
     assert pieces.shape == whole.shape

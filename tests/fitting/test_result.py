@@ -164,5 +164,5 @@ def test_log_likelihoods_say_how_they_were_computed(faithful_fit):
     assert ((ours - other).abs() < 5 * (ours.standard_error.square() + other.standard_error.square()).sqrt()).all()
     assert (ours - other).abs().mean() > 0.2 * ours.standard_error.mean()
     assert "exact, standard errors up to" in repr(ours)
-    with pytest.raises(InputError, match="estimator='importance': GaussianMixture has 'exact'"):
+    with pytest.raises(InputError, match="estimator='importance': expected 'exact' for GaussianMixture"):
         faithful_fit.log_likelihood(estimator="importance")

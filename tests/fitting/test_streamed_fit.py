@@ -96,7 +96,7 @@ def test_a_run_of_a_stream_is_saved_and_loaded(streamed, path, rows, tmp_path, c
 
 def test_what_needs_rows_at_hand_says_so(streamed):
     assert set(streamed.to_datatree(10).children) == {"posterior"}
-    with pytest.raises(InputError, match="has only streamed its rows; give them"):
+    with pytest.raises(InputError, match="was trained on a stream of rows; load it with its rows"):
         streamed.to_datatree(10, groups=["log_likelihood"])
     with pytest.raises(InputError, match="or give rows"):
         streamed.latents()

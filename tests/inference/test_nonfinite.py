@@ -87,7 +87,7 @@ def test_a_run_goes_back_names_the_row_and_ends_where_it_should(path):
     options = {"learning_rate": 1.0, "decay": 0.99, "steps": 500, "compile": path}
     fit, said = fitted(spoilt(1.5), guide_from(-3.0), **options)
     assert len(said) == len(fit.best.faults) == 1
-    assert f"the log density of 'y' is NaN at row {ROW}, where loc of Normal is NaN; on from step" in said[0]
+    assert f"the log density of 'y' is NaN at row {ROW}, where loc of Normal is NaN; continued from step" in said[0]
     assert said[0].endswith("(fault 1 of 3)")
     assert fit.stop is StopReason.STEPS
     assert 400 <= len(fit.best.history) < 500, "steps that were taken back are no part of the history"
@@ -103,7 +103,7 @@ def test_a_learning_rate_that_is_far_too_large_is_lowered_until_it_works(path):
     fit, said = fitted(plain, guide_from(-1.0), **options)
     assert 1 <= len(said) < MAX_NON_FINITE
     assert said[0].startswith("step 2: ")
-    assert "on from step 0 with learning rate 10 (fault 1 of 3)" in said[0]
+    assert "continued from step 0 with learning rate 10 (fault 1 of 3)" in said[0]
     loc, scale = location(fit)
     near_the_posterior(loc, scale)
 
@@ -338,7 +338,7 @@ def test_a_checkpoint_after_a_fault_continues_bit_for_bit(tmp_path):
 
     model, guide = spoilt(1.5), guide_from(-3.0)
     expected, said = fitted(model, guide, **options)
-    assert all("on from step 0 " in run.faults[0] for run in expected.runs)
+    assert all("continued from step 0 " in run.faults[0] for run in expected.runs)
     assert said
     with pytest.warns(DataWarning), pytest.raises(ZeroDivisionError):
         pplgen.fit(model, Y, guide, checkpoint=tmp_path, checkpoint_every=1e-9, **options, progress=stop_at(300))
@@ -353,11 +353,11 @@ def test_a_checkpoint_after_a_fault_continues_bit_for_bit(tmp_path):
 def test_where_a_run_has_been_is_not_where_it_was_taken_back_from():
     been = Iterates()
     for step in range(1, 4101):
-        been.notice(step, torch.full((2, 3), float(step)))
+        been.record(step, torch.full((2, 3), float(step)))
         if step == 3900:
             been.mark()
     assert been.stride == 20, "thinned in between, at 4,000 steps"
-    been.go_back(torch.zeros(3), 1)
+    been.overwrite_since_mark(torch.zeros(3), 1)
     steps = torch.arange(20.0, 4101.0, 20.0)
     torch.testing.assert_close(been.stacked()[:, 0, 0], steps)
     torch.testing.assert_close(been.stacked()[:, 1, 2], torch.where(steps > 3900, 0.0, steps))

@@ -19,7 +19,7 @@ from pplgen.errors import InputError
 from pplgen.fitting.second_opinion import against, side_by_side
 from pplgen.inference.nuts import Potential
 from pplgen.plots import fit as plots
-from pplgen.posterior.relabelling import component_axes, relabelled
+from pplgen.posterior.relabelling import component_axes, relabel_dataset
 from pplgen.story.pair import Pair
 
 
@@ -245,7 +245,7 @@ def test_components_are_matched_before_fits_are_compared(faithful_fit):
     swapped = posterior.isel(component=[1, 0])
     assert abs(posterior["mu"].values - swapped["mu"].values).mean() > 1
     own = {str(name): torch.as_tensor(values.values[0]) for name, values in posterior.items()}
-    back = relabelled(swapped, own, component_axes(faithful_fit.pair))
+    back = relabel_dataset(swapped, own, component_axes(faithful_fit.pair))
     for name in posterior:
         np.testing.assert_array_equal(back[name], posterior[name])
     other = pplgen.fit(GaussianMixture(2, 2), "faithful", seed=3, progress=False)

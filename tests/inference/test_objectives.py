@@ -18,7 +18,7 @@ from pplgen import InputError
 from pplgen.cli import main as cli
 from pplgen.compiler.graph import trace
 from pplgen.inference.minibatches import batching
-from pplgen.inference.objectives import BOUNDS, bound_of
+from pplgen.inference.objectives import BOUNDS, make_bound
 from pplgen.inference.training import StopReason
 from pplgen.story.conditioning import RowScale
 from pplgen.story.isolation import seeded
@@ -83,7 +83,7 @@ def test_importance_bound_of_one_draw_is_the_sampled_one(pixels, weights, kl_wei
     pair = pair_of(pair.story, x, weights)
     pair.kl_weight.fill_(kl_weight)
     found = []
-    for bound in (bound_of(pair, "importance"), Trace_ELBO()):
+    for bound in (make_bound(pair, "importance"), Trace_ELBO()):
         with pair.isolated(), seeded(5):
             pair.story.zero_grad()
             loss = bound.loss_and_grads(pair.model, pair.guide, *pair.data)
@@ -103,7 +103,7 @@ def test_importance_bound_rises_to_the_exact_density(linear):
     variance = logs.exp().var(0).sum().item()
     before = -math.inf
     for number in (1, 10, 100):
-        mean, error = mean_and_error(-losses(pair, bound_of(pair, "importance", number), (x,), 150))
+        mean, error = mean_and_error(-losses(pair, make_bound(pair, "importance", number), (x,), 150))
         assert before < mean - 4 * error
         assert mean < exact.sum().item() + 4 * error
         before = mean + 4 * error
@@ -114,7 +114,7 @@ def test_importance_bound_rises_to_the_exact_density(linear):
 @pytest.mark.parametrize("number", [1, 4])
 def test_analytic_and_sampled_bounds_agree_on_average(pixels, number):
     pair, x = pixels
-    found = [mean_and_error(losses(pair, bound_of(pair, name, number), (x,), 400)) for name in BOUNDS[:3]]
+    found = [mean_and_error(losses(pair, make_bound(pair, name, number), (x,), 400)) for name in BOUNDS[:3]]
     mean, error = found[0]
     for other, other_error in found[1:]:
         assert abs(other - mean) < 4 * math.hypot(error, other_error)
@@ -123,7 +123,7 @@ def test_analytic_and_sampled_bounds_agree_on_average(pixels, number):
 @pytest.mark.parametrize("name", BOUNDS)
 def test_minibatches_stand_for_all_rows(pixels, name):
     pair, x = pixels
-    bound = bound_of(pair, name, 3, batch_size=8)
+    bound = make_bound(pair, name, 3, batch_size=8)
     whole, whole_error = mean_and_error(losses(pair, bound, (x,), 150))
     with pair.isolated():
         batches, scale = batching(pair, 8, seed=0)
@@ -140,7 +140,7 @@ def test_gradients_agree_and_their_variances_are_ordered(pixels):
     pair, _ = pixels
     found, variances = {}, {}
     for name in BOUNDS[:3]:
-        values, names = gradients(pair, bound_of(pair, name), 600)
+        values, names = gradients(pair, make_bound(pair, name), 600)
         found[name] = values
         encoder = values[:, [each.startswith("encoder") for each in names]]
         squares = (encoder - encoder.mean(0)).square().sum(1)
@@ -157,7 +157,7 @@ def test_gradients_agree_and_their_variances_are_ordered(pixels):
 
 def test_several_draws_divide_the_variance(pixels):
     pair, _ = pixels
-    one, ten = (gradients(pair, bound_of(pair, "sampled", number), 400)[0].var(0).sum() for number in (1, 10))
+    one, ten = (gradients(pair, make_bound(pair, "sampled", number), 400)[0].var(0).sum() for number in (1, 10))
     # sums of squares of 400 draws are known to a tenth or so
     assert one / ten == pytest.approx(10, rel=0.3)
 
@@ -172,7 +172,7 @@ def test_free_bits_by_hand(pixels, number, factor):
     means = divergence.mean(0)
     floor = float(means.sort().values[:2].mean())  # one entry is below, two above
     free, full = (
-        losses(pair, bound_of(pair, "analytic", number, bits), (x,), 5, 0, RowScale("data", factor))
+        losses(pair, make_bound(pair, "analytic", number, bits), (x,), 5, 0, RowScale("data", factor))
         for bits in (floor, None)
     )
     expected = 0.7 * factor * len(x) * (means.clamp_min(floor) - means).sum().item()
@@ -291,13 +291,17 @@ def flipped(x):
     [
         (VAE(8), {"elbo": "best"}, "expected one of sampled"),
         (VAE(8), {"elbo": "analytic", "num_particles": 0}, "num_particles=0"),
-        (VAE(8), {"elbo": Trace_ELBO(), "num_particles": 2}, "has its own"),
+        (
+            VAE(8),
+            {"elbo": Trace_ELBO(), "num_particles": 2},
+            "expected in the constructor, Trace_ELBO(num_particles=...)",
+        ),
         (VAE(8), {"free_bits": 0.1}, "elbo='analytic'"),
         (VAE(8), {"elbo": "analytic", "free_bits": -1.0}, "free_bits=-1.0"),
         (VAE(8, guide="full"), {"elbo": "analytic", "free_bits": 0.1}, "'z'"),
         (VAE(8, prior="mixture"), {"elbo": "analytic", "free_bits": 0.1}, "no closed form"),
         (GaussianMixture(2, 8), {"elbo": "analytic"}, "'z', is summed out"),
-        (GaussianMixture(2, 8), {"elbo": "importance"}, "no latents of single rows"),
+        (GaussianMixture(2, 8), {"elbo": "importance"}, "no per-row latents"),
         (GaussianMixture(2, 8), {"num_particles": 4}, "several draws at once"),
         (GaussianMixture(2, 8), {"warm_up": 4}, "LatentStory"),
         (VAE(8), {"warm_up": 41}, "at most the 40 steps"),
@@ -307,8 +311,8 @@ def flipped(x):
         (VAE(8), {"augment": lambda x: x.numpy()}, "it returned a ndarray; expected"),
         (VAE(8), {"augment": lambda x: 3 * x}, "augment: row 1"),
         (VAE(8), {"augment": lambda x: x / 0}, "augment: row 1"),
-        (VAE(8), {"augment": lambda x: torch.nan * x}, "missing entries"),
-        (Known(), {"elbo": "score-function"}, "at a point"),
+        (VAE(8), {"augment": lambda x: torch.nan * x}, "NaN for observed entries"),
+        (Known(), {"elbo": "score-function"}, "Delta of"),
     ],
 )
 def test_one_sentence_for_what_cannot_be(story, options, said):
@@ -348,7 +352,7 @@ def test_bounds_that_need_reparameterised_draws_say_which_are_not():
         with pytest.raises(InputError, match="Bernoulli of 'z' is not reparameterised"):
             pplgen.fit(flipped, torch.zeros(5), flipping, elbo=name, steps=2, progress=False)
     shared = poutine.block(mean_model, hide=["y"])
-    with pytest.raises(InputError, match="no latents of single rows"):
+    with pytest.raises(InputError, match="no per-row latents"):
         pplgen.fit(mean_model, torch.zeros(5), lambda y: shared(y), elbo="importance", steps=2, progress=False)
 
 

@@ -97,11 +97,11 @@ def broken_model(*fails_at):
 
 
 def test_nan_goes_back_to_the_last_good_state():
-    with pytest.warns(DataWarning, match="on from step 100 with learning rate 0.005 "):
+    with pytest.warns(DataWarning, match="continued from step 100 with learning rate 0.005 "):
         result, loc, _ = run(Pair(broken_model(150), guide, (Y,)))
     assert result.stop is StopReason.CONVERGED
     assert len(result.faults) == 1
-    assert "and is when the step is taken again" in result.faults[0], "it counts its runs"
+    assert "but is finite when the step is repeated" in result.faults[0], "it counts its runs"
     assert len(result.history) % WINDOW == 0
     assert np.isfinite(result.history).all()
     assert loc == pytest.approx((Y.sum() / (len(Y) + 0.01)).item(), abs=0.1)
@@ -137,7 +137,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_goes_back_too():
         scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
         pyro.sample("mu", dist.Normal(loc, scale))
 
-    with pytest.warns(DataWarning, match="on from step 100 with"):
+    with pytest.warns(DataWarning, match="continued from step 100 with"):
         result, loc, _ = run(Pair(model, poisoned, (Y,)), steps=2 * WINDOW)
     assert result.stop is StopReason.STEPS
     assert len(result.history) == WINDOW

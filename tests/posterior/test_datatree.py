@@ -136,8 +136,8 @@ def coded_fit():
 def test_draws_of_single_rows_are_left_out_where_they_are_many(coded_fit, monkeypatch, largest, left_out, groups):
     whole = coded_fit.to_datatree(20)
     assert set(whole.children) == set(GROUPS) - {"constant_data"}
-    monkeypatch.setattr(posterior, "LARGEST", largest)
-    with pytest.warns(DataWarning, match="too much for 40 rows and 20 draws, and left out of the tree") as warned:
+    monkeypatch.setattr(posterior, "MAX_SITE_SIZE", largest)
+    with pytest.warns(DataWarning, match="too large for 40 rows and 20 draws; left out of the tree") as warned:
         tree = coded_fit.to_datatree(20)
     assert set(left_out) <= set(str(warned[0].message).partition(":")[0].split(", "))
     assert groups <= set(tree.children)
@@ -156,13 +156,13 @@ def test_a_summary_without_shared_parameters(coded_fit, capsys):
 
 def test_a_printed_table_shows_a_symmetric_matrix_once(faithful_tree):
     sites = ["mu", "Sigma"]
-    whole, (table, said) = summarise(faithful_tree, sites), posterior.printed(faithful_tree, sites)
+    whole, (table, said) = summarise(faithful_tree, sites), posterior.printed_table(faithful_tree, sites)
     assert {*whole.index} - {*table.index} == {f"Sigma[{k}, eruptions, waiting]" for k in (0, 1)}
     np.testing.assert_array_equal(table["mean"], whole.loc[table.index, "mean"])
-    assert said == ["Sigma: a symmetric matrix, of which no entry above the diagonal is shown"]
+    assert said == ["Sigma: symmetric matrix; entries above the diagonal are not shown"]
     lopsided = faithful_tree.copy()
     values = lopsided["posterior"]["Sigma"].copy()
     values[0, 5, 0, 0, 1] *= 2  # in one draw alone
     lopsided["posterior"] = lopsided["posterior"].to_dataset().assign(Sigma=values)
-    table, said = posterior.printed(lopsided, sites)
+    table, said = posterior.printed_table(lopsided, sites)
     assert (len(table), said) == (len(whole), [])

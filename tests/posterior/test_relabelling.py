@@ -4,7 +4,7 @@ import pytest
 import torch
 from pplgen.models import GaussianHMM, GaussianMixture
 
-from pplgen.posterior.relabelling import component_axes, matched
+from pplgen.posterior.relabelling import component_axes, match_components
 from pplgen.story.pair import Pair
 
 
@@ -23,7 +23,7 @@ def test_switched_labels_are_switched_back(K):
         "P": draws["P"][rows[..., None], orders[:, :, None], orders[:, None, :]],
         "shared": draws["shared"],
     }
-    found = matched(switched, draws, {"mu": (-2,), "P": (-2, -1)})
+    found = match_components(switched, draws, {"mu": (-2,), "P": (-2, -1)})
     for name, value in draws.items():
         torch.testing.assert_close(found[name], value)
 
@@ -32,7 +32,7 @@ def test_a_component_without_rows_gives_way_to_one_with_many():
     # one component known to .1, the other to 10: it may lie anywhere, and still is not the first
     noise = torch.randn(200, 2, 1, generator=torch.Generator().manual_seed(0))
     reference = {"mu": torch.tensor([[0.0], [10.0]]) + torch.tensor([[0.1], [10.0]]) * noise}
-    found = matched({"mu": torch.tensor([[[-10.0], [0.1]]])}, reference, {"mu": (-2,)})
+    found = match_components({"mu": torch.tensor([[[-10.0], [0.1]]])}, reference, {"mu": (-2,)})
     torch.testing.assert_close(found["mu"], torch.tensor([[[0.1], [-10.0]]]))
 
 

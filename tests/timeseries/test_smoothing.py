@@ -328,10 +328,14 @@ def test_log_likelihoods_know_how_they_were_computed(level, coin, drift):
 @pytest.mark.parametrize(
     ("of", "estimator", "sentence"),
     [
-        ("level", "kim", "estimator='kim': Level has 'exact'"),
-        ("coin", "importance", "estimator='importance': Coin has 'exact'"),
-        ("drift", "exact", "estimator='exact': Drift has 'gaussian-sum' or 'importance' or 'kim' or 'particle'"),
-        ("faithful_fit", "kim", "estimator='kim': GaussianMixture has 'exact'"),
+        ("level", "kim", "estimator='kim': expected 'exact' for Level"),
+        ("coin", "importance", "estimator='importance': expected 'exact' for Coin"),
+        (
+            "drift",
+            "exact",
+            "estimator='exact': expected 'gaussian-sum' or 'importance' or 'kim' or 'particle' for Drift",
+        ),
+        ("faithful_fit", "kim", "estimator='kim': expected 'exact' for GaussianMixture"),
     ],
 )
 def test_other_estimators_are_refused(request, of, estimator, sentence):
@@ -359,20 +363,20 @@ def test_leave_future_out_is_the_integral_over_the_past_s_posterior():
     # four standard errors: relative deviations of the densities below .3, at least 1,000 effective draws of 4,000
     np.testing.assert_allclose(ours.pointwise[0], expected, atol=4 * 0.3 / 1000**0.5)
     assert ours.elpd == pytest.approx(ours.pointwise.sum())
-    assert f"above 0.7 at {(ours.pareto_k > 0.7).sum()} steps, whose terms are not to be trusted" in repr(ours)
+    assert f"above 0.7 at {(ours.pareto_k > 0.7).sum()} steps, whose terms are unreliable" in repr(ours)
     assert "Leave-future-out" in repr(ours)
     assert "not LOO" in repr(ours)
 
 
 def test_leave_future_out_knows_its_series(level):
     fit, *_ = level if isinstance(level, tuple) else (level,)
-    with pytest.raises(InputError, match="are not those of the fit"):
+    with pytest.raises(InputError, match="are not the training series"):
         fit.leave_future_out(fit.table.values + 1, start=5, draws=10)
 
 
 def test_impossible_rows_have_no_density():
     """Minus infinity at every draw stays so."""
-    found = LogLikelihood.of_draws(torch.tensor([[-torch.inf, -1.0], [-torch.inf, -1.0]]), "exact")
+    found = LogLikelihood.from_draws(torch.tensor([[-torch.inf, -1.0], [-torch.inf, -1.0]]), "exact")
     assert found.tolist() == [-math.inf, -1.0]
     assert found.standard_error.tolist() == [0.0, 0.0]
 
@@ -410,7 +414,7 @@ def test_verbs_of_series_are_refused_to_rows(faithful_fit):
         lambda: faithful_fit.forecast(3),
         faithful_fit.leave_future_out,
     ):
-        with pytest.raises(InputError, match="the rows of GaussianMixture are no series; a state space story's are"):
+        with pytest.raises(InputError, match="expected a state space story, not GaussianMixture"):
             verb()
 
 
