@@ -118,8 +118,8 @@ class SampledFit(Fit):
         return {f"draws/{name}": value.unflatten(0, (chains, -1)) for name, value in self.draws.draws.items()}
 
     @property
-    def _how_it_went(self) -> dict[str, Any]:
-        """What a header tells of the sampler."""
+    def _training_facts(self) -> dict[str, Any]:
+        """How the sampler went, for the header of a saved run."""
         return {"method": "nuts", "chains": vars(self.chains)}
 
     def mixing_checks(self) -> tuple[Check, ...]:

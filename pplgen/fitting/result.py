@@ -16,17 +16,15 @@ from pplgen.data.table import Table
 from pplgen.errors import InputError
 from pplgen.fitting.diagnostic_methods import DiagnosticMethods
 from pplgen.fitting.latent_methods import LatentMethods
-from pplgen.fitting.run_facts import kept_buffers, pair_facts, type_name
+from pplgen.fitting.run_facts import kept_buffers, pair_facts, run_header, table_facts
 from pplgen.fitting.series_methods import SeriesMethods
 from pplgen.inference.training import Training
 from pplgen.posterior import datatree as posterior
-from pplgen.posterior.fitted_pair import AGREEMENT
 from pplgen.posterior.latent_variables import inherits_model_and_guide
 from pplgen.posterior.likelihood import LogLikelihood
 from pplgen.posterior.predictive import impute_rows, sample_rows
-from pplgen.report.console import print_table
+from pplgen.report.console import print_summary
 from pplgen.storage import run_folder as store
-from pplgen.storage.user_code import import_path
 from pplgen.story.base import check_count
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import StateSpaceStory
@@ -91,21 +89,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             options: dict[str, Any] = {"has_rows": self.has_rows, "exclude": self.pair.structure.per_row}
             with self._ready(None):
                 tree = posterior.to_datatree(self.pair, self.columns, draws=number, groups=["posterior"], **options)
-        best, data = self.best, self._data_facts
-        shared, left_out = posterior.printed_table(tree, self.readable_sites(tree))
-        each = f", {best.elbo / data['num_rows']:.2f} a row" if data and not len(shared) else ""
-        agreeing = f"{self.num_agreeing} of them within {AGREEMENT:g} nat, all within {self.spread:.2f}"
-        restarts = f"; best of {len(self.runs)} restarts, {agreeing}" if len(self.runs) > 1 else ""
-        failed = f"; {self.num_failed} restarts broke down" if self.num_failed else ""
-        rows = "series" if self.story and self.story.takes_series else "rows"
-        print_table(
-            f"{self.name} on {data['name']}, {data['num_rows']:,} {rows}" if data else self.name,
-            shared,
-            f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{each}{restarts}{failed}",
-            f"{len(best.history):,} steps of {self.path}: {best.stop.value}",
-            *best.faults,
-            *left_out,
-        )
+        print_summary(self, tree)
 
     def log_likelihood(
         self, x: Any = None, *, draws: int = 500, estimator: str | None = None, seed: int | None = None
@@ -180,24 +164,17 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was fitted to what, how and with what; the header of a saved run."""
-        story = self.story
-        facts = {
-            **self.origin,
-            "story": self.name if story is None else import_path(type(story)),
-            "config": {} if story is None else story.config,
-            "columns": list(self.columns),
-            "seed": self.seed,
-            "path": self.path,
-            **self._how_it_went,
-        }
-        if "created" not in self.origin:
-            facts |= {"data": self._data_facts, **store.provenance()}
-        return facts
+        """The header of a saved run: story and options, data, how the training went, versions."""
+        return run_header(self, self._training_facts)
+
+    @property
+    def data_facts(self) -> dict[str, Any]:
+        """Name, length and fingerprint of the training rows; empty for a bare pair."""
+        return dict(self.origin.get("data", {})) if self.table is None else table_facts(self.table)
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
-        """What training ended with, and how it went."""
+        """Tensors of a saved run: parameters, and the course of the best restart."""
         with self.pair.isolated():
             tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
         if all(len(run.final) for run in self.runs):
@@ -205,16 +182,6 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
         return tensors | self.best.tensors
 
     @property
-    def _how_it_went(self) -> dict[str, Any]:
-        """What a header tells of the training."""
+    def _training_facts(self) -> dict[str, Any]:
+        """How the training went, for the header of a saved run."""
         return {"best": self.runs.index(self.best), "num_failed": self.num_failed, "runs": [r.facts for r in self.runs]}
-
-    @property
-    def _data_facts(self) -> dict[str, Any]:
-        """Name, length and fingerprint of the training rows; empty for a bare pair."""
-        if self.table is None:
-            return dict(self.origin.get("data", {}))
-        known = [what for what in ("labels", "weights") if getattr(self.table, what) is not None]
-        facts = {"name": self.table.name, "num_rows": len(self.table), "fingerprint": self.table.fingerprint}
-        facts |= {} if self.table.label_names is None else {"label_names": list(self.table.label_names)}
-        return {**facts, "dtype": type_name(self.table.values), "known": known}

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pplgen.data.table import Table
 from pplgen.errors import InputError
 from pplgen.inference.stored_draws import StoredDraws
-from pplgen.storage.user_code import COLLECTION, code_digest, qualified_name
+from pplgen.posterior.fitted_pair import FittedPair
+from pplgen.storage.run_folder import provenance
+from pplgen.storage.user_code import COLLECTION, code_digest, import_path, qualified_name
 from pplgen.story.isolation import modules_of
 from pplgen.story.pair import Pair, check_shapes
 
@@ -21,7 +24,9 @@ __all__ = [
     "named",
     "pair_facts",
     "restore_buffers",
+    "run_header",
     "source_digest",
+    "table_facts",
     "type_name",
 ]
 
@@ -108,3 +113,28 @@ def arguments_fingerprint(data: tuple[Any, ...]) -> str:
             plain = value is None or isinstance(value, (bool, int, float, str))
             digest.update((repr(value) if plain else type(value).__qualname__).encode())
     return digest.hexdigest()
+
+
+def table_facts(table: Table) -> dict[str, Any]:
+    """Name, length, fingerprint and type of training rows, and what was known of them."""
+    known = [what for what in ("labels", "weights") if getattr(table, what) is not None]
+    facts = {"name": table.name, "num_rows": len(table), "fingerprint": table.fingerprint}
+    facts |= {} if table.label_names is None else {"label_names": list(table.label_names)}
+    return {**facts, "dtype": type_name(table.values), "known": known}
+
+
+def run_header(fit: FittedPair, training: dict[str, Any]) -> dict[str, Any]:
+    """Return the header of a saved run; ``training`` describes how the optimisation or the sampler went."""
+    story = fit.story
+    facts = {
+        **fit.origin,
+        "story": fit.name if story is None else import_path(type(story)),
+        "config": {} if story is None else story.config,
+        "columns": list(fit.columns),
+        "seed": fit.seed,
+        "path": fit.path,
+        **training,
+    }
+    if "created" not in fit.origin:
+        facts |= {"data": fit.data_facts, **provenance()}
+    return facts

@@ -119,6 +119,11 @@ class FittedPair(ABC):
     def facts(self) -> dict[str, Any]:
         """Story, data, options and results; the header of a saved run."""
 
+    @property
+    @abstractmethod
+    def data_facts(self) -> dict[str, Any]:
+        """Name, length and fingerprint of the training rows; empty for a bare pair."""
+
     @abstractmethod
     def to_datatree(
         self, draws: int = 1000, *, groups: Iterable[str] | None = None, seed: int | None = None

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pandas as pd
+import xarray as xr
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,8 +16,10 @@ from pplgen.checks.check import Check
 from pplgen.errors import printable
 from pplgen.inference.training import Progress as Update
 from pplgen.inference.training import ProgressCallback
+from pplgen.posterior.datatree import printed_table
+from pplgen.posterior.fitted_pair import AGREEMENT, FittedPair
 
-__all__ = ["print_checks", "print_table", "reporting"]
+__all__ = ["print_checks", "print_summary", "print_table", "reporting"]
 
 TABLE_ROWS = 60
 """Rows of the printed table at most."""
@@ -78,6 +81,25 @@ def print_table(title: str, table: pd.DataFrame, *lines: str, label: str = "para
         console.print(f"and {len(table) - TABLE_ROWS:,} more: arviz_stats.summary(fit.to_datatree())", highlight=False)
     for line in lines:
         console.print(_plain(line), highlight=False)
+
+
+def print_summary(fit: FittedPair, tree: xr.DataTree) -> None:
+    """Print mean, sd and interval of every parameter, the ELBO, the path and why training stopped."""
+    best, data = fit.best, fit.data_facts
+    shared, left_out = printed_table(tree, fit.readable_sites(tree))
+    each = f", {best.elbo / data['num_rows']:.2f} a row" if data and not len(shared) else ""
+    agreeing = f"{fit.num_agreeing} of them within {AGREEMENT:g} nat, all within {fit.spread:.2f}"
+    restarts = f"; best of {len(fit.runs)} restarts, {agreeing}" if len(fit.runs) > 1 else ""
+    failed = f"; {fit.num_failed} restarts broke down" if fit.num_failed else ""
+    rows = "series" if fit.of_series else "rows"
+    print_table(
+        f"{fit.name} on {data['name']}, {data['num_rows']:,} {rows}" if data else fit.name,
+        shared,
+        f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{each}{restarts}{failed}",
+        f"{len(best.history):,} steps of {fit.path}: {best.stop.value}",
+        *best.faults,
+        *left_out,
+    )
 
 
 def print_checks(name: str, checks: tuple[Check, ...]) -> None:

@@ -314,9 +314,9 @@ def test_checks_that_do_not_apply(faithful_fit, capsys):
     [
         (
             lambda fit, x: fit.decode([1.0, 2.0, 3.0]),
-            r"codes of shape \(3,\); expected finite codes of shape \(..., 2\)",
+            r"latent variables of shape \(3,\); expected finite values of shape \(..., 2\)",
         ),
-        (lambda fit, x: fit.decode("codes"), "decode: str is no array of codes"),
+        (lambda fit, x: fit.decode("codes"), "decode: str is no array of latent variables"),
         (lambda fit, x: fit.encode(x[:, :10]), r"data of shape \(1797, 10\)"),
         (lambda fit, x: fit.interpolate(x[:2], x[:3]), "2 rows and 3; expected as many"),
         (lambda fit, x: fit.interpolate(x[0], x[1], num=1), "num=1"),
@@ -332,7 +332,7 @@ def test_mistakes_are_one_sentence(fit, digits, ask, sentence):
 
 @pytest.mark.parametrize("verb", ["encode", "reconstruct", "anomaly", "traverse"])
 def test_other_stories_have_no_codes(faithful_fit, verb):
-    with pytest.raises(InputError, match=f"{verb}: the rows of GaussianMixture have no codes"):
+    with pytest.raises(InputError, match=f"{verb}: GaussianMixture has no latent variables of rows"):
         getattr(faithful_fit, verb)()
 
 
