@@ -31,11 +31,11 @@ $ pplgen fit {name} DATA
 $ pplgen show {name}
 ```
 
-**When to take it.** {use}
+**When to use it.** {use}
 
-**When not to.** {avoid}
+**When not to use it.** {avoid}
 
-**Held against** {held_against}.
+**Validated against** {held_against}.
 
 {measured}
 

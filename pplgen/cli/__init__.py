@@ -1,4 +1,4 @@
-"""The command line: a file per group of commands.
+"""The command line: one file per group of commands.
 
-May import: everything; the only room that looks the collection up by name. Start reading at `main.py`.
+May import: everything; the only room that looks stories up by name. Start reading at `main.py`.
 """

@@ -1,4 +1,4 @@
-"""The command that calibrates a story; torch is imported once it runs."""
+"""The ``calibrate`` command; torch is imported when it runs."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ calibrate_app = typer.Typer(
     cls=StoryGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Check a story's inference on data sets simulated from its prior: pplgen calibrate STORY. Exits 1 if not.",
+    help="Run simulation-based calibration of a story: pplgen calibrate STORY. Exit code 1 if ranks are not uniform.",
 )
 
 
 def calibration_options(
     *,
     num_datasets: Annotated[
-        int, typer.Option("-n", "--num-datasets", min=10, help="Data sets that are simulated.")
+        int, typer.Option("-n", "--num-datasets", min=10, help="Number of simulated data sets.")
     ] = 200,
-    num_rows: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 100,
-    num_features: Annotated[int, typer.Option("--features", min=1, help="Columns of each.")] = 2,
+    num_rows: Annotated[int, typer.Option(min=1, help="Rows per data set.")] = 100,
+    num_features: Annotated[int, typer.Option("--features", min=1, help="Columns per data set.")] = 2,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help=f"Take priors that are left to the data from these. {DATA_HELP}")
+        str | None, typer.Option(metavar="DATA", help=f"Data from which data-dependent priors are set. {DATA_HELP}")
     ] = None,
     seed: SeedOption = 0,
-    restarts: Annotated[int, typer.Option(min=1, help="Starts of each fit; the one with the best ELBO is kept.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each fit at most.")] = 2000,
-    learning_rate: Annotated[float, typer.Option(help="Adam's at first; it falls to a twentieth.")] = 0.05,
-    draws: Annotated[int, typer.Option(min=9, help="Draws among which what was true is ranked.")] = 199,
+    restarts: Annotated[int, typer.Option(min=1, help="Restarts per fit; the one with the best ELBO is kept.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps per fit.")] = 2000,
+    learning_rate: Annotated[float, typer.Option(help="Adam's initial learning rate; decays to a twentieth.")] = 0.05,
+    draws: Annotated[int, typer.Option(min=9, help="Posterior draws among which each true value is ranked.")] = 199,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="New picture to write, .png, .svg or .pdf.  [default: none]")
+        Path | None, typer.Option(metavar="FILE", help="New image file to write, .png, .svg or .pdf.  [default: none]")
     ] = None,
 ) -> None:
-    """Hold the options that every story's ``calibrate`` shares; never called."""
+    """Declare the options shared by every story's ``calibrate``; never called."""
 
 
 def report_calibration(story: Any, *, out: Path | None, **options: Any) -> None:
-    """Calibrate a story, print the table, write the picture, and exit with 1 where ranks are not uniform."""
+    """Calibrate a story, print the table, save the figure, and exit with code 1 if ranks are not uniform."""
     from pplgen.calibration.calibrate import calibrate
     from pplgen.distributed.ranks import process_group
     from pplgen.errors import InputError
@@ -52,13 +52,13 @@ def report_calibration(story: Any, *, out: Path | None, **options: Any) -> None:
     if out is not None:
         store.check_new(out)
     if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--out {out}: expected a name that ends in .png, .svg or .pdf")
+        raise InputError(f"--out {out}: expected a file name ending in .png, .svg or .pdf")
     with process_group() as ranks:
-        found = calibrate(story, **options)
+        result = calibrate(story, **options)
     if ranks.first:
-        found.summary()
+        result.summary()
     if ranks.first and out is not None:
-        found.plot().savefig(out, dpi=150)
+        result.plot().savefig(out, dpi=150)
         typer.echo(f"Written to {out}")
-    if not found.passed:
+    if not result.passed:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Commands for what people do with codes; torch is imported once one of them runs."""
+"""Commands of latent-variable stories; torch is imported when one runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pplgen.cli.options import DataArgument, OutFileOption, RunArgument, SeedOpt
 
 __all__ = ["add_commands"]
 
-StepsOption = Annotated[int, typer.Option("-n", "--num", min=2, help="How many steps.")]
+StepsOption = Annotated[int, typer.Option("-n", "--num", min=2, help="Number of steps.")]
 
 
 def encode(
@@ -20,7 +20,7 @@ def encode(
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Encode rows, new or old, as CSV: mean and standard deviation of each entry of their codes."""
+    """Encode rows, as CSV: posterior mean and standard deviation of each latent dimension."""
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
 
@@ -34,7 +34,7 @@ def reconstruct(
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Decode the mean code of each row, as CSV with the data's columns; missing entries are filled in."""
+    """Reconstruct rows from their latent means, as CSV with the data's columns; missing entries are imputed."""
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
 
@@ -44,14 +44,14 @@ def reconstruct(
 def impute(
     run: RunArgument,
     data: DataArgument,
-    num_draws: Annotated[int, typer.Option("-n", "--num-draws", min=1, help="How many draws of the table.")] = 1,
+    num_draws: Annotated[int, typer.Option("-n", "--num-draws", min=1, help="Number of imputed tables.")] = 1,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Draw the missing entries of rows given the others, as CSV; what is there stays as it is.
+    """Draw missing entries given the observed ones, as CSV; observed entries are unchanged.
 
-    Several draws come below one another, with their number in a column 'draw'.
+    Several draws are stacked, numbered in a column 'draw'.
     """
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
@@ -63,33 +63,33 @@ def anomaly(
     run: RunArgument,
     data: DataArgument,
     held_out: Annotated[
-        str, typer.Option("--held-out", metavar="DATA", help="Normal rows that the fit has not seen, as for DATA.")
+        str, typer.Option("--held-out", metavar="DATA", help="Normal rows not used in the fit, given like DATA.")
     ],
-    rate: Annotated[float, typer.Option(help="Share of normal rows that may be flagged.")] = 0.01,
-    draws: Annotated[int, typer.Option(min=1, help="Codes of each row that are weighed.")] = 200,
+    rate: Annotated[float, typer.Option(help="False-alarm rate: fraction of normal rows flagged.")] = 0.01,
+    draws: Annotated[int, typer.Option(min=1, help="Importance samples per row.")] = 200,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Score how unlike normal rows each row is, as CSV: score in nats, conformal p-value, and whether it is flagged."""
+    """Score how anomalous each row is, as CSV: score in nats, conformal p-value, and whether it is flagged."""
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
 
-    found = latent_tables.anomalies(load(run, story=story), data, held_out, rate=rate, draws=draws, seed=seed)
-    tables.write_csv(found, out)
+    scores = latent_tables.anomalies(load(run, story=story), data, held_out, rate=rate, draws=draws, seed=seed)
+    tables.write_csv(scores, out)
 
 
 def interpolate(
     run: RunArgument,
     data: DataArgument,
-    first: Annotated[int, typer.Option("--from", min=1, help="Row to start from, counted from 1.")] = 1,
-    last: Annotated[int, typer.Option("--to", min=1, help="Row to end at.")] = 2,
+    first: Annotated[int, typer.Option("--from", min=1, help="First row, counted from 1.")] = 1,
+    last: Annotated[int, typer.Option("--to", min=1, help="Last row, counted from 1.")] = 2,
     num: StepsOption = 9,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Walk from one row to another on a straight line between their codes, as CSV, a row for each step."""
+    """Interpolate linearly between the latent means of two rows, as CSV, one decoded row per step."""
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
 
@@ -103,7 +103,7 @@ def traverse(
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Move one entry of a code at a time over quantiles of its prior, as CSV, a row for each step."""
+    """Vary one latent dimension at a time over quantiles of its prior, as CSV, one decoded row per step."""
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
 

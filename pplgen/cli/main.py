@@ -1,4 +1,4 @@
-"""The command line; the only file that looks the collection up by name."""
+"""The command line; the only file that looks stories up by name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import typer
 
 import pplgen
 from pplgen import models
-from pplgen.cli import latent_commands, run_commands
+from pplgen.cli import check_commands, latent_commands, run_commands
 from pplgen.cli import show as show_command
-from pplgen.cli import trust as trust_commands
 from pplgen.cli import verify as verify_command
 from pplgen.cli.calibrate import calibrate_app, calibration_options, report_calibration
-from pplgen.cli.fit import check_place, read_data
+from pplgen.cli.fit import check_run_directory, read_data
 from pplgen.cli.options import (
     DataArgument,
     IgnoreOption,
@@ -25,10 +24,10 @@ from pplgen.cli.options import (
     OutFileOption,
     SeedOption,
     SeriesOption,
-    chosen_columns,
+    column_arguments,
 )
-from pplgen.cli.story_arguments import StoryGroup, entry_named, story_command
-from pplgen.cli.warning_log import WarningLog, speaks
+from pplgen.cli.story_arguments import StoryGroup, find_entry, story_command
+from pplgen.cli.warning_log import WarningLog, is_first_process
 from pplgen.distributed.heartbeat import RankLost
 from pplgen.errors import InputError, Interrupted, printable
 from pplgen.story.signature import constructor_options, parse_options
@@ -44,10 +43,10 @@ fit_app = typer.Typer(
     cls=StoryGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Fit a story to data: pplgen fit STORY DATA. Each story has options of its own; see pplgen fit STORY --help.",
+    help="Fit a story to data: pplgen fit STORY DATA. Options differ between stories; see pplgen fit STORY --help.",
 )
 app.add_typer(fit_app, name="fit")
-for _commands in (run_commands, latent_commands, trust_commands, verify_command):
+for _commands in (run_commands, latent_commands, check_commands, verify_command):
     _commands.add_commands(app)
 show_command.add_commands(app, models)
 app.add_typer(calibrate_app, name="calibrate")
@@ -79,8 +78,8 @@ def compare(
         ),
     ],
     seed: SeedOption = 0,
-    restarts: Annotated[int, typer.Option(help="Independent starts of each; the best is kept.")] = 1,
-    bic: Annotated[bool, typer.Option("--bic", help="Add Schwarz's criterion.")] = False,
+    restarts: Annotated[int, typer.Option(help="Restarts per candidate; the best is kept.")] = 1,
+    bic: Annotated[bool, typer.Option("--bic", help="Add the Bayesian information criterion (BIC).")] = False,
     series: SeriesOption = None,
     only: OnlyOption = None,
     ignore: IgnoreOption = None,
@@ -89,9 +88,9 @@ def compare(
     """Fit several stories and rank them by leave-one-out predictive density, best first."""
     from pplgen.cli import tables
 
-    chosen = chosen_columns(only, ignore)
-    table = pplgen.load_data(data, **chosen) if series is None else pplgen.load_series(data, by=series, **chosen)
-    stories = {text: _story_of(text, len(table.columns)) for text in candidates}
+    columns = column_arguments(only, ignore)
+    table = pplgen.load_data(data, **columns) if series is None else pplgen.load_series(data, by=series, **columns)
+    stories = {text: _build_story(text, len(table.columns)) for text in candidates}
     ranked = pplgen.compare(stories, table, seed=seed, restarts=restarts, with_bic=bic)
     if out is not None:
         tables.write_csv(ranked.rename_axis("candidate"), out, index=True)
@@ -99,16 +98,16 @@ def compare(
         from pplgen.report.console import print_table
 
         numbers = ranked[[name for name in ("elpd", "elpd_diff", "dse", "p", "bic") if name in ranked]].astype(float)
-        doubtful = [str(name) for name in ranked.index[ranked["warning"].astype(bool)]]
-        notes = [f"{name}: some rows have a high Pareto k, so its elpd is not to be trusted" for name in doubtful]
+        unreliable = [str(name) for name in ranked.index[ranked["warning"].astype(bool)]]
+        notes = [f"{name}: some rows have a high Pareto k; elpd is unreliable" for name in unreliable]
         title = f"{len(stories)} candidates on {table.name}, {len(table)} rows"
         print_table(title, numbers, *notes, label="candidate", digits=6)
 
 
-def _story_of(text: str, num_features: int) -> Any:
+def _build_story(text: str, num_features: int) -> Any:
     """Build a story from its name and options, ``gaussian-mixture:components=3;covariance=tied``."""
     name, _, rest = text.partition(":")
-    entry = entry_named(name, models.collection())
+    entry = find_entry(name, models.collection())
     options = parse_options(rest, constructor_options(entry.definition))
     return getattr(models, entry.class_name)(**options, num_features=num_features)
 
@@ -119,13 +118,13 @@ def main() -> None:
         try:
             code = app(standalone_mode=False)
         except InputError as error:
-            _fail(str(error) if speaks() else "")
+            _fail(str(error) if is_first_process() else "")
         except RankLost as error:
             _fail(str(error), code=1)
         except typer.Abort:
             _fail("interrupted; nothing was written", code=130)
         except Exception as error:
-            # typer's usage errors know how to say themselves; anything else is a defect and shows its traceback
+            # typer's usage errors format themselves; anything else is a bug and shows its traceback
             if not hasattr(error, "format_message"):
                 raise
             if type(error).__name__ == "NoArgsIsHelpError":
@@ -136,72 +135,78 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    """Print one sentence and leave; processes beside the first one leave the user's mistakes to it."""
+    """Print the message, if there is one, and exit."""
     if message:
         typer.echo(f"pplgen: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 
 _WARNINGS = WarningLog()
-ANEW = ("--force", "--resume")
-"""What the command that fits again goes without."""
+NOT_REPRODUCED = ("--force", "--resume")
+"""Options left out of the recorded command, which reproduces the fit."""
 
 
-def _shared(
+def _fit_options(
     *,
     data: DataArgument,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Directory of the run.  [default: runs/STORY-DATA]")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a run that is there already.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/STORY-DATA]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing run.")] = False,
     stream: Annotated[
-        bool, typer.Option("--stream", help="Leave the rows in .npy or .parquet, a file or a folder, and read batches.")
+        bool, typer.Option("--stream", help="Read minibatches from .npy or .parquet files while fitting.")
     ] = False,
     only: OnlyOption = None,
     ignore: IgnoreOption = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Column of known classes, words or 0, 1, ...; or target, of a data set."),
+        typer.Option(metavar="COLUMN", help="Column of known classes (text or 0, 1, ...); 'target' of a data set."),
     ] = None,
-    weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of how much each row counts.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of row weights.")] = None,
     series: SeriesOption = None,
     seed: SeedOption = 0,
-    method: Annotated[str, typer.Option(help="svi, or nuts: draws of Pyro's NUTS, exact but for their noise.")] = "svi",
+    method: Annotated[str, typer.Option(help="svi, or nuts (Pyro's NUTS sampler).")] = "svi",
     steps: Annotated[
-        int | None, typer.Option(help="Steps at most; of NUTS, draws of a chain.  [default: 10,000; 1,000]")
+        int | None, typer.Option(help="Maximum number of steps; for NUTS, draws per chain.  [default: 10,000; 1,000]")
     ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Adam's, before the first plateau.")] = 0.02,
-    clip: Annotated[float | None, typer.Option(help="Largest entry of the gradient.  [default: any]")] = None,
-    decay: Annotated[float, typer.Option(help="Factor of the learning rate at each step.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Initial learning rate of Adam.")] = 0.02,
+    clip: Annotated[
+        float | None, typer.Option(help="Clip gradient entries at this absolute value.  [default: off]")
+    ] = None,
+    decay: Annotated[float, typer.Option(help="Learning-rate decay factor per step.")] = 1.0,
     restarts: Annotated[
-        int | None, typer.Option(help="Independent starts, the best is kept; of NUTS, chains.  [default: 1; 4]")
+        int | None, typer.Option(help="Restarts, of which the best is kept; for NUTS, chains.  [default: 1; 4]")
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(help="Steps over which the ELBO is averaged before its trend is judged.")
+        int | None, typer.Option(help="Steps over which the convergence test averages the ELBO.  [default: automatic]")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows per step.  [default: all or, of very many, some]")
+        int | None, typer.Option(help="Rows per minibatch.  [default: all; fewer for large data]")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.  [default: cpu]")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, such as cuda.  [default: cpu]")] = None,
     elbo: Annotated[
-        str | None, typer.Option(help="sampled, analytic, score-function or importance.  [default: sampled]")
+        str | None, typer.Option(help="Estimator: sampled, analytic, score-function or importance.  [default: sampled]")
     ] = None,
-    num_particles: Annotated[int, typer.Option("--particles", help="Draws of the guide in each step.")] = 1,
-    free_bits: Annotated[float | None, typer.Option(help="Nats that an entry of a code may cost for nothing.")] = None,
-    warm_up: Annotated[int, typer.Option(help="Steps over which the codes' terms come to count.")] = 0,
-    augment: Annotated[str | None, typer.Option(help="bernoulli: draw pixels anew from grey values.")] = None,
+    num_particles: Annotated[
+        int, typer.Option("--particles", help="Draws from the guide per step (ELBO particles).")
+    ] = 1,
+    free_bits: Annotated[
+        float | None, typer.Option(help="Free bits per latent dimension, in nats.  [default: off]")
+    ] = None,
+    warm_up: Annotated[int, typer.Option(help="Steps of KL warm-up.")] = 0,
+    augment: Annotated[
+        str | None, typer.Option(help="bernoulli: redraw binary pixels from grey values at each step.")
+    ] = None,
     compile: Annotated[  # noqa: A002
         str,
-        typer.Option(help="auto, inductor, graph or off: compile when it repays, at once, never, or run plain Pyro."),
+        typer.Option(help="auto (compile if it pays off), inductor (compile), graph (trace only), off (plain Pyro)."),
     ] = "auto",
-    shard: Annotated[str, typer.Option(help="What processes of torchrun share: rows or restarts.")] = "rows",
-    draws: Annotated[int, typer.Option(min=2, help="Posterior draws to keep.")] = 1000,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run of the same command.")] = False,
+    shard: Annotated[str, typer.Option(help="What torchrun splits between processes: rows or restarts.")] = "rows",
+    draws: Annotated[int, typer.Option(min=2, help="Posterior draws to save.")] = 1000,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")] = False,
     checkpoint_every: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How often to keep where the fit stands, for --resume.")
+        float, typer.Option(metavar="SECONDS", help="Time between checkpoints, for --resume.")
     ] = 10.0,
 ) -> None:
-    """Hold the options that every story's ``fit`` shares; never called."""
+    """Declare the options shared by every story's ``fit``; never called."""
 
 
 def _fit(
@@ -217,7 +222,7 @@ def _fit(
     series: str | None,
     **options: Any,
 ) -> None:
-    """Fit, write the run directory and print the summary; of several processes the first does the latter two."""
+    """Fit a story; the first process writes the run directory and prints the summary."""
     from pplgen.data.blocks import stream_name
     from pplgen.distributed.ranks import process_group
     from pplgen.plots import fit as plots
@@ -227,17 +232,17 @@ def _fit(
     directory = out or Path("runs") / f"{entry.name}-{stream_name(data)}"
     story_class = getattr(models, entry.class_name)
     with process_group(options["device"]) as ranks, ranks.monitored():
-        kept = ranks.on_first_rank(lambda: check_place(directory, force=force, resume=resume))
-        force = force or (resume and kept)  # a run was being replaced there, or had just been written
+        has_checkpoint = ranks.on_first_rank(lambda: check_run_directory(directory, force=force, resume=resume))
+        force = force or (resume and has_checkpoint)  # a run was being replaced there, or had just been written
         rows = ranks.first_rank_first(lambda: read_data(story_class, data, stream, series, options))
-        shared = ranks.size > 1 and options["shard"] == "restarts"
-        if options["compile"] != "off" and options["method"] == "svi" and not shared:
+        restarts_sharded = ranks.size > 1 and options["shard"] == "restarts"
+        if options["compile"] != "off" and options["method"] == "svi" and not restarts_sharded:
             options["checkpoint"] = directory
             if not resume:
                 ranks.on_first_rank(lambda: checkpoint.remove(directory))
-        elif resume and kept:
-            raise InputError("--resume: with these options no checkpoint is kept; give those of the killed run")
-        made = ranks.on_first_rank(lambda: atomic.missing_folders(directory))
+        elif resume and has_checkpoint:
+            raise InputError("--resume: no checkpoint is saved with these options; give those of the interrupted run")
+        created = ranks.on_first_rank(lambda: atomic.missing_folders(directory))
         try:
             fit = pplgen.fit(story_class(**config, num_features=len(rows.columns)), rows, **options)
         except InputError as error:
@@ -245,11 +250,11 @@ def _fit(
                 # what cannot be fitted cannot be resumed
                 if not resume and options.get("checkpoint") and not isinstance(error, Interrupted):
                     checkpoint.remove(directory)
-                atomic.remove_empty(made)
+                atomic.remove_empty(created)
             raise
         if not ranks.first:
             return
-        fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in ANEW)])
+        fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in NOT_REPRODUCED)])
         tree = fit.to_datatree(draws)
         try:
             with store.staged(directory, force=force) as folder:
@@ -259,8 +264,8 @@ def _fit(
                 if _WARNINGS.lines:
                     (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
         except InputError as error:
-            kept = checkpoint.exists(directory)
-            raise InputError(f"{error}{'; the fit is kept there, for --resume' if kept else ''}") from error
+            resumable = checkpoint.exists(directory)
+            raise InputError(f"{error}{'; a checkpoint remains, for --resume' if resumable else ''}") from error
         checkpoint.remove(directory)
     fit.summary(tree=tree)
     typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
@@ -274,5 +279,5 @@ def _calibrate(entry: models.Entry, config: dict[str, Any], **options: Any) -> N
 
 for _entry in models.collection():
     _options = [option for option in constructor_options(_entry.definition) if option.name != "num_features"]
-    for _app, _common, _run in ((fit_app, _shared, _fit), (calibrate_app, calibration_options, _calibrate)):
+    for _app, _common, _run in ((fit_app, _fit_options, _fit), (calibrate_app, calibration_options, _calibrate)):
         _app.command(_entry.name, help=_entry.summary)(story_command(partial(_run, _entry), _options, _common))

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share; torch is imported once a file is to be written."""
+"""Arguments and options shared by several commands; torch is imported when a file is to be written."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = [
     "SeedOption",
     "SeriesOption",
     "StoryOption",
-    "chosen_columns",
+    "column_arguments",
 ]
 
 DATA_HELP = (
-    "A .csv, .tsv, .parquet, .npy or .npz file of numbers, one row each, or a data set's name: faithful; mnist and "
+    "A numeric .csv, .tsv, .parquet, .npy or .npz file, or the name of a data set: faithful; mnist and "
     "mnist-test, downloaded once; with 'pip install pplgen[data]' also digits, digits-unit (from 0 to 1), wine, iris, "
     "breast_cancer and nile."
 )
 
 
 def _new_file(path: Path | None) -> Path | None:
-    """Refuse a file that cannot be written, before anything is computed for it."""
+    """Refuse a file that cannot be written, before anything is computed."""
     if path is not None:
         from pplgen.storage import run_folder as store
 
@@ -37,37 +37,39 @@ def _new_file(path: Path | None) -> Path | None:
     return path
 
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that 'pplgen fit' wrote.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory written by 'pplgen fit'.")]
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of every random number.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Random seed.")]
 OutFileOption = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE", help="New CSV file to write instead of the terminal.", callback=_new_file),
+    typer.Option(
+        "--out", metavar="FILE", help="New CSV file to write.  [default: standard output]", callback=_new_file
+    ),
 ]
 SeriesOption = Annotated[
-    str | None, typer.Option("--series", metavar="COLUMN", help="Column that tells the series of a table apart.")
+    str | None, typer.Option("--series", metavar="COLUMN", help="Column that identifies the series of each row.")
 ]
 OnlyOption = Annotated[
-    str | None, typer.Option("--only", metavar="COLUMNS", help="Columns to read, with commas between.  [default: all]")
+    str | None, typer.Option("--only", metavar="COLUMNS", help="Columns to read, comma-separated.  [default: all]")
 ]
 IgnoreOption = Annotated[
-    str | None, typer.Option("--ignore", metavar="COLUMNS", help="Columns to leave out, such as text and dates.")
+    str | None, typer.Option("--ignore", metavar="COLUMNS", help="Columns to leave out, comma-separated.")
 ]
 StoryOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE.py:CLASS",
-        help="Your own story, where the run is of one: its file is executed, and nothing that the run names.",
+        help="Class of your own story, if the run is of one; this file is executed, never code named by the run.",
     ),
 ]
 
 
-def chosen_columns(only: str | None, ignore: str | None) -> dict[str, Any]:
-    """Return ``--only`` and ``--ignore`` as ``load_data`` and ``load_series`` take them."""
-    return {"only": _names_in(only) or None, "ignore": _names_in(ignore)}
+def column_arguments(only: str | None, ignore: str | None) -> dict[str, Any]:
+    """Return ``--only`` and ``--ignore`` as arguments of ``load_data`` and ``load_series``."""
+    return {"only": _split_names(only) or None, "ignore": _split_names(ignore)}
 
 
-def _names_in(text: str | None) -> list[str]:
-    """Read names with commas between them, as a line of a CSV file; none from ``None``."""
+def _split_names(text: str | None) -> list[str]:
+    """Split comma-separated names, quoted as in a CSV file; ``None`` gives none."""
     names = next(csv.reader([text or ""], skipinitialspace=True), [])
     return [name.strip() for name in names]

@@ -1,4 +1,4 @@
-"""Commands that ask something of a run, and answer in CSV; torch is imported once one of them runs."""
+"""The ``sample``, ``predict`` and ``forecast`` commands; torch is imported when one runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["add_commands"]
 
 def sample(
     run: RunArgument,
-    num_rows: Annotated[int, typer.Option("-n", "--num-rows", min=1, help="How many rows.")] = 10,
+    num_rows: Annotated[int, typer.Option("-n", "--num-rows", min=1, help="Number of rows.")] = 10,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
@@ -32,9 +32,9 @@ def predict(
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Score rows, new or old, as CSV: log density in nats, and the posterior of each row's latents.
+    """Score rows, as CSV: log density in nats, and the posterior of each row's latent variables.
 
-    Of series each step is scored from those before it, and states, regimes and what was seen are smoothed.
+    For series, each step is scored given those before it; states, regimes and observations are smoothed.
     """
     from pplgen.cli import tables
     from pplgen.fitting.load import load
@@ -45,21 +45,21 @@ def predict(
 def forecast(
     run: RunArgument,
     data: DataArgument,
-    horizon: Annotated[int, typer.Option(min=1, help="How many steps.")] = 10,
+    horizon: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 10,
     series: SeriesOption = None,
-    draws: Annotated[int, typer.Option(min=2, help="How many futures are simulated.")] = 500,
-    states: Annotated[bool, typer.Option("--states", help="Add the states that stand behind what is seen.")] = False,
+    draws: Annotated[int, typer.Option(min=2, help="Number of simulated trajectories.")] = 500,
+    states: Annotated[bool, typer.Option("--states", help="Include the latent states.")] = False,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Forecast series, new or old, as CSV: mean, deviation and 90 % interval of what is to be seen."""
+    """Forecast series, as CSV: mean, standard deviation and 90 % interval of each observation."""
     from pplgen.cli import tables
     from pplgen.fitting.load import load
 
     fit = load(run, story=story)
-    found = tables.forecast(fit, data, series, horizon=horizon, draws=draws, seed=seed, with_states=states)
-    tables.write_csv(found, out)
+    frame = tables.forecast(fit, data, series, horizon=horizon, draws=draws, seed=seed, with_states=states)
+    tables.write_csv(frame, out)
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""The command that shows a story: its equations, defaults, references, and what it has been held against."""
+"""The ``show`` command: a story's equations, defaults, references, and what it is validated against."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from typing import Annotated, Any
 
 import typer
 
-from pplgen.cli.story_arguments import entry_named
+from pplgen.cli.story_arguments import find_entry
 from pplgen.story.signature import constructor_options
 from pplgen.verification.digits import as_claimed, as_measured
 
 __all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "story_page"]
 
 WIDTH = 120
-"""Columns of the page, those of the equations."""
-MEASURED = Path(__file__).parent / "verification" / "recorded.json"
-"""What ``pplgen verify`` measured; read as it is, for its module would import torch."""
+"""Width of the page in characters, that of the equations."""
+MEASURED = Path(__file__).parents[1] / "verification" / "recorded.json"
+"""Results of ``pplgen verify``; read directly, because its module would import torch."""
 
 
 def measured(story: str) -> list[dict[str, Any]]:
-    """Return what is recorded of the claims about a story, as ``pplgen.verification.record`` lays it out."""
+    """Return the recorded results of a story's claims, in the format of ``pplgen.verification.record``."""
     return [entry for entry in json.loads(MEASURED.read_text("utf-8")) if entry["story"] == story]
 
 
 def story_page(
     entry: Any, card: Any, calibration: Mapping[str, Any] | None, claims: Sequence[Mapping[str, Any]] = ()
 ) -> str:
-    """Return all that is known of a story as text.
+    """Return the page of a story as text.
 
     Parameters
     ----------
     entry
-        Of the collection: name, class, equations, constructor.
+        Entry of the collection: name, class, equations, constructor.
     card
-        When to take the story, when not to, and what the tests hold it against.
+        When to use the story, when not to, and what the tests validate it against.
     calibration
-        What was recorded when it was calibrated, if it was.
+        Record of its calibration, if there is one.
     claims
-        What was recorded when the claims about it were measured.
+        Recorded results of the claims about it.
     """
     options = constructor_options(entry.definition)
     width = max(len(option.name) for option in options)
     parts = [
         f"{entry.name}, in Python pplgen.models.{entry.class_name}\n{entry.summary}",
         entry.equations.replace("::\n", ":\n").replace("``", "`"),
-        *_section("When to take it", [card.use]),
-        *_section("When not to", [card.avoid]),
+        *_section("When to use it", [card.use]),
+        *_section("When not to use it", [card.avoid]),
         *_section("Defaults", [f"{option.name:<{width}}  {_default(option.default)}" for option in options]),
-        f"'pplgen fit {entry.name} --help' says what each of them is.",
-        *_section("Held against", [card.held_against]),
+        f"'pplgen fit {entry.name} --help' describes them.",
+        *_section("Validated against", [card.held_against]),
         *_section("Measured", [_claim_line(claim) for claim in claims] or ["Nothing is recorded."]),
         *_section("Calibrated", calibration_lines(calibration)),
     ]
@@ -60,24 +60,26 @@ def story_page(
 
 
 def calibration_lines(record: Mapping[str, Any] | None) -> list[str]:
-    """Say what was recorded of a calibration, in sentences; of none, that nothing was."""
+    """Return the record of a calibration in sentences."""
     if record is None:
         return ["Nothing is recorded."]
     if "refused" in record:
         return [f"Not possible: {record['refused']}"]
-    of = f", those of {', '.join(record['not_uniform'])}" if record["not_uniform"] else ""
+    exceptions = f" for {', '.join(record['not_uniform'])}" if record["not_uniform"] else ""
     return [
         record["call"],
-        f"{record['num_datasets']} data sets, {record['num_quantities']} quantities. Ranks are uniform: "
-        f"{calibration_word(record)}{of}. Smallest p-value, adjusted to their number: {record['smallest_p']:.2g}.",
+        f"{record['num_datasets']} data sets, {record['num_quantities']} quantities. Ranks uniform: "
+        f"{calibration_word(record)}{exceptions}. Smallest adjusted p-value: {record['smallest_p']:.2g}.",
     ]
 
 
 def calibration_word(record: Mapping[str, Any] | None) -> str:
-    """Say in a word whether ranks were uniform when a story was calibrated."""
+    """Return in a word whether a story's calibration ranks were uniform."""
     if record is None:
         return "not recorded"
-    return "cannot be" if "refused" in record else {"pass": "yes", "warn": "doubtful", "fail": "no"}[record["verdict"]]
+    if "refused" in record:
+        return "not possible"
+    return {"pass": "yes", "warn": "doubtful", "fail": "no"}[record["verdict"]]
 
 
 def add_commands(app: typer.Typer, models: Any) -> None:
@@ -85,15 +87,15 @@ def add_commands(app: typer.Typer, models: Any) -> None:
 
     @app.command()
     def show(
-        story: Annotated[str, typer.Argument(metavar="STORY", help="Its name, as 'pplgen list' prints it.")],
+        story: Annotated[str, typer.Argument(metavar="STORY", help="Name of the story, as printed by 'pplgen list'.")],
     ) -> None:
-        """Show a story's equations, defaults and references, when to take it, and what it is held against."""
-        entry = entry_named(story, models.collection())
+        """Show a story's equations, defaults and references, when to use it, and what it is validated against."""
+        entry = find_entry(story, models.collection())
         typer.echo(story_page(entry, models.cards()[story], models.calibrations().get(story), measured(story)))
 
 
 def _section(title: str, paragraphs: Iterable[str]) -> Iterator[str]:
-    """Yield a heading, and the text under it."""
+    """Yield a heading with its text."""
     yield f"{title}\n{'-' * len(title)}\n" + "\n".join(
         textwrap.fill(line, WIDTH, break_on_hyphens=False, subsequent_indent="  " if line.startswith("- ") else "")
         for line in paragraphs
@@ -101,14 +103,14 @@ def _section(title: str, paragraphs: Iterable[str]) -> Iterator[str]:
 
 
 def _claim_line(claim: Mapping[str, Any]) -> str:
-    """Say what was claimed, what was measured and how far apart they may be."""
+    """Format a claim: claimed value, measured value, verdict and tolerance."""
     value = as_measured(claim["measured"], claim["claimed"], claim["tolerance"])
-    found, within = (f", measured {value}", f" within {claim['tolerance']:.2g}") if value else ("", "")
-    return f"- {claim['what']}: claimed {as_claimed(claim['claimed'])}{found}; {claim['verdict']}{within}"
+    measurement, within = (f", measured {value}", f" within {claim['tolerance']:.2g}") if value else ("", "")
+    return f"- {claim['what']}: claimed {as_claimed(claim['claimed'])}{measurement}; {claim['verdict']}{within}"
 
 
 def _default(value: Any) -> str:
-    """Return a default as it would be typed; what is left to the story or the data stays open."""
+    """Format a default as typed on the command line; ``None`` is set by the story or the data."""
     if value is None:
-        return "(left open)"
+        return "(unset)"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

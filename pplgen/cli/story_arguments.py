@@ -1,4 +1,4 @@
-"""A command for each story, whose options are those that all of them share and the story's own; and their group."""
+"""One command per story, with the shared options and the story's own; and their group."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from typer.core import TyperGroup
 from pplgen.errors import InputError, near_names
 from pplgen.story.signature import Option, parse_value
 
-__all__ = ["StoryGroup", "entry_named", "story_command"]
+__all__ = ["StoryGroup", "find_entry", "story_command"]
 
 
-def entry_named(name: str, collection: Iterable[Any]) -> Any:
-    """Return the entry of a collection by its name on the command line, or raise ``InputError`` with those near it."""
-    known = {entry.name: entry for entry in collection}
-    if name not in known:
-        raise InputError(f"story {name!r}: expected one of {', '.join(known)}{near_names(name, known)}")
-    return known[name]
+def find_entry(name: str, collection: Iterable[Any]) -> Any:
+    """Return a story's entry by its name on the command line; an ``InputError`` suggests similar names."""
+    entries = {entry.name: entry for entry in collection}
+    if name not in entries:
+        raise InputError(f"story {name!r}: expected one of {', '.join(entries)}{near_names(name, entries)}")
+    return entries[name]
 
 
 class StoryGroup(TyperGroup):
-    """Commands that go by the names of stories; of a user's own story it says what to do in Python."""
+    """Commands named after stories; for a user's own story, the error shows the Python call."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command of a story."""
+        """Return the command of a story."""
         file, _, name = args[0].partition(":")
         if file.endswith(".py"):
             name = name or "CLASS"
-            then = "pplgen.calibrate(story)"
+            call = "pplgen.calibrate(story)"
             if ctx.info_name == "fit":
-                told = f"predict, report and others then take --story {file}:{name}"
-                then = f"pplgen.fit(story, 'data.csv').save('runs/own'); {told}"
-            given = f"{args[0]!r}: expected a story of the collection"
-            raise InputError(f"{given}; with your own this is done in Python: story = {name}(...), {then}")
+                then = f"predict, report and others then accept --story {file}:{name}"
+                call = f"pplgen.fit(story, 'data.csv').save('runs/own'); {then}"
+            message = f"{args[0]!r}: expected the name of a story that pplgen ships"
+            raise InputError(f"{message}; for your own, use Python: story = {name}(...), {call}")
         return super().resolve_command(ctx, args)
 
 
@@ -50,13 +50,13 @@ def story_command(
     run
         Called with the story's own options as one mapping, and the shared ones by name.
     options
-        The story's own.
+        Options of the story.
     shared
-        Its signature holds the shared ones; it is never called.
+        Function whose signature declares the shared options; never called.
     """
 
-    def command(**given: Any) -> None:
-        run({option.name: parse_value(option, given.pop(option.name)) for option in options}, **given)
+    def command(**values: Any) -> None:
+        run({option.name: parse_value(option, values.pop(option.name)) for option in options}, **values)
 
     own = [
         inspect.Parameter(

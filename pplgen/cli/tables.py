@@ -1,4 +1,4 @@
-"""What the command line writes as CSV."""
+"""CSV tables of the ``sample``, ``predict`` and ``forecast`` commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["forecast", "latent_columns", "predicted", "sampled", "series_table",
 
 
 def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
-    """Draw new rows; series in long form, with a column ``series`` that counts from 1 where there are several."""
+    """Draw new rows; series in long form, numbered from 1 in a column ``series`` if there are several."""
     rows = fit.sample(num_rows, seed=seed)
     frame = pd.DataFrame(rows.flatten(0, -2).numpy(), columns=list(fit.columns))
     if rows.ndim == 3 and num_rows > 1:
@@ -30,9 +30,9 @@ def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
 
 
 def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
-    """Score rows, and say what their latents are; of series, each step in turn."""
-    if _of_series(fit, by):
-        table = _series(fit, data, by)
+    """Return each row's log density and latent variables; for series, those of each step."""
+    if _takes_series(fit, by):
+        table = _load_series(fit, data, by)
         density = fit.filter(table)[["log_density"]]
         return series_table(density.merge(fit.smooth(table)))
     table = load_selected(data, ColumnSelection(training=fit.columns))
@@ -45,72 +45,72 @@ def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
 def forecast(
     fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int, with_states: bool = False
 ) -> pd.DataFrame:
-    """Forecast what is to be seen of series and its regimes, and the states too where they are asked for."""
+    """Forecast observations and regimes, and latent states if ``with_states``."""
     series_story(fit.pair, "forecast")
-    found = fit.forecast(horizon, _series(fit, data, by), draws=draws, seed=seed)
-    states = [name for name in found.data_vars if str(name).startswith("state_")]
-    return series_table(found if with_states else found.drop_vars(states))
+    predicted = fit.forecast(horizon, _load_series(fit, data, by), draws=draws, seed=seed)
+    states = [name for name in predicted.data_vars if str(name).startswith("state_")]
+    return series_table(predicted if with_states else predicted.drop_vars(states))
 
 
 def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:
-    """Lay the rows' latents out as columns: the likeliest value and the probability of each, or mean and sd.
+    """Return latent variables as columns: most probable value and probabilities, or mean and standard deviation.
 
-    Values go by the names of labels that were text.
+    Values of text labels keep their names.
     """
     structure, columns = fit.pair.structure, dict[str, Any]()
-    words = fit.facts.get("data", {}).get("label_names") or []
+    label_names = fit.facts.get("data", {}).get("label_names") or []
     for name, values in latents.items():
         label = str(values.dims[-1])
         parts = values.values.reshape(len(values), -1)
-        named = list(range(parts.shape[1]))
+        suffixes = list(range(parts.shape[1]))
         if name in (*structure.enumerated, *structure.guide_enumerated):
-            named = [*words, *named[len(words) :]]
-            columns[label] = [named[k] for k in parts.argmax(axis=1)]
+            suffixes = [*label_names, *suffixes[len(label_names) :]]
+            columns[label] = [suffixes[k] for k in parts.argmax(axis=1)]
         else:
             label = str(name)
-        columns |= {f"{label}_{word}": parts[:, k] for k, word in enumerate(named)}
+        columns |= {f"{label}_{suffix}": parts[:, k] for k, suffix in enumerate(suffixes)}
     return pd.DataFrame(columns)
 
 
-def series_table(found: xr.Dataset) -> pd.DataFrame:
-    """Lay out what was found of series, a row for each step, steps counted from 1; nothing past the ends.
+def series_table(results: xr.Dataset) -> pd.DataFrame:
+    """Return results for series in long form: one row per step, counted from 1, without padding.
 
-    Columns are ``flow_mean``, ``flow_sd``, ``flow_lower`` and ``flow_upper`` of a data column ``flow``, the same of
-    each state, the likeliest regime, and each one's probability.
+    Columns are ``flow_mean``, ``flow_sd``, ``flow_lower`` and ``flow_upper`` for a data column ``flow``, the same for
+    each state, the most probable regime, and each regime's probability.
     """
-    num_series, num_steps = found.sizes["series"], found.sizes["time"]
-    steps = found["step"].values if "step" in found.coords else np.tile(found["time"].values, (num_series, 1))
+    num_series, num_steps = results.sizes["series"], results.sizes["time"]
+    steps = results["step"].values if "step" in results.coords else np.tile(results["time"].values, (num_series, 1))
     columns: dict[str, np.ndarray] = {}
     if num_series > 1:
         columns["series"] = np.repeat(np.arange(1, num_series + 1), num_steps)
     columns["step"] = steps.reshape(-1) + 1
-    for name, values in found.data_vars.items():
+    for name, values in results.data_vars.items():
         flat = values.values.reshape(num_series * num_steps, -1)
         axis = str(values.dims[-1])
         if values.dims == ("series", "time"):
             columns[str(name)] = flat[:, 0]
         elif name == "regime_probability":
-            likeliest = np.where(np.isnan(flat[:, 0]), 0, np.nan_to_num(flat).argmax(axis=1))
-            columns |= {"regime": likeliest.astype(int), **{f"regime_{k}": flat[:, k] for k in range(flat.shape[1])}}
+            mode = np.where(np.isnan(flat[:, 0]), 0, np.nan_to_num(flat).argmax(axis=1))
+            columns |= {"regime": mode.astype(int), **{f"regime_{k}": flat[:, k] for k in range(flat.shape[1])}}
         elif values.dims == ("series", "time", axis):
-            what = str(name).removeprefix("state_").removeprefix("y_")
-            labels = [str(label) if axis == "feature" else f"{axis}_{label}" for label in found[axis].values]
-            columns |= {f"{label}_{what}": flat[:, j] for j, label in enumerate(labels)}
+            statistic = str(name).removeprefix("state_").removeprefix("y_")
+            labels = [str(label) if axis == "feature" else f"{axis}_{label}" for label in results[axis].values]
+            columns |= {f"{label}_{statistic}": flat[:, j] for j, label in enumerate(labels)}
     frame = pd.DataFrame(columns)
-    given = [name for name in frame if name not in ("series", "step", "regime")]
-    return frame[frame[given].notna().any(axis=1)]
+    value_columns = [name for name in frame if name not in ("series", "step", "regime")]
+    return frame[frame[value_columns].notna().any(axis=1)]
 
 
-def _series(fit: Fit, data: Any, by: str | None) -> Table:
-    """Read the training columns of series."""
+def _load_series(fit: Fit, data: Any, by: str | None) -> Table:
+    """Load the training columns of series."""
     return load_selected_series(data, ColumnSelection(training=fit.columns, categorical=named_columns(by)), by)
 
 
-def _of_series(fit: Fit, by: str | None) -> bool:
-    """Tell whether a fit is of series; a column that tells them apart goes with no other."""
+def _takes_series(fit: Fit, by: str | None) -> bool:
+    """Return whether a fit is of series; without them, a series column is an error."""
     takes_series = fit.story is not None and fit.story.takes_series
     if by is not None and not takes_series:
-        raise InputError(f"--series {by}: the rows of {fit.name} are no series")
+        raise InputError(f"--series {by}: {fit.name} is not a story for series")
     return takes_series
 
 

@@ -1,4 +1,4 @@
-"""The command that measures the documentation's claims again; torch is imported once it runs."""
+"""The ``verify`` command, which re-measures the documentation's claims; torch is imported when it runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def verify(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="Stories, families of claims, or claims.  [default: all]"),
     ] = None,
-    slow: Annotated[bool, typer.Option("--all", help="Measure those too that take longer, most of them fits.")] = False,
+    slow: Annotated[bool, typer.Option("--all", help="Include the slow claims, most of which need a fit.")] = False,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Data that are not shipped, by the names that docs/verified.md lists."),
+        typer.Option(metavar="FOLDER", help="Folder of data that are not shipped, named as in docs/verified.md."),
     ] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results as JSON.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
-    """Measure every exact check and reference value of the documentation again: claimed beside measured.
+    """Re-measure every exact check and reference value of the documentation: claimed beside measured.
 
-    Ends with exit code 1 where a claim does not hold. Those whose data are not at hand are counted, and no failure.
+    Exit code 1 if a claim does not hold. Claims whose data are missing are counted, and do not fail.
     """
     from pplgen.errors import InputError
     from pplgen.storage.run_folder import check_replaceable, write_text

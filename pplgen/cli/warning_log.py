@@ -1,4 +1,4 @@
-"""Warnings on the command line: those that the user can act on are printed, the others kept for the run's log."""
+"""Warnings on the command line: actionable ones are printed, the others saved to the run's log."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import typer
 
 from pplgen.errors import DataWarning, printable
 
-__all__ = ["WarningLog", "speaks"]
+__all__ = ["WarningLog", "is_first_process"]
 
 
-def speaks() -> bool:
-    """Whether this process talks to the user: of those that torchrun has started, the first."""
+def is_first_process() -> bool:
+    """Return whether this is the only process, or the first that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class WarningLog(logging.Handler):
-    """Echoes warnings that the user can act on; keeps the others for the run's log."""
+    """Prints warnings that the user can act on; collects the others for the run's log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class WarningLog(logging.Handler):
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:
-        """Take Python's warnings meanwhile."""
+        """Capture Python's warnings inside this context."""
         logger = logging.getLogger("py.warnings")
         logging.captureWarnings(True)
         logger.addHandler(self)
@@ -40,10 +40,10 @@ class WarningLog(logging.Handler):
             logging.captureWarnings(False)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a warning, or keep it."""
+        """Print a warning, or collect it."""
         text = record.getMessage()
-        if found := re.search(rf"{DataWarning.__name__}: (.*)", text):
-            if speaks():
-                typer.echo(f"pplgen: {printable(found[1])}", err=True)
+        if match := re.search(rf"{DataWarning.__name__}: (.*)", text):
+            if is_first_process():
+                typer.echo(f"pplgen: {printable(match[1])}", err=True)
         else:
             self.lines.append(text)

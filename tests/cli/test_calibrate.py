@@ -1,4 +1,4 @@
-"""``pplgen calibrate STORY`` and ``pplgen fit --method nuts`` as a user meets them."""
+"""``pplgen calibrate STORY`` and ``pplgen fit --method nuts`` as a user runs them."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, what it writes, and one sentence for every mistake."""
+"""The command line: what it prints, what it writes, and one sentence for every mistake."""
 
 import json
 import os
@@ -114,7 +114,7 @@ def test_columns_are_chosen_once_and_found_again_by_name(tmp_path, typed):
     assert done.err == "pplgen: there is no column 'b'; expected the training columns a, b\n"
     assert "leave them out with --ignore tree,month" in typed(f"{fit} --force", code=2).err
     done = typed("fit gaussian-mixture own.npy --stream --only a --force", code=2)
-    assert done.err == "pplgen: --only: a stream takes all columns; write a file of those that are wanted\n"
+    assert done.err == "pplgen: --only: a stream reads all columns; write a file with only those to be fitted\n"
 
 
 def test_labels_that_are_words_name_the_components(tmp_path, typed):
@@ -140,7 +140,7 @@ def test_help_shows_the_storys_options_without_importing_torch(tmp_path):
     text = pplgen("fit", "gaussian-mixture", "--help", cwd=tmp_path).stdout
     for expected in ("--components", "Number of components K", "--concentration", "--force", "--restarts"):
         assert expected in text
-    assert "--num-features" not in text, "the data tell it"
+    assert "--num-features" not in text, "it is read from the data"
     for arguments in (["--help"], ["fit", "gaussian-mixture", "--help"], ["list"]):
         program = (
             f"import sys; sys.argv = ['pplgen', *{arguments!r}]\n"
@@ -161,7 +161,7 @@ def test_no_arguments_show_the_help(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", ["sample", "predict", "forecast", "encode", "traverse"])
-def test_a_file_that_cannot_be_written_is_told_before_anything_is_read(tmp_path, monkeypatch, capsys, command):
+def test_an_unwritable_output_file_is_reported_before_anything_is_read(tmp_path, monkeypatch, capsys, command):
     """The run is not even looked for."""
     (tmp_path / "old.csv").write_text("a\n")
     monkeypatch.chdir(tmp_path)
@@ -196,11 +196,11 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit gausian-mixture faithful", "No such command 'gausian-mixture'. Did you mean 'gaussian-mixture'"),
         (
             "fit mine.py:GrossErrors own.csv",
-            "'mine.py:GrossErrors': expected a story of the collection; with your own this is done in Python: story = "
-            "GrossErrors(...), pplgen.fit(story, 'data.csv').save('runs/own'); predict, report and others then take "
+            "'mine.py:GrossErrors': expected the name of a story that pplgen ships; for your own, use Python: story = "
+            "GrossErrors(...), pplgen.fit(story, 'data.csv').save('runs/own'); predict, report and others then accept "
             "--story mine.py:GrossErrors",
         ),
-        ("calibrate mine.py:A", "this is done in Python: story = A(...), pplgen.calibrate(story)"),
+        ("calibrate mine.py:A", "for your own, use Python: story = A(...), pplgen.calibrate(story)"),
         ("fit gaussian-mixture faithfull", "did you mean 'faithful'?"),
         ("fit gaussian-mixture faithful --componets 3", "No such option: --componets"),
         ("fit gaussian-mixture faithful --components 0", "num_components=0: expected a whole number of at least 1"),
@@ -350,9 +350,9 @@ def test_series_are_sampled_predicted_and_forecast_in_long_form(series_run):
         ("fit gaussian-hmm long.csv --series when --out other", "by='when': expected one of the columns who, flow"),
         (
             "fit gaussian-hmm long.csv --stream --out other",
-            "--stream: GaussianHMM reads whole series and takes no such option",
+            "--stream: GaussianHMM is a story for series and does not accept this option",
         ),
-        ("fit gaussian-mixture faithful --series a", "--series a: the rows of GaussianMixture are no series"),
+        ("fit gaussian-mixture faithful --series a", "--series a: GaussianMixture is not a story for series"),
         ("fit gaussian-hmm long.csv --known [1]", "--known [1]: expected names and values as JSON"),
         ("predict runs/gaussian-hmm-long long.csv --series when", "by='when'"),
         ("compare long.csv gaussian-hmm gaussian-hmm:regimes=3", "one series cannot be left out"),
@@ -389,4 +389,4 @@ def test_rows_have_no_forecast(run):
     done = pplgen("forecast", "runs/gaussian-mixture-own", "own.csv", cwd=folder, code=2)
     assert "forecast: expected a state space story, not GaussianMixture" in done.stderr
     done = pplgen("predict", "runs/gaussian-mixture-own", "own.csv", "--series", "a", cwd=folder, code=2)
-    assert "--series a: the rows of GaussianMixture are no series" in done.stderr
+    assert "--series a: GaussianMixture is not a story for series" in done.stderr

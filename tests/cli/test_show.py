@@ -18,11 +18,11 @@ def test_every_story_has_a_card_and_every_card_a_story():
 
 
 @pytest.mark.parametrize("entry", collection(), ids=lambda entry: entry.name)
-def test_a_page_says_all_that_is_known(entry):
+def test_a_page_shows_the_card_and_references(entry):
     page = story_page(entry, cards()[entry.name], calibrations().get(entry.name))
     words = " ".join(page.split())
-    for told in (cards()[entry.name].use, cards()[entry.name].avoid, cards()[entry.name].held_against):
-        assert " ".join(told.split()) in words
+    for text in (cards()[entry.name].use, cards()[entry.name].avoid, cards()[entry.name].held_against):
+        assert " ".join(text.split()) in words
     assert "References\n----------" in page
     assert "~ " in page
     assert max(map(len, page.splitlines())) <= 120
@@ -35,11 +35,11 @@ def test_defaults_are_those_of_the_constructor():
     entry = Entry("a", "A", "Rows.", definition.body[0], "x ~ Normal(0, 1)")
     lines = story_page(entry, cards()["vae"], None).splitlines()
     start = lines.index("Defaults")
-    assert lines[start + 2 : start + 5] == ["num_rows  3", "hidden    4,5", "known     (left open)"]
+    assert lines[start + 2 : start + 5] == ["num_rows  3", "hidden    4,5", "known     (unset)"]
     assert lines[-1] == "Nothing is recorded."
 
 
-def test_measured_claims_are_told(monkeypatch, tmp_path):
+def test_measured_claims_are_shown(monkeypatch, tmp_path):
     claim = {"story": "ppca", "what": "log-likelihood in nats", "claimed": -3.5, "tolerance": 0.01, "verdict": "holds"}
     record = [claim | {"measured": -3.501}, claim | {"measured": None, "verdict": "not run"}, claim | {"story": "vae"}]
     monkeypatch.setattr(show_command, "MEASURED", tmp_path / "recorded.json")
@@ -52,9 +52,9 @@ def test_measured_claims_are_told(monkeypatch, tmp_path):
 
 def test_a_failed_calibration_names_what_failed():
     record = {"call": "...", "num_datasets": 9, "num_quantities": 2, "smallest_p": 1e-5, "verdict": "fail"}
-    told = calibration_lines(record | {"not_uniform": ["z[0]"]})[-1]
-    assert told.startswith("9 data sets, 2 quantities. Ranks are uniform: no, those of z[0].")
-    assert told.endswith("1e-05.")
+    line = calibration_lines(record | {"not_uniform": ["z[0]"]})[-1]
+    assert line.startswith("9 data sets, 2 quantities. Ranks uniform: no for z[0].")
+    assert line.endswith("1e-05.")
     assert calibration_lines({"refused": "it has no prior"}) == ["Not possible: it has no prior"]
 
 

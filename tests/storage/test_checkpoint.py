@@ -191,7 +191,7 @@ def test_a_killed_command_resumes(tmp_path):
     assert len(load_file(run / checkpoint.PREVIOUS)["history0"]) >= 100
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2
-    assert "holds a killed run; continue it with --resume" in again.stderr
+    assert "holds an interrupted run; continue it with --resume" in again.stderr
     # with another seed it is another fit, so what is resumed is what was kept
     other = subprocess.run([*command, "--resume", "--seed", "1"], capture_output=True, text=True, check=False)
     assert "is of another fit" in other.stderr
@@ -217,5 +217,5 @@ def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", [*command, "--resume", "--method", "nuts"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "with these options no checkpoint is kept" in capsys.readouterr().err
+    assert "no checkpoint is saved with these options" in capsys.readouterr().err
     assert checkpoint.exists(tmp_path / "run")

@@ -95,7 +95,7 @@ def test_a_command_says_that_its_fit_is_kept(small_disk, monkeypatch, capsys):
             main()
     printed = capsys.readouterr()
     assert ended.value.code == 2
-    assert "No space left on device; the fit is kept there, for --resume" in printed.err
+    assert "No space left on device; a checkpoint remains, for --resume" in printed.err
     assert not (run / store.HEADER).exists()
     (small_disk / "filler").unlink()
     monkeypatch.setattr(sys, "argv", [*command, "--resume"])

@@ -1,4 +1,4 @@
-"""Commands that say how far a fit can be trusted; torch is imported once one of them runs."""
+"""The ``check`` and ``report`` commands; torch is imported when one runs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pplgen.cli.options import DATA_HELP, RunArgument, SeriesOption, StoryOption
 
 __all__ = ["add_commands"]
 
-GivenDataArgument = Annotated[
+TrainingDataArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[DATA]", help=f"The data of the fit, where the run does not keep them. {DATA_HELP}"),
+    typer.Argument(metavar="[DATA]", help=f"Training data, if not saved with the run. {DATA_HELP}"),
 ]
 LabelsOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of labels, as for the fit.")]
 WeightsOption = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of weights, as for the fit.")]
-CheckSeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of the checks.  [default: the fit's]")]
+CheckSeedOption = Annotated[int | None, typer.Option(min=0, help="Random seed of the checks.  [default: the fit's]")]
 
 
 def check(
     run: RunArgument,
-    data: GivenDataArgument = None,
+    data: TrainingDataArgument = None,
     labels: LabelsOption = None,
     weights: WeightsOption = None,
     series: SeriesOption = None,
@@ -31,12 +31,14 @@ def check(
     seed: CheckSeedOption = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="nuts|RUN", help="Compare means and deviations with those of NUTS, or of another run."),
+        typer.Option(
+            metavar="nuts|RUN", help="Compare means and standard deviations with those of NUTS, or of another run."
+        ),
     ] = None,
 ) -> None:
-    """Check how far a run can be trusted: values, thresholds, verdicts and remedies. Writes nothing.
+    """Run the diagnostic checks of a run: values, thresholds, verdicts and remedies. Writes nothing.
 
-    Ends with exit code 1 where a check has failed, and 0 otherwise.
+    Exit code 1 if a check fails, 0 otherwise.
     """
     from pplgen.checks.table import Checks, Verdict
     from pplgen.fitting import second_opinion
@@ -47,25 +49,25 @@ def check(
     checks = fit.diagnose(seed=seed)
     if against is not None:
         other = second_opinion.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against), story=story)[0]
-        compared = second_opinion.against(fit, other)
-        print_checks(f"{fit.name} against {against}", compared)
-        checks = Checks((*checks, *compared))
+        comparison = second_opinion.against(fit, other)
+        print_checks(f"{fit.name} against {against}", comparison)
+        checks = Checks((*checks, *comparison))
     if any(each.verdict is Verdict.FAIL for each in checks):
         raise typer.Exit(1)
 
 
 def report(
     run: RunArgument,
-    data: GivenDataArgument = None,
+    data: TrainingDataArgument = None,
     labels: LabelsOption = None,
     weights: WeightsOption = None,
     series: SeriesOption = None,
     story: StoryOption = None,
     seed: CheckSeedOption = None,
 ) -> None:
-    """Write a run's report.html, one page to read anywhere, and report.json: checks, pictures, what was fitted.
+    """Write a run's report.html, a self-contained page, and report.json: checks, figures, model and data.
 
-    Prints the verdict, and the checks that have failed; ends with exit code 0 all the same.
+    Prints the verdict and the checks that failed; the exit code is 0 either way.
     """
     from pplgen.checks.table import Verdict
     from pplgen.fitting.load import load_with_draws
