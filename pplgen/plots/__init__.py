@@ -1,6 +1,6 @@
-"""Pictures of mixtures, series, latent variables and posteriors, in matplotlib, one palette.
+"""Matplotlib figures of mixtures, series, latent variables and posteriors, in one palette.
 
-May import: posterior. Start reading at `fit.py`, the picture of a whole fit.
+May import: posterior. Start reading at `fit.py`, the figure of a whole fit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pictures of codes: a map, reconstructions, traversals, walks between rows, completions, anomaly scores."""
+"""Figures of latent variables: map, reconstructions, traversals, interpolation, inpainting, anomaly scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pplgen.errors import InputError
 from pplgen.plots.palette import COLOURS
 
 __all__ = [
-    "MOST_LABELS",
+    "MAX_LABELS",
     "plot_anomalies",
     "plot_inpainting",
     "plot_interpolation",
@@ -24,43 +24,43 @@ __all__ = [
     "plot_traversals",
 ]
 
-LEAST_SIDE = 5
-"""Pixels along a side of a picture, at least; rows of other lengths are drawn as bars."""
+MIN_SIDE = 5
+"""Minimum side of an image in pixels; rows that are not square images are drawn as bars."""
 GAP = 1
-"""Pixels between pictures."""
+"""Pixels between images."""
 MISSING = 0.55 * np.array(to_rgb(COLOURS[5])) + 0.45
-"""Colour of missing pixels, which no grey is."""
-MANY, MOST_LABELS = 2000, 20
-"""Rows from which on a map's points are drawn small, and different labels at most."""
+"""Colour of missing pixels, distinct from every grey."""
+MANY_ROWS, MAX_LABELS = 2000, 20
+"""Number of rows from which points are drawn small, and maximum number of distinct labels."""
 
 
-def plot_latent_map(axes: Axes, codes: xr.Dataset, labels: Any = None, *, by: str = "variance") -> None:
-    """Draw the mean codes of rows in two dimensions, coloured by their labels.
+def plot_latent_map(axes: Axes, encoded: xr.Dataset, labels: Any = None, *, by: str = "variance") -> None:
+    """Plot the latent means of rows in two dimensions, coloured by label.
 
     Parameters
     ----------
     axes
         Where to draw.
-    codes
-        What ``Fit.encode`` returned. Of one entry alone a histogram is drawn.
+    encoded
+        Result of ``Fit.encode``. A single latent dimension is drawn as a histogram.
     labels
-        Whole numbers or words, one for each row; -1 or None where not known. ``None``: all alike.
+        Integers or strings, one per row; -1 or None where unknown. ``None``: no colours.
     by
-        ``variance``: the two entries that differ most between rows; ``pca``: their two principal components.
+        ``variance``: the two latent dimensions of largest variance; ``pca``: the first two principal components.
     """
     if by not in ("variance", "pca"):
         raise InputError(f"by={by!r}: expected one of variance, pca")
-    z = codes["z"].values
+    z = encoded["z"].values
     kinds, colours = _groups(labels, len(z))
     z, names = _two_dimensions(z, by)
-    size = 5 if len(z) >= MANY else 12
+    size = 5 if len(z) >= MANY_ROWS else 12
     for kind, rows, colour in zip(kinds, (colours == k for k in range(len(kinds))), _shades(kinds), strict=True):
         if z.shape[1] == 1:
             bins = np.histogram_bin_edges(z[:, 0], "auto")
             axes.hist(z[rows, 0], bins=list(bins), color=colour, alpha=0.6, label=kind)
         else:
             axes.scatter(z[rows, 0], z[rows, 1], s=size, color=colour, alpha=0.6, linewidths=0, label=kind)
-    axes.set(xlabel=names[0], ylabel="rows" if z.shape[1] == 1 else names[1], title="Mean codes of rows")
+    axes.set(xlabel=names[0], ylabel="rows" if z.shape[1] == 1 else names[1], title="Latent means of rows")
     if labels is not None:
         legend: dict[str, Any] = {
             "fontsize": "small",
@@ -72,36 +72,36 @@ def plot_latent_map(axes: Axes, codes: xr.Dataset, labels: Any = None, *, by: st
 
 
 def plot_reconstructions(axes: Axes, x: Tensor, reconstructed: Tensor, *, num: int | None = None) -> None:
-    """Draw the first ``num`` rows above what became of them, both of shape ``(num_rows, num_features)``.
+    """Plot the first ``num`` rows above their reconstructions, both of shape ``(num_rows, num_features)``.
 
-    ``None``: two dozen pictures, or five rows as bars.
+    ``None``: 24 images, or five rows as bars.
     """
-    picture = _side(x.shape[-1]) is not None
-    num = min(len(x), (24 if picture else 5) if num is None else num)
-    to_a_line = min(num, 8 if picture else 5)
-    blank = np.full((-num % to_a_line, x.shape[-1]), np.inf)
+    image = _side(x.shape[-1]) is not None
+    num = min(len(x), (24 if image else 5) if num is None else num)
+    per_line = min(num, 8 if image else 5)
+    blank = np.full((-num % per_line, x.shape[-1]), np.inf)
     pairs = (np.concatenate([_array(rows)[:num], blank]) for rows in (x, reconstructed))
-    lines = np.stack([rows.reshape(-1, to_a_line, x.shape[-1]) for rows in pairs], axis=1)
-    _draw(axes, lines.reshape(-1, to_a_line, x.shape[-1]), ["row", "decoded"] * len(lines), [])
+    lines = np.stack([rows.reshape(-1, per_line, x.shape[-1]) for rows in pairs], axis=1)
+    _draw(axes, lines.reshape(-1, per_line, x.shape[-1]), ["row", "decoded"] * len(lines), [])
     axes.set_title("Rows and their reconstructions")
 
 
 def plot_traversals(axes: Axes, traversed: xr.Dataset) -> None:
-    """Draw what each entry of a code does: what ``Fit.traverse`` returned, an entry to a line."""
+    """Plot the result of ``Fit.traverse``, one latent dimension per line."""
     levels = [f"{100 * level:.0f} %" for level in traversed["quantile"].values]
     _draw(axes, traversed["x"].values, [f"z[{d}]" for d in traversed["latent"].values], levels)
-    axes.set(title="Each entry over its quantiles, the others at rest")
+    axes.set(title="Each latent dimension over its quantiles, the others fixed")
 
 
-def plot_interpolation(axes: Axes, walked: Tensor) -> None:
-    """Draw the steps between rows: what ``Fit.interpolate`` returned, a pair of rows to a line."""
-    steps = _array(walked)
+def plot_interpolation(axes: Axes, interpolated: Tensor) -> None:
+    """Plot the result of ``Fit.interpolate``, one pair of rows per line."""
+    steps = _array(interpolated)
     _draw(axes, steps[None] if steps.ndim == 2 else steps.swapaxes(0, 1), [], [])
-    axes.set_title("From one row to another")
+    axes.set_title("Interpolation between rows")
 
 
-def plot_inpainting(axes: Axes, original: Tensor, masked: Tensor, drawn: Tensor, *, num: int = 8) -> None:
-    """Draw rows, what was left of them, and ten draws of the whole, a row to a line.
+def plot_inpainting(axes: Axes, original: Tensor, masked: Tensor, imputed: Tensor, *, num: int = 8) -> None:
+    """Plot rows, their observed entries, and up to ten imputations, one row per line.
 
     Parameters
     ----------
@@ -109,30 +109,30 @@ def plot_inpainting(axes: Axes, original: Tensor, masked: Tensor, drawn: Tensor,
         Where to draw.
     original, masked
         Rows before and after entries were set to NaN, shape ``(num_rows, num_features)``.
-    drawn
-        What ``Fit.impute(masked)`` returned.
+    imputed
+        Result of ``Fit.impute(masked)``.
     num
-        Rows at most.
+        Maximum number of rows.
     """
-    cells = np.stack([_array(original), _array(masked), *_array(drawn)[:10]], axis=1)[:num]
-    _draw(axes, cells, [], ["original", "seen", "draw 1", *(str(s) for s in range(2, cells.shape[1] - 1))])
-    axes.set_title("Missing entries, drawn given the others")
+    cells = np.stack([_array(original), _array(masked), *_array(imputed)[:10]], axis=1)[:num]
+    _draw(axes, cells, [], ["original", "observed", "draw 1", *(str(s) for s in range(2, cells.shape[1] - 1))])
+    axes.set_title("Draws of missing entries given the observed ones")
 
 
-def plot_anomalies(axes: Axes, found: xr.Dataset) -> None:
-    """Draw the scores that ``Fit.anomaly`` found beside those of normal rows, and the threshold."""
-    threshold, rate = float(found["threshold"]), found.attrs["rate"]
-    score, normal = found["score"].values, found["normal_score"].values
+def plot_anomalies(axes: Axes, scores: xr.Dataset) -> None:
+    """Plot the scores returned by ``Fit.anomaly`` beside those of normal rows, and the threshold."""
+    threshold, rate = float(scores["threshold"]), scores.attrs["rate"]
+    score, normal = scores["score"].values, scores["normal_score"].values
     both = np.concatenate([score, normal])
     bins = np.histogram_bin_edges(both, min(60, max(10, int(math.sqrt(len(both))) * 2)))
     shared: dict[str, Any] = {"bins": bins, "density": True}
-    axes.hist(normal, color="0.8", label=str(found.attrs["calibrated_by"]), **shared)
-    flagged = int(found["flagged"].sum())
+    axes.hist(normal, color="0.8", label=str(scores.attrs["calibrated_by"]), **shared)
+    flagged = int(scores["flagged"].sum())
     label = f"rows: {flagged:,} of {len(score):,} flagged"
     axes.hist(score, histtype="step", color=COLOURS[0], lw=1.4, label=label, **shared)
-    line = f"threshold {threshold:.4g}, false alarms {100 * rate:g} %"
+    line = f"threshold {threshold:.4g}, false-alarm rate {100 * rate:g} %"
     axes.axvline(threshold, color=COLOURS[1], lw=1.2, ls="--", label=line)
-    axes.set(xlabel="score: minus log density (nats)", ylabel="share per nat", title="Anomaly scores")
+    axes.set(xlabel="score: minus log density (nats)", ylabel="density (1/nat)", title="Anomaly scores")
     axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
     axes.legend(fontsize="small", framealpha=0.85, edgecolor="none")
 
@@ -143,55 +143,55 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _groups(labels: Any, num_rows: int) -> tuple[list[str], np.ndarray]:
-    """Return the names of groups of rows and each row's place among them."""
+    """Return the names of the label groups and each row's group index."""
     if labels is None:
         return ["rows"], np.zeros(num_rows, int)
-    given = [None if value in (-1, None) else value for value in _array(labels).tolist()]
-    if len(given) != num_rows:
-        raise InputError(f"labels: {len(given)} for {num_rows} rows; expected one for each")
-    known = sorted({value for value in given if value is not None}, key=lambda value: (str(type(value)), value))
-    if len(known) > MOST_LABELS:
-        raise InputError(f"labels: {len(known)} different ones; expected at most {MOST_LABELS}, such as classes")
-    kinds: list[Any] = [None, *known] if None in given else known
+    values = [None if value in (-1, None) else value for value in _array(labels).tolist()]
+    if len(values) != num_rows:
+        raise InputError(f"labels: {len(values)} for {num_rows} rows; expected one per row")
+    known = sorted({value for value in values if value is not None}, key=lambda value: (str(type(value)), value))
+    if len(known) > MAX_LABELS:
+        raise InputError(f"labels: {len(known)} distinct values; expected at most {MAX_LABELS}, such as classes")
+    kinds: list[Any] = [None, *known] if None in values else known
     places = {kind: place for place, kind in enumerate(kinds)}
-    return ["not known" if kind is None else str(kind) for kind in kinds], np.array([places[value] for value in given])
+    return ["unknown" if kind is None else str(kind) for kind in kinds], np.array([places[value] for value in values])
 
 
 def _shades(kinds: list[str]) -> list[Any]:
-    """Return a colour for each group: the palette's, then the same darker; grey where the label is not known."""
+    """Return a colour for each group: the palette's, then darker ones; grey if the label is unknown."""
     shades: list[Any] = []
     for kind in kinds:
-        k = len(shades) - kinds.count("not known")
+        k = len(shades) - kinds.count("unknown")
         dark = 1 - 0.35 * (max(k, 0) // len(COLOURS))
-        shades.append("0.8" if kind == "not known" else tuple(dark * np.array(to_rgb(COLOURS[k % len(COLOURS)]))))
+        shades.append("0.8" if kind == "unknown" else tuple(dark * np.array(to_rgb(COLOURS[k % len(COLOURS)]))))
     return shades
 
 
 def _two_dimensions(z: np.ndarray, by: str) -> tuple[np.ndarray, list[str]]:
-    """Return at most two columns of codes, and their names."""
+    """Return at most two latent dimensions or principal components, and their names."""
     if by == "pca" and z.shape[1] > 1:
         centred = z - z.mean(axis=0)
         _, scale, directions = np.linalg.svd(centred, full_matrices=False)
-        shares = scale**2 / (scale**2).sum()
-        names = [f"component {c + 1} of the codes: {100 * shares[c]:.0f} %" for c in range(2)]
+        explained = scale**2 / (scale**2).sum()
+        names = [f"principal component {c + 1}: {100 * explained[c]:.0f} %" for c in range(2)]
         return centred @ directions[:2].T, names
     widest = np.sort(np.argsort(-z.var(axis=0), kind="stable")[:2])
     return z[:, widest], [f"z[{d}]" for d in widest]
 
 
 def _side(num_features: int) -> int | None:
-    """Return the side of rows that are square pictures."""
+    """Return the side in pixels of rows that are square images, else ``None``."""
     side = math.isqrt(num_features)
-    return side if side >= LEAST_SIDE and side * side == num_features else None
+    return side if side >= MIN_SIDE and side * side == num_features else None
 
 
 def _draw(axes: Axes, cells: np.ndarray, lines: list[str], columns: list[str]) -> None:
-    """Draw rows in a grid, ``cells`` of shape ``(lines, columns, num_features)``: pictures of a square, else bars.
+    """Draw rows in a grid, ``cells`` of shape ``(lines, columns, num_features)``: square images, else bars.
 
-    NaN is a missing entry, infinity nothing at all.
+    NaN is a missing entry, infinity an empty cell.
     """
     side = _side(cells.shape[-1])
-    height, width = _draw_bars(axes, cells) if side is None else _draw_pictures(axes, cells, side)
+    height, width = _draw_bars(axes, cells) if side is None else _draw_images(axes, cells, side)
     axes.set_frame_on(False)
     axes.tick_params(length=0, labelsize="small", labeltop=True, labelbottom=False)
     axes.set_yticks((np.arange(len(lines)) + 0.5) * height, lines)
@@ -200,11 +200,11 @@ def _draw(axes: Axes, cells: np.ndarray, lines: list[str], columns: list[str]) -
         axes.tick_params(axis="x", labelsize="x-small")
 
 
-def _draw_pictures(axes: Axes, cells: np.ndarray, side: int) -> tuple[float, float]:
-    """Draw black on white, one scale of grey for all; return height and width of a cell."""
+def _draw_images(axes: Axes, cells: np.ndarray, side: int) -> tuple[float, float]:
+    """Draw images black on white on one grey scale; return the height and width of a cell."""
     lines, columns, _ = cells.shape
-    seen = cells[np.isfinite(cells)]
-    low, high = (seen.min(), seen.max()) if len(seen) else (0.0, 1.0)
+    finite = cells[np.isfinite(cells)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     shade = 1 - (np.where(np.isinf(cells), low, cells) - low) / (high - low or 1.0)
     colour = np.where(np.isnan(shade)[..., None], MISSING, np.nan_to_num(shade)[..., None])
     whole = np.ones((lines, side + GAP, columns, side + GAP, 3))
@@ -216,7 +216,7 @@ def _draw_pictures(axes: Axes, cells: np.ndarray, side: int) -> tuple[float, flo
 
 
 def _draw_bars(axes: Axes, cells: np.ndarray) -> tuple[float, float]:
-    """Draw each row as bars around zero, every column on its own scale; return height and width of a cell."""
+    """Draw each row as bars around zero, each feature on its own scale; return the height and width of a cell."""
     lines, columns, num_features = cells.shape
     blank = np.isinf(cells)
     cells = np.where(blank, 0.0, cells)

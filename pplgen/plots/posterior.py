@@ -1,4 +1,4 @@
-"""The pictures that any posterior has: against its data, against its prior, its scalars in pairs, row by row."""
+"""Figures of any posterior: predictive checks, prior and posterior, pairs, LOO-PIT, Pareto k."""
 
 from __future__ import annotations
 
@@ -21,138 +21,139 @@ from pplgen.posterior.psis import GOOD_K
 __all__ = [
     "Scalar",
     "distinct",
+    "most_correlated",
     "plot_fan",
     "plot_loo_pit",
     "plot_pairs",
     "plot_pareto_k",
     "plot_predictive",
     "plot_prior_posterior",
-    "related",
     "scalars",
 ]
 
 BAND = (0.05, 0.95)
-"""Quantiles of replicates between which their band lies."""
+"""Quantiles that bound the band of replicates."""
 FAN = {0.9: 0.25, 0.5: 0.5}
-"""Probabilities of the bands of a fan and how strong their colour is."""
-MOST_VALUES, MOST_BINS = 30, 40
-"""Whole numbers that are drawn one by one at most, and bins of other numbers."""
-WIDEST = 12
-"""Standard deviations of the posterior to either side of it that a picture shows of the prior at most."""
+"""Probability of each band of a fan chart, and its opacity."""
+MAX_VALUES, MAX_BINS = 30, 40
+"""Maximum range of integers drawn one by one, and maximum number of bins of other values."""
+MAX_PRIOR_RANGE = 12
+"""Maximum range of the prior shown, in posterior standard deviations to either side."""
 SIMULTANEOUS, SIMULATIONS = 0.95, 500
-"""Probability that an ECDF of uniform numbers stays inside its band, and ECDFs that are simulated to find the band."""
+"""Probability that an ECDF of uniform numbers stays inside its band, and ECDFs simulated to find the band."""
 IDENTICAL = 0.999
-"""Correlation from which on two scalars are one, such as the two weights of a mixture."""
+"""Absolute correlation above which two scalars are redundant, such as the two weights of a mixture."""
 ROUNDING = 1e-6
-"""Of single precision, relative to a number's size: a smaller spread is none."""
-LETTERS = 16
-"""Of a line of the names of scalars that stand in pairs."""
+"""Relative rounding error of single precision: a smaller standard deviation counts as zero."""
+LABEL_WIDTH = 16
+"""Characters per line of an axis label in a pair plot."""
 LEGEND: dict[str, Any] = {"fontsize": "small", "frameon": False}
 
 
 class Scalar(NamedTuple):
-    """One number of a site."""
+    """One element of a site."""
 
     site: str
-    place: tuple[int, ...]
-    """Of the number in the site's own axes."""
+    index: tuple[int, ...]
+    """Index in the site's own axes."""
     label: str
-    """As in the table of parameters, ``mu[0, eruptions]``."""
+    """Name as in the table of parameters, ``mu[0, eruptions]``."""
 
     def draws(self, tree: xr.DataTree, group: str = "posterior") -> np.ndarray:
-        """Return its draws, shape ``(num_draws,)``."""
+        """Return the draws, shape ``(num_draws,)``."""
         values: Any = group_of(tree, group)[self.site].values
-        return values.reshape(-1, *values.shape[2:])[:, *self.place]
+        return values.reshape(-1, *values.shape[2:])[:, *self.index]
 
 
 def scalars(tree: xr.DataTree, sites: Iterable[str]) -> list[Scalar]:
-    """List the numbers of some sites of the posterior group, site after site."""
-    found = []
+    """List the elements of some sites of the posterior group, site after site."""
+    elements = []
     for site in sites:
         values = group_of(tree, "posterior")[site]
         axes = [values[dim].values if dim in values.coords else range(values.sizes[dim]) for dim in values.dims[2:]]
         for index in np.ndindex(values.shape[2:]):
-            label = ", ".join(str(axis[place]) for axis, place in zip(axes, index, strict=True))
-            found.append(Scalar(site, index, f"{site}[{label}]" if index else site))
-    return found
+            label = ", ".join(str(axis[i]) for axis, i in zip(axes, index, strict=True))
+            elements.append(Scalar(site, index, f"{site}[{label}]" if index else site))
+    return elements
 
 
 def distinct(tree: xr.DataTree, chosen: list[Scalar]) -> list[Scalar]:
-    """Leave out scalars without spread, and those that one before them tells, as one weight of a mixture the other."""
+    """Leave out constant scalars, and those perfectly correlated with an earlier one, such as a second weight."""
     draws = np.stack([scalar.draws(tree) for scalar in chosen]).astype(float) if chosen else np.empty((0, 2))
-    spread = draws.std(axis=1)
-    varied = spread > ROUNDING * np.abs(draws).max(axis=1)
-    draws = (draws - draws.mean(axis=1, keepdims=True)) / np.where(varied, spread, 1.0)[:, None]
-    alike = np.abs(draws @ draws.T) / draws.shape[1] > IDENTICAL
-    return [scalar for i, scalar in enumerate(chosen) if varied[i] and not alike[i, :i].any()]
+    sd = draws.std(axis=1)
+    varied = sd > ROUNDING * np.abs(draws).max(axis=1)
+    draws = (draws - draws.mean(axis=1, keepdims=True)) / np.where(varied, sd, 1.0)[:, None]
+    redundant = np.abs(draws @ draws.T) / draws.shape[1] > IDENTICAL
+    return [scalar for i, scalar in enumerate(chosen) if varied[i] and not redundant[i, :i].any()]
 
 
-def related(tree: xr.DataTree, chosen: list[Scalar], num: int) -> list[Scalar]:
-    """Return ``num`` of several scalars, among which are the most correlated ones, in their order."""
+def most_correlated(tree: xr.DataTree, chosen: list[Scalar], num: int) -> list[Scalar]:
+    """Return ``num`` scalars, those with the largest absolute correlations first chosen, in their given order."""
     correlation = np.abs(np.corrcoef(np.stack([scalar.draws(tree) for scalar in chosen]).astype(float)))
     np.fill_diagonal(correlation, -1.0)
-    kept: list[int] = []
+    selected: list[int] = []
     for flat in np.argsort(-correlation, axis=None, kind="stable"):
-        kept += [int(place) for place in np.unravel_index(flat, correlation.shape) if place not in kept]
-        if len(kept) >= num:
+        selected += [int(i) for i in np.unravel_index(flat, correlation.shape) if i not in selected]
+        if len(selected) >= num:
             break
-    return [chosen[place] for place in sorted(kept[:num])]
+    return [chosen[i] for i in sorted(selected[:num])]
 
 
 def plot_predictive(axes: Axes, observed: np.ndarray, replicated: np.ndarray, name: str = "x") -> None:
-    """Draw how one column is distributed, and how replicates of it are: 90 % of them in each bin.
+    """Plot the distribution of one column with the 90 % band of its replicates in each bin.
 
     Parameters
     ----------
     axes
         Where to draw.
     observed
-        The column, NaN where missing, shape ``(num_rows,)``. Few different whole numbers are drawn one by one.
+        The column, NaN where missing, shape ``(num_rows,)``. Integers in a small range are drawn one by one.
     replicated
-        Draws of the posterior predictive distribution, shape ``(num_draws, num_rows)``; as many rows or others.
+        Draws of the posterior predictive distribution, shape ``(num_draws, num_rows)``; the number of
+        rows may differ.
     name
-        Of the column.
+        Name of the column.
     """
-    seen = observed[np.isfinite(observed)]
-    if not len(seen):
+    finite = observed[np.isfinite(observed)]
+    if not len(finite):
         raise InputError(f"column {name!r}: there is no value to draw")
-    whole = bool((seen == np.round(seen)).all()) and np.ptp(seen) < MOST_VALUES
-    if whole:
-        low, high = min(seen.min(), np.quantile(replicated, 0.01)), max(seen.max(), np.quantile(replicated, 0.99))
-        edges = np.arange(np.floor(low), min(np.ceil(high), low + 2 * MOST_VALUES) + 2) - 0.5
+    integers = bool((finite == np.round(finite)).all()) and np.ptp(finite) < MAX_VALUES
+    if integers:
+        low, high = min(finite.min(), np.quantile(replicated, 0.01)), max(finite.max(), np.quantile(replicated, 0.99))
+        edges = np.arange(np.floor(low), min(np.ceil(high), low + 2 * MAX_VALUES) + 2) - 0.5
     else:
         low, high = np.quantile(replicated, [0.005, 0.995])
-        ends = (min(seen.min(), low), max(seen.max(), high))
-        edges = np.histogram_bin_edges(seen, "auto", range=ends)
-        if not 8 <= len(edges) - 1 <= MOST_BINS:
-            edges = np.linspace(*ends, np.clip(len(edges), 8, MOST_BINS) + 1)
+        ends = (min(finite.min(), low), max(finite.max(), high))
+        edges = np.histogram_bin_edges(finite, "auto", range=ends)
+        if not 8 <= len(edges) - 1 <= MAX_BINS:
+            edges = np.linspace(*ends, np.clip(len(edges), 8, MAX_BINS) + 1)
     width = np.diff(edges)
-    shares = np.stack([np.histogram(row, edges)[0] / (len(row) * width) for row in replicated])
-    lower, upper = np.quantile(shares, BAND, axis=0)
+    densities = np.stack([np.histogram(row, edges)[0] / (len(row) * width) for row in replicated])
+    lower, upper = np.quantile(densities, BAND, axis=0)
     axes.stairs(upper, edges, baseline=lower, fill=True, color=(COLOURS[0], 0.35), label="replicates, 90 %")
-    axes.stairs(np.median(shares, axis=0), edges, baseline=None, color=COLOURS[0], lw=1)
-    axes.stairs(np.histogram(seen, edges)[0] / (len(seen) * width), edges, color="0.15", lw=1.4, label="data")
-    axes.set(xlabel=name, ylabel="share of rows" if whole else "density")
+    axes.stairs(np.median(densities, axis=0), edges, baseline=None, color=COLOURS[0], lw=1)
+    axes.stairs(np.histogram(finite, edges)[0] / (len(finite) * width), edges, color="0.15", lw=1.4, label="data")
+    axes.set(xlabel=name, ylabel="fraction of rows" if integers else "density")
 
 
 def plot_fan(axes: Axes, observed: np.ndarray, replicated: np.ndarray, name: str = "y") -> None:
-    """Draw one series over time against replicates of it: their median and bands that hold 50 and 90 % of them.
+    """Plot one series over time with the median and the 50 and 90 % bands of its replicates.
 
     Parameters
     ----------
     axes
         Where to draw.
     observed
-        NaN where missing, shape ``(num_steps,)``.
+        The series, NaN where missing, shape ``(num_steps,)``.
     replicated
         Draws of whole series from the posterior predictive distribution, shape ``(num_draws, num_steps)``.
     name
-        Of what is measured.
+        Label of the y axis.
     """
     steps = np.arange(len(observed))
-    for mass, strength in FAN.items():
+    for mass, opacity in FAN.items():
         lower, upper = np.quantile(replicated, [(1 - mass) / 2, (1 + mass) / 2], axis=0)
-        face = 1 - strength * (1 - np.array(to_rgb(COLOURS[0])))
+        face = 1 - opacity * (1 - np.array(to_rgb(COLOURS[0])))
         axes.fill_between(steps, lower, upper, color=face, lw=0, label=f"replicates, {100 * mass:.0f} %")
     axes.plot(steps, np.median(replicated, axis=0), color=COLOURS[0], lw=1.2)
     axes.plot(steps, observed, color="0.15", lw=0.6, marker=".", ms=3, label="data")
@@ -160,17 +161,17 @@ def plot_fan(axes: Axes, observed: np.ndarray, replicated: np.ndarray, name: str
 
 
 def plot_prior_posterior(axes: Axes, tree: xr.DataTree, scalar: Scalar) -> None:
-    """Draw the densities of one scalar before and after the data; of a wide prior the part around the posterior."""
+    """Plot prior and posterior density of one scalar; a wide prior is cut to the range around the posterior."""
     prior, posterior = scalar.draws(tree, "prior"), scalar.draws(tree)
-    centre, spread = np.median(posterior), posterior.std()
+    centre, sd = np.median(posterior), posterior.std()
     ends = [
-        min(posterior.min(), max(np.quantile(prior, 0.05), centre - WIDEST * spread)),
-        max(posterior.max(), min(np.quantile(prior, 0.95), centre + WIDEST * spread)),
+        min(posterior.min(), max(np.quantile(prior, 0.05), centre - MAX_PRIOR_RANGE * sd)),
+        max(posterior.max(), min(np.quantile(prior, 0.95), centre + MAX_PRIOR_RANGE * sd)),
     ]
     room = 0.05 * (ends[1] - ends[0]) or 1.0
     ends = [ends[0] - room, ends[1] + room]
     for draws, colour, name in ((prior, "0.45", "prior"), (posterior, COLOURS[0], "posterior")):
-        # a density estimate of a heavy-tailed prior needs a sensible range; the share outside it scales it down
+        # a kernel estimate of a heavy-tailed prior needs a bounded range; the fraction inside scales the density
         inside = draws[(draws >= ends[0]) & (draws <= ends[1])]
         if np.ptp(inside) == 0 if len(inside) > 1 else True:
             axes.axvline(float(inside[0]) if len(inside) else np.nan, color=colour, label=name)
@@ -184,16 +185,16 @@ def plot_prior_posterior(axes: Axes, tree: xr.DataTree, scalar: Scalar) -> None:
 
 
 def plot_pairs(grid: np.ndarray, tree: xr.DataTree, chosen: list[Scalar]) -> None:
-    """Draw scalars against one another.
+    """Plot scalars in pairs.
 
     Parameters
     ----------
     grid
-        Axes, shape ``(num, num)``; those above the diagonal are taken away.
+        Axes, shape ``(num, num)``; those above the diagonal are removed.
     tree
         A fit's draws.
     chosen
-        ``num`` scalars, such as ``related`` returns.
+        ``num`` scalars, such as from ``most_correlated``.
     """
     draws = [scalar.draws(tree) for scalar in chosen]
     for (i, j), axes in np.ndenumerate(grid):
@@ -211,24 +212,24 @@ def plot_pairs(grid: np.ndarray, tree: xr.DataTree, chosen: list[Scalar]) -> Non
         axes.locator_params(nbins=3)
         axes.tick_params(labelsize="x-small", labelbottom=i == len(chosen) - 1, labelleft=j == 0 and i > 0)
         if i == len(chosen) - 1:
-            axes.set_xlabel(fill(chosen[j].label, LETTERS), fontsize="x-small")
+            axes.set_xlabel(fill(chosen[j].label, LABEL_WIDTH), fontsize="x-small")
         if j == 0:
-            axes.set_ylabel(fill(chosen[i].label, LETTERS), fontsize="x-small")
+            axes.set_ylabel(fill(chosen[i].label, LABEL_WIDTH), fontsize="x-small")
 
 
 def plot_loo_pit(axes: Axes, values: np.ndarray, name: str = "x", *, colour: str = COLOURS[0]) -> bool:
-    """Draw the ECDF of probability integral transforms less the uniform one, with its simultaneous 95 % band.
+    """Plot the ECDF of LOO-PIT values minus the uniform CDF, with its simultaneous 95 % band.
 
-    Crosses mark where it leaves the band.
+    Crosses mark points outside the band.
 
     Parameters
     ----------
     axes
-        Where to draw; several columns of as many rows go into one picture, whose band is that of each alone.
+        Where to draw; several columns with the same number of rows may share one figure and its band.
     values
-        ``p(y_i < what was seen | the other rows)`` of each row, shape ``(num_rows,)``.
+        LOO-PIT, ``P(y_rep <= y_i | the other rows)``, of each row, shape ``(num_rows,)``.
     name, colour
-        Of the column.
+        Label and colour of the column.
 
     Returns
     -------
@@ -248,15 +249,15 @@ def plot_loo_pit(axes: Axes, values: np.ndarray, name: str = "x", *, colour: str
     axes.plot(points, ecdf - points, color=colour, lw=1.4, drawstyle="steps-mid", label=name)
     outside = (ecdf < lower) | (ecdf > upper)
     axes.plot(points[outside], (ecdf - points)[outside], "x", color=colour, ms=7, mew=1.6)
-    axes.set(xlabel="LOO-PIT", ylabel="ECDF less uniform")
+    axes.set(xlabel="LOO-PIT", ylabel="ECDF minus uniform")
     axes.legend(**LEGEND)
     return not outside.any()
 
 
 def plot_pareto_k(axes: Axes, k: np.ndarray, rows: np.ndarray | None = None, *, good: float = GOOD_K) -> None:
-    """Draw Pareto k of all rows, or of some, shape ``(num_rows,)`` each; those above ``good`` in another colour.
+    """Plot Pareto k of all rows, or of ``rows``, shape ``(num_rows,)`` each; those above ``good`` in another colour.
 
-    Rows whose k is not finite are drawn at the edges: all weights alike below, no tail to fit above.
+    Non-finite k are drawn at the edges: equal weights below, no tail to fit above.
     """
     finite = k[np.isfinite(k)]
     low, high = (min(finite.min(), 0.0), max(finite.max(), good)) if len(finite) else (0.0, good)
@@ -264,8 +265,8 @@ def plot_pareto_k(axes: Axes, k: np.ndarray, rows: np.ndarray | None = None, *, 
     heights = np.clip(k, low - room, high + room)
     rows = np.arange(len(k)) if rows is None else rows
     for which, colour, marker, name in (
-        (k <= good, COLOURS[0], "o", "to be trusted"),
-        (~(k <= good), COLOURS[1], "D", "not"),
+        (k <= good, COLOURS[0], "o", "reliable"),
+        (~(k <= good), COLOURS[1], "D", "unreliable"),
     ):
         if which.any():
             label = f"{name}: {which.sum():,} rows"

@@ -1,4 +1,4 @@
-"""The pictures of series: signal and states with intervals, regimes as bands, forecasts, dynamics as arrows."""
+"""Figures of series: signal and states with intervals, regimes as bands, forecasts, vector fields of the dynamics."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pplgen.plots.palette import COLOURS
 
 __all__ = ["plot_dynamics", "plot_forecast", "plot_regimes", "plot_series", "plot_states"]
 
-STRENGTH = 0.28
-"""How much of its colour a certain regime lends the background."""
+REGIME_OPACITY = 0.28
+"""Opacity of the background of a regime with probability one."""
 FAN = {0.9: 0.2, 0.8: 0.35, 0.5: 0.55}
-"""Probabilities of the bands of a forecast and how strong their colour is; without draws that were kept, the first."""
+"""Probability of each forecast band, and its opacity; only the first without saved draws."""
 LEGEND: dict[str, Any] = {"fontsize": "small", "loc": "upper left", "framealpha": 0.85, "edgecolor": "none"}
-"""Of every picture: legible before bands."""
+"""Style of every legend: legible over bands."""
 ARROWS = 14
-"""Arrows along each axis of a field."""
-MANY = 500
-"""Steps from which on observations are drawn small."""
+"""Number of arrows along each axis of a vector field."""
+MANY_STEPS = 500
+"""Number of steps from which observations are drawn small."""
 
 
-def plot_series(axes: Axes, y: Tensor, found: xr.Dataset, *, series: int = 0, feature: int = 0) -> None:
-    """Draw one column of a series with what was found of it.
+def plot_series(axes: Axes, y: Tensor, inferred: xr.Dataset, *, series: int = 0, feature: int = 0) -> None:
+    """Plot one column of a series with its smoothed or filtered signal and regimes.
 
     Parameters
     ----------
@@ -37,41 +37,42 @@ def plot_series(axes: Axes, y: Tensor, found: xr.Dataset, *, series: int = 0, fe
         Where to draw.
     y
         The series, NaN where missing, shape ``(num_series, num_steps, num_features)``.
-    found
-        What ``Fit.smooth`` or ``Fit.filter`` returned: the signal and its interval are drawn where it has them, and
-        the probabilities of regimes as bands behind them.
+    inferred
+        Result of ``Fit.smooth`` or ``Fit.filter``: the signal with its interval, if present, and regime probabilities
+        as background bands.
     series, feature
-        Which, counted from 0.
+        Indices of the series and of the column.
     """
     values = y[series, :, feature].cpu().numpy()
     steps = np.arange(len(values))
-    name = str(found["feature"].values[feature]) if "feature" in found.coords else f"x{feature}"
-    _plot_seen(axes, steps, values)
-    if "y_mean" in found:
-        hidden = "state_mean" not in found
-        _plot_band(axes, found, "y", series, feature, COLOURS[0], "filled in" if hidden else "signal, 90 %")
+    name = str(inferred["feature"].values[feature]) if "feature" in inferred.coords else f"x{feature}"
+    _plot_observations(axes, steps, values)
+    if "y_mean" in inferred:
+        label = "signal, 90 %" if "state_mean" in inferred else "imputed"
+        _plot_band(axes, inferred, "y", series, feature, COLOURS[0], label)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
-    if "regime_probability" in found:
-        plot_regimes(axes, found, series=series)
+    if "regime_probability" in inferred:
+        plot_regimes(axes, inferred, series=series)
     axes.set(xlabel="step", ylabel=name)
     axes.legend(**LEGEND, ncols=4)
 
 
-def plot_states(axes: Axes, found: xr.Dataset, *, series: int = 0, states: Sequence[int] | None = None) -> None:
-    """Draw the means of a series' states with their 90 % intervals, all states unless told which."""
-    for j in range(found.sizes["state"]) if states is None else states:
-        _plot_band(axes, found, "state", series, j, COLOURS[j % len(COLOURS)], f"state {j}")
+def plot_states(axes: Axes, inferred: xr.Dataset, *, series: int = 0, states: Sequence[int] | None = None) -> None:
+    """Plot the means of a series' latent states with 90 % intervals; ``None``: all states."""
+    for j in range(inferred.sizes["state"]) if states is None else states:
+        _plot_band(axes, inferred, "state", series, j, COLOURS[j % len(COLOURS)], f"state {j}")
     axes.set(xlabel="step", ylabel="state, 90 %")
     axes.legend(**LEGEND, ncols=4)
 
 
-def plot_regimes(axes: Axes, found: xr.Dataset, *, series: int = 0) -> None:
-    """Shade the background of a series by the probabilities of its regimes, their colours mixed in proportion."""
-    shares = found["regime_probability"].values[series]
-    colours = np.array([to_rgb(COLOURS[(k + 1) % len(COLOURS)]) for k in range(shares.shape[1])])
-    shade = 1 - STRENGTH * (1 - np.nan_to_num(shares) @ colours) * ~np.isnan(shares).any(axis=1, keepdims=True)
-    steps = found["time"].values
+def plot_regimes(axes: Axes, inferred: xr.Dataset, *, series: int = 0) -> None:
+    """Shade the background of a series by its regime probabilities, mixing the regimes' colours in proportion."""
+    probabilities = inferred["regime_probability"].values[series]
+    colours = np.array([to_rgb(COLOURS[(k + 1) % len(COLOURS)]) for k in range(probabilities.shape[1])])
+    observed = ~np.isnan(probabilities).any(axis=1, keepdims=True)
+    shade = 1 - REGIME_OPACITY * (1 - np.nan_to_num(probabilities) @ colours) * observed
+    steps = inferred["time"].values
     ends = (steps[0] - 0.5, steps[-1] + 0.5)
     limits = axes.get_xlim() if axes.has_data() else ends, axes.get_ylim()
     axes.imshow(
@@ -83,7 +84,7 @@ def plot_regimes(axes: Axes, found: xr.Dataset, *, series: int = 0) -> None:
         zorder=-1,
     )
     for k, colour in enumerate(colours):
-        face = 1 - STRENGTH * (1 - colour)
+        face = 1 - REGIME_OPACITY * (1 - colour)
         axes.fill_between([np.nan], [np.nan], [np.nan], color=face, lw=0, label=f"regime {k}")
     axes.set(xlim=limits[0], ylim=limits[1])
 
@@ -91,7 +92,7 @@ def plot_regimes(axes: Axes, found: xr.Dataset, *, series: int = 0) -> None:
 def plot_forecast(
     axes: Axes, y: Tensor, forecast: xr.Dataset, *, series: int = 0, feature: int = 0, past: int | None = None
 ) -> None:
-    """Draw a series and its forecast: the mean, and bands that hold 90 % or, with ``keep_draws``, also 50 and 80 %.
+    """Plot a series and its forecast: the mean, a 90 % band and, with ``keep_draws``, also 50 and 80 % bands.
 
     Parameters
     ----------
@@ -100,51 +101,51 @@ def plot_forecast(
     y
         The series that was forecast, shape ``(num_series, num_steps, num_features)``.
     forecast
-        What ``Fit.forecast`` returned.
+        Result of ``Fit.forecast``.
     series, feature
-        Which, counted from 0.
+        Indices of the series and of the column.
     past
-        Steps of the past to show; four times the horizon where not given.
+        Number of past steps to show. ``None``: four times the horizon.
     """
     ahead = forecast["step"].values[series]
     past = 4 * len(ahead) if past is None else past
     values = y[series, : ahead[0], feature].cpu().numpy()[-past:]
     steps = np.arange(ahead[0] - len(values), ahead[0])
-    _plot_seen(axes, steps, values)
-    kept = "y_draw" in forecast
-    for mass, strength in FAN.items() if kept else [next(iter(FAN.items()))]:
-        if kept:
+    _plot_observations(axes, steps, values)
+    has_draws = "y_draw" in forecast
+    for mass, opacity in FAN.items() if has_draws else [next(iter(FAN.items()))]:
+        if has_draws:
             draws = forecast["y_draw"].values[:, series, :, feature]
             lower, upper = np.quantile(draws, [(1 - mass) / 2, (1 + mass) / 2], axis=0)
         else:
             lower, upper = (forecast[f"y_{end}"].values[series, :, feature] for end in ("lower", "upper"))
-        face = 1 - strength * (1 - np.array(to_rgb(COLOURS[1])))
+        face = 1 - opacity * (1 - np.array(to_rgb(COLOURS[1])))
         axes.fill_between(ahead, lower, upper, color=face, lw=0, label=f"{100 * mass:.0f} %")
-    axes.plot(ahead, forecast["y_mean"].values[series, :, feature], color=COLOURS[1], label="mean of the forecast")
+    axes.plot(ahead, forecast["y_mean"].values[series, :, feature], color=COLOURS[1], label="forecast mean")
     axes.axvline(ahead[0] - 0.5, color="0.5", lw=0.8, ls="--")
     axes.set(xlabel="step", ylabel=str(forecast["feature"].values[feature]))
     axes.legend(**LEGEND)
 
 
-def plot_dynamics(axes: Axes, tree: xr.DataTree, found: xr.Dataset | None = None, *, series: int = 0) -> None:
-    """Draw where the dynamics of two latent dimensions lead, in each regime.
+def plot_dynamics(axes: Axes, tree: xr.DataTree, smoothed: xr.Dataset | None = None, *, series: int = 0) -> None:
+    """Plot the vector field of the dynamics of two latent dimensions, in each regime.
 
     Parameters
     ----------
     axes
         Where to draw.
     tree
-        A fit's draws, with A (and b, unless it is zero) in its ``posterior``; their means are drawn.
-    found
-        What ``Fit.smooth`` returned: the path of the states is drawn too, in the colours of its likeliest regimes, and
-        each regime's arrows are drawn where its own steps are. Without it they cover a square around 0.
+        A fit's draws, with A (and b, unless it is zero) in its ``posterior``; posterior means are drawn.
+    smoothed
+        Result of ``Fit.smooth``: the path of the states is drawn too, coloured by most probable regime, and each
+        regime's arrows cover the range of its steps. ``None``: they cover [-1, 1] in both dimensions.
     series
-        Whose path, counted from 0.
+        Index of the series whose path is drawn.
 
     Raises
     ------
     InputError
-        Where there is no A of two latent dimensions.
+        If A does not have two latent dimensions.
     """
     mean = tree["posterior"].to_dataset().mean(dim=("chain", "draw"))
     if "A" not in mean or mean["A"].shape[-2:] != (2, 2):
@@ -154,13 +155,13 @@ def plot_dynamics(axes: Axes, tree: xr.DataTree, found: xr.Dataset | None = None
     b = mean["b"].values.reshape(len(A), 2) if "b" in mean else np.zeros((len(A), 2))
     path = np.array([[-1.0, -1.0], [1.0, 1.0]])
     regimes = None
-    if found is not None:
-        path = found["state_mean"].values[series]
+    if smoothed is not None:
+        path = smoothed["state_mean"].values[series]
         inside = ~np.isnan(path).any(axis=1)
         path = path[inside]
         regimes = np.zeros(len(path), int)
-        if "regime_probability" in found:
-            regimes = found["regime_probability"].values[series][inside].argmax(axis=1)
+        if "regime_probability" in smoothed:
+            regimes = smoothed["regime_probability"].values[series][inside].argmax(axis=1)
     for k in range(len(A)):
         colour = COLOURS[(k + 1) % len(COLOURS)]
         own = path if regimes is None or (regimes == k).sum() < 2 else path[regimes == k]
@@ -171,28 +172,28 @@ def plot_dynamics(axes: Axes, tree: xr.DataTree, found: xr.Dataset | None = None
             axes.plot(*path[regimes == k].T, ".", color=colour, ms=4, alpha=0.6)
     if regimes is not None:
         axes.plot(*path.T, color="0.4", lw=0.5, alpha=0.5, zorder=0)
-    axes.set(xlabel="state 0", ylabel="state 1", title="Where the dynamics lead")
+    axes.set(xlabel="state 0", ylabel="state 1", title="Vector field of the dynamics")
     if len(A) > 1:
         axes.legend(**LEGEND)
 
 
 def _grid(points: np.ndarray) -> np.ndarray:
-    """Places of arrows over the range of some points, shape ``(ARROWS ** 2, 2)``."""
+    """Return a grid of arrow positions over the range of some points, shape ``(ARROWS ** 2, 2)``."""
     low, high = points.min(axis=0), points.max(axis=0)
     room = 0.1 * (high - low) + 1e-9
     lines = [np.linspace(start, end, ARROWS) for start, end in zip(low - room, high + room, strict=True)]
     return np.stack(np.meshgrid(*lines), -1).reshape(-1, 2)
 
 
-def _plot_seen(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
-    """Draw observations as dots."""
-    few = len(steps) < MANY
+def _plot_observations(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+    """Plot observations as dots."""
+    few = len(steps) < MANY_STEPS
     axes.plot(steps, values, ".", color="0.35", ms=4 if few else 2, alpha=0.7, mew=0, label="data", zorder=3)
 
 
-def _plot_band(axes: Axes, found: xr.Dataset, name: str, series: int, place: int, colour: str, label: str) -> None:
-    """Draw a mean and its interval."""
-    mean, lower, upper = (found[f"{name}_{part}"].values[series, :, place] for part in ("mean", "lower", "upper"))
-    steps = found["time"].values
+def _plot_band(axes: Axes, inferred: xr.Dataset, name: str, series: int, index: int, colour: str, label: str) -> None:
+    """Plot a mean and its interval."""
+    mean, lower, upper = (inferred[f"{name}_{part}"].values[series, :, index] for part in ("mean", "lower", "upper"))
+    steps = inferred["time"].values
     axes.fill_between(steps, lower, upper, color=colour, alpha=0.25, lw=0)
-    axes.plot(steps, mean, color=colour, lw=0.7 if name == "y" and "state_mean" not in found else 1.2, label=label)
+    axes.plot(steps, mean, color=colour, lw=0.7 if name == "y" and "state_mean" not in inferred else 1.2, label=label)

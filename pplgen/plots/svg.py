@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that stands in a page of HTML: named, described, small, with ids of its own."""
+"""Matplotlib figures as inline SVG for an HTML page: titled, described, small, with unique ids."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from matplotlib.lines import Line2D
 __all__ = ["inline_svg"]
 
 DENSE = 1500
-"""Points of a scatter or of a line from which on it is drawn in pixels."""
+"""Number of points from which a scatter or line is rasterised."""
 DPI = 130
-"""Of what is drawn in pixels."""
+"""Resolution of rasterised parts, in dots per inch."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-"""Characters that XML cannot hold."""
+"""Control characters that XML does not allow."""
 REFERENCE = re.compile(r"(?:^|url\()#(\w+)(?=$|\))")
-"""To an element of the same picture, whose id is the group; colours are set in ``style`` after a colon."""
+"""Reference to an element of the same figure; the group is its id. Colours in ``style`` follow a colon instead."""
 DECIMALS = re.compile(r"(\.\d\d)\d+")
-"""Digits of a place that nobody sees."""
+"""Decimals of a coordinate beyond hundredths."""
 
 
 def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
@@ -34,17 +34,17 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     Parameters
     ----------
     figure
-        What to draw; its dense parts become pixels.
+        Figure to convert; its dense parts are rasterised.
     name
-        A word that no other picture of the page has; ids start with it.
+        Unique name on the page; prefix of all ids.
     title, description
-        What the picture is, and what there is to be seen, for those who do not see it.
+        Title and text alternative, for screen readers.
     """
     for artist in figure.findobj(lambda each: isinstance(each, (Collection, Line2D))):
         artist.set_rasterized(bool(artist.get_rasterized()) or _num_points(artist) > DENSE)
     file = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # letters that matplotlib's font lacks, the browser has
+        warnings.filterwarnings("ignore", message="Glyph")  # glyphs that matplotlib's font lacks, the browser has
         figure.savefig(file, format="svg", dpi=DPI, transparent=True)
     root = ElementTree.fromstring(CONTROL.sub("\N{REPLACEMENT CHARACTER}", file.getvalue()))
     for part in list(root):
@@ -52,7 +52,7 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
             root.remove(part)
     for parent in list(root.iter()):
         for part in list(parent):
-            if _bare(part.tag) == "style":  # it would hold for the whole page
+            if _bare(part.tag) == "style":  # it would apply to the whole page
                 parent.remove(part)
     for part in root.iter():
         part.tag = _bare(part.tag)
@@ -60,10 +60,10 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
     referred = {each for part in root.iter() for value in part.attrib.values() for each in REFERENCE.findall(value)}
     for part in root.iter():
         if part.get("id") in referred:
-            referred.discard(part.attrib["id"])  # matplotlib writes some twice
+            referred.discard(part.attrib["id"])  # matplotlib writes some ids twice
         else:
             part.attrib.pop("id", None)
-        part.attrib = {key: _own(key, value, name) for key, value in part.attrib.items()}
+        part.attrib = {key: _qualified(key, value, name) for key, value in part.attrib.items()}
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
         "role": "img",
@@ -78,22 +78,22 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
 
 
 def _num_points(artist: Artist) -> int:
-    """Count what an artist would be written as."""
+    """Count the points of an artist."""
     if isinstance(artist, Line2D):
         return int(np.size(artist.get_xdata()))
-    assert isinstance(artist, Collection), "nothing else is asked for"
+    assert isinstance(artist, Collection), "only lines and collections are counted"
     return max(len(np.asarray(artist.get_offsets())), *(np.size(path.vertices) // 2 for path in artist.get_paths()), 0)
 
 
 def _bare(name: str) -> str:
-    """Return a name without its namespace, which HTML knows."""
+    """Return a name without its XML namespace, which inline SVG omits."""
     return name.rpartition("}")[2]
 
 
-def _own(key: str, value: str, name: str) -> str:
-    """Make an id, or a reference to one, the picture's own; places need no more than hundredths of a point."""
+def _qualified(key: str, value: str, name: str) -> str:
+    """Prefix ids and references to them by the figure's name; round coordinates to hundredths of a point."""
     if key == "id":
         return f"{name}-{value}"
     if key in ("d", "x", "y"):
         return DECIMALS.sub(r"\1", value)
-    return REFERENCE.sub(lambda found: found[0].replace("#", f"#{name}-"), value)
+    return REFERENCE.sub(lambda match: match[0].replace("#", f"#{name}-"), value)
