@@ -1,4 +1,4 @@
-"""Stories as scikit-learn estimators, for pipelines and for those who come from ``sklearn.mixture``."""
+"""Stories as scikit-learn estimators, for pipelines and for users of ``sklearn.mixture``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pplgen.models import GaussianMixture as Story
 __all__ = ["GaussianMixture"]
 
 DRAWS = 100
-"""Posterior draws that predictions average over."""
+"""Number of posterior draws over which predictions are averaged."""
 
 
 class GaussianMixture(DensityMixin, BaseEstimator):
-    """Bayesian Gaussian mixture with scikit-learn's interface; ``pplgen.models.GaussianMixture`` is the story.
+    """Bayesian Gaussian mixture, ``pplgen.models.GaussianMixture``, with scikit-learn's interface.
 
-    Predictions average over the posterior, so ``score_samples`` is the log posterior predictive density of each row in
-    nats. NaN in the rows is a missing value, integrated out.
+    Predictions are averaged over the posterior: ``score_samples`` is the log posterior predictive density of each row
+    in nats. NaN is a missing value, integrated out.
 
     Parameters
     ----------
@@ -33,28 +33,28 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     covariance_type
         ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
     weight_concentration_prior
-        Prior concentration of each weight; below one, surplus components empty out.
+        Dirichlet concentration of the weights; below one, surplus components become empty.
     mean_precision_prior
-        Rows that the prior on a location is worth.
+        Prior precision of the component means, in pseudo-observations.
     n_init
-        Restarts, fitted as one program; the one with the best evidence bound is kept.
+        Number of restarts, fitted as one program; the one with the best ELBO is kept.
     max_iter
-        Steps of each restart at most.
+        Maximum number of steps per restart.
     random_state
         Seed, generator or ``None``.
 
     Attributes
     ----------
     fit_ : pplgen.Fit
-        The fit, for everything that scikit-learn has no name for.
+        The fit, for everything outside scikit-learn's interface.
     weights_, means_, covariances_ : numpy.ndarray
-        Posterior means, shapes ``(K,)``, ``(K, D)`` and as scikit-learn's for the type.
+        Posterior means, shapes ``(K,)``, ``(K, D)`` and scikit-learn's for the covariance type.
     lower_bound_ : float
-        The final bound in nats per row.
+        The final ELBO in nats per row.
     n_iter_ : int
-        Steps of the restart that was kept.
+        Number of steps of the best restart.
     converged_ : bool
-        Whether its bound had stopped improving.
+        Whether the ELBO of the best restart converged.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.fit_ = fit(story, rows, seed=seed, restarts=self.n_init, steps=self.max_iter, progress=False)
         posterior = self.fit_.to_datatree(DRAWS, groups=["posterior"])["posterior"]
-        drawn = {str(name): values.values[0] for name, values in posterior.data_vars.items()}
-        self.weights_, self.means_ = drawn["weights"].mean(axis=0), drawn["mu"].mean(axis=0)
-        spread = drawn["Sigma"] if "Sigma" in drawn else drawn["sigma"] ** 2
-        self.covariances_ = spread.mean(axis=0)
+        draws = {str(name): values.values[0] for name, values in posterior.data_vars.items()}
+        self.weights_, self.means_ = draws["weights"].mean(axis=0), draws["mu"].mean(axis=0)
+        covariances = draws["Sigma"] if "Sigma" in draws else draws["sigma"] ** 2
+        self.covariances_ = covariances.mean(axis=0)
         self.lower_bound_ = self.fit_.elbo / len(rows)
         self.n_iter_ = len(self.fit_.best.history)
         self.converged_ = self.fit_.stop.name == "CONVERGED"
@@ -105,11 +105,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return probabilities / probabilities.sum(axis=1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Likeliest component of each row, shape ``(num_rows,)``."""
+        """Most probable component of each row, shape ``(num_rows,)``."""
         return self.predict_proba(X).argmax(axis=1)
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit, and return the likeliest component of each row."""
+        """Fit, and return the most probable component of each row."""
         return self.fit(X).predict(X)
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -122,18 +122,18 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return float(self.score_samples(X).mean())
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Draw rows from the posterior predictive distribution, and the likeliest component of each."""
+        """Draw rows from the posterior predictive distribution, and return the most probable component of each."""
         check_is_fitted(self)
         rows = self.fit_.sample(n_samples).double().numpy()
         return rows, self.predict(rows)
 
     def bic(self, X: Any = None) -> float:
-        """Schwarz's criterion of the training rows at the posterior mean; smaller is better. ``X`` is ignored."""
+        """Bayesian information criterion of the training rows at the posterior mean; ``X`` is ignored."""
         check_is_fitted(self)
         return bic(self.fit_)
 
     def __sklearn_tags__(self) -> Any:
-        """Say that missing values are welcome."""
+        """Declare that missing values are supported."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
@@ -143,7 +143,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self._rows(X, reset=False)
 
     def _rows(self, X: Any, *, reset: bool) -> torch.Tensor:
-        """Validate rows as scikit-learn does; double precision, as there."""
+        """Validate rows as scikit-learn does, in double precision."""
         minimum = {"ensure_min_samples": 2} if reset else {}
         rows = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan", **minimum)
         return torch.from_numpy(np.array(rows))

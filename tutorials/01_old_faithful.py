@@ -22,7 +22,7 @@ from pplgen.exact.em import GaussianMixtureParameters, e_step, em
 from pplgen.plots.fit import plot_mixture
 from pplgen.plots.palette import COLOURS
 from pplgen.plots.posterior import plot_loo_pit, plot_predictive
-from pplgen.report.observed import left_out, observed_columns
+from pplgen.report.observed import leave_one_out, observed_columns
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 options = {"restarts": 2, "steps": 600, "compile": "graph"} if SMOKE else {"restarts": 8}
@@ -151,10 +151,10 @@ for column, (axes, name) in enumerate(zip(panels[:2], x.columns, strict=True)):
     plot_predictive(axes, observed[:, column], replicated[..., column], f"{name} (minutes)")
 panels[1].legend(frameon=False, fontsize="small", loc="upper left")
 panels[0].set_title("Replicates look like the data, column by column")
-without = left_out(fit, tree)
+weights = leave_one_out(fit, tree)
 rng = np.random.default_rng(0)
 for column, colour in zip(observed_columns(fit, tree), COLOURS, strict=False):
-    plot_loo_pit(panels[2], without.transforms(column, rng), column.name, colour=colour)
+    plot_loo_pit(panels[2], weights.loo_pit(column, rng), column.name, colour=colour)
 panels[2].set_title("Each row predicted from the others")
 plt.show()
 

@@ -260,7 +260,7 @@ def _fit(
             with store.staged(directory, force=force) as folder:
                 fit.write(folder)
                 tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
-                plots.save_picture(plots.picture(fit, tree), folder / "fit.png")
+                plots.save_figure(plots.plot_fit(fit, tree), folder / "fit.png")
                 if _WARNINGS.lines:
                     (folder / "warnings.log").write_text("\n".join(_WARNINGS.lines) + "\n", encoding="utf-8")
         except InputError as error:

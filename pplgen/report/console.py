@@ -1,4 +1,4 @@
-"""What a terminal shows of a fit: a bar while it runs, a table at its end."""
+"""Terminal output of a fit: a progress bar, and tables."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pplgen.posterior.fitted_pair import AGREEMENT, FittedPair
 __all__ = ["print_checks", "print_summary", "print_table", "reporting"]
 
 TABLE_ROWS = 60
-"""Rows of the printed table at most."""
+"""Maximum number of rows of a printed table."""
 
 
 @contextlib.contextmanager
 def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | None]:
-    """Yield the callback for a fit: a bar on standard error for ``True``, nothing for ``False``, else ``progress``."""
+    """Yield a callback: a progress bar on standard error for ``True``, ``None`` for ``False``, else ``progress``."""
     if not isinstance(progress, bool):
         yield progress
         return
@@ -45,8 +45,8 @@ def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | 
         task = bar.add_task("fitting", total=None, elbo=float("nan"), rate="")
 
         def show(update: Update) -> None:
-            together = update.restart == update.restarts
-            which = f"{update.restarts} restarts" if together else f"restart {update.restart} of {update.restarts}"
+            batched = update.restart == update.restarts
+            which = f"{update.restarts} restarts" if batched else f"restart {update.restart} of {update.restarts}"
             label = update.doing if update.restarts == 1 else f"{which}, {update.doing}"
             bar.update(
                 task,
@@ -61,16 +61,16 @@ def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | 
 
 
 def print_table(title: str, table: pd.DataFrame, *lines: str, label: str = "parameter", digits: int = 4) -> None:
-    """Print a table of numbers and words, its first rows where they are many, and lines below it.
+    """Print a table of numbers and text, cut to ``TABLE_ROWS`` rows, and lines below it.
 
-    Of an empty table only the title is printed.
+    For an empty table, print only the title.
     """
     console = Console()
     title = _plain(title)
     rows = Table(title=title, title_justify="left")
     rows.add_column(label, overflow="fold", ratio=2)
     for column, values in table.items():
-        if all(isinstance(value, str) for value in values):  # words make room for numbers
+        if all(isinstance(value, str) for value in values):  # text columns shrink, not numbers
             rows.add_column(_plain(str(column)), overflow="fold", min_width=8)
         else:
             rows.add_column(_plain(str(column)), justify="right", no_wrap=True)
@@ -103,7 +103,7 @@ def print_summary(fit: FittedPair, tree: xr.DataTree) -> None:
 
 
 def print_checks(name: str, checks: tuple[Check, ...]) -> None:
-    """Print the checks that apply as a table, and below it what to do about those that did not pass."""
+    """Print the applicable checks as a table, and remedies below it."""
     applied = [check for check in checks if check.applies]
     table = pd.DataFrame(
         {
@@ -116,10 +116,10 @@ def print_checks(name: str, checks: tuple[Check, ...]) -> None:
         dtype=object,
     )
     lines = [f"{check.name}: {check.remedy}" for check in applied if check.remedy]
-    beside = [f"{check.name}: not applicable, {check.remedy}" for check in checks if not check.applies]
-    print_table(f"Checks of {name}", table, *lines, *beside, label="check")
+    not_applicable = [f"{check.name}: not applicable, {check.remedy}" for check in checks if not check.applies]
+    print_table(f"Checks of {name}", table, *lines, *not_applicable, label="check")
 
 
 def _plain(text: str) -> str:
-    """Return text that is printed as it is, neither markup nor control."""
+    """Return text with markup and control characters escaped."""
     return escape(printable(text))

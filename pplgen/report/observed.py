@@ -1,4 +1,4 @@
-"""What was observed, column by column, beside replicates of it; and what each row weighs when it is left out."""
+"""Observed columns with their replicates, and leave-one-out importance weights of the draws."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.posterior.psis import smoothed_weights
 from pplgen.story.latent import LatentStory
 
-__all__ = ["WITHOUT_ROWS", "Column", "LeftOut", "left_out", "observed_columns"]
+__all__ = ["NO_ROWS", "Column", "LeaveOneOut", "leave_one_out", "observed_columns"]
 
-REPLICATES, REPLICATED_ROWS = 100, 2000
-"""Replicates that are drawn where a tree has none, and rows of each at most."""
-MOST_LEFT_OUT = 2000
-"""Rows that are left out in turn at most."""
-FEWEST_DRAWS = 20
-"""Draws that have a tail to fit, at least."""
-WITHOUT_ROWS = "The rows are not at hand: give the data to pplgen.load, or to the command."
-"""Why something is not shown."""
+REPLICATES, MAX_REPLICATED_ROWS = 100, 2000
+"""Number of replicates drawn if the tree has none, and maximum number of rows of each."""
+MAX_LEFT_OUT = 2000
+"""Maximum number of rows left out in turn."""
+MIN_DRAWS = 20
+"""Minimum number of draws for a Pareto fit of the tail."""
+NO_ROWS = "The training data are not available: pass them to pplgen.load, or to the command."
+"""Reason why a figure or a check is missing."""
 
 
 class Column(NamedTuple):
@@ -32,80 +32,80 @@ class Column(NamedTuple):
 
     name: str
     observed: np.ndarray
-    """NaN where missing, shape ``(num_rows,)``; steps of series after one another."""
+    """Values, NaN where missing, shape ``(num_rows,)``; series are concatenated."""
     replicated: np.ndarray
-    """Draws of the posterior predictive distribution, shape ``(num_draws, num_rows)``, or of other rows."""
+    """Posterior predictive draws, shape ``(num_draws, num_rows)``; for new rows, their number may differ."""
 
     @property
     def distance(self) -> float:
-        """Largest distance of the two distribution functions (Kolmogorov and Smirnov)."""
-        seen, drawn = np.sort(self.observed[np.isfinite(self.observed)]), np.sort(self.replicated, axis=None)
-        below = np.searchsorted(drawn, seen, side="right") / len(drawn)
-        return float(np.abs(below - np.searchsorted(seen, seen, side="right") / len(seen)).max()) if len(seen) else 0.0
+        """Kolmogorov-Smirnov distance between observed and replicated values."""
+        seen, replicated = np.sort(self.observed[np.isfinite(self.observed)]), np.sort(self.replicated, axis=None)
+        cdf = np.searchsorted(replicated, seen, side="right") / len(replicated)
+        return float(np.abs(cdf - np.searchsorted(seen, seen, side="right") / len(seen)).max()) if len(seen) else 0.0
 
 
-class LeftOut(NamedTuple):
-    """Weights that turn a guide's draws into draws of the posterior without a row."""
+class LeaveOneOut(NamedTuple):
+    """Importance weights that turn a guide's draws into draws from the posterior without a row."""
 
     num_rows: int
-    """How many there are."""
+    """Number of rows."""
     rows: np.ndarray
-    """Which of them were left out in turn, shape ``(num_left_out,)``."""
+    """Indices of the rows left out in turn, shape ``(num_left_out,)``."""
     weights: np.ndarray
-    """Summing to one over the draws, shape ``(num_draws, num_left_out)``."""
+    """Normalised over the draws, shape ``(num_draws, num_left_out)``."""
 
-    def fits(self, column: Column) -> bool:
-        """Tell whether a column and its replicates have a value for each row, two of them seen."""
+    def applies_to(self, column: Column) -> bool:
+        """Return whether a column has a replicate of each row, and at least two observed values."""
         shape = (len(self.weights), self.num_rows)
         return column.replicated.shape == shape and np.isfinite(column.observed[self.rows]).sum() > 1
 
-    def transforms(self, column: Column, generator: np.random.Generator) -> np.ndarray:
-        """Return the probability, given the other rows, of less than was seen; ties are broken at random.
+    def loo_pit(self, column: Column, generator: np.random.Generator) -> np.ndarray:
+        """Return LOO-PIT values, P(y_rep <= y_i given the other rows); ties are randomised.
 
-        Shape ``(num_left_out,)`` less the rows where nothing was seen.
+        Shape ``(num_left_out,)``, without rows whose value is missing.
         """
-        seen, drawn = column.observed[self.rows], column.replicated[:, self.rows]
-        below, same = (((compare(drawn, seen)) * self.weights).sum(axis=0) for compare in (np.less, np.equal))
+        seen, replicated = column.observed[self.rows], column.replicated[:, self.rows]
+        below, same = (((compare(replicated, seen)) * self.weights).sum(axis=0) for compare in (np.less, np.equal))
         return (below + generator.uniform(size=len(seen)) * same)[np.isfinite(seen)]
 
 
 def observed_columns(fit: FittedPair, tree: xr.DataTree) -> list[Column]:
-    """Lay out what was observed, and replicates of it, by columns, those without any value left out.
+    """Return observed columns with their replicates, without columns that have no value.
 
-    The rows of a latent-variable story are held against new ones, for replicates of each row from a code of its own
-    would hide what the prior of codes cannot produce. Where a tree lacks replicates for their size, some are drawn.
+    The rows of a latent-variable story are compared with new rows, because replicates from each row's own latent
+    variables would hide a misfit of the prior. If a tree lacks replicates because of their size, some are drawn.
 
     Raises
     ------
     InputError
-        Where there are no rows, or no replicates and no way to draw any.
+        If there are no rows, or no replicates and no way to draw any.
     """
     observed = group_of(tree, "observed_data")
     if not len(observed):
-        raise InputError(WITHOUT_ROWS)
+        raise InputError(NO_ROWS)
     columns = []
     for site, values in observed.items():
         wide = values.values.reshape(-1, 1) if values.ndim < 2 else values.values.reshape(-1, values.shape[-1])
         replicated = _replicates(fit, tree, str(site), *wide.shape)
         axis = values.dims[-1] if values.ndim > 1 else None
         labels = [None] if axis is None else values[axis].values if axis in values.coords else range(wide.shape[1])
-        own = fit.story is not None and len(observed) == 1
+        single_site = fit.story is not None and len(observed) == 1
         for j, label in enumerate(labels):
-            name = str(site) if label is None else str(label) if own else f"{site}[{label}]"
+            name = str(site) if label is None else str(label) if single_site else f"{site}[{label}]"
             columns.append(Column(name, wide[:, j].astype(float), replicated[..., j]))
     return [column for column in columns if np.isfinite(column.observed).any()]
 
 
-def left_out(fit: FittedPair, tree: xr.DataTree) -> LeftOut:
-    """Leave rows out one at a time, by weighing the draws of a guide that is not the posterior.
+def leave_one_out(fit: FittedPair, tree: xr.DataTree) -> LeaveOneOut:
+    """Compute leave-one-out weights of the draws (PSIS-LOO), corrected for a guide that is not the posterior.
 
-    The ratios are ``p(x, theta) / q(theta) / p(x_i | theta)``, Pareto-smoothed. Of more than ``MOST_LEFT_OUT`` rows so
-    many are left out, evenly taken.
+    The ratios ``p(x, theta) / q(theta) / p(x_i | theta)`` are Pareto-smoothed. At most ``MAX_LEFT_OUT`` evenly spaced
+    rows are left out.
 
     Raises
     ------
     InputError
-        Where rows cannot be left out one at a time.
+        If rows cannot be left out one at a time.
 
     References
     ----------
@@ -113,33 +113,33 @@ def left_out(fit: FittedPair, tree: xr.DataTree) -> LeftOut:
     """
     densities = list(group_of(tree, "log_likelihood").values())
     if not densities:
-        raise InputError("The draws hold no densities of single rows.")
+        raise InputError("The draws have no log density of single rows.")
     if fit.pair.structure.row_latent:
-        raise InputError("Rows have latents of their own, which would have to be integrated out first.")
+        raise InputError("Each row has its own latent variables, which must be integrated out first.")
     if "row_weights" in group_of(tree, "constant_data"):
-        raise InputError("The rows are weighted, and cannot be left out one at a time.")
+        raise InputError("Weighted rows cannot be left out one at a time.")
     density = densities[0].values.reshape(-1, *densities[0].shape[2:])
     num_rows = density.shape[-1]
     if num_rows == 1:
         one = "series" if fit.story is not None and fit.story.takes_series else "row"
-        raise InputError(f"The only {one} there is cannot be left out.")
-    rows = np.arange(0, num_rows, math.ceil(num_rows / MOST_LEFT_OUT))
-    if len(density) < FEWEST_DRAWS:
-        raise InputError(f"{len(density)} draws are too few to be weighed.")
+        raise InputError(f"The data have a single {one}, which cannot be left out.")
+    rows = np.arange(0, num_rows, math.ceil(num_rows / MAX_LEFT_OUT))
+    if len(density) < MIN_DRAWS:
+        raise InputError(f"{len(density)} draws are too few to be importance-weighted; expected {MIN_DRAWS} or more.")
     stats = group_of(tree, "sample_stats")
-    # a sampler's draws, which have no log_q, are of the posterior already
+    # draws of a sampler have no log_q and are already from the posterior
     ratio = (stats["lp"] - stats["log_q"]).values.reshape(-1) if "log_q" in stats else np.zeros(len(density))
     weights, _ = smoothed_weights(torch.as_tensor(ratio[:, None] - density[:, rows]))
-    return LeftOut(num_rows, rows, weights.numpy())
+    return LeaveOneOut(num_rows, rows, weights.numpy())
 
 
 def _replicates(fit: FittedPair, tree: xr.DataTree, site: str, num_rows: int, width: int) -> np.ndarray:
-    """Return replicates of an observed site, shape ``(num_draws, rows, width)``."""
-    kept = group_of(tree, "posterior_predictive")
-    if site in kept and not isinstance(fit.story, LatentStory):
-        return kept[site].values.reshape(-1, num_rows, width)
+    """Return posterior predictive replicates of an observed site, shape ``(num_draws, rows, width)``."""
+    saved = group_of(tree, "posterior_predictive")
+    if site in saved and not isinstance(fit.story, LatentStory):
+        return saved[site].values.reshape(-1, num_rows, width)
     if fit.story is None or fit.story.takes_series:
-        raise InputError("The draws hold no replicates of the data.")
-    rows = min(num_rows, REPLICATED_ROWS)
+        raise InputError("The draws have no posterior predictive replicates.")
+    rows = min(num_rows, MAX_REPLICATED_ROWS)
     draws = max(10, min(REPLICATES, MAX_SITE_SIZE // (rows * width)))
     return fit.sample(draws * rows).reshape(draws, rows, width).numpy()

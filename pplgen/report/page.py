@@ -1,4 +1,4 @@
-"""The report of a fit: one page that needs nothing else, and the same for programs to read."""
+"""The report of a fit: a self-contained HTML page, and a machine-readable record."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pplgen.checks.table import Check, Verdict
 from pplgen.errors import DataWarning, InputError
 from pplgen.posterior.datatree import summarise
 from pplgen.posterior.fitted_pair import FittedPair
-from pplgen.report.observed import WITHOUT_ROWS
-from pplgen.report.pictures import Picture, pictures
+from pplgen.report.figures import ReportFigure, report_figures
+from pplgen.report.observed import NO_ROWS
 from pplgen.report.reproduction import python_lines, sources, story_text
 from pplgen.storage import run_folder as store
 from pplgen.story.latent import LatentStory
@@ -29,37 +29,37 @@ __all__ = ["FORMAT", "PAGE", "RECORD", "overall", "report_content", "report_draw
 FORMAT = 1
 """Version of the record's layout."""
 PAGE, RECORD = "report.html", "report.json"
-"""Names of the two files."""
+"""File names of the report."""
 DRAWS = 1000
-"""Posterior draws that a report shows, where none are at hand."""
+"""Number of posterior draws in a report, if none are saved."""
 SHOWN_PARAMETERS = 200
-"""Rows of the page's table at most; the record has them all."""
+"""Maximum number of rows in the page's table; the record has all."""
 ORDER = (Verdict.FAIL, Verdict.WARN, Verdict.PASS, Verdict.NOT_APPLICABLE)
-"""Of the checks: what needs care comes first."""
+"""Order of the checks, worst verdict first."""
 
 
 def write_report(fit: FittedPair, tree: xr.DataTree, checks: tuple[Check, ...], folder: Path) -> Path:
-    """Write ``report.html`` and ``report.json``, each whole or not at all, and return the page's path.
+    """Write ``report.html`` and ``report.json``, each atomically, and return the page's path.
 
     Parameters
     ----------
     fit
         The fit.
     tree
-        Its draws; groups that are missing leave out what they would show, and the report says so.
+        Its draws; figures of missing groups are left out, and the report says so.
     checks
-        What ``diagnose`` found.
+        Result of ``diagnose``.
     folder
-        New or old; a report that is there is replaced.
+        New or existing folder; an existing report is replaced.
 
     Raises
     ------
     InputError
-        Where the folder cannot be written.
+        If the folder cannot be written.
     """
-    drawn = pictures(fit, tree, checks)
-    content = report_content(fit, tree, checks, drawn)
-    page = _page(content, drawn)
+    figures = report_figures(fit, tree, checks)
+    content = report_content(fit, tree, checks, figures)
+    page = _page(content, figures)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,12 +70,12 @@ def write_report(fit: FittedPair, tree: xr.DataTree, checks: tuple[Check, ...], 
 
 
 def report_draws(fit: FittedPair) -> xr.DataTree:
-    """Draw what a report shows; what is left out for its size, the report says itself."""
+    """Draw from the posterior for a report; the report itself names what is too large to include."""
     if not fit.has_rows:
         return fit.to_datatree(DRAWS, groups=["posterior"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
-        # pictures of codes draw their own
+        # figures of latent variables take their own draws
         return fit.to_datatree(
             2 if isinstance(fit.story, LatentStory) and not fit.pair.structure.shared_latent else DRAWS
         )
@@ -87,17 +87,17 @@ def overall(checks: tuple[Check, ...]) -> Verdict:
 
 
 def report_content(
-    fit: FittedPair, tree: xr.DataTree, checks: tuple[Check, ...], drawn: tuple[Picture, ...]
+    fit: FittedPair, tree: xr.DataTree, checks: tuple[Check, ...], figures: tuple[ReportFigure, ...]
 ) -> dict[str, Any]:
-    """Return all that a report says, as plain values: what ``report.json`` holds.
+    """Return the content of a report as plain values, those of ``report.json``.
 
-    Numbers that are not finite are ``None``. The layout is versioned by ``format``.
+    Non-finite numbers are ``None``. The layout is versioned by ``format``.
     """
     facts = fit.facts
     data = dict(facts.get("data", {}))
-    missing = [f"{picture.title}: {picture.caption}" for picture in drawn if not picture.svg]
+    missing = [f"{figure.title}: {figure.caption}" for figure in figures if not figure.svg]
     if not fit.has_rows:
-        missing.insert(0, f"Checks of rows: {WITHOUT_ROWS}")
+        missing.insert(0, f"Checks of rows: {NO_ROWS}")
     table = summarise(tree, fit.readable_sites(tree)).set_axis(["mean", "sd", "lower", "upper"], axis=1)
     return {
         "format": FORMAT,
@@ -121,7 +121,7 @@ def report_content(
             "unit": "series" if fit.story is not None and fit.story.takes_series else "rows",
             "config": facts["config"],
             "data": {**data, "columns": list(fit.columns)},
-            **_how_it_went(fit),
+            **_training_summary(fit),
             "path": fit.path,
             "seed": fit.seed,
             "options": facts.get("options", {}),
@@ -135,17 +135,15 @@ def report_content(
             for name, row in table.iterrows()
         ],
         "pictures": [
-            {"name": picture.name, "title": picture.title, "caption": picture.caption}
-            for picture in drawn
-            if picture.svg
+            {"name": figure.name, "title": figure.title, "caption": figure.caption} for figure in figures if figure.svg
         ],
         "missing": missing,
         "reproduce": {"command": facts.get("command"), "python": python_lines(fit, facts)},
     }
 
 
-def _how_it_went(fit: FittedPair) -> dict[str, Any]:
-    """Return how the optimisation went, or the sampler, which has no ELBO."""
+def _training_summary(fit: FittedPair) -> dict[str, Any]:
+    """Return a summary of the optimisation, or of the sampler."""
     if fit.chains is not None:
         return {"method": "nuts", "how": fit.how, **vars(fit.chains)}
     best = fit.best
@@ -162,8 +160,8 @@ def _how_it_went(fit: FittedPair) -> dict[str, Any]:
     }
 
 
-def _page(content: dict[str, Any], drawn: tuple[Picture, ...]) -> str:
-    """Fill the template; whatever is no markup of its own is escaped."""
+def _page(content: dict[str, Any], figures: tuple[ReportFigure, ...]) -> str:
+    """Render the template; all text is escaped."""
     environment = Environment(
         loader=PackageLoader("pplgen.report"),
         autoescape=True,
@@ -171,25 +169,25 @@ def _page(content: dict[str, Any], drawn: tuple[Picture, ...]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _shown, "inline_code": _with_code}
+    environment.filters |= {"number": _format_number, "inline_code": _format_code}
     template = environment.get_template(PAGE)
-    svgs = {picture.name: Markup(picture.svg) for picture in drawn}
+    svgs = {figure.name: Markup(figure.svg) for figure in figures}
     return template.render(content, svgs=svgs, shown_parameters=SHOWN_PARAMETERS)
 
 
-def _with_code(text: str) -> Markup:
-    """Set what stands between double backticks as code."""
+def _format_code(text: str) -> Markup:
+    """Mark text between double backticks as code."""
     parts = [escape(part) for part in text.split("``")]
     return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
-def _shown(value: float | None) -> str:
-    """Return a number in four digits, a dash for none."""
+def _format_number(value: float | None) -> str:
+    """Format a number to four digits; a dash for ``None``."""
     return "\N{EN DASH}" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _number(value: float) -> float | int | None:
-    """Return a plain number, ``None`` for one that is not finite."""
+    """Return a plain number; ``None`` if it is not finite."""
     if not math.isfinite(value):
         return None
     return int(value) if isinstance(value, int) else float(value)

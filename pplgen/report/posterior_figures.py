@@ -108,8 +108,8 @@ def pareto_k(inputs: FigureInputs) -> CaptionedFigure:
         raise InputError(f"{check.remedy[:1].upper()}{check.remedy[1:]}.")
     figure = new_figure(5.5, 4.2)
     plot_pareto_k(figure.subplots(), shapes.k, shapes.rows, good=shapes.limit)
-    proposed = "its latent variables, proposed by the encoder" if is_latent else "the draws without it, corrected for the guide"
-    description = f"Pareto k of each row's importance weights of {proposed}; rows are counted from 1, as in the checks."
+    kind = "importance weights under the encoder" if is_latent else "leave-one-out weights, corrected for the guide"
+    description = f"Pareto k of each row's {kind}, as in the table of checks; rows are counted from 1."
     return figure, f"{description} Above {shapes.limit:.2g} a row's weights are unreliable: {shapes}."
 
 

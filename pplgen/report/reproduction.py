@@ -1,4 +1,4 @@
-"""What a fit was, in words and in code: the story's own mathematics, and what runs the fit again."""
+"""A fit in words and code: the story's docstring and source, and the code that reproduces the fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pplgen.story.base import Story
 __all__ = ["Block", "blocks_of", "python_lines", "sources", "story_text"]
 
 UNDERLINE = re.compile(r"-{3,}")
-"""Of a heading."""
+"""Underline of a heading."""
 
 
 class Block(NamedTuple):
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 
 def story_text(fit: FittedPair) -> list[Block]:
-    """Return what a story's file says, of stories outside the collection the class, and of a bare pair the model."""
+    """Return the docstring of a story's file, of a user's story class, or of a bare pair's model."""
     if fit.story is None:
         return blocks_of(inspect.getdoc(fit.pair.model) if inspect.isroutine(fit.pair.model) else None)
     kind = type(fit.story)
@@ -53,56 +53,56 @@ def blocks_of(docstring: str | None) -> list[Block]:
             else:
                 blocks.append(Block("code", text))
         else:
-            # each line of a list of references is one
+            # each line under References is one reference
             listed = any(block == Block("heading", "References") for block in blocks)
             blocks.append(Block("text", ("\n" if listed else " ").join(map(str.strip, lines)).replace("::", ":")))
     return blocks
 
 
 def sources(fit: FittedPair) -> dict[str, str]:
-    """Return the code of a user's own pair or story, as far as it is to be had, by name; empty for the collection's."""
+    """Return the available source of a user's pair or story, by name; empty for stories that pplgen ships."""
     if fit.story is not None:
         own = type(fit.story)
         return {} if own.__module__.startswith(COLLECTION) else _source(own.__name__, own)
     return _source("model", fit.pair.model) | _source("guide", fit.pair.guide)
 
 
-def _source(name: str, what: Callable[..., Any]) -> dict[str, str]:
-    """Return the code of a function or class, or what kind of object it is."""
-    return {name: source_code(what) or f"{type(what).__module__}.{type(what).__qualname__}"}
+def _source(name: str, definition: Callable[..., Any]) -> dict[str, str]:
+    """Return the source of a function or class, else the type of the object."""
+    return {name: source_code(definition) or f"{type(definition).__module__}.{type(definition).__qualname__}"}
 
 
 def python_lines(fit: FittedPair, facts: Mapping[str, Any]) -> str:
-    """Return the lines that fit again, with ``...`` for what has no short form."""
+    """Return the Python code that reproduces the fit, with ``...`` for values without a short form."""
     options = {"seed": fit.seed, **facts.get("options", {})}
-    if len(fit.runs) + fit.num_failed > 1:  # of a sampler there are none
+    if len(fit.runs) + fit.num_failed > 1:  # a sampler has no restarts
         options["restarts"] = len(fit.runs) + fit.num_failed
-    told = "".join(f", {name}={'...' if value is None else repr(value)}" for name, value in options.items())
+    keywords = "".join(f", {name}={'...' if value is None else repr(value)}" for name, value in options.items())
     story = fit.story
     if story is None:
-        return f"import pplgen\n\nfit = pplgen.fit(model, data, guide{told})"
+        return f"import pplgen\n\nfit = pplgen.fit(model, data, guide{keywords})"
     data = facts.get("data", {})
     name = str(data.get("name"))
     rows = repr(name) if name in NAMED_DATA_SETS else "x"
-    lines = ["import pplgen", f"from {_home(story)} import {type(story).__name__}", ""]
+    lines = ["import pplgen", f"from {_public_module(story)} import {type(story).__name__}", ""]
     if rows == "x":
         columns = ", ".join(map(repr, fit.columns[:6])) + (", ..." if len(fit.columns) > 6 else "")
         unit = "series" if story.takes_series else "rows"
-        known = "".join(f" and their {what}" for what in data.get("known", []))
+        known = "".join(f" and their {column}" for column in data.get("known", []))
         lines.append(f"x = ...  # {name!r}: {data.get('num_rows')} {unit} of {columns}{known}")
-    arguments = ", ".join(f"{key}={value!r}" for key, value in _chosen(story).items())
-    lines += [f"story = {type(story).__name__}({arguments})", f"fit = pplgen.fit(story, {rows}{told})"]
+    arguments = ", ".join(f"{key}={value!r}" for key, value in _explicit_arguments(story).items())
+    lines += [f"story = {type(story).__name__}({arguments})", f"fit = pplgen.fit(story, {rows}{keywords})"]
     return "\n".join(lines)
 
 
-def _home(story: Story) -> str:
-    """Return the module that a story is imported from."""
+def _public_module(story: Story) -> str:
+    """Return the module from which a story is imported."""
     module = type(story).__module__
     return COLLECTION.rstrip(".") if module.startswith(COLLECTION) else module
 
 
-def _chosen(story: Story) -> dict[str, Any]:
-    """Return the sizes among the arguments of a story's constructor, and those that are not its defaults."""
+def _explicit_arguments(story: Story) -> dict[str, Any]:
+    """Return the constructor arguments that are sizes or differ from their defaults."""
     defaults = {name: each.default for name, each in inspect.signature(type(story)).parameters.items()}
     return {
         name: value

@@ -62,7 +62,10 @@ def latent_map(inputs: FigureInputs) -> CaptionedFigure:
     figure = new_figure(5.5, 4.2)
     plot_latent_map(figure.subplots(), encoded, labels)
     coloured = " Colours are the classes of rows." if labels is not None else ""
-    return figure, f"Latent means of {encoded.sizes['row']:,} rows, in the two dimensions of largest variance.{coloured}"
+    return (
+        figure,
+        f"Latent means of {encoded.sizes['row']:,} rows, in the dimensions of largest variance.{coloured}",
+    )
 
 
 def reconstructions(inputs: FigureInputs) -> CaptionedFigure:

@@ -188,7 +188,7 @@ def test_a_story_is_sampled_saved_and_drawn(faithful_fit, tmp_path):
         np.testing.assert_array_equal(own["posterior"][name], theirs["posterior"][name])
     assert torch.equal(fit.sample(5), again.sample(5))
     assert fit.latents()["z"].shape == (272, 1)
-    assert isinstance(plots.picture(fit, own), Figure)
+    assert isinstance(plots.plot_fit(fit, own), Figure)
     page = again.report(tmp_path / "run", tree=theirs).read_text(encoding="utf-8")
     assert "by NUTS: 2 chains of 60 draws" in page
     assert "Each chain&#39;s log density" in page

@@ -1,4 +1,4 @@
-"""The pictures of a fit show what they claim."""
+"""The figures of a fit show what they claim."""
 
 import numpy as np
 import pytest
@@ -7,17 +7,17 @@ from matplotlib.patches import Ellipse
 from pplgen.models import DirichletProcessMixture, GaussianMixture
 
 import pplgen
-from pplgen.plots.fit import MASS, _ellipse, picture, save_picture
+from pplgen.plots.fit import MASS, _ellipse, plot_fit, save_figure
 
 
-def test_picture_shows_components_and_bound(faithful_fit, faithful_tree, tmp_path):
-    figure = picture(faithful_fit, faithful_tree)
+def test_figure_shows_components_and_bound(faithful_fit, faithful_tree, tmp_path):
+    figure = plot_fit(faithful_fit, faithful_tree)
     mixture, elbo = figure.axes
     assert len([patch for patch in mixture.patches if isinstance(patch, Ellipse)]) == 2 * len(MASS)
     assert (mixture.get_xlabel(), mixture.get_ylabel()) == ("eruptions", "waiting")
     assert len(mixture.collections[0].get_offsets()) == 272
     np.testing.assert_array_equal(elbo.lines[0].get_ydata(), faithful_fit.best.history)
-    save_picture(figure, tmp_path / "fit.png")
+    save_figure(figure, tmp_path / "fit.png")
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -39,14 +39,14 @@ def test_other_numbers_of_features(num_features, covariance):
     x = torch.randn(40, num_features)
     x[3, 0] = torch.nan
     fit = pplgen.fit(GaussianMixture(2, num_features, covariance=covariance), x, steps=5, compile="off", progress=False)
-    figure = picture(fit, fit.to_datatree(3))
+    figure = plot_fit(fit, fit.to_datatree(3))
     assert len(figure.axes) == 2
     assert figure.axes[0].get_legend() is not None
 
 
 def test_components_without_rows_are_left_out():
     fit = pplgen.fit(DirichletProcessMixture(6, 2, concentration=0.1), "faithful", steps=300, progress=False)
-    mixture = picture(fit, fit.to_datatree(50)).axes[0]
+    mixture = plot_fit(fit, fit.to_datatree(50)).axes[0]
     assert len([patch for patch in mixture.patches if isinstance(patch, Ellipse)]) == 2 * len(MASS)
 
 
@@ -58,4 +58,4 @@ def test_a_bare_pair_shows_its_bound():
         pyro.sample("y", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=y.mean())
 
     fit = pplgen.fit(model, torch.zeros(3), steps=5, progress=False)
-    assert len(picture(fit, fit.to_datatree(3)).axes) == 1
+    assert len(plot_fit(fit, fit.to_datatree(3)).axes) == 1

@@ -1,4 +1,4 @@
-"""The pictures of codes show what was found."""
+"""The figures of latent variables show what was inferred."""
 
 import math
 
@@ -11,7 +11,7 @@ from pplgen.models import VAE
 
 import pplgen
 from pplgen.errors import InputError
-from pplgen.plots.fit import picture, save_picture
+from pplgen.plots.fit import plot_fit, save_figure
 from pplgen.plots.latent import (
     MISSING,
     plot_anomalies,
@@ -40,26 +40,26 @@ def codes_of(z):
     return xr.Dataset({"z": (("row", "latent"), np.asarray(z, float))})
 
 
-def test_a_picture_shows_codes_reconstructions_and_the_bound(fit, tmp_path):
-    figure = picture(fit, None)
+def test_a_figure_shows_latent_means_reconstructions_and_the_bound(fit, tmp_path):
+    figure = plot_fit(fit, None)
     codes, rows, elbo = figure.axes
     np.testing.assert_allclose(codes.collections[0].get_offsets(), fit.encode()["z"], rtol=1e-5)
     assert rows.get_title() == "Rows and their reconstructions"
     # three pairs of lines of eight digits of 8 x 8, a pixel between
     assert rows.images[0].get_array().shape == (6 * 9 - 1, 8 * 9 - 1, 3)
     assert elbo.get_ylabel() == "ELBO (nats)"
-    save_picture(figure, tmp_path / "fit.png")
+    save_figure(figure, tmp_path / "fit.png")
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_map_shows_the_widest_entries_coloured_by_label():
+def test_a_map_shows_the_dimensions_of_largest_variance_coloured_by_label():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(50, 4)) * [0.1, 2.0, 0.2, 1.0]
     labels = [0, 1] * 24 + [-1, -1]
     panel = axes()
     plot_latent_map(panel, codes_of(z), labels)
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("z[1]", "z[3]")
-    assert panel.get_legend_handles_labels()[1] == ["not known", "0", "1"]
+    assert panel.get_legend_handles_labels()[1] == ["unknown", "0", "1"]
     assert [len(points.get_offsets()) for points in panel.collections] == [2, 24, 24]
     np.testing.assert_allclose(panel.collections[1].get_offsets(), z[0:48:2][:, [1, 3]])
     words = axes()
@@ -74,10 +74,10 @@ def test_a_map_by_principal_components():
     plot_latent_map(panel, codes_of(z), by="pca")
     places = np.asarray(panel.collections[0].get_offsets())
     np.testing.assert_allclose(np.linalg.norm(places, axis=1), np.linalg.norm(z - z.mean(0), axis=1), atol=0.1)
-    assert panel.get_xlabel().startswith("component 1 of the codes: 9")
+    assert panel.get_xlabel().startswith("principal component 1: 9")
 
 
-def test_a_code_of_one_entry_is_a_histogram():
+def test_a_single_latent_dimension_is_a_histogram():
     panel = axes()
     plot_latent_map(panel, codes_of(np.arange(20.0)[:, None]), [0] * 10 + [1] * 10)
     assert sum(patch.get_height() for patch in panel.patches) == 20
@@ -88,7 +88,7 @@ def test_a_code_of_one_entry_is_a_histogram():
     ("labels", "by", "sentence"),
     [
         ([0, 1], "variance", "labels: 2 for 30 rows"),
-        (list(range(30)), "variance", "labels: 30 different ones; expected at most 20"),
+        (list(range(30)), "variance", "labels: 30 distinct values; expected at most 20"),
         (None, "tsne", "by='tsne': expected one of variance, pca"),
     ],
 )
@@ -97,7 +97,7 @@ def test_mistakes_with_a_map(labels, by, sentence):
         plot_latent_map(axes(), codes_of(np.zeros((30, 2))), labels, by=by)
 
 
-def test_pictures_lie_where_they_belong():
+def test_images_are_placed_in_their_cells():
     x = torch.zeros(3, 25)
     x[0, 0], x[1, 24] = 1, 1
     panel = axes()
@@ -122,10 +122,10 @@ def test_inpainting_shows_what_was_missing(fit):
     # the lower half of every draw is the original's
     for cell in range(2, 12):
         np.testing.assert_allclose(shown[4:8, 9 * cell : 9 * cell + 8], shown[4:8, :8])
-    assert [label.get_text() for label in panel.get_xticklabels()][:4] == ["original", "seen", "draw 1", "2"]
+    assert [label.get_text() for label in panel.get_xticklabels()][:4] == ["original", "observed", "draw 1", "2"]
 
 
-def test_traversals_and_walks(fit):
+def test_traversals_and_interpolations(fit):
     panel = axes()
     plot_traversals(panel, fit.traverse(num=5))
     assert panel.images[0].get_array().shape == (17, 44, 3)
@@ -137,7 +137,7 @@ def test_traversals_and_walks(fit):
         assert panel.images[0].get_array().shape == (9 * lines - 1, 35, 3)
 
 
-def test_rows_that_are_no_pictures_are_bars():
+def test_rows_that_are_not_images_are_bars():
     x = torch.randn(4, 7)
     panel = axes()
     plot_reconstructions(panel, x, x / 2)

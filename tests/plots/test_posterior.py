@@ -1,4 +1,4 @@
-"""The pictures of any posterior show what they claim, and rows are left out as a conjugate model leaves them out."""
+"""The figures of any posterior show what they claim; leave-one-out agrees with a conjugate model."""
 
 import arviz_base
 import numpy as np
@@ -12,17 +12,17 @@ from scipy import stats
 import pplgen
 from pplgen.plots.posterior import (
     distinct,
+    most_correlated,
     plot_fan,
     plot_loo_pit,
     plot_pairs,
     plot_pareto_k,
     plot_predictive,
     plot_prior_posterior,
-    related,
     scalars,
 )
 from pplgen.plots.svg import inline_svg
-from pplgen.report.observed import Column, left_out, observed_columns
+from pplgen.report.observed import Column, leave_one_out, observed_columns
 
 RNG = np.random.default_rng(0)
 
@@ -34,11 +34,11 @@ def axes():
 
 @pytest.fixture(scope="module")
 def tree():
-    """Scalars a and b with correlation .8, c on its own, d without spread, and the two weights of a mixture."""
-    a, c, share = RNG.normal(size=(3, 1, 2000))
+    """Scalars a and b with correlation .8, c on its own, d constant, and the two weights of a mixture."""
+    a, c, logit = RNG.normal(size=(3, 1, 2000))
     b = 0.8 * a + 0.6 * RNG.normal(size=a.shape)
-    share = 1 / (1 + np.exp(-share))
-    posterior = {"a": a, "bc": np.stack([b, c], -1), "d": np.ones_like(a), "w": np.stack([share, 1 - share], -1)}
+    weight = 1 / (1 + np.exp(-logit))
+    posterior = {"a": a, "bc": np.stack([b, c], -1), "d": np.ones_like(a), "w": np.stack([weight, 1 - weight], -1)}
     prior = {"a": RNG.standard_cauchy(size=a.shape)}
     coords = {"column": ["b", "c"]}
     return arviz_base.from_dict({"posterior": posterior, "prior": prior}, dims={"bc": ["column"]}, coords=coords)
@@ -58,7 +58,7 @@ def test_scalars_that_repeat_another_or_nothing_are_left_out(tree):
 
 def test_pairs_show_the_most_correlated(tree):
     found = distinct(tree, scalars(tree, ["bc", "w", "a"]))
-    chosen = related(tree, found, 2)
+    chosen = most_correlated(tree, found, 2)
     assert [scalar.label for scalar in chosen] == ["bc[b]", "a"]
     grid = Figure().subplots(2, 2)
     plot_pairs(grid, tree, chosen)
@@ -83,12 +83,12 @@ def test_replicates_of_the_truth_cover_the_data(axes):
     replicated = RNG.normal(size=(400, 300))
     plot_predictive(axes, RNG.normal(size=300), replicated)
     band, _, data = axes.patches
-    shares, edges, lower = *data.get_data()[:2], band.get_data().baseline
+    densities, edges, lower = *data.get_data()[:2], band.get_data().baseline
     upper = band.get_data().values
-    inside = (shares >= lower) & (shares <= upper)
+    inside = (densities >= lower) & (densities <= upper)
     # 90 % of bins but for their number, some twenty: three binomial standard errors
     assert inside.mean() >= 0.9 - 3 * (0.09 / len(inside)) ** 0.5
-    assert (shares * np.diff(edges)).sum() == pytest.approx(1.0)
+    assert (densities * np.diff(edges)).sum() == pytest.approx(1.0)
 
 
 def test_counts_are_drawn_one_by_one(axes):
@@ -121,12 +121,12 @@ def test_the_band_of_loo_pit_tells_uniform_numbers_from_others(axes):
 def test_pareto_k_counts_the_rows_above(axes):
     plot_pareto_k(axes, np.array([0.1, 0.6, 0.9, np.inf, -np.inf]))
     good, bad = axes.collections
-    assert good.get_label() == "to be trusted: 3 rows"
+    assert good.get_label() == "reliable: 3 rows"
     assert np.isfinite(bad.get_offsets()).all()
 
 
-def test_rows_are_left_out_as_a_conjugate_model_leaves_them_out():
-    """Leave-one-out transforms of a normal mean with known deviation, under a guide that is 1.4 times too wide."""
+def test_loo_pit_agrees_with_a_conjugate_model():
+    """LOO-PIT of a normal mean with known standard deviation, under a guide that is 1.4 times too wide."""
     y = torch.tensor([-1.2, 0.3, 0.8, 2.9, 0.1, -0.4, 1.1, 0.6])
     n, prior_variance = len(y), 4.0
 
@@ -142,9 +142,9 @@ def test_rows_are_left_out_as_a_conjugate_model_leaves_them_out():
 
     fit = pplgen.fit(model, y, guide, steps=1, learning_rate=1e-9, compile="off", progress=False)
     tree = fit.to_datatree(8_000)
-    without = left_out(fit, tree)
+    weights = leave_one_out(fit, tree)
     (column,) = observed_columns(fit, tree)
-    found = without.transforms(column, np.random.default_rng(0))
+    found = weights.loo_pit(column, np.random.default_rng(0))
     rest = 1 / (1 / prior_variance + n - 1)
     exact = stats.norm.cdf(y, rest * (y.sum() - y), (1 + rest) ** 0.5)
     # each is a mean of zeros and ones over some 5,000 effective draws: four standard errors of at most .007

@@ -1,4 +1,4 @@
-"""The pictures of series show what was found."""
+"""The figures of series show the inferred states, regimes and forecasts."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import pplgen
 from pplgen.errors import InputError
-from pplgen.plots.fit import picture, save_picture
+from pplgen.plots.fit import plot_fit, save_figure
 from pplgen.plots.palette import COLOURS
 from pplgen.plots.series import plot_dynamics, plot_forecast, plot_regimes, plot_series, plot_states
 
@@ -40,15 +40,15 @@ def axes():
     return Figure().subplots()
 
 
-def test_a_picture_shows_the_first_series_beside_the_bound(coin, tmp_path):
+def test_a_figure_shows_the_first_series_beside_the_bound(coin, tmp_path):
     fit, y = coin
-    figure = picture(fit, fit.to_datatree(3))
+    figure = plot_fit(fit, fit.to_datatree(3))
     series, elbo = figure.axes
     assert series.get_title() == "Series 1 of 2, smoothed (exact)"
     assert series.get_ylabel() == "x0"
     assert elbo.get_ylabel() == "ELBO (nats)"
     np.testing.assert_array_equal(series.lines[0].get_ydata(), y[0, :, 0])
-    save_picture(figure, tmp_path / "fit.png")
+    save_figure(figure, tmp_path / "fit.png")
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -63,10 +63,10 @@ def test_a_series_shows_its_gaps_and_regimes(coin):
     (bands,) = panel.images
     assert bands.get_array().shape == (1, 30, 3)
     labels = panel.get_legend_handles_labels()[1]
-    assert labels == ["data", "filled in", "regime 0", "regime 1"]
+    assert labels == ["data", "imputed", "regime 0", "regime 1"]
     # a step that is surely of one regime has that regime's tint; past the end it is white
-    shares = found["regime_probability"].values[0]
-    sure = int(np.nanargmax(shares[:, 1]))
+    probabilities = found["regime_probability"].values[0]
+    sure = int(np.nanargmax(probabilities[:, 1]))
     tint = bands.get_array()[0, sure]
     assert tint.argmin() == min(range(3), key=lambda c: int(COLOURS[2][1 + 2 * c : 3 + 2 * c], 16))
     np.testing.assert_array_equal(bands.get_array()[0, -1], 1.0)

@@ -27,7 +27,7 @@ import pplgen
 from pplgen.checks.table import Check, Verdict
 from pplgen.cli.main import main
 from pplgen.fitting.load import load_with_draws
-from pplgen.report import pictures as report_pictures
+from pplgen.report import posterior_figures
 from pplgen.report.page import FORMAT, PAGE, RECORD, overall, write_report
 from pplgen.report.reproduction import Block, blocks_of
 from pplgen.storage import run_folder as store
@@ -174,7 +174,7 @@ def test_a_bare_pair_has_a_report(tmp_path):
     assert "dist.Normal(theta, sigma)" in record["sources"]["model"]
     assert "AutoNormal" in record["sources"]["guide"]
     assert "pplgen.fit(model, data, guide, seed=0, steps=20, learning_rate=0.01, compile='off')" in page.text
-    assert any("latents of their own" in sentence for sentence in record["missing"])
+    assert any("its own latent variables" in sentence for sentence in record["missing"])
 
 
 def test_the_record_agrees_with_the_checks_and_the_page_shows_them(short, tmp_path):
@@ -200,7 +200,7 @@ def test_the_record_agrees_with_the_checks_and_the_page_shows_them(short, tmp_pa
         assert check.source in page.text
     assert "Give <more> steps." in page.text
     # the verdict comes before everything else
-    assert page.text.index("Not to be trusted") < page.text.index("What was fitted to what")
+    assert page.text.index("Not reliable") < page.text.index("Model and data")
     mean = tree["posterior"]["mu"].values[..., 0, 1].mean()
     (told,) = (row for row in record["parameters"] if row["name"] == "mu[0, waiting]")
     assert told["mean"] == pytest.approx(mean, rel=1e-6)  # of single precision
@@ -223,11 +223,11 @@ def mean_field(num_rows):
     return pplgen.fit(model, (x, x.sum(1) + torch.randn(num_rows)), steps=800, compile="graph", progress=False)
 
 
-def test_the_picture_of_pareto_k_says_what_its_check_says(tmp_path, monkeypatch):
-    """Of few and of other draws, Pareto k of the same rows are others: the picture computes none."""
+def test_the_figure_of_pareto_k_shows_the_values_of_its_check(tmp_path, monkeypatch):
+    """Pareto k depends on the draws, so the figure computes none itself."""
     fit = mean_field(60)
     shown = {}
-    monkeypatch.setattr(report_pictures, "plot_pareto_k", lambda _, *what, **how: shown.update(how, what=what))
+    monkeypatch.setattr(posterior_figures, "plot_pareto_k", lambda _, *what, **how: shown.update(how, what=what))
     _, record = read(fit.report(tmp_path, tree=fit.to_datatree(30)).parent)
     (check,) = (each for each in record["checks"] if "LOO Pareto k" in each["name"])
     (caption,) = (each["caption"] for each in record["pictures"] if each["name"] == "pareto-k")
@@ -241,10 +241,10 @@ def test_the_picture_of_pareto_k_says_what_its_check_says(tmp_path, monkeypatch)
     assert f"Above {limit:.2g} a row's" in caption
 
 
-def test_without_a_check_of_its_rows_there_is_no_picture_of_pareto_k(short, tmp_path):
+def test_without_a_check_of_its_rows_there_is_no_figure_of_pareto_k(short, tmp_path):
     write_report(short, short.to_datatree(30, groups=["posterior"]), (), tmp_path)
     _, record = read(tmp_path)
-    assert any("have not weighed rows one by one" in sentence for sentence in record["missing"])
+    assert any("did not importance-weight single rows" in sentence for sentence in record["missing"])
 
 
 def test_the_worst_verdict_counts():
@@ -273,7 +273,7 @@ def test_a_run_keeps_what_its_report_needs(hostile):
     assert record["fit"]["options"] == {"steps": 20, "compile": "off"}
     assert record["fit"]["created"] == json.loads((hostile / store.HEADER).read_text())["created"]
     assert len(record["checks"]) == len(fit.diagnose())
-    assert not any("not at hand" in sentence for sentence in record["missing"])
+    assert not any("not available" in sentence for sentence in record["missing"])
 
 
 def test_the_command_says_what_has_failed(hostile):
@@ -291,8 +291,8 @@ def test_without_its_data_a_report_says_what_it_cannot_show(hostile, tmp_path):
     applied = [check["name"] for check in record["checks"] if check["verdict"] != "not applicable"]
     assert applied == ["times the run was infinite or NaN"], "how it was trained is the run's own record"
     assert record["verdict"] == "pass"
-    assert record["missing"][0].startswith("Checks of rows: The rows are not at hand")
-    assert any("Data against the posterior predictive" in sentence for sentence in record["missing"])
+    assert record["missing"][0].startswith("Checks of rows: The training data are not available")
+    assert any("Posterior predictive check: " in sentence for sentence in record["missing"])
     assert {each["name"] for each in record["pictures"]} == {"pairs", "run"}
 
 
