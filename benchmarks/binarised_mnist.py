@@ -1,7 +1,7 @@
-"""Larochelle's fixed binarisation of MNIST, for the figures that were published on it; run it for the baseline.
+"""Larochelle's fixed binarisation of MNIST, for comparison with published results; run it for the baseline.
 
-The three MATLAB files lie in ``static_binarized_mnist`` among the reference data beside this checkout, or in the folder
-that ``BINARISED_MNIST`` names. They are read here alone; the package binarises MNIST itself (``pplgen.binarise``).
+The three MATLAB files are in ``static_binarized_mnist`` of the reference data beside this checkout, or in the folder
+named by ``BINARISED_MNIST``. Only the benchmarks read them; the package binarises MNIST itself (``pplgen.binarise``).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ SHAPES = {"train": (50_000, 784), "valid": (10_000, 784), "test": (10_000, 784)}
 
 
 def folder() -> Path:
-    """Return where the files are looked for."""
+    """Return the folder of the files."""
     return Path(os.environ.get("BINARISED_MNIST") or FOLDER)
 
 
 def why_absent() -> str | None:
-    """Say in a sentence that the files are not at hand; ``None`` where they are."""
+    """Return a message if the files are missing, else ``None``."""
     if (folder() / "binarized_mnist_train.mat").is_file():
         return None
-    return f"the fixed binarisation of MNIST is not in {str(folder())!r}; BINARISED_MNIST names another folder"
+    return f"the fixed binarisation of MNIST is not in {str(folder())!r}; set BINARISED_MNIST to its folder"
 
 
 def load_binarised(split: str) -> Table:
-    """Return pictures of zeros and ones, a row each, in single precision.
+    """Return binary images, one per row, in single precision.
 
     Parameters
     ----------
@@ -42,20 +42,20 @@ def load_binarised(split: str) -> Table:
     """
     pixels = loadmat(folder() / f"binarized_mnist_{split}.mat", variable_names=["X"])["X"]
     if pixels.shape != SHAPES[split] or not ((pixels == 0) | (pixels == 1)).all():
-        raise ValueError(f"{split}: expected zeros and ones of shape {SHAPES[split]}, not shape {pixels.shape}")
+        raise ValueError(f"{split}: expected zeros and ones of shape {SHAPES[split]}, got shape {pixels.shape}")
     columns = tuple(f"pixel_{i}_{j}" for i in range(28) for j in range(28))
     return Table(torch.from_numpy(pixels.astype("float32")), columns, f"binarised-mnist-{split}")
 
 
 def independent_pixels(train: Tensor, test: Tensor) -> float:
-    """Return the mean log-likelihood in nats of test rows where pixels are independent, one row of each value added."""
+    """Return the mean test log-likelihood in nats of independent pixels with add-one smoothing."""
     count = train.double().sum(dim=0) + 1
-    share = count / (len(train) + 2)
-    return float((test.double() @ share.logit()).mean() + torch.log1p(-share).sum())
+    probability = count / (len(train) + 2)
+    return float((test.double() @ probability.logit()).mean() + torch.log1p(-probability).sum())
 
 
 if __name__ == "__main__":
     if reason := why_absent():
         sys.exit(reason)
     train, test = (load_binarised(split).values for split in ("train", "test"))
-    print(f"independent pixels: {independent_pixels(train, test):.3f} nats per test picture")
+    print(f"independent pixels: {independent_pixels(train, test):.3f} nats per test image")

@@ -1,7 +1,7 @@
-"""Simulation-based calibration as one batched program, beside a loop of ``pyro.infer.SVI``.
+"""Simulation-based calibration as one batched program, compared with a loop of ``pyro.infer.SVI``.
 
 200 data sets of a linear regression (30 rows, 3 features), 2,000 steps of a full-rank guide each: wall time of the
-whole calibration, simulation, tracing, compiling and ranking included. The loop is timed on ten data sets, steps alone,
+whole calibration, including simulation, tracing, compiling and ranking. The loop is timed on ten data sets, steps only,
 and extrapolated to 200. Then a Gaussian mixture: 200 data sets of 200 rows, 2,000 steps, components matched.
 """
 
@@ -25,14 +25,14 @@ X = torch.randn(30, 3, generator=torch.Generator().manual_seed(1))
 
 
 def regression(x: torch.Tensor, y: torch.Tensor) -> None:
-    """Regress y on x with unit noise."""
+    """Linear regression of y on x with unit noise variance."""
     beta = pyro.sample("beta", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pyro.plate("data", len(x)):
         pyro.sample("y", dist.Normal(x @ beta, 1.0), obs=y)
 
 
 def looped() -> float:
-    """Fit ten data sets one after the other in plain Pyro; return seconds for each."""
+    """Fit ten data sets one by one in plain Pyro; return seconds per data set."""
     seconds = []
     for seed in range(LOOPED):
         pyro.set_rng_seed(seed)
@@ -47,9 +47,9 @@ def looped() -> float:
 
 
 def main() -> None:
-    """Time both, and the mixture."""
+    """Time both, and the calibration of a mixture."""
     started = time.perf_counter()
-    together = pplgen.calibrate(
+    batched = pplgen.calibrate(
         regression, (X, torch.zeros(30)), AutoMultivariateNormal(regression), num_datasets=DATASETS, steps=STEPS
     )
     ours = time.perf_counter() - started
@@ -58,14 +58,14 @@ def main() -> None:
         f"Calibration of a regression, {DATASETS} data sets, {STEPS:,} steps",
         ("seconds", "ratio", "passed"),
         {
-            f"pplgen.calibrate, all told ({together.path})": (f"{ours:.1f}", "1", str(together.passed)),
+            f"pplgen.calibrate, total ({batched.path})": (f"{ours:.1f}", "1", str(batched.passed)),
             f"a loop of pyro.infer.SVI, extrapolated from {LOOPED}": (
                 f"{each * DATASETS:.0f}",
                 f"{each * DATASETS / ours:.0f}",
                 "",
             ),
         },
-        {"ours": ours, "looped, each": each, "p": together.p_values.tolist()},
+        {"ours": ours, "looped, each": each, "p": batched.p_values.tolist()},
     )
     started = time.perf_counter()
     mixture = pplgen.calibrate(GaussianMixture(2, 2), num_datasets=DATASETS, num_rows=200, steps=STEPS)
@@ -74,7 +74,7 @@ def main() -> None:
         f"Calibration of a Gaussian mixture, {DATASETS} data sets of 200 rows, {STEPS:,} steps",
         ("seconds", "smallest p (Holm)", "passed"),
         {
-            f"pplgen.calibrate, all told ({mixture.path})": (
+            f"pplgen.calibrate, total ({mixture.path})": (
                 f"{seconds:.1f}",
                 f"{mixture.p_values.min():.2g}",
                 str(mixture.passed),

@@ -1,4 +1,4 @@
-"""What is timed: a hand-written step, plain Pyro, the engine; each does some steps a call and goes on from there."""
+"""Contenders: a hand-written step, plain Pyro, the engine; each call takes some steps and continues from the last."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pplgen.story.pair import Pair
 
 
 def runner(step, state, steps):
-    """Return a contender that goes on from where it stopped."""
-    kept = [state]
+    """Return a contender that repeats a step function on its own state."""
+    current = [state]
 
     def run() -> int:
         with torch.no_grad():
             for _ in range(steps):
-                kept[0] = step(*kept[0])
+                current[0] = step(*current[0])
         return steps
 
     run()
@@ -31,7 +31,7 @@ def runner(step, state, steps):
 def svi_contender(
     model: Any, guide: Any, bound: ELBO, x: torch.Tensor, *, rate: float, steps: int, validate: bool
 ) -> Callable[[], int]:
-    """Return plain Pyro."""
+    """Return plain Pyro's ``svi.step`` as a contender."""
     pyro.clear_param_store()
     svi = SVI(model, guide, pyro.optim.Adam({"lr": rate}), bound)
 
@@ -48,7 +48,7 @@ def svi_contender(
 def engine_contender(
     pair: Pair, bound: ELBO, *, rate: float, restarts: int, steps: int, compiled: bool
 ) -> Callable[[], int]:
-    """Return the engine, on the traced or the compiled graph."""
+    """Return the engine as a contender, on the traced or the compiled graph."""
     with pair.isolated():
         graph = trace(pair, bound, pair.data)
         state = State.start(graph.pack(pair.snapshot())[None].repeat(restarts, 1))
@@ -56,10 +56,10 @@ def engine_contender(
     engine = Engine(graph, state, tensors_of(pair.data))
     if compiled:
         engine.compile(rates)
-    kept = [state]
+    current = [state]
 
     def run() -> int:
-        kept[0], _ = engine.run(kept[0], rates, steps)
+        current[0], _ = engine.run(current[0], rates, steps)
         return steps
 
     run()

@@ -1,8 +1,8 @@
-"""Two processes that share rows beside one, in turns: a step of a mixture by number of rows, and the all-reduce alone.
+"""Rows split between two processes, compared with one: a mixture step by number of rows, and the all-reduce alone.
 
-Each process has one thread. The first one times its contenders as every other benchmark does, and before each turn
-tells the second one what to do meanwhile: the same, or nothing. "Half the rows, both processes" is a step without the
-all-reduce while the other process is as busy, so that what two processes take from one another is not laid to it.
+Each process has one thread. The first times its contenders as every other benchmark does, and before each turn
+broadcasts what the second does meanwhile: the same, or nothing. "Half the rows, both processes" is a step without the
+all-reduce while the other process is equally busy, which separates contention from communication.
 
 Run as ``benchmarks/distributed.py [ROWS ...]``, 10,000 rows by default.
 """
@@ -29,13 +29,13 @@ from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
 SIZES = (100, 10_000, 1_000_000)
-"""Entries of the all-reduces that are timed alone."""
+"""Numbers of elements of the timed all-reduces."""
 STEPS, EXCHANGES = 100, 50
 STOP = -1
 
 
 def stepping(pair: Pair, ranks: Ranks, shard: Shard | None) -> Callable[[], int]:
-    """Return a function that takes compiled steps, alone or with others, on all rows or a part of them."""
+    """Return a function that takes compiled steps, with or without other ranks, on all rows or a shard."""
     with pair.isolated():
         batches, scale = batching(pair, None, seed=0, shard=shard)
         data = next(batches)
@@ -54,7 +54,7 @@ def stepping(pair: Pair, ranks: Ranks, shard: Shard | None) -> Callable[[], int]
 
 
 def exchanging(size: int) -> Callable[[], int]:
-    """Return a function that averages so many numbers over ranks."""
+    """Return a function that averages ``size`` numbers over ranks."""
     values = torch.randn(size)
 
     def run() -> int:
@@ -68,7 +68,7 @@ def exchanging(size: int) -> Callable[[], int]:
 
 
 def named_part(index: int, run: Callable[[], int]) -> Callable[[], int]:
-    """Let the second process do its part of a contender meanwhile."""
+    """Return a contender that runs with the second process running its part."""
 
     def both() -> int:
         dist.broadcast(torch.tensor([index]), 0)
@@ -77,8 +77,8 @@ def named_part(index: int, run: Callable[[], int]) -> Callable[[], int]:
     return both
 
 
-def obey(parts: list[Callable[[], int]]) -> None:
-    """Do what the first process says, until it says stop."""
+def follow(parts: list[Callable[[], int]]) -> None:
+    """Run the parts that the first process broadcasts, until it broadcasts ``STOP``."""
     command = torch.zeros(1, dtype=torch.long)
     while True:
         dist.broadcast(command, 0)
@@ -88,14 +88,14 @@ def obey(parts: list[Callable[[], int]]) -> None:
 
 
 def time_steps(num_rows: int, ranks: Ranks) -> None:
-    """Time steps on so many rows; the first process writes the results."""
+    """Time steps on ``num_rows`` rows; the first process writes the results."""
     with seeded(0):
         x = torch.randn(num_rows, 8) + 3.0 * torch.randn(5, 8)[torch.randint(5, (num_rows,))]
         pair = Pair.of_story(GaussianMixture(5, 8), x)
     shard = shard_rows(pair, ranks)
     together, half = stepping(pair, ranks, shard), stepping(pair, SINGLE_PROCESS, shard)
     if not ranks.first:
-        obey([together, half])
+        follow([together, half])
         return
     whole = stepping(pair, SINGLE_PROCESS, None)
     one, two = "one process, all rows", "two processes, half the rows each"
@@ -114,7 +114,7 @@ def time_exchanges(ranks: Ranks) -> None:
     """Time the all-reduce alone; the first process writes the results."""
     parts = [exchanging(size) for size in SIZES]
     if not ranks.first:
-        obey(parts)
+        follow(parts)
         return
     figures = {}
     for index, size in enumerate(SIZES):
@@ -130,7 +130,7 @@ def time_exchanges(ranks: Ranks) -> None:
 
 
 def work(rank: int, store: str, sizes: list[int]) -> None:
-    """Be one of the two processes."""
+    """Run one of the two processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     ranks = Ranks.current()
@@ -141,6 +141,6 @@ def work(rank: int, store: str, sizes: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    given = [int(word) for word in sys.argv[1:]] or [10_000]
+    sizes = [int(word) for word in sys.argv[1:]] or [10_000]
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (f"{folder}/store", given), nprocs=2)
+        mp.spawn(work, (f"{folder}/store", sizes), nprocs=2)

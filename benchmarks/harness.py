@@ -1,4 +1,4 @@
-"""Side-by-side timing: contenders take turns in one process, medians of repeats, ratios to the best."""
+"""Comparative timing: contenders take turns in one process; medians of repeats, ratios to the best."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def compare(title: str, contenders: dict[str, Callable[[], int]], repeats: int =
     Parameters
     ----------
     title
-        What is measured.
+        Title of the section.
     contenders
-        Each does some steps and returns how many; it was warmed up before.
+        Functions that take some steps and return their number; already warmed up.
     repeats
-        Turns of each.
+        Number of turns of each.
 
     Returns
     -------
@@ -53,15 +53,15 @@ def report(title: str, columns: tuple[str, ...], rows: dict[str, tuple[str, ...]
     Parameters
     ----------
     title
-        What was measured.
+        Title of the section.
     columns
-        Names of the columns beside the contender.
+        Column names after ``contender``.
     rows
-        Their values by contender.
+        Values of the columns by contender.
     raw
-        Anything that JSON holds.
+        Raw figures, JSON-serialisable.
     note
-        How the figures came about.
+        How the figures were obtained.
     """
     machine = (
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -74,9 +74,9 @@ def report(title: str, columns: tuple[str, ...], rows: dict[str, tuple[str, ...]
 
 
 def _replace_section(title: str, text: str) -> None:
-    """Put a section into the results, in the place of an older one with its title."""
+    """Append a section to the results, replacing an older one with the same title."""
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
     head, *sections = old.split("\n## ")
-    kept = [section for section in sections if section.partition("\n")[0] != title]
-    body = [head.rstrip(), *(f"## {section.rstrip()}" for section in kept), text]
+    others = [section for section in sections if section.partition("\n")[0] != title]
+    body = [head.rstrip(), *(f"## {section.rstrip()}" for section in others), text]
     RESULTS.write_text("\n\n".join(body) + "\n", encoding="utf-8")

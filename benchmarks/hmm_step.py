@@ -35,7 +35,7 @@ def truth() -> tuple[torch.Tensor, ...]:
 
 
 def repeated(step, *arguments) -> object:
-    """Return a contender that calls a function, after it was called once."""
+    """Return a contender that calls a function repeatedly, after one warm-up call."""
     step(*arguments)
 
     def run() -> int:
@@ -47,7 +47,7 @@ def repeated(step, *arguments) -> object:
 
 
 def with_gradient(density, *arguments: torch.Tensor):
-    """Return a function of leaves: the density and its gradient."""
+    """Return a function of leaf tensors: the density and its gradient."""
 
     def value_and_gradient(*values: torch.Tensor):
         leaves = [value.detach().requires_grad_() for value in values]
@@ -58,7 +58,7 @@ def with_gradient(density, *arguments: torch.Tensor):
 
 
 def ours(*arguments: torch.Tensor, compiled: bool, cpp_wrapper: bool = False):
-    """Return the chain's normaliser as a contender, traced and compiled as the engine does."""
+    """Return the log normaliser of the chain as a contender, traced and compiled as in the engine."""
     *leaves, y = arguments
 
     def density(log_pi, log_P, mu):
@@ -74,7 +74,7 @@ def pyros(*arguments: torch.Tensor):
     *leaves, y = arguments
 
     def density(log_pi, log_P, mu):
-        # its initial state is that before the first step
+        # Pyro's initial state precedes the first step
         first = (log_pi - torch.logsumexp(log_pi, 0)).expand(K)
         return dist.DiscreteHMM(first, log_P, dist.Normal(mu, 1.0, validate_args=False), validate_args=False).log_prob(
             y

@@ -1,6 +1,6 @@
 """Log-likelihood of a linear Gaussian state space model with its gradient: D = 4 states, E = 2 features, one thread.
 
-The engine's step moves the parameters by Adam as well; Dynamax, where it is installed, computes value and gradient.
+The engine's step includes the Adam update; Dynamax, if installed, computes value and gradient only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIZES = ((100, 1), (1_000, 1), (10_000, 1), (100, 64), (1_000, 64))
 
 
 def start() -> dict[str, torch.Tensor]:
-    """Return where the parameters start; deviations are one."""
+    """Return initial parameters; standard deviations are one."""
     generator = torch.Generator().manual_seed(0)
     A = 0.9 * torch.linalg.qr(torch.randn(D, D, generator=generator))[0]
     C = torch.randn(E, D, generator=generator)
@@ -37,7 +37,7 @@ def start() -> dict[str, torch.Tensor]:
 
 
 def learned() -> LinearGaussian:
-    """Declare the parameters."""
+    """Declare the parameters in Pyro and return the state space model."""
     theta = {name: pyro.param(name, value) for name, value in start().items()}
     q = pyro.param("q", torch.ones(D), constraint=constraints.positive)
     r = pyro.param("r", torch.ones(E), constraint=constraints.positive)
@@ -46,16 +46,16 @@ def learned() -> LinearGaussian:
 
 
 def model(y: torch.Tensor) -> None:
-    """Score series with our distribution."""
+    """Condition on series with pplgen's distribution."""
     p = learned()
     with pyro.plate("data", len(y)):
         pyro.sample("y", LinearGaussianSeries(p, y.shape[1], missing=False), obs=y)
 
 
 def pyros_model(y: torch.Tensor) -> None:
-    """Score series with Pyro's."""
+    """Condition on series with Pyro's ``GaussianHMM``."""
     m0, S0, A, b, Q, C, d, R = learned()
-    # Pyro's chain moves before it is first seen: one step of noise more
+    # Pyro's chain has a transition before the first observation: one more step of noise
     parts = (
         dist.MultivariateNormal(m0, S0),
         A.mT,
@@ -68,11 +68,11 @@ def pyros_model(y: torch.Tensor) -> None:
 
 
 def guide(y: torch.Tensor) -> None:
-    """Leave nothing latent."""
+    """Guide without latent variables."""
 
 
 def dynamax(y: torch.Tensor) -> dict[str, Callable[[], int]]:
-    """Return Dynamax's sequential filter, jitted, where it is installed."""
+    """Return Dynamax's sequential filter, jitted, if installed."""
     try:
         import jax
         import jax.numpy as jnp

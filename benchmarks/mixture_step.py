@@ -33,9 +33,9 @@ def model(x: torch.Tensor) -> None:
 
 
 def hand_written(x: torch.Tensor, *, products: bool):
-    """Return a step of the same bound and guide, written by hand with its optimiser inside, and where it starts.
+    """Return a hand-written step of the same ELBO and guide, including its optimiser, and its initial state.
 
-    ``products`` writes the squared distances as three matrix products, which only a person knows to do.
+    ``products`` writes the squared distances as three matrix products, which no compiler does by itself.
     """
     sizes = [K - 1, K * D, K * D]
     P = sum(sizes)

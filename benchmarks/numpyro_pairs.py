@@ -1,4 +1,4 @@
-"""The benchmarks' pairs in NumPyro, where it is installed: its jitted update, and steps in one compiled scan."""
+"""The benchmarks' models in NumPyro, if installed: its jitted update, and steps in one compiled scan."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mixture(x: np.ndarray, num_components: int, *, rate: float, steps: int) -> C
 
 
 def autoencoder(x: np.ndarray, sizes: list[int], *, rate: float, steps: int) -> Contenders:
-    """Return the variational autoencoder with ReLU layers and analytic divergence."""
+    """Return the variational autoencoder with ReLU layers and analytic KL divergence."""
     if _missing():
         return {}
     import jax
@@ -74,34 +74,34 @@ def autoencoder(x: np.ndarray, sizes: list[int], *, rate: float, steps: int) -> 
 
 def _missing() -> bool:
     if importlib.util.find_spec("numpyro") is None:
-        print("NumPyro is left out: it is not installed (pip install numpyro)")
+        print("NumPyro is skipped: it is not installed (pip install numpyro)")
         return True
     return False
 
 
 def _scan(model: Any, guide: Any, bound: Any, x: np.ndarray, *, rate: float, steps: int) -> Contenders:
-    """Compile so many updates as one scan."""
+    """Return contenders: ``steps`` updates compiled as one scan, and single jitted updates."""
     import jax
     import jax.numpy as jnp
     import numpyro
 
-    given = jnp.asarray(x)
+    data = jnp.asarray(x)
     svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(rate), bound)
     several = jax.jit(
-        lambda state, given: jax.lax.scan(lambda carry, _: svi.update(carry, given), state, None, length=steps)
+        lambda state, data: jax.lax.scan(lambda carry, _: svi.update(carry, data), state, None, length=steps)
     )
     single = jax.jit(svi.update)
-    kept = {"scan": svi.init(jax.random.PRNGKey(0), given)}
-    kept["single"] = kept["scan"]
+    states = {"scan": svi.init(jax.random.PRNGKey(0), data)}
+    states["single"] = states["scan"]
 
     def scanned() -> int:
-        kept["scan"], _ = jax.block_until_ready(several(kept["scan"], given))
+        states["scan"], _ = jax.block_until_ready(several(states["scan"], data))
         return steps
 
     def one_by_one() -> int:
         for _ in range(steps):
-            kept["single"], _ = single(kept["single"], given)
-        jax.block_until_ready(kept["single"])
+            states["single"], _ = single(states["single"], data)
+        jax.block_until_ready(states["single"])
         return steps
 
     scanned(), one_by_one()

@@ -1,9 +1,9 @@
 """Digits of MNIST from few labels: test error of the semi-supervised autoencoder, over splits.
 
-A split keeps the labels of as many rows of each class among the first 50,000 training images. ``m2`` is
-``SemiSupervisedVAE`` on pixels; ``m1+m2`` the same on the codes of a ``VAE`` that has seen all images first, without
-entries that it left unused. Kingma et al. (2014) report 11.97 % and 3.33 % at 100 labels. Logistic regression of the
-labels alone, on the same features, is printed beside them::
+A split keeps the labels of an equal number of rows of each class among the first 50,000 training images. ``m2`` is
+``SemiSupervisedVAE`` on pixels; ``m1+m2`` the same on the active latent dimensions of a ``VAE`` fitted to all images.
+Kingma et al. (2014) report 11.97 % and 3.33 % at 100 labels. Logistic regression on the labels alone, with the same
+features, is the baseline::
 
     python benchmarks/semi_supervised.py --model m1+m2 --labels 100 1000
 """
@@ -26,19 +26,19 @@ import pplgen
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 BLOCK = 10_000
-"""Rows that are encoded or classified at once."""
-USED = 0.05
-"""Least variance, over rows, of the mean of a code's entry that is in use."""
+"""Number of rows classified at once."""
+ACTIVE = 0.05
+"""Minimum variance over rows of the mean of an active latent dimension."""
 
 
 def images(name: str, folder: Path) -> tuple[Tensor, Tensor]:
-    """Read images as rows of pixels from 0 to 1, and their digits, from where the four files lie."""
+    """Read images as rows of pixels from 0 to 1, and their digits, from the folder of the four files."""
     table = pplgen.load_data(name, cache=folder.parent, dtype=torch.float32)
     return table.values, table.target
 
 
 def split(y: Tensor, num_labels: int, seed: int) -> Tensor:
-    """Keep the labels of as many rows of each class, -1 for the others."""
+    """Keep the labels of an equal number of rows of each class; -1 for the others."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.full_like(y, -1)
     for k in range(10):
@@ -48,19 +48,22 @@ def split(y: Tensor, num_labels: int, seed: int) -> Tensor:
 
 
 def error(fit: pplgen.Fit, x: Tensor, y: Tensor) -> float:
-    """Per cent of rows that are given to another class."""
-    found = [fit.latents(block, draws=2)["y"].values.argmax(-1) for block in x.split(BLOCK)]
-    return 100 * float((np.concatenate(found) != y.numpy()).mean())
+    """Percentage of misclassified rows."""
+    predicted = [fit.latents(block, draws=2)["y"].values.argmax(-1) for block in x.split(BLOCK)]
+    return 100 * float((np.concatenate(predicted) != y.numpy()).mean())
 
 
 def features(x: Tensor, test: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Fit a VAE to the rows (M1), and encode them all by the mean of those entries of the code that it uses."""
+    """Fit a VAE to the rows (M1), and return the means of its active latent dimensions."""
     story = VAE(784, 50, hidden=(500,))
     fit = pplgen.fit(story, x, steps=steps, batch_size=100, learning_rate=1e-3, progress=False)
-    codes, others = (torch.from_numpy(fit.encode(rows)["z"].values) for rows in (x, test))
-    used = codes.var(0) > USED
-    print(f"M1: {fit.elbo / len(x):.2f} nats per row, {int(used.sum())} entries in use; {fit.stop.value}", flush=True)
-    return codes[:, used], others[:, used]
+    train_means, test_means = (torch.from_numpy(fit.encode(rows)["z"].values) for rows in (x, test))
+    active = train_means.var(0) > ACTIVE
+    print(
+        f"M1: {fit.elbo / len(x):.2f} nats per row, {int(active.sum())} active dimensions; {fit.stop.value}",
+        flush=True,
+    )
+    return train_means[:, active], test_means[:, active]
 
 
 def main() -> None:
@@ -70,15 +73,15 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--steps", type=int, default=10_000, help="of each split")
-    parser.add_argument("--first-steps", type=int, default=20_000, help="of M1")
+    parser.add_argument("--steps", type=int, default=10_000, help="steps per split")
+    parser.add_argument("--first-steps", type=int, default=20_000, help="steps of M1")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--data", type=Path, default=MNIST)
     options = parser.parse_args()
     if not options.data.is_dir():
         print(f"skipped: MNIST is not in {options.data}")
         return
-    (x, y), (test, wanted) = (images(name, options.data) for name in ("mnist", "mnist-test"))
+    (x, y), (test, digits) = (images(name, options.data) for name in ("mnist", "mnist-test"))
     x, y = x[: options.rows], y[: options.rows]
     started = time.perf_counter()
     if options.model == "m2":
@@ -97,18 +100,18 @@ def main() -> None:
             labels = split(y, num_labels, seed)
             known = labels >= 0
             regression = LogisticRegression(max_iter=2000, C=0.1).fit(x[known], labels[known])
-            alone.append(100 * float((regression.predict(test) != wanted.numpy()).mean()))
+            alone.append(100 * float((regression.predict(test) != digits.numpy()).mean()))
             plan = {"steps": options.steps, "batch_size": 100, "learning_rate": options.rate}
             fit = pplgen.fit(story, x, labels=labels, seed=seed, progress=False, **plan)
-            errors.append(error(fit, test, wanted))
+            errors.append(error(fit, test, digits))
             seconds.append(time.perf_counter() - started)
             print(f"{num_labels} labels, split {seed}: {errors[-1]:.2f} % ({fit.path}; {fit.stop.value})", flush=True)
         each = ", ".join(f"{value:.2f}" for value in errors)
         name = f"{options.model}, {num_labels} labels"
         rows[name] = f"{fmean(errors):.2f}", each, f"{fmean(alone):.2f}", f"{fmean(seconds):.0f}"
         figures[name] = {"errors": errors, "regression": alone, "seconds": seconds}
-    columns = "mean error, %", "splits", "regression of the labels alone, %", "seconds per split"
-    note = f"{len(x)} rows, {options.steps} steps; M1, once for all splits, took {first:.0f} s"
+    columns = "mean error, %", "splits", "logistic regression on the labels alone, %", "seconds per split"
+    note = f"{len(x)} rows, {options.steps} steps; M1, fitted once for all splits, took {first:.0f} s"
     title = f"MNIST from few labels, {options.model}"
     report(title, columns, rows, figures, note=note if options.model == "m1+m2" else note.partition(";")[0])
 

@@ -1,6 +1,6 @@
 """Fit ssm's switching linear dynamical system by Laplace-EM to the series of a file; run by ``switching_fit.py``.
 
-ssm wants an older NumPy, so this runs in an environment of its own:
+ssm needs an older NumPy, so this runs in a separate environment:
 ``python ssm_fit.py SERIES.npz FITS.npz REGIMES STATES STARTS``.
 """
 
@@ -36,18 +36,18 @@ def fit(y, num_regimes, num_states, seed):
 
 
 def main():
-    """Fit all starts, after one that compiles; those that break down leave nothing."""
+    """Fit all restarts, after a warm-up that compiles; failed ones are skipped."""
     source, target, num_regimes, num_states, starts = sys.argv[1:]
     y = np.load(source)["y"]
-    found = {}
+    results = {}
     for seed in (1000, *range(int(starts))):
         try:
             seconds, regimes, parameters = fit(y, int(num_regimes), int(num_states), seed)
-        except AssertionError:  # its own, where numbers stop being finite
+        except AssertionError:  # raised by ssm for non-finite values
             continue
-        found |= {f"{name}_{seed}": value for name, value in parameters.items()}
-        found |= {f"seconds_{seed}": seconds, f"regimes_{seed}": regimes}
-    np.savez(target, **found)
+        results |= {f"{name}_{seed}": value for name, value in parameters.items()}
+        results |= {f"seconds_{seed}": seconds, f"regimes_{seed}": regimes}
+    np.savez(target, **results)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Switching linear dynamical systems learned from scratch, beside ssm's Laplace-EM: ten starts on the same series.
+"""Switching linear dynamical systems learned from scratch, compared with ssm's Laplace-EM: ten restarts each.
 
-Two and three regimes, T = 500, two states seen through ten features, and the dance of a honey bee where its series is
-at hand (its labels only score). For every start: the share of steps given to their regime, under the best naming, and
-the log-likelihood of held-out series in nats per step by Kim's filter, against the same of the true parameters.
+Two and three regimes, T = 500, two states observed through ten features, and the dance of a honey bee if its series is
+available (labels are for scoring only). For every restart: the fraction of steps assigned to their regime, under the
+best permutation, and the held-out log-likelihood in nats per step by Kim's filter, as for the true parameters.
 ``SSM_PYTHON`` names the interpreter of an environment with ssm.
 """
 
@@ -36,24 +36,21 @@ from pplgen.story.pair import Pair
 
 T, D, E, STARTS, STEPS = 500, 2, 10, 10, 30
 NUMBERS = (5, 10, 40)
-"""Of restarts that are timed, the fewest first, so that they pay for all that a process does once; ten are scored."""
+"""Numbers of restarts timed, the fewest first, which includes one-time costs; ten are scored."""
 HELD_OUT = 20
-"""Series of T steps each that are held out: one alone would leave an error of .02 nats per step."""
+"""Number of held-out series of T steps: a single one would leave an error of .02 nats per step."""
 BEE = Path(__file__).parents[2] / "shared" / "data" / "series"
 
 
-class Found(NamedTuple):
-    """What a start came to."""
+class Score(NamedTuple):
+    """Scores of one restart."""
 
     accuracy: float
     held_out: float
 
 
-NOTHING = Found(math.nan, math.nan)
-
-
 def truth(num_regimes: int) -> dict[str, Tensor]:
-    """Rotations of different speeds about different centres."""
+    """Return parameters of rotations with different speeds and centres."""
     generator = torch.Generator().manual_seed(0)
     angles = (0.1, 0.6, -0.35)[:num_regimes]
     turns = [[[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]] for a in angles]
@@ -73,7 +70,7 @@ def truth(num_regimes: int) -> dict[str, Tensor]:
 
 
 def simulated(theta: dict[str, Tensor], seed: int, num_series: int = 1) -> tuple[Tensor, Tensor]:
-    """Draw series, shape ``(num_series, T, E)``, and their regimes."""
+    """Simulate series, shape ``(num_series, T, E)``, and their regimes."""
     with seeded(seed):
         path = SwitchingPath(Dynamics.of(theta), torch.ones(num_series, T, dtype=torch.bool))
         x, regimes = path.sample_with_regimes()
@@ -88,25 +85,25 @@ def described(theta: dict[str, Tensor]) -> SwitchingLinearGaussian:
     return SwitchingLinearGaussian(*start, moves.A, moves.b, moves.L @ moves.L.mT, *seen)
 
 
-def accuracy(found: np.ndarray, regimes: np.ndarray) -> float:
-    """Share of steps in agreement, under the best one-to-one naming."""
-    size = max(found.max(), regimes.max()) + 1
+def accuracy(predicted: np.ndarray, regimes: np.ndarray) -> float:
+    """Fraction of steps in agreement, under the best permutation of regimes."""
+    size = max(predicted.max(), regimes.max()) + 1
     table = np.zeros((size, size))
-    np.add.at(table, (found, regimes), 1)
+    np.add.at(table, (predicted, regimes), 1)
     return float(table[linear_sum_assignment(-table)].sum() / len(regimes))
 
 
-def scored(model: SwitchingLinearGaussian, y: Tensor, regimes: Tensor, held_out: Tensor) -> Found:
+def scored(model: SwitchingLinearGaussian, y: Tensor, regimes: Tensor, held_out: Tensor) -> Score:
     """Score parameters by Kim's smoother and filter."""
     smoothed = kim_smoother(kim_filter(y[0].double(), model), model).probabilities
     nats = kim_filter(held_out.double(), model).log_likelihood.mean().item() / T if len(held_out) else math.nan
-    return Found(accuracy(smoothed.argmax(-1).numpy(), regimes.numpy()), nats)
+    return Score(accuracy(smoothed.argmax(-1).numpy(), regimes.numpy()), nats)
 
 
 def ours(
     y: Tensor, num_regimes: int, num_states: int, starts: int = STARTS
 ) -> tuple[float, list[SwitchingLinearGaussian]]:
-    """Fit all starts as one program, as ``fit`` does, and keep each."""
+    """Fit all restarts as one program, as ``fit`` does, and return each."""
     story = SwitchingLDS(num_regimes, num_states, y.shape[-1])
     started = time.perf_counter()
     pairs, seeds = [], list(range(starts))
@@ -125,7 +122,7 @@ def ours(
 
 
 def ssm(y: Tensor, num_regimes: int, num_states: int) -> tuple[float, list[SwitchingLinearGaussian], list[np.ndarray]]:
-    """Fit every start by Laplace-EM, in ssm's own environment."""
+    """Fit every restart by Laplace-EM, in ssm's environment."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "series.npz", Path(folder) / "fits.npz"
         np.savez(source, y=y[0].numpy())
@@ -156,28 +153,28 @@ def ssm(y: Tensor, num_regimes: int, num_states: int) -> tuple[float, list[Switc
     return median(float(each["seconds"]) for each in fits), models, [each["regimes"] for each in fits]
 
 
-def compared(title: str, y: Tensor, regimes: Tensor, sizes: tuple[int, int], held_out: Tensor, best: Found) -> None:
+def compared(title: str, y: Tensor, regimes: Tensor, sizes: tuple[int, int], held_out: Tensor, best: Score) -> None:
     """Fit both and report."""
-    found = {}
+    results = {}
     for starts in NUMBERS if len(held_out) else (STARTS,):
         seconds, models = ours(y, *sizes, starts)
         scores = [scored(model, y, regimes, held_out) for model in models[:STARTS]]
-        found[f"pplgen, {starts} restarts as one program"] = seconds, scores
+        results[f"pplgen, {starts} restarts as one program"] = seconds, scores
     if "SSM_PYTHON" in os.environ:
         seconds, models, labels = ssm(y, *sizes)
         scores = [scored(model, y, regimes, held_out) for model in models]
         own = [
-            Found(accuracy(label, regimes.numpy()), score.held_out) for label, score in zip(labels, scores, strict=True)
+            Score(accuracy(label, regimes.numpy()), score.held_out) for label, score in zip(labels, scores, strict=True)
         ]
-        found["ssm, Laplace-EM"] = (seconds, own)
+        results["ssm, Laplace-EM"] = (seconds, own)
     rows = {}
-    for name, (seconds, scores) in found.items():
-        accuracies, nats = ([score[place] for score in scores] for place in (0, 1))
-        reached = sum(
+    for name, (seconds, scores) in results.items():
+        accuracies, nats = ([score[i] for score in scores] for i in (0, 1))
+        within_tolerance = sum(
             best.accuracy - each.accuracy <= 0.02 and not best.held_out - each.held_out > 0.1 for each in scores
         )
         if not scores:
-            rows[name] = ("every start broke down",)
+            rows[name] = ("every restart failed",)
             continue
         rows[name] = (
             f"{seconds:.1f}",
@@ -185,21 +182,23 @@ def compared(title: str, y: Tensor, regimes: Tensor, sizes: tuple[int, int], hel
             f"{min(accuracies):.3f}",
             f"{median(nats):.3f}" if len(held_out) else "",
             f"{min(nats):.3f}" if len(held_out) else "",
-            f"{reached} of {len(scores)}" if len(held_out) else "",
+            f"{within_tolerance} of {len(scores)}" if len(held_out) else "",
         )
-    note = f"true parameters: {best.accuracy:.3f}, {best.held_out:.3f}" if len(held_out) else "labels of the data"
-    headings = ("seconds a fit", "accuracy", "worst", "held-out nats per step", "worst of them", "reached")
+    note = (
+        f"true parameters: {best.accuracy:.3f}, {best.held_out:.3f}" if len(held_out) else "scored by the data's labels"
+    )
+    headings = ("seconds per fit", "accuracy", "worst", "held-out nats per step", "worst", "within tolerance")
     report(
         title,
         headings,
         rows,
-        {name: [tuple(score) for score in scores] for name, (_, scores) in found.items()},
+        {name: [tuple(score) for score in scores] for name, (_, scores) in results.items()},
         note=note,
     )
 
 
 def main() -> None:
-    """Run the simulated series, and the bee's."""
+    """Compare on the simulated series and on the honey-bee dance."""
     for num_regimes in (2, 3):
         theta = truth(num_regimes)
         (y, regimes), (held_out, _) = simulated(theta, 1), simulated(theta, 2, HELD_OUT)
@@ -212,7 +211,7 @@ def main() -> None:
         y, labels = torch.as_tensor(rows[None, :, :4]), torch.as_tensor(rows[:, 4]).long()
         for num_states in (2, 4):
             title = f"Honey-bee dance, {path.stem.removesuffix('_standardised_labelled')}, T = {len(rows)}"
-            sizes, unknown = (3, num_states), Found(1.0, math.nan)
+            sizes, unknown = (3, num_states), Score(1.0, math.nan)
             compared(f"{title}, D = {num_states}", y, labels - labels.min(), sizes, y[:0], unknown)
 
 

@@ -1,6 +1,6 @@
 """A step of a switching linear dynamical system by length: T = 100, 1,000 and 10,000, two regimes, two states.
 
-The traced graph and Pyro's ``svi.step`` take turns, on one thread; cost should grow no faster than T.
+The traced graph and Pyro's ``svi.step`` take turns on one thread; time should grow at most linearly in T.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ten million rows of 16 columns, streamed from npy and from Parquet: peak memory and rows per second.
 
-Each file is fitted by the command line in a process of its own, so that its memory is that of the fit alone; then one
-such process is killed half-way and resumed. Files take about 1.3 GB in a temporary folder, or where the first argument
-says.
+Each file is fitted by the command line in a separate process, which measures the memory of the fit alone; then one
+process is killed half-way and resumed. The files take about 1.3 GB in a temporary folder, or in the folder given as
+first argument.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def write(folder: Path) -> list[Path]:
 
 
 def command(path: Path) -> list[str]:
-    """Fit a file."""
+    """Return the command that fits a file."""
     return [sys.executable, "-m", "pplgen", "fit", "gaussian-mixture", str(path), "--out", f"{path}.run", *OPTIONS]
 
 
 def steps_taken(output: str) -> int:
-    """Read the steps from the summary."""
+    """Parse the number of steps from the summary."""
     line = next(line for line in output.splitlines() if " steps of " in line)
     return int(line.split()[0].replace(",", ""))
 
@@ -69,29 +69,29 @@ def main() -> None:
             process = subprocess.Popen(command(path), stdout=subprocess.PIPE, text=True)
             output = process.communicate()[0]
             seconds = time.perf_counter() - started
-            # the largest of the children so far, and each is larger than what was before it
+            # the maximum over child processes so far; each file needs more than the ones before it
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             taken = 10_000 * steps_taken(output)
             figures = (f"{peak:.2f}", f"{seconds:.0f}", f"{taken:,}", f"{taken / seconds:,.0f}")
             rows[f"pplgen, {path.suffix}"] = figures
             raw[path.suffix] = {"peak_gib": peak, "seconds": seconds, "rows": taken}
         rows["pplgen, .npy, killed and resumed"] = killed_and_resumed(paths[0])
-        columns = ("peak GiB of any so far", "seconds, all told", "rows gone through", "rows/s, all told")
+        columns = ("peak memory so far, GiB", "total seconds", "rows processed", "rows/s overall")
         report("Ten million rows of 16 columns, K = 10, full covariances", columns, rows, raw)
 
 
 def killed_and_resumed(path: Path) -> tuple[str, ...]:
-    """Kill a fit after its first checkpoint, resume it, and say where it went on."""
+    """Kill a fit after its first checkpoint and resume it; return the row of the table."""
     run = Path(f"{path}.again")
-    again = [*command(path)[: -len(OPTIONS) - 1], str(run), *OPTIONS]
-    process = subprocess.Popen(again, stdout=subprocess.DEVNULL)
+    arguments = [*command(path)[: -len(OPTIONS) - 1], str(run), *OPTIONS]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     while not (run / NAME).exists():
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
     reached = len(load_file(run / NAME)["history0"])
     started = time.perf_counter()
-    output = subprocess.run([*again, "--resume"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    output = subprocess.run([*arguments, "--resume"], stdout=subprocess.PIPE, text=True, check=True).stdout
     return f"from step {reached}", f"{time.perf_counter() - started:.0f}", f"to step {steps_taken(output)}", ""
 
 

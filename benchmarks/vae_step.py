@@ -38,14 +38,14 @@ class VAE(nn.Module):
         self.decoder = layers([latent, *reversed(hidden)])
 
     def model(self, x: torch.Tensor) -> None:
-        """Generate pixels."""
+        """Model of pixels given latent variables."""
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
-        """Encode pixels."""
+        """Amortised Gaussian guide."""
         pyro.module("encoder", self.encoder)
         with pyro.plate("data", len(x)):
             loc, log_scale = self.encoder(x).chunk(2, -1)
@@ -53,20 +53,22 @@ class VAE(nn.Module):
 
 
 def hand_written(vae: VAE, x: torch.Tensor, *, in_batches: bool = False):
-    """Return a step with its optimiser inside, written by hand on lists of tensors, and where it starts.
+    """Return a hand-written step on lists of tensors, including its optimiser, and its initial state.
 
-    The step takes its rows as a last argument where they come ``in_batches``; otherwise they are ``x``.
+    With ``in_batches`` the step takes its rows as last argument; otherwise they are ``x``.
     """
     vae = copy.deepcopy(vae)
     names = [name for name, _ in vae.named_parameters()]
 
     def loss(values: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        held = dict(zip(names, values, strict=True))
+        parameters = dict(zip(names, values, strict=True))
 
         def network(prefix: str, module: nn.Sequential, value: torch.Tensor) -> torch.Tensor:
             for index, layer in enumerate(module):
                 if isinstance(layer, nn.Linear):
-                    value = F.linear(value, held[f"{prefix}.{index}.weight"], held[f"{prefix}.{index}.bias"])
+                    value = F.linear(
+                        value, parameters[f"{prefix}.{index}.weight"], parameters[f"{prefix}.{index}.bias"]
+                    )
                 else:
                     value = F.relu(value)
             return value

@@ -31,11 +31,11 @@ $ pplgen fit {name} DATA
 $ pplgen show {name}
 ```
 
-**When to use it.** {use}
+**When to take it.** {use}
 
-**When not to use it.** {avoid}
+**When not to.** {avoid}
 
-**Validated against** {held_against}.
+**Held against** {held_against}.
 
 {measured}
 
