@@ -54,15 +54,15 @@ class Scalar(NamedTuple):
     """One element of a site."""
 
     site: str
-    index: tuple[int, ...]
-    """Index in the site's own axes."""
+    position: tuple[int, ...]
+    """Index along the site's own axes."""
     label: str
     """Name as in the table of parameters, ``mu[0, eruptions]``."""
 
     def draws(self, tree: xr.DataTree, group: str = "posterior") -> np.ndarray:
         """Return the draws, shape ``(num_draws,)``."""
         values: Any = group_of(tree, group)[self.site].values
-        return values.reshape(-1, *values.shape[2:])[:, *self.index]
+        return values.reshape(-1, *values.shape[2:])[:, *self.position]
 
 
 def scalars(tree: xr.DataTree, sites: Iterable[str]) -> list[Scalar]:
