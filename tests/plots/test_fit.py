@@ -7,6 +7,7 @@ from matplotlib.patches import Ellipse
 from pplgen.models import DirichletProcessMixture, GaussianMixture
 
 import pplgen
+from pplgen import plots
 from pplgen.plots.fit import MASS, _ellipse, plot_fit, save_figure
 
 
@@ -19,6 +20,12 @@ def test_figure_shows_components_and_bound(faithful_fit, faithful_tree, tmp_path
     np.testing.assert_array_equal(elbo.lines[0].get_ydata(), faithful_fit.best.history)
     save_figure(figure, tmp_path / "fit.png")
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_renamed_functions_are_found_by_their_old_names():
+    for old, new in plots._RENAMED.items():
+        with pytest.warns(FutureWarning, match=f"pplgen.plots.{old} is now {new}"):
+            assert getattr(plots, old) is getattr(plots, new)
 
 
 def test_ellipses_hold_their_mass():
