@@ -1,4 +1,4 @@
-"""What is known of rows beside their columns: the value of a discrete latent, and how much each row counts."""
+"""Condition a model on labels of rows (values of a discrete latent) and on row weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from pplgen.story.structure import Structure
 __all__ = ["ConditionedRows", "PartlyObserved", "RowScale", "labelled_site"]
 
 UNKNOWN = -1
-"""Label of a row whose latent is not known."""
+"""Label of a row whose latent is unknown."""
 
 
 class RowScale(Messenger):
-    """Multiply the log density of every site inside the row plate.
+    """Scale the log density of every site inside the row plate.
 
-    One factor makes a minibatch stand for all rows; one for each row, shape ``(num_rows,)``, makes rows count more
-    or less.
+    A scalar rescales a minibatch to all rows; a tensor of shape ``(num_rows,)`` weights the rows.
     """
 
     def __init__(self, plate: str, scale: float | Tensor) -> None:
@@ -40,14 +39,14 @@ class RowScale(Messenger):
 
 
 class PartlyObserved(dist.TorchDistribution):
-    """A discrete distribution of which some values are known; those have the probability that it gives them.
+    """A discrete distribution with some values observed; an observed value keeps its probability.
 
     Parameters
     ----------
     base
         The distribution.
     labels
-        Known values, ``UNKNOWN`` for others, broadcast with the batch shape of ``base``.
+        Observed values, ``UNKNOWN`` for others; broadcast with the batch shape of ``base``.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -59,54 +58,54 @@ class PartlyObserved(dist.TorchDistribution):
         super().__init__(shape, base.event_shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> PartlyObserved:
-        """Repeat along further axes of the batch."""
+        """Expand to a batch shape."""
         return PartlyObserved(self.base.expand(batch_shape), self.labels.expand(batch_shape))
 
     @property
     def support(self) -> Any:
-        """Support of the distribution, whatever is known."""
+        """Support of the base distribution."""
         return self.base.support
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability in nats, minus infinity where another value is known."""
+        """Log probability in nats, minus infinity where another value is observed."""
         impossible = (self.labels != UNKNOWN) & (self.labels != value)
         log_prob: Tensor = self.base.log_prob(value).masked_fill(impossible, -math.inf)
         return log_prob
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw what is not known."""
+        """Draw unknown values; return observed ones."""
         drawn = self.base.expand(self.batch_shape).sample(sample_shape)
         return torch.where(self.labels == UNKNOWN, drawn, self.labels.to(drawn.dtype))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Return all values, whatever is known."""
+        """Return all values of the base distribution."""
         base = self.base.expand(self.batch_shape) if expand else self.base
         values: Tensor = base.enumerate_support(expand)
         return values
 
 
 class ConditionedRows:
-    """A model or guide, or any function of the same arguments, that takes two more: labels and weights of rows.
+    """A model or guide, or any function of the same arguments, that also takes labels and weights of rows.
 
     Parameters
     ----------
     function
-        Of ``num_arguments`` arguments; without labels and weights it is called as it is.
+        Function of ``num_arguments`` arguments.
     num_arguments
-        How many it takes.
+        Its number of arguments.
     row_plate
-        Plate of the rows.
+        Name of the row plate.
     site
-        Discrete latent of single rows that labels pin; ``None`` where the function takes ``labels`` itself.
+        Discrete latent in the row plate that is conditioned on labels; ``None`` if the function takes ``labels``.
     """
 
     def __init__(self, function: Callable[..., Any], num_arguments: int, row_plate: str, site: str | None) -> None:
         functools.update_wrapper(self, function)
         self.function, self.num_arguments, self.row_plate, self.site = function, num_arguments, row_plate, site
-        self.__self__ = getattr(function, "__self__", function)  # whose parameters are at work, as of a bound method
+        self.__self__ = getattr(function, "__self__", function)  # owner of the parameters, as for a bound method
 
     def __call__(self, *data: Any) -> Any:
-        """Call the function with what is known of the rows."""
+        """Call the function, conditioned on labels and weights where given."""
         if len(data) == self.num_arguments:
             return self.function(*data)
         *arguments, labels, weights = data
@@ -114,37 +113,37 @@ class ConditionedRows:
         if labels is not None and self.site is None:
             function = functools.partial(function, labels=labels)
         elif labels is not None:
-            function = _PinnedSite(str(self.site), self.row_plate, labels)(function)
+            function = _ConditionedSite(str(self.site), self.row_plate, labels)(function)
         if weights is not None:
             function = RowScale(self.row_plate, weights)(function)
         return function(*arguments)
 
 
 def labelled_site(model: Callable[..., Any], structure: Structure, data: tuple[Any, ...], labels: Tensor) -> str:
-    """Return the discrete latent that labels pin: the only one of single rows that is summed out.
+    """Return the discrete latent that labels observe: the only enumerated one in the row plate.
 
     Raises
     ------
     InputError
-        Where there is none or more than one, or a label is not among its values.
+        If there is none or more than one, or a label is not among its values.
     """
     sites = [name for name in structure.enumerated if name in structure.per_row]
     if len(sites) != 1:
-        found = ", ".join(sites) or "none"
-        raise InputError(f"labels need one discrete latent of each row that is summed out; this model has {found}")
+        names = ", ".join(sites) or "none"
+        raise InputError(f"labels require exactly one enumerated discrete latent per row; this model has {names}")
     with poutine.block(), torch.no_grad():
         node = poutine.trace(model).get_trace(*data).nodes[sites[0]]
     values = node["fn"].enumerate_support(expand=False).reshape(-1)
     wrong = torch.argwhere((labels != UNKNOWN) & ~torch.isin(labels, values.to(labels.dtype)))
     if len(wrong):
         row = int(wrong[0])
-        known = f"{values.min().item():g} to {values.max().item():g}"
-        raise InputError(f"labels, row {row + 1}: {labels[row].item()}: expected one of {known}, or nothing")
+        valid = f"{values.min().item():g} to {values.max().item():g}"
+        raise InputError(f"labels, row {row + 1}: {labels[row].item()}: expected one of {valid}, or nothing")
     return sites[0]
 
 
-class _PinnedSite(Messenger):
-    """Put labels into the distribution of one site."""
+class _ConditionedSite(Messenger):
+    """Condition one site on labels."""
 
     def __init__(self, site: str, row_plate: str, labels: Tensor) -> None:
         super().__init__()
@@ -157,5 +156,5 @@ class _PinnedSite(Messenger):
 
 
 def _along(values: Any, dim: int) -> Any:
-    """Lay one value per row along a batch dimension, counted from the right."""
+    """Reshape one value per row to vary along batch dimension ``dim``, counted from the right."""
     return values.reshape(-1, *[1] * (-dim - 1)) if isinstance(values, Tensor) and values.ndim else values

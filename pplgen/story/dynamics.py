@@ -1,4 +1,4 @@
-"""What kinds of state space models there are: their parameters, at given values."""
+"""Parameters of state space models: linear Gaussian, hidden Markov, switching linear Gaussian."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["HiddenMarkov", "LinearGaussian", "MarkovChain", "StateSpace", "Switc
 class LinearGaussian(NamedTuple):
     """Parameters of a linear Gaussian state space model with D latent and E observed dimensions.
 
-    All but ``m0`` and ``S0`` are constant or carry a time axis of length T in front. Batch axes stand before the time
-    axis, of length 1 for a constant, and broadcast: ``A`` is ``(D, D)``, ``(T, D, D)``, ``(batch, 1, D, D)`` or
+    All but ``m0`` and ``S0`` are constant or have a leading time axis of length T. Batch axes precede the time axis,
+    which has length 1 for a constant, and broadcast: ``A`` is ``(D, D)``, ``(T, D, D)``, ``(batch, 1, D, D)`` or
     ``(batch, T, D, D)``, ``m0`` is ``(D,)`` or ``(batch, D)``. The first steps of ``A``, ``b`` and ``Q`` are not used.
     """
 
@@ -45,20 +45,20 @@ class MarkovChain(NamedTuple):
 
 
 class HiddenMarkov(NamedTuple):
-    """A chain of hidden states that is seen through observations y_1, ..., y_T."""
+    """A hidden Markov model with observations y_1, ..., y_T."""
 
     chain: MarkovChain
-    """Of the hidden states."""
+    """Chain of the hidden states."""
     log_emission: Tensor
-    """``log p(y_t | s_t, y_1:t-1)`` in nats, zero where nothing is seen, shape ``(..., T, K)``."""
+    """``log p(y_t | s_t, y_1:t-1)`` in nats, zero where y_t is missing, shape ``(..., T, K)``."""
     regimes: Tensor
-    """The regime that each hidden state belongs to, shape ``(K,)``: ``arange(K)`` unless states remember the past."""
+    """Regime of each hidden state, shape ``(K,)``: ``arange(K)`` unless states also encode past regimes."""
 
 
 class SwitchingLinearGaussian(NamedTuple):
     """Parameters of a switching linear Gaussian model with K regimes, D latent and E observed dimensions.
 
-    What all regimes share among ``A``, ``b``, ``Q``, ``C``, ``d`` and ``R`` may leave the regime axis out.
+    Those of ``A``, ``b``, ``Q``, ``C``, ``d`` and ``R`` that all regimes share may omit the regime axis.
     """
 
     pi: Tensor
@@ -66,9 +66,9 @@ class SwitchingLinearGaussian(NamedTuple):
     P: Tensor
     """``p(s_t | s_{t-1})``, from rows to columns, shape ``(K, K)``."""
     m0: Tensor
-    """``E[x_1]`` whatever the regime, shape ``(D,)``."""
+    """``E[x_1]`` in every regime, shape ``(D,)``."""
     S0: Tensor
-    """``Cov[x_1]`` whatever the regime, shape ``(D, D)``."""
+    """``Cov[x_1]`` in every regime, shape ``(D, D)``."""
     A: Tensor
     """``x_t = A[s_t] x_{t-1} + b[s_t] + N(0, Q[s_t])``, shape ``(K, D, D)``."""
     b: Tensor

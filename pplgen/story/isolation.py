@@ -1,4 +1,4 @@
-"""Keeping a run apart: generators seeded and put back, modules copied, initial values of parameters never shared."""
+"""Isolate a run: seed and restore random generators, copy modules, clone initial values of parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run with torch, NumPy and Python seeded by any non-negative number, and put their generators back afterwards."""
+    """Seed torch, NumPy and Python with any non-negative number, and restore their generators on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         pyro.set_rng_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
@@ -44,10 +44,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def flush_denormals() -> Iterator[None]:
-    """Take numbers for zero that are below single precision's normal range, for which CPUs are several times slower.
+    """Flush denormal numbers to zero: CPUs are several times slower on them.
 
-    Adam's moments decay into that range where gradients vanish, as those of pixels that are never on do. It holds for
-    the calling thread, and for threads that it starts.
+    Adam's moments become denormal where gradients vanish, as for pixels that are always zero. Applies to the calling
+    thread and to threads that it starts.
     """
     before = bool(torch.tensor(1e-40) * 1 == 0)
     torch.set_flush_denormal(True)
@@ -59,62 +59,62 @@ def flush_denormals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ignore_nonfinite_warnings() -> Iterator[None]:
-    """Leave out what Pyro warns of a loss that is not finite, where the caller heeds it."""
+    """Suppress Pyro's warnings of a non-finite loss, for callers that handle one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered (NaN|[+-]?inf)", UserWarning)
         yield
 
 
 def generator_states() -> list[Tensor]:
-    """Return where torch's generators are: the CPU's, and those of all devices in use."""
+    """Return the states of torch's generators: the CPU's, then those of all devices in use."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *devices]
 
 
 def set_generator_states(states: list[Tensor]) -> None:
-    """Put torch's generators where they were."""
+    """Set the states of torch's generators."""
     torch.set_rng_state(states[0])
     if states[1:]:
         torch.cuda.set_rng_state_all(states[1:])
 
 
 class CloneInitialValues(Messenger):
-    """Clone the initial value of every ``pyro.param``: Pyro would train an unconstrained one in place."""
+    """Clone the initial value of every ``pyro.param``, which Pyro would train in place if unconstrained."""
 
     def _pyro_param(self, msg: Any) -> None:
         name, *rest = msg["args"]
         if rest:
-            msg["args"] = (name, _own(rest[0]), *rest[1:])
+            msg["args"] = (name, _clone(rest[0]), *rest[1:])
         elif "init_tensor" in msg["kwargs"]:
-            msg["kwargs"]["init_tensor"] = _own(msg["kwargs"]["init_tensor"])
+            msg["kwargs"]["init_tensor"] = _clone(msg["kwargs"]["init_tensor"])
 
 
-def _own(value: Any) -> Any:
-    """Clone a plain tensor, or what a function returns; a module's parameter stays itself."""
+def _clone(value: Any) -> Any:
+    """Clone a plain tensor, or a function's result; return a module's parameter unchanged."""
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         return value.detach().clone()
     if callable(value) and not isinstance(value, Tensor):
-        return lambda: _own(value())
+        return lambda: _clone(value())
     return value
 
 
 def copy_pair(model: Any, guide: Any) -> tuple[Any, Any]:
-    """Copy a model and a guide, which may share modules; functions stay themselves."""
+    """Deep-copy a model and a guide, which may share modules; functions are not copied."""
     automatic = [
         part for module in modules_of(model, guide) for part in module.modules() if isinstance(part, AutoGuide)
     ]
-    held = [(part, part._model, part.master) for part in automatic]
+    attributes = [(part, part._model, part.master) for part in automatic]
     copies: dict[int, Any] = {}
     own_model, own_guide = copy.deepcopy(model, copies), copy.deepcopy(guide, copies)
-    for part, wrapped, master in held:
-        # being copied empties an AutoGuide of its model, and its copy with it
+    for part, wrapped, master in attributes:
+        # copying removes the model from an AutoGuide and from its copy
         part._model, part.master = wrapped, master
         copies[id(part)]._model = (copy.deepcopy(wrapped[0], copies),)
     return own_model, own_guide
 
 
 def modules_of(*parts: Any) -> list[nn.Module]:
-    """Return the modules among callables, bound methods counting as the module that they are bound to."""
+    """Return the modules among callables; a bound method is replaced by its module."""
     owners = [getattr(part, "__self__", part) for part in parts]
     return [owner for owner in owners if isinstance(owner, nn.Module)]
 

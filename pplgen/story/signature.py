@@ -1,4 +1,4 @@
-"""A story's constructor as options: names, types, defaults and help, read from its source without running it."""
+"""A story's constructor arguments as options: names, types, defaults and help, parsed from its source."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Option:
 
     name: str
     kind: type
-    """What the command line parses; ``str`` for what ``parse_value`` reads, such as several numbers."""
+    """Type that the command line parses; ``str`` for values that ``parse_value`` parses, such as several numbers."""
     default: Any
     help: str
     is_mapping: bool = False
     """Whether the value is a mapping, given as JSON."""
     is_counts: bool = False
-    """Whether the value is a sequence of whole numbers, of any length."""
+    """Whether the value is a sequence of integers, of any length."""
 
     @property
     def typed_default(self) -> Any:
-        """The default as it would be typed."""
+        """The default in command-line syntax."""
         return ",".join(map(str, self.default)) if self.is_counts else self.default
 
     @property
     def metavar(self) -> str | None:
-        """What stands for the value in the help, where its type does not say it."""
+        """Placeholder for the value in the help, ``None`` to derive it from the type."""
         if self.is_mapping:
             return "JSON"
         return "NUMBERS" if self.kind is str and not isinstance(self.default, str) else None
@@ -53,7 +53,7 @@ class Option:
 def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
     """Return the constructor's keyword arguments, with their help from the class's numpydoc docstring.
 
-    Modules, which nobody can type, are left out.
+    Arguments that are modules are omitted.
     """
     help_texts = dict(_documented_parameters(ast.get_docstring(definition) or ""))
     constructor = next(
@@ -71,12 +71,12 @@ def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
             is_counts=_annotation(argument) == "Sequence[int]",
         )
         for argument, default in zip([*positional, *constructor.kwonlyargs], defaults, strict=True)
-        if "Module" not in _annotation(argument)  # which no text describes
+        if "Module" not in _annotation(argument)  # which has no text form
     )
 
 
 def parse_value(option: Option, value: Any) -> Any:
-    """Read a value that may be a mapping, or numbers with commas between them; other text stays as it is."""
+    """Parse a mapping or comma-separated numbers; return other values unchanged."""
     if option.is_mapping and isinstance(value, str):
         return _mapping(option, value)
     if option.kind is not str or not isinstance(value, str) or isinstance(option.default, str):
@@ -86,53 +86,53 @@ def parse_value(option: Option, value: Any) -> Any:
     try:
         numbers = [float(part) for part in value.split(",")]
     except ValueError:
-        raise InputError(f"{option.flags[0]} {value}: expected a number, or several with commas between") from None
+        raise InputError(f"{option.flags[0]} {value}: expected a number, or several separated by commas") from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 
 def parse_options(text: str, options: tuple[Option, ...]) -> dict[str, Any]:
-    """Read ``name=value`` pairs with semicolons between them; names as in the flags, without the hyphens."""
-    given: dict[str, Any] = {}
+    """Parse ``name=value`` pairs separated by semicolons; names as in the flags, without leading hyphens."""
+    values: dict[str, Any] = {}
     for part in filter(None, text.split(";")):
         name, _, value = part.partition("=")
         matching = [option for option in options if f"--{name.strip().replace('_', '-')}" in option.flags]
         if not matching:
-            known = ", ".join(option.flags[0].removeprefix("--") for option in options)
-            raise InputError(f"option {name.strip()!r}: expected name=value with one of {known}")
+            names = ", ".join(option.flags[0].removeprefix("--") for option in options)
+            raise InputError(f"option {name.strip()!r}: expected name=value with one of {names}")
         (option,) = matching
         try:
-            given[option.name] = parse_value(option, option.kind(value.strip()))
+            values[option.name] = parse_value(option, option.kind(value.strip()))
         except ValueError:
             raise InputError(f"{part.strip()}: expected a value of type {option.kind.__name__}") from None
-    return given
+    return values
 
 
 def _annotation(argument: ast.arg) -> str:
-    """Return an argument's type as it is written, empty where it has none."""
+    """Return the source of an argument's annotation, empty without one."""
     return ast.unparse(argument.annotation) if argument.annotation else ""
 
 
 def _counts(option: Option, text: str) -> list[int]:
-    """Read whole numbers with commas between them; none from empty text."""
+    """Parse comma-separated integers; empty text gives none."""
     try:
         return [int(part) for part in text.split(",")] if text.strip() else []
     except ValueError:
-        raise InputError(f"{option.flags[0]} {text}: expected whole numbers with commas between") from None
+        raise InputError(f"{option.flags[0]} {text}: expected whole numbers separated by commas") from None
 
 
 def _mapping(option: Option, text: str) -> dict[str, Any]:
-    """Read a mapping from JSON."""
+    """Parse a mapping from JSON."""
     try:
         value = json.loads(text)
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise InputError(f"{option.flags[0]} {text}: expected names and values as JSON, such as '{{\"a\": [1, 2]}}'")
+        raise InputError(f"{option.flags[0]} {text}: expected a JSON object, such as '{{\"a\": [1, 2]}}'")
     return value
 
 
 def _documented_parameters(docstring: str) -> Iterator[tuple[str, str]]:
-    """Yield name and description from the Parameters section of a numpydoc docstring, without its marks of code."""
+    """Yield names and descriptions from a numpydoc Parameters section, without backquotes."""
     section = re.search(r"^Parameters\n-+\n(.*?)(?:^\w[^\n]*\n-+\n|\Z)", inspect.cleandoc(docstring), re.S | re.M)
     if section:
         for match in re.finditer(r"^(\w[\w, ]*)[^\n]*\n((?:[ \t]+[^\n]*\n?|\n)+)", section[1] + "\n", re.M):

@@ -1,4 +1,4 @@
-"""What one run of a model and a guide tells about them."""
+"""Sites and plates of a model and a guide, from their traces."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Structure:
     """Sites and plates of a pair."""
 
     plate_depth: int
-    """Number of batch dimensions that plates take."""
+    """Number of batch dimensions that plates occupy (``max_plate_nesting``)."""
     row_plate: str | None
-    """The plate of the rows: the one called ``data``, else the only one as long as the data with observed sites in it.
-    ``None`` without either, and where the model draws subsamples of its rows itself."""
+    """The row plate: the one named ``data``, else the only one of the data's length that holds observed sites. ``None``
+    without either, and if the model subsamples its rows."""
     latent: tuple[str, ...]
-    """Latent sites that the guide draws, in its order."""
+    """Latent sites that the guide samples, in its order."""
     enumerated: tuple[str, ...]
-    """Discrete latent sites of the model that the guide leaves out; they are summed out."""
+    """Discrete latent sites of the model that are not in the guide and are summed out."""
     guide_enumerated: tuple[str, ...]
-    """Those discrete sites among ``latent`` that the guide sums out itself."""
+    """Discrete sites among ``latent`` that are enumerated in the guide."""
     deterministic: tuple[str, ...]
-    """Deterministic sites of the model, but for those of single rows that may depend on what is summed out."""
+    """Deterministic sites of the model, except those in the row plate that may depend on enumerated sites."""
     observed: tuple[str, ...]
     """Observed sites of the model that hold data."""
     factors: tuple[str, ...]
@@ -44,37 +44,37 @@ class Structure:
 
     @property
     def enumerates(self) -> bool:
-        """Whether any discrete site, of the model or the guide, is summed out."""
+        """Whether any discrete site, of the model or the guide, is enumerated."""
         return bool(self.enumerated or self.guide_enumerated)
 
     @property
     def shared_latent(self) -> tuple[str, ...]:
-        """Latent sites that all rows share."""
+        """Latent sites outside the row plate."""
         return tuple(name for name in self.latent if name not in self.per_row)
 
     @property
     def row_latent(self) -> tuple[str, ...]:
-        """Latent sites of single rows."""
+        """Latent sites inside the row plate."""
         return tuple(name for name in self.latent if name in self.per_row)
 
     def why_no_row_densities(self) -> str | None:
-        """Say in a sentence why densities of single rows are not defined; ``None`` where they are."""
+        """Explain why per-row densities are not defined; ``None`` if they are."""
         if self.row_plate is None:
-            return "densities per row need a model whose rows live in pyro.plate('data', ...), all of them in each run"
+            return "densities per row require a model with all rows in pyro.plate('data', ...), without subsampling"
         if shared := [name for name in self.enumerated if name not in self.per_row]:
-            return f"densities per row are not defined: all rows share {shared[0]!r}, which is summed out"
+            return f"densities per row are not defined: the enumerated site {shared[0]!r} is shared by all rows"
         return None
 
 
 def number_of_rows(data: tuple[Any, ...]) -> int | None:
-    """Length of the first argument, where it is a tensor with axes."""
+    """Length of the first argument, ``None`` if it is not a tensor with axes."""
     return len(data[0]) if data and isinstance(data[0], Tensor) and data[0].ndim else None
 
 
 def with_auto_normal(model: Callable[..., Any], data: tuple[Any, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Mark the model's discrete latents for enumeration and give it a mean-field normal guide over the others.
+    """Enumerate the model's discrete latents, and make a mean-field normal guide for the others.
 
-    Locations start uniformly in (-2, 2) on the unconstrained scale, so that restarts differ.
+    Locations are initialised uniformly in (-2, 2) on the unconstrained scale, so that restarts differ.
     """
     trace = poutine.trace(model).get_trace(*data)
     nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
@@ -83,24 +83,24 @@ def with_auto_normal(model: Callable[..., Any], data: tuple[Any, ...]) -> tuple[
     for name in discrete:
         if not latent[name].has_enumerate_support:
             kind = type(latent[name]).__name__
-            raise InputError(f"latent site {name!r} is {kind}, which cannot be summed out; give a guide for it")
+            raise InputError(f"latent site {name!r} is {kind}, which cannot be enumerated; give a guide for it")
     if discrete:
         model = config_enumerate(model, default="parallel")
     if len(discrete) == len(latent):
-        raise InputError("the model has no continuous latent site, so there is nothing to fit; give a guide")
+        raise InputError("the model has no continuous latent site to fit; give a guide")
     return model, AutoNormal(poutine.block(model, hide=discrete), init_loc_fn=init_to_uniform)
 
 
 def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data: tuple[Any, ...]) -> Structure:
-    """Sort the sites of a run by their part in inference."""
+    """Classify the sites of traces by their role in inference."""
     sites = {name: node for name, node in model_trace.nodes.items() if node["type"] == "sample"}
     sites = {name: node for name, node in sites.items() if not poutine.util.site_is_subsample(node)}
     deterministic = tuple(name for name, node in sites.items() if node["infer"].get("_deterministic"))
-    given = [name for name, node in sites.items() if node["is_observed"] and name not in deterministic]
+    conditioned = [name for name, node in sites.items() if node["is_observed"] and name not in deterministic]
     # pyro.factor observes an empty value
-    observed = tuple(name for name in given if sites[name]["value"].numel())
+    observed = tuple(name for name in conditioned if sites[name]["value"].numel())
     latent = tuple(name for name in guide_trace.stochastic_nodes if name in sites)
-    enumerated = tuple(name for name in sites if name not in {*deterministic, *given, *latent})
+    enumerated = tuple(name for name in sites if name not in {*deterministic, *conditioned, *latent})
     for name in enumerated:
         if sites[name]["infer"].get("enumerate") != "parallel":
             raise InputError(
@@ -118,21 +118,21 @@ def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data:
         guide_enumerated=tuple(name for name in latent if guide_trace.nodes[name]["infer"].get("enumerate")),
         deterministic=tuple(name for name in deterministic if not (enumerated and name in per_row)),
         observed=observed,
-        factors=tuple(name for name in given if name not in observed),
+        factors=tuple(name for name in conditioned if name not in observed),
         per_row=per_row,
     )
 
 
 def _row_plate(frames: set[Any], observed: list[Any], rows: int | None) -> str | None:
-    """Find the plate of the rows; see ``Structure.row_plate``."""
+    """Return the row plate; see ``Structure.row_plate``."""
     lengths = {frame.name: frame.size for frame in frames}
-    holding = {name for node in observed for name in _plates(node)}
-    as_long = [name for name, length in lengths.items() if length == rows and name in holding]
-    name = ROW_PLATE if ROW_PLATE in lengths else as_long[0] if len(as_long) == 1 else None
+    with_observations = {name for node in observed for name in _plates(node)}
+    candidates = [name for name, length in lengths.items() if length == rows and name in with_observations]
+    name = ROW_PLATE if ROW_PLATE in lengths else candidates[0] if len(candidates) == 1 else None
     subsampled = any(f.name == name and f.full_size not in (None, f.size) for f in frames)
     return None if subsampled else name
 
 
 def _plates(node: Any) -> set[str]:
-    """Names of the plates around a site."""
+    """Names of a site's plates."""
     return {frame.name for frame in node["cond_indep_stack"]}

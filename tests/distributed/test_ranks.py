@@ -315,7 +315,7 @@ def test_what_ranks_cannot_share_is_refused():
     for wrong, own_guide, sentence in (
         (outside, guide, "site 'extra' depends on the rows outside"),
         (without_plate, None, "no full pyro.plate"),
-        (at_work.autoencoder()[0], None, "parameters of its own for each training row"),
+        (at_work.autoencoder()[0], None, "separate parameters for each training row"),
     ):
         rows = at_work.autoencoder()[2] if own_guide is None and wrong is not without_plate else data
         pair = Pair(wrong, own_guide, rows)

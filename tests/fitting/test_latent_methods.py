@@ -393,7 +393,7 @@ def test_commands_write_tables(run, monkeypatch, tmp_path, command, columns, row
         ("interpolate run new.csv --to 11", "--to 11: new has 10 rows"),
         ("anomaly run new.csv", "Missing option '--held-out'"),
         ("anomaly run new.csv --held-out held.csv --rate .001", "rate=0.001: 100 normal rows cannot tell"),
-        ("fit vae train.csv --hidden wide", "--hidden wide: expected whole numbers with commas between"),
+        ("fit vae train.csv --hidden wide", "--hidden wide: expected whole numbers separated by commas"),
     ],
 )
 def test_mistakes_on_the_command_line(run, monkeypatch, capsys, command, sentence):

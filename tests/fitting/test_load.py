@@ -286,7 +286,7 @@ def test_another_storys_weights_are_refused(tmp_path, rows):
     header, other = (json.loads((tmp_path / name / store.HEADER).read_text()) for name in ("mixture", "ppca"))
     digest = {"parameters_sha256": other["parameters_sha256"]}
     (tmp_path / "mixture" / store.HEADER).write_text(json.dumps(with_digest(header | digest)))
-    with pytest.raises(InputError, match=r"(buffer|parameter) '.*' has shape .*, where .* was expected"):
+    with pytest.raises(InputError, match=r"(buffer|parameter) '.*' has shape .*; expected .*"):
         pplgen.load(tmp_path / "mixture")
 
 

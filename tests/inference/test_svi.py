@@ -162,7 +162,7 @@ def test_a_guide_with_parameters_per_row_is_not_given_minibatches():
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     for batch_size in (1, 10):
-        with pytest.raises(InputError, match="from parameters of its own for each training row"):
+        with pytest.raises(InputError, match="from separate parameters for each training row"):
             run(Pair(rows, None, (Y,)), batch_size=batch_size)
 
 

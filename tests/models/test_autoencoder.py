@@ -126,5 +126,5 @@ def test_refuses_widths_that_are_no_sequence(hidden):
 def test_refuses_rows_of_which_nothing_is_seen():
     x = torch.randn(9, 3)
     x[2] = x[5] = math.nan
-    with pytest.raises(InputError, match=r"row 3 has no observed value \(2 such in all\)"):
+    with pytest.raises(InputError, match=r"row 3 has no observed value \(2 such rows in all\)"):
         pplgen.fit(Autoencoder(3, 1), x, steps=2, progress=False)

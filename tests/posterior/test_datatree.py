@@ -89,7 +89,7 @@ def test_groups_that_do_not_apply_are_left_out():
 
     fit = pplgen.fit(switch, torch.zeros(3), steps=3, progress=False)
     assert set(fit.to_datatree(2).children) == set(GROUPS) - {"log_likelihood", "constant_data"}
-    with pytest.raises(InputError, match="all rows share 's', which is summed out"):
+    with pytest.raises(InputError, match="the enumerated site 's' is shared by all rows"):
         fit.log_likelihood()
 
 

@@ -1,7 +1,9 @@
-"""The contract, held against every story of the collection, and the checks that constructors use."""
+"""The contract of a story, tested on every story of the collection, and the checks that constructors use."""
 
 import json
 import math
+import subprocess
+import sys
 import warnings
 
 import pyro
@@ -11,6 +13,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.util import site_is_subsample
 
+import pplgen.story
 from pplgen import models
 from pplgen.errors import InputError
 from pplgen.story.base import Story, check_count, check_per_feature, check_positive
@@ -127,6 +130,55 @@ def test_options_must_be_plain_values():
         Odd(math.inf)
     with pytest.raises(InputError, match="Odd: options must be plain"):
         Odd(object())
+
+
+def test_public_names_are_imported_lazily():
+    """``import pplgen.story`` imports no torch; each public name is then the one of its module."""
+    script = "import sys, pplgen.story; assert 'torch' not in sys.modules; from pplgen.story import Story, check_count"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert pplgen.story.Story is Story
+    assert {"LatentStory", "Pair", "StateSpaceStory", "Story"} <= set(pplgen.story.__all__) <= set(dir(pplgen.story))
+    assert all(getattr(pplgen.story, name).__name__ == name for name in pplgen.story.__all__)
+    with pytest.raises(AttributeError, match=r"module 'pplgen\.story' has no attribute 'Tale'"):
+        pplgen.story.Tale  # noqa: B018
+
+
+def test_a_story_that_overrides_notice_is_warned_of_and_works():
+    """``notice`` was the name of ``observe_missing``; either may extend the other along a chain of subclasses."""
+    calls = []
+    with pytest.warns(FutureWarning, match=r"^Former\.notice: .*renamed to observe_missing") as warned:
+
+        class Former(pplgen.story.LatentStory):
+            def notice(self, x):
+                super().notice(x)
+                calls.append("former")
+
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+        class Current(Former):
+            def observe_missing(self, x):
+                super().observe_missing(x)
+                calls.append("current")
+
+        class Neither(Current):
+            pass
+
+    with pytest.warns(FutureWarning, match=r"^Mixed\.notice"):
+
+        class Mixed(Neither):
+            def notice(self, x):
+                super().notice(x)
+                calls.append("mixed")
+
+    former, mixed = Former(2, 1), Mixed(2, 1)
+    former.observe_missing(torch.zeros(1, 2))
+    assert calls == ["former"]
+    assert not former.has_missing
+    mixed.observe_missing(torch.full((1, 2), torch.nan))
+    assert calls == ["former", "former", "current", "mixed"]
+    assert mixed.has_missing
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "3", None])

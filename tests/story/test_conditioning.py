@@ -214,7 +214,7 @@ def test_weights_and_a_guide_that_enumerates_are_refused():
         with pyro.plate("data", len(y)):
             pyro.sample("z", dist.Bernoulli(q), infer={"enumerate": "parallel"})
 
-    with pytest.raises(InputError, match="weights: the guide sums out a discrete latent itself"):
+    with pytest.raises(InputError, match="weights: the guide enumerates a discrete latent"):
         pplgen.fit(model, torch.randn(3), guide, weights=torch.ones(3), steps=5, progress=False)
 
 
