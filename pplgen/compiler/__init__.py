@@ -1,4 +1,4 @@
-"""From a pair's ELBO to one ATen graph that is proved equal to Pyro's loss and gradients, then compiled.
+"""Compile a pair's ELBO to one ATen graph, verified against Pyro's loss and gradients.
 
-May import: story. Start reading at `graph.py`, which records, simplifies and proves.
+May import: story. Start reading at `graph.py`, which records, simplifies and verifies.
 """

@@ -1,4 +1,4 @@
-"""Rewrites of an ATen graph: functional, batchable, and safe to compile."""
+"""Functionalise an ATen graph and make it batchable and safe to compile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from pplgen.compiler.recording import record_operations
-from pplgen.compiler.simplify import RANDOM, Simplified, eliminate_common_subexpressions
+from pplgen.compiler.simplify import RANDOM, Simplifier, eliminate_common_subexpressions
 from pplgen.compiler.sum_factoring import factor_sums
 
 __all__ = ["canonicalise", "last_output", "lift_constants"]
@@ -20,41 +20,41 @@ aten = torch.ops.aten
 
 
 def canonicalise(module: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
-    """Return the graph without in-place operations, without what only autograd needs, and fit for batches.
+    """Return a functional, simplified graph that ``vmap`` can batch, without autograd's bookkeeping.
 
     Parameters
     ----------
     module
-        A graph of ATen operations, such as ``record_operations`` returns.
+        A graph of ATen operations, as ``record_operations`` returns.
     inputs
         Example inputs.
     """
     values = [value.detach() for value in inputs]
-    _spoil_what_failed(module)
+    _propagate_factorisation_failures(module)
     with torch.no_grad():
-        functional = module if _in_place_on_fresh(module) else _functional(module, values)
+        functional = module if _functionalise_fresh(module) else _functionalise(module, values)
         eliminate_common_subexpressions(functional)
-        simple = record_operations(Simplified(functional).run, *values)
+        simple = record_operations(Simplifier(functional).run, *values)
     for node in list(simple.graph.nodes):
         if node.target in _BATCHABLE:
             node.target = _BATCHABLE[node.target]
         elif node.target is aten.index_put.default:
-            _scatter_by_product(simple, node)
+            _index_put_as_matmul(simple, node)
     factor_sums(simple)
     eliminate_common_subexpressions(simple)
-    simple.graph.eliminate_dead_code(_must_stay)
+    simple.graph.eliminate_dead_code(_is_live)
     simple.recompile()
     return simple
 
 
-def lift_constants(module: fx.GraphModule, held: list[Tensor]) -> None:
-    """Turn tensors that a graph holds as constants into its first inputs."""
+def lift_constants(module: fx.GraphModule, constants: list[Tensor]) -> None:
+    """Turn constants of a graph into inputs, which precede its operations."""
     first = next(iter(module.graph.nodes))
-    taken = sum(node.op == "placeholder" for node in module.graph.nodes)
+    num_inputs = sum(node.op == "placeholder" for node in module.graph.nodes)
     inputs = {}
     with module.graph.inserting_before(first):
-        for index, value in enumerate(held, start=taken):
-            inputs[id(value)] = module.graph.placeholder(f"held_{index}")
+        for index, value in enumerate(constants, start=num_inputs):
+            inputs[id(value)] = module.graph.placeholder(f"lifted_{index}")
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and id(getattr(module, node.target)) in inputs:
             node.replace_all_uses_with(inputs[id(getattr(module, node.target))])
@@ -63,46 +63,49 @@ def lift_constants(module: fx.GraphModule, held: list[Tensor]) -> None:
 
 
 def last_output(module: fx.GraphModule) -> fx.GraphModule:
-    """Return a graph of the last output alone, which draws the same random numbers."""
-    alone = copy.deepcopy(module)
-    output: Any = alone.graph.output_node()
+    """Return a graph of only the last output, which draws the same random numbers."""
+    last = copy.deepcopy(module)
+    output: Any = last.graph.output_node()
     output.args = (output.args[0][-1],)
-    alone.graph.eliminate_dead_code(_must_stay)
-    alone.recompile()
-    return alone
+    last.graph.eliminate_dead_code(_is_live)
+    last.recompile()
+    return last
 
 
-def _spoil_what_failed(module: fx.GraphModule) -> None:
-    """Make a factorisation NaN where it has failed: one of a batch must not stop the others, nor pass for finite."""
+def _propagate_factorisation_failures(module: fx.GraphModule) -> None:
+    """Return NaN for failed factorisations instead of raising, so that one failure does not stop a batch."""
     for check in list(module.graph.find_nodes(op="call_function", target=aten._linalg_check_errors.default)):
         info: Any = check.args[0]
-        made = info.args[0]
-        factor = next((node for node in made.users if node.target is operator.getitem and node.args[1] == 0), None)
+        factorisation = info.args[0]
+        factor = next(
+            (node for node in factorisation.users if node.target is operator.getitem and node.args[1] == 0), None
+        )
         module.graph.erase_node(check)
         if factor is None:
             continue
         call = module.graph.call_function
-        with module.graph.inserting_before(made.next):
-            done = call(aten.eq.Scalar, (call(operator.getitem, (made, info.args[1])), 0))
+        with module.graph.inserting_before(factorisation.next):
+            succeeded = call(aten.eq.Scalar, (call(operator.getitem, (factorisation, info.args[1])), 0))
             for _ in range(factor.meta["val"].ndim - info.meta["val"].ndim):
-                done = call(aten.unsqueeze.default, (done, -1))
-            whole = call(aten.where.ScalarOther, (done, call(operator.getitem, (made, 0)), math.nan))
-        factor.replace_all_uses_with(whole)
+                succeeded = call(aten.unsqueeze.default, (succeeded, -1))
+            value = call(operator.getitem, (factorisation, 0))
+            guarded = call(aten.where.ScalarOther, (succeeded, value, math.nan))
+        factor.replace_all_uses_with(guarded)
     module.recompile()
 
 
-def _in_place_on_fresh(module: fx.GraphModule) -> bool:
-    """Write in-place operations as functions where they change a fresh result that nothing else reads; whether all did.
+def _functionalise_fresh(module: fx.GraphModule) -> bool:
+    """Replace in-place operations on fresh results that nothing else reads; return whether no others remain.
 
-    Most graphs have no others, and are spared the longer way by ``_functional``.
+    This suffices for most graphs, which then skip the slower ``_functionalise``.
     """
     functional = {}
-    changing: list[Any] = [node for node in module.graph.nodes if getattr(_schema(node), "is_mutable", False)]
-    for node in changing:
-        changed: Any = node.args[0]
+    mutations: list[Any] = [node for node in module.graph.nodes if getattr(_schema(node), "is_mutable", False)]
+    for node in mutations:
+        mutated: Any = node.args[0]
         schema = _schema(node)
-        made = _schema(changed)
-        fresh = made is not None and not any(result.alias_info for result in made.returns) and len(changed.users) == 1
+        source = _schema(mutated)
+        fresh = source is not None and not any(r.alias_info for r in source.returns) and len(mutated.users) == 1
         packet = getattr(aten, schema.name.removeprefix("aten::").removesuffix("_"), None)
         types = {each.meta["val"].dtype for each in node.all_input_nodes}
         if not fresh or len(types) > 1 or not hasattr(packet, node.target._overloadname):
@@ -115,39 +118,39 @@ def _in_place_on_fresh(module: fx.GraphModule) -> bool:
 
 
 def _schema(node: Any) -> Any:
-    """Return the schema of a node's operation, ``None`` where it is none of torch's."""
+    """Return the schema of a node's operation, ``None`` if it is not one of torch's."""
     return getattr(node.target, "_schema", None)
 
 
-def _functional(module: fx.GraphModule, values: list[Tensor]) -> fx.GraphModule:
-    """Replace in-place operations; constants are inputs meanwhile, for else what is made of them cannot be replaced."""
-    held = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
-    held = list({id(value): value for value in held if isinstance(value, Tensor)}.values())
-    lift_constants(module, held)
-    constants = [value.detach() for value in held]
+def _functionalise(module: fx.GraphModule, values: list[Tensor]) -> fx.GraphModule:
+    """Replace in-place operations, with constants lifted to inputs so that their views are functionalised too."""
+    attributes = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
+    attributes = list({id(value): value for value in attributes if isinstance(value, Tensor)}.values())
+    lift_constants(module, attributes)
+    constants = [value.detach() for value in attributes]
     functional = record_operations(torch.func.functionalize(module), *constants, *values)
     for index, (node, value) in enumerate(zip(list(functional.graph.nodes), constants, strict=False)):
         functional.register_buffer(f"constant_{index}", value)
         with functional.graph.inserting_before(node):
-            held_again = functional.graph.get_attr(f"constant_{index}")
-        node.replace_all_uses_with(held_again)
+            constant = functional.graph.get_attr(f"constant_{index}")
+        node.replace_all_uses_with(constant)
         functional.graph.erase_node(node)
     functional.recompile()
     return functional
 
 
-def _must_stay(node: fx.Node) -> bool:
-    """Whether a node is kept though nothing reads it."""
+def _is_live(node: fx.Node) -> bool:
+    """Whether dead-code elimination must keep a node."""
     if node.op in ("placeholder", "output"):
         return True
     return node.op == "call_function" and getattr(node.target, "overloadpacket", None) in RANDOM
 
 
-def _scatter_by_product(module: fx.GraphModule, node: Any) -> None:
+def _index_put_as_matmul(module: fx.GraphModule, node: Any) -> None:
     """Write ``base[..., index, ...] += values`` as a product with the indicator matrix of the index.
 
-    This is the backward pass of ``A[z]``, for which torch 2.13 compiles wrong code on the CPU, and which has no rule
-    for batches; with few places to add to, the product is also faster.
+    This is the backward pass of ``A[z]``, which torch 2.13 miscompiles on the CPU and which has no batching rule; for
+    a short axis the product is also faster.
     """
     base, indices, values, *rest = node.args
     used = [(axis, index) for axis, index in enumerate(indices) if index is not None]
@@ -160,12 +163,12 @@ def _scatter_by_product(module: fx.GraphModule, node: Any) -> None:
         call = module.graph.call_function
         places = call(aten.arange.default, (shape[axis],), {"device": base.meta["device"]})
         flat = call(aten.reshape.default, (index, [-1]))
-        column, line = call(aten.unsqueeze.default, (places, 1)), call(aten.unsqueeze.default, (flat, 0))
-        indicator = call(aten.to.dtype, (call(aten.eq.Tensor, (column, line)), like.dtype))
+        column, row = call(aten.unsqueeze.default, (places, 1)), call(aten.unsqueeze.default, (flat, 0))
+        indicator = call(aten.to.dtype, (call(aten.eq.Tensor, (column, row)), like.dtype))
         # values have the axes of the index where the base has the indexed axis
-        spread = call(aten.expand.default, (values, [*shape[:axis], *index_shape, *shape[axis + 1 :]]))
-        around = [shape[:axis].numel(), index_shape.numel(), shape[axis + 1 :].numel()]
-        product = call(aten.matmul.default, (indicator, call(aten.reshape.default, (spread, around))))
+        expanded = call(aten.expand.default, (values, [*shape[:axis], *index_shape, *shape[axis + 1 :]]))
+        flat_shape = [shape[:axis].numel(), index_shape.numel(), shape[axis + 1 :].numel()]
+        product = call(aten.matmul.default, (indicator, call(aten.reshape.default, (expanded, flat_shape))))
         added = call(aten.add.Tensor, (base, call(aten.reshape.default, (product, list(shape)))))
     node.replace_all_uses_with(added)
     module.graph.erase_node(node)
@@ -208,7 +211,7 @@ def _(
 
 
 def _batch_first(info: object, in_dims: tuple[int | None, ...], *arguments: Tensor) -> list[Tensor]:
-    """Move the batch to the front, giving one of length one to what has none."""
+    """Move batch axes to the front, adding one of length one to unbatched arguments."""
     return [
         value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
         for value, dim in zip(arguments, in_dims, strict=True)
@@ -220,4 +223,4 @@ _BATCHABLE = {
     aten._standard_gamma_grad.default: torch.ops.pplgen.standard_gamma_grad.default,
     aten._dirichlet_grad.default: torch.ops.pplgen.dirichlet_grad.default,
 }
-"""Operations without a rule for batches, or with one for some layouts only, and the same with one for all."""
+"""Operations without a batching rule for all layouts, and their equivalents with one."""

@@ -1,8 +1,8 @@
 """A model and a guide as one pure ATen graph of (loss, gradients)(parameters, data).
 
-Pyro's ELBO and its backward pass run once, recorded: handlers, constraints, plates, enumeration and automatic
-guides all vanish, and what is left is a few hundred ATen operations. Nothing is trusted because it was traced: the
-graph is compared with Pyro's own loss and gradients on fresh parameters and fresh data before it is used.
+Pyro's ELBO and its backward pass are recorded in one run, which reduces handlers, constraints, plates, enumeration and
+automatic guides to a few hundred ATen operations. Before it is used, the graph is compared with Pyro's loss and
+gradients at perturbed parameters and resampled data.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Graph:
     ----------
     module
         Takes every parameter, in the order of ``names``, the ``buffers``, and the tensors among the pair's arguments;
-        returns the loss and the list of gradients. Random numbers come from torch's generator.
+        returns the loss and the list of gradients. Random numbers are drawn from torch's generator.
     names
-        Unconstrained parameters of the pair.
+        Names of the pair's unconstrained parameters.
     shapes
         Their shapes.
     buffers
-        Buffers of the pair's modules, such as priors taken from the data, as they were when it was traced.
+        Buffers of the pair's modules at the time of tracing, such as priors set from the data.
     """
 
     module: fx.GraphModule
@@ -51,15 +51,15 @@ class Graph:
     buffers: tuple[Tensor, ...]
 
     def pack(self, values: dict[str, Tensor]) -> Tensor:
-        """Lay a pair's ``snapshot`` out as one vector."""
+        """Flatten a pair's ``snapshot`` to one vector."""
         return torch.cat([values[name].reshape(-1) for name in self.names])
 
     def unpack(self, vector: Tensor) -> dict[str, Tensor]:
-        """Return a vector's parameters by name, as ``Pair.restore`` takes them."""
+        """Split a vector into parameters by name, as ``Pair.restore`` takes them."""
         return dict(zip(self.names, self._split(vector), strict=True))
 
     def loss_and_gradient(self, vector: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate loss and gradient of one parameter vector; ``inputs`` are buffers and then tensors of the data."""
+        """Evaluate loss and gradient at one parameter vector; ``inputs`` are buffers, then tensors of the data."""
         loss, gradients = self.module(*self._split(vector), *inputs)
         return loss, torch.cat([gradient.reshape(-1) for gradient in gradients])
 
@@ -74,7 +74,7 @@ def tensors_of(data: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 
 def buffers_of(pair: Pair) -> list[Tensor]:
-    """Return the buffers of a pair's modules, each once."""
+    """Return the distinct buffers of a pair's modules."""
     buffers = [buffer for module in modules_of(pair.model, pair.guide) for buffer in module.buffers()]
     return list({id(buffer): buffer for buffer in buffers}.values())
 
@@ -85,56 +85,56 @@ def trace(
     data: tuple[Any, ...],
     scale: contextlib.AbstractContextManager[Any] | None = None,
 ) -> Graph:
-    """Trace a pair's loss and gradients and prove them; call it inside ``pair.isolated``.
+    """Trace a pair's loss and gradients and verify the graph; call it inside ``pair.isolated``.
 
     Parameters
     ----------
     pair
-        The pair; its parameters are left as they were.
+        The pair; its parameters are unchanged on return.
     bound
-        The loss, one of Pyro's.
+        Pyro's ELBO estimator.
     data
-        Arguments of model and guide, of the shapes that the graph will be given.
+        Arguments of model and guide, of the shapes of the graph's future inputs.
     scale
-        Handler around every evaluation, such as the one that makes a minibatch stand for all rows.
+        Handler around every evaluation, such as the one that rescales a minibatch to all rows.
 
     Raises
     ------
     NotTraceable
-        Where the pair branches on values, keeps state in Python or in buffers, or the graph's loss or gradients differ
+        If the pair branches on values, keeps state in Python or in buffers, or the graph's loss or gradients differ
         from Pyro's.
     """
     scale = scale or contextlib.nullcontext()
     parameters = dict(sorted(pyro.get_param_store().named_parameters()))
     if not parameters:
-        raise NotTraceable("it has no parameters")
+        raise NotTraceable("the pair has no parameters")
 
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         return _pyro_loss_and_gradients(pair, bound, _arguments(data, tensors), scale, list(parameters.values()))
 
     inputs = tensors_of(data)
     try:
-        with _stateless(pair), traceable():
+        with _require_stateless(pair), traceable():
             raw = record_operations(evaluate, *inputs)
     except NotTraceable:
         raise
     except Exception as error:
-        raise NotTraceable(f"tracing stopped: {type(error).__name__}: {first_line(error)}") from error
+        raise NotTraceable(f"tracing failed: {type(error).__name__}: {first_line(error)}") from error
     buffers = buffers_of(pair)
     lift_constants(raw, [*parameters.values(), *buffers])
     shapes = tuple(value.shape for value in parameters.values())
     try:
         module = canonicalise(raw, [*parameters.values(), *buffers, *inputs])
     except Exception as error:
-        raise NotTraceable(f"simplifying stopped: {type(error).__name__}: {first_line(error)}") from error
+        raise NotTraceable(f"simplification failed: {type(error).__name__}: {first_line(error)}") from error
     graph = Graph(module, tuple(parameters), shapes, tuple(buffers))
-    for sample in (data, _resampled(data)):
-        _prove(graph, pair, bound, sample, scale, list(parameters.values()))
+    for sample in (data, _resample_rows(data)):
+        _verify(graph, pair, bound, sample, scale, list(parameters.values()))
     return graph
 
 
 def _arguments(data: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Put tensors back among the arguments that are none."""
+    """Insert tensors in the places of those among the arguments."""
     remaining = iter(tensors)
     return tuple(next(remaining) if isinstance(value, Tensor) else value for value in data)
 
@@ -142,7 +142,7 @@ def _arguments(data: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[Any,
 def _pyro_loss_and_gradients(
     pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: Any, parameters: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Let Pyro compute loss and gradients, and leave no gradient behind."""
+    """Compute loss and gradients by Pyro, and clear the parameters' gradients."""
     for parameter in parameters:
         parameter.grad = None
     with torch.enable_grad(), scale:
@@ -154,8 +154,8 @@ def _pyro_loss_and_gradients(
 
 
 @contextlib.contextmanager
-def _stateless(pair: Pair) -> Iterator[None]:
-    """Refuse a pair whose evaluation changes buffers or Pyro's store, and put the buffers back."""
+def _require_stateless(pair: Pair) -> Iterator[None]:
+    """Raise ``NotTraceable`` if the evaluation inside changes buffers or Pyro's store; restore the buffers."""
     buffers = [
         (name, buffer, buffer.clone())
         for module in modules_of(pair.model, pair.guide)
@@ -169,11 +169,11 @@ def _stateless(pair: Pair) -> Iterator[None]:
     after = pair.snapshot()
     changed += [name for name in after if name not in stored or not torch.equal(after[name], stored[name])]
     if changed:
-        raise NotTraceable(f"evaluating it changes {changed[0]!r}, which a pure function cannot")
+        raise NotTraceable(f"evaluating the pair changes {changed[0]!r}, so it is not a pure function")
 
 
-def _resampled(data: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Draw rows with replacement, the same for every argument that has them."""
+def _resample_rows(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Draw rows with replacement, the same for every argument with rows."""
     rows = number_of_rows(data)
     if not rows:
         return data
@@ -183,8 +183,8 @@ def _resampled(data: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _prove(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: Any, parameters: list[Tensor]) -> None:
-    """Compare the graph with Pyro at fresh parameters and a shared seed, or raise ``NotTraceable``."""
+def _verify(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: Any, parameters: list[Tensor]) -> None:
+    """Compare the graph with Pyro at perturbed parameters and a shared seed, or raise ``NotTraceable``."""
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         for parameter in parameters:
@@ -193,8 +193,8 @@ def _prove(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: 
         with seeded(seed), pyro.validation_enabled(False), ignore_nonfinite_warnings():
             loss, gradients = _pyro_loss_and_gradients(pair, bound, data, scale, parameters)
         with seeded(seed), torch.no_grad():
-            held = [parameter.detach() for parameter in parameters]
-            traced = graph.module(*held, *graph.buffers, *tensors_of(data))
+            detached = [parameter.detach() for parameter in parameters]
+            traced = graph.module(*detached, *graph.buffers, *tensors_of(data))
     finally:
         for parameter, value in zip(parameters, before, strict=True):
             parameter.data.copy_(value)

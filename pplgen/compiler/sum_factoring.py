@@ -1,7 +1,7 @@
-"""Sums of a graph with less inside: what does not vary along the summed axes comes out of them.
+"""Factor sums of a graph: move factors and terms that do not vary along the summed axes out of the sum.
 
-A log density of every row holds terms of the parameters alone, and its gradient is a sum over rows of products in which
-half of the factors belong to the parameters. By hand one writes those outside of the sum; so does this.
+A log density per row contains terms of the parameters alone, and its gradient is a sum over rows of products in which
+half of the factors depend on the parameters alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TERMS = (aten.add.Tensor, aten.sub.Tensor)
 
 
 def factor_sums(module: fx.GraphModule) -> None:
-    """Take out of sums the factors and terms that are the same along the summed axes."""
+    """Move factors and terms that are invariant along the summed axes out of sums."""
     nodes: list[Any] = list(module.graph.nodes)
     for node in nodes:
         if node.target is not aten.sum.dim_IntList or node.kwargs or not node.args[1]:
@@ -33,10 +33,12 @@ def factor_sums(module: fx.GraphModule) -> None:
         if not like.dtype.is_floating_point:
             continue
         sums = _Sums(module, node, tuple(like.shape), frozenset(dim % like.ndim for dim in dims))
-        if sums.gains(summed):
+        if sums.can_factor(summed):
             total = sums.of(summed)
-            kept = bool(keep and keep[0])
-            shape = [1 if d in sums.dims else size for d, size in enumerate(like.shape) if kept or d not in sums.dims]
+            keepdim = bool(keep and keep[0])
+            shape = [
+                1 if d in sums.dims else size for d, size in enumerate(like.shape) if keepdim or d not in sums.dims
+            ]
             total = sums.expanded(total)
             same = tuple(total.meta["val"].shape) == tuple(shape)
             node.replace_all_uses_with(total if same else sums.call(aten.reshape.default, total, shape))
@@ -47,14 +49,14 @@ def factor_sums(module: fx.GraphModule) -> None:
 
 @dataclass
 class _Product:
-    """Factors of a product; those below the line; a number."""
+    """A product: factors of the numerator and the denominator, and a number."""
 
-    above: list[Any] = field(default_factory=list)
-    below: list[Any] = field(default_factory=list)
+    numerator: list[Any] = field(default_factory=list)
+    denominator: list[Any] = field(default_factory=list)
     number: float = 1.0
 
     def take(self, node: Any, *, inverted: bool = False, whole: bool = True) -> None:
-        """Multiply by a node, in its own factors where nothing else reads it."""
+        """Multiply by a node, split into its factors if it has no other user."""
         if isinstance(node, int | float):
             self.number = self.number / node if inverted else self.number * node
             return
@@ -69,37 +71,37 @@ class _Product:
             self.take(node.args[0], inverted=inverted, whole=False)
             self.take(node.args[1], inverted=not inverted, whole=False)
         else:
-            (self.below if inverted else self.above).append(node)
+            (self.denominator if inverted else self.numerator).append(node)
 
 
 @dataclass
 class _Sums:
-    """Writes sums over the axes ``dims`` of expressions of one shape, before a node of the graph."""
+    """Emits sums over the axes ``dims`` of expressions of one shape, before a node of the graph."""
 
     module: fx.GraphModule
     before: Any
     shape: tuple[int, ...]
     dims: frozenset[int]
 
-    def gains(self, node: Any) -> bool:
-        """Whether anything comes out of the sum."""
-        if isinstance(node, int | float) or self._varies_nowhere(node):
+    def can_factor(self, node: Any) -> bool:
+        """Whether any factor or term can be moved out of the sum."""
+        if isinstance(node, int | float) or self._is_invariant(node):
             return True
         if len(node.users) > 1:
             return False
         if node.target in _TERMS and not node.kwargs:
-            return self._splits(node)
+            return self._should_split(node)
         if self._is_masked(node):
             return True
         product = _Product()
         product.take(node)
-        return product.number != 1.0 or any(self._varies_nowhere(f) for f in product.above + product.below)
+        return product.number != 1.0 or any(self._is_invariant(f) for f in product.numerator + product.denominator)
 
     def of(self, node: Any) -> Any:
-        """Write the sum of an expression, axes kept with length one."""
+        """Emit the sum of an expression, with ``keepdim``."""
         if isinstance(node, int | float):
             return node * math.prod(self.shape[dim] for dim in self.dims)
-        if node.target in _TERMS and not node.kwargs and len(node.users) == 1 and self._splits(node):
+        if node.target in _TERMS and not node.kwargs and len(node.users) == 1 and self._should_split(node):
             return self.call(node.target, *(self.of(term) for term in node.args))
         if len(node.users) == 1 and self._is_masked(node):
             mask, masked, zero = node.args
@@ -108,47 +110,47 @@ class _Sums:
         product.take(node, whole=len(node.users) == 1)
         outside = _Product(number=product.number)
         inside = _Product()
-        for factors, kept, out in (
-            (product.above, inside.above, outside.above),
-            (product.below, inside.below, outside.below),
+        for factors, varying, invariant in (
+            (product.numerator, inside.numerator, outside.numerator),
+            (product.denominator, inside.denominator, outside.denominator),
         ):
             for factor in factors:
-                (out if self._varies_nowhere(factor) else kept).append(factor)
-        written = self._written(inside)
-        if written is None:
+                (invariant if self._is_invariant(factor) else varying).append(factor)
+        emitted = self._emit(inside)
+        if emitted is None:
             outside.number *= math.prod(self.shape[dim] for dim in self.dims)
         else:
-            shape = (1,) * (len(self.shape) - written.meta["val"].ndim) + tuple(written.meta["val"].shape)
+            shape = (1,) * (len(self.shape) - emitted.meta["val"].ndim) + tuple(emitted.meta["val"].shape)
             outside.number *= math.prod(self.shape[dim] for dim in self.dims if shape[dim] == 1)
-            if written.meta["val"].ndim != len(shape):
-                written = self.call(aten.reshape.default, written, list(shape))
-            outside.above.insert(0, self.call(aten.sum.dim_IntList, written, sorted(self.dims), True))
-        return self._written(outside)
+            if emitted.meta["val"].ndim != len(shape):
+                emitted = self.call(aten.reshape.default, emitted, list(shape))
+            outside.numerator.insert(0, self.call(aten.sum.dim_IntList, emitted, sorted(self.dims), True))
+        return self._emit(outside)
 
     def expanded(self, total: Any) -> Any:
-        """Repeat a sum along the axes that it does not vary along."""
+        """Expand a sum along the axes that are not summed."""
         shape = [1 if dim in self.dims else size for dim, size in enumerate(self.shape)]
         return total if tuple(total.meta["val"].shape) == tuple(shape) else self.call(aten.expand.default, total, shape)
 
     def call(self, target: Any, *args: Any) -> Any:
-        """Add an operation to the graph, knowing the shape of its result."""
+        """Add an operation to the graph, with the shape of its result."""
         like = [_like(arg) for arg in args]
         with self.module.graph.inserting_before(self.before):
             node = self.module.graph.call_function(target, args)
         node.meta["val"] = target(*like)
         return node
 
-    def _splits(self, node: Any) -> bool:
-        """Whether the sum of two terms is better written as two sums."""
+    def _should_split(self, node: Any) -> bool:
+        """Whether the sum of two terms is cheaper as two sums."""
         smaller = [isinstance(term, int | float) or self._is_smaller(term) for term in node.args]
-        return any(smaller) or all(self.gains(term) for term in node.args)
+        return any(smaller) or all(self.can_factor(term) for term in node.args)
 
     def _is_masked(self, node: Any) -> bool:
-        """Whether an expression is zero where a mask says so that is the same along all summed axes."""
+        """Whether an expression is zeroed by a mask that is invariant along the summed axes."""
         if node.target is not aten.where.self:
             return False
         mask, masked, other = node.args
-        if not self._varies_nowhere(mask) or self._varies_nowhere(masked) or other.op != "get_attr":
+        if not self._is_invariant(mask) or self._is_invariant(masked) or other.op != "get_attr":
             return False
         zero = getattr(self.module, other.target)
         return zero.ndim == 0 and float(zero) == 0.0
@@ -156,39 +158,39 @@ class _Sums:
     def _is_smaller(self, node: Any) -> bool:
         return _base(node).meta["val"].numel() < math.prod(self.shape)
 
-    def _varies_nowhere(self, node: Any) -> bool:
-        """Whether an expression is the same along all summed axes, and is summed over more than one place."""
+    def _is_invariant(self, node: Any) -> bool:
+        """Whether an expression is invariant along the summed axes, of which one is longer than 1."""
         shape = _base(node).meta["val"].shape
         aligned = (1,) * (len(self.shape) - len(shape)) + tuple(shape)
         return all(aligned[dim] == 1 for dim in self.dims) and any(self.shape[dim] != 1 for dim in self.dims)
 
-    def _written(self, product: _Product) -> Any:
-        """Write a product, or nothing where it is one."""
-        written: Any = None
-        for factor in product.above:
+    def _emit(self, product: _Product) -> Any:
+        """Emit a product, or return ``None`` if it is one."""
+        emitted: Any = None
+        for factor in product.numerator:
             base = _base(factor)
-            written = base if written is None else self.call(aten.mul.Tensor, written, base)
-        for factor in product.below:
+            emitted = base if emitted is None else self.call(aten.mul.Tensor, emitted, base)
+        for factor in product.denominator:
             base = _base(factor)
-            inverse = (aten.reciprocal.default, base) if written is None else (aten.div.Tensor, written, base)
-            written = self.call(*inverse)
-        if product.number != 1.0 and written is not None:
+            inverse = (aten.reciprocal.default, base) if emitted is None else (aten.div.Tensor, emitted, base)
+            emitted = self.call(*inverse)
+        if product.number != 1.0 and emitted is not None:
             negated = product.number == -1.0
-            written = (
-                self.call(aten.neg.default, written) if negated else self.call(aten.mul.Tensor, written, product.number)
+            emitted = (
+                self.call(aten.neg.default, emitted) if negated else self.call(aten.mul.Tensor, emitted, product.number)
             )
-        return written
+        return emitted
 
 
 def _base(node: Any) -> Any:
-    """Return what is repeated."""
+    """Return a node before its expansions."""
     while node.target is aten.expand.default:
         node = node.args[0]
     return node
 
 
 def _like(value: Any) -> Any:
-    """Return a tensor without entries, of an argument's shape."""
+    """Return a meta tensor of an argument's shape and dtype."""
     if not isinstance(value, fx.Node):
         return value
     like: Tensor = value.meta["val"]

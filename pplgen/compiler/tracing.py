@@ -1,4 +1,4 @@
-"""Making Pyro traceable: without what depends on values; and the proof that nothing else was lost."""
+"""Make Pyro traceable by disabling value-dependent code, and compare results with Pyro's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["FunctionalFills", "NotTraceable", "require_equal", "traceable"]
 
 
 class NotTraceable(Exception):
-    """Why a pair cannot be traced faithfully, in one line."""
+    """A pair cannot be traced faithfully; the message gives the reason in one line."""
 
 
 _FILLS: dict[Any, Callable[..., Tensor]] = {
@@ -29,21 +29,21 @@ _FILLS: dict[Any, Callable[..., Tensor]] = {
     Tensor.bernoulli_: lambda x, p=0.5, **_: torch.ops.aten.bernoulli.p(x, p),
     Tensor.cauchy_: lambda x, median=0.0, sigma=1.0, **_: torch.ops.aten.cauchy(x, median, sigma),
 }
-"""In-place random fills of fresh tensors, which a batch of parameter sets could not share, as functions."""
+"""In-place random fills, which ``vmap`` cannot batch, and equivalent functions."""
 
-_DECISIONS = {Tensor.__bool__: "bool", Tensor.__int__: "int", Tensor.__float__: "float", Tensor.__index__: "int"}
+_CONVERSIONS = {Tensor.__bool__: "bool", Tensor.__int__: "int", Tensor.__float__: "float", Tensor.__index__: "int"}
 
 
 class FunctionalFills(TorchFunctionMode):
-    """Turns in-place random fills into functions, so that ``vmap`` can draw for each of a batch."""
+    """Replaces in-place random fills by functions, so that ``vmap`` draws separately for each batch element."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace the fills alone."""
+        """Replace random fills."""
         return _FILLS.get(func, func)(*args, **(kwargs or {}))
 
 
 class _TraceMode(TorchFunctionMode):
-    """Keeps as tensors what Pyro turns into numbers, and refuses decisions that would be baked into the graph."""
+    """Keeps values that Pyro converts to numbers as tensors, and rejects branches on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,19 +56,19 @@ class _TraceMode(TorchFunctionMode):
         if func is Tensor.item:
             return args[0].detach()
         if self.in_dice:
-            # Dice drops terms of probability zero by a mask; here they stay, as zeros
+            # Dice drops terms of probability zero by a mask; here they are set to zero
             if func is Tensor.all:
                 return False
             if func is Tensor.masked_select:
                 return torch.where(args[1], args[0], 0.0)
-        if func in _DECISIONS:
-            raise NotTraceable(f"it turns a tensor into a Python {_DECISIONS[func]}, and so branches on values")
+        if func in _CONVERSIONS:
+            raise NotTraceable(f"the pair branches on values: it converts a tensor to a Python {_CONVERSIONS[func]}")
         return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
-    """Make Pyro traceable: no validation, no warnings that look at values, Dice without data-dependent shapes."""
+    """Make Pyro traceable: no validation, no value-dependent warnings, Dice without data-dependent shapes."""
     mode = _TraceMode()
     originals: list[tuple[Any, str, Any]] = [
         (module, name, getattr(module, name))
@@ -77,7 +77,7 @@ def traceable() -> Iterator[None]:
         for name in ("warn_if_nan", "warn_if_inf")
         if name in vars(module)
     ]
-    # a distribution that was made before keeps its own setting of validation
+    # existing distributions have their own validation setting
     originals.append((Distribution, "_validate_sample", Distribution._validate_sample))
     expectation, common_scale = Dice.compute_expectation, traceenum_elbo._get_common_scale
 
@@ -92,7 +92,7 @@ def traceable() -> Iterator[None]:
         for module, name, _ in originals:
             setattr(module, name, lambda value, *args, **kwargs: value)
         Dice.compute_expectation = compute_expectation
-        # compares scales by value, as it does once more where the graph is held against Pyro
+        # Pyro's compares scales by value; it runs unmodified when the graph is compared with Pyro
         traceenum_elbo._get_common_scale = lambda scales: scales[0]
         with mode, pyro.validation_enabled(False):
             yield
@@ -103,7 +103,7 @@ def traceable() -> Iterator[None]:
 
 
 def require_equal(what: str, ours: Tensor, theirs: Tensor, whose: str = "Pyro's") -> None:
-    """Raise ``NotTraceable`` where two results differ by more than the rounding of a long sum."""
+    """Raise ``NotTraceable`` if two results differ by more than the rounding error of a long sum."""
     tolerance = 1e-3 if theirs.dtype == torch.float32 else 1e-8
     reference = theirs.detach().double()
     size = reference.nan_to_num().abs().max().clamp(min=1e-3) if reference.numel() else torch.ones(())

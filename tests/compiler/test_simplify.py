@@ -90,8 +90,8 @@ def test_in_place_operations_are_functions(name, monkeypatch):
     """Where they change fresh results alone, without the longer way round."""
     function, short = IN_PLACE[name]
     longer = []
-    functional = rewrite._functional
-    monkeypatch.setattr(rewrite, "_functional", lambda *given: longer.append(1) or functional(*given))
+    functional = rewrite._functionalise
+    monkeypatch.setattr(rewrite, "_functionalise", lambda *given: longer.append(1) or functional(*given))
     graph = canonicalise(record_operations(function, ROWS, PARAMETERS), [ROWS, PARAMETERS])
     assert bool(longer) != short
     assert not any(

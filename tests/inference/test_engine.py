@@ -203,7 +203,7 @@ def test_a_pair_without_a_graph_runs_in_plain_pyro_and_says_why():
             pyro.sample("y", dist.Normal(mu, scale), obs=y)
 
     fit = pplgen.fit(branching, Y, guide, steps=20, compile="graph", progress=False)
-    assert fit.path == "plain Pyro, for it turns a tensor into a Python bool, and so branches on values"
+    assert fit.path == "plain Pyro, for the pair branches on values: it converts a tensor to a Python bool"
 
 
 def test_few_steps_run_in_plain_pyro():
