@@ -122,13 +122,13 @@ class Simplifier(fx.Interpreter):
             return args[0]
         if target is operator.getitem:
             return args[0][args[1]]
-        known = self._folded(target, args, kwargs)
-        if known is not None:
-            return known
+        constant = self._fold(target, args, kwargs)
+        if constant is not None:
+            return constant
         if target is aten.expand.default:
             return expand(args[0], tuple(args[1]))
         if target in _RESHAPES:
-            return self._reshaped(target, args, kwargs)
+            return self._reshape(target, args, kwargs)
         if target is aten.permute.default and list(args[1]) == list(range(len(args[1]))):
             return args[0]
         if isinstance(args[0], Expanded) and not kwargs and (result := _on_expanded(target, *args)) is not None:
@@ -144,7 +144,7 @@ class Simplifier(fx.Interpreter):
         """Return tensors."""
         return super().output(target, *materialise((args, kwargs)))
 
-    def _folded(self, target: Any, args: Any, kwargs: Any) -> Constant | None:
+    def _fold(self, target: Any, args: Any, kwargs: Any) -> Constant | None:
         """Fold an operation on constants; return ``None`` if it depends on an input."""
         packet = getattr(target, "overloadpacket", None)
         if packet is None or packet in RANDOM or packet in _UNINITIALISED:
@@ -168,7 +168,7 @@ class Simplifier(fx.Interpreter):
         folded = Constant(result)
         return folded if result.numel() <= _LARGEST_CONSTANT or folded.fill_value is not None else None
 
-    def _reshaped(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def _reshape(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Reshape, unless the shape is unchanged."""
         with pause_recording():
             like = torch.empty((), device="meta").expand(args[0].shape)
@@ -231,15 +231,15 @@ def _on_expanded(target: Any, value: Expanded, *args: Any) -> Any:
 
 def eliminate_common_subexpressions(module: fx.GraphModule) -> None:
     """Compute each repeated operation of a graph once."""
-    seen: dict[Any, fx.Node] = {}
+    first: dict[Any, fx.Node] = {}
     for node in list(module.graph.nodes):
         packet = getattr(node.target, "overloadpacket", None)
         if node.op != "call_function" or packet in RANDOM or packet in _UNINITIALISED:
             continue
         key = (node.target, repr((node.args, node.kwargs)))
-        if key in seen:
-            node.replace_all_uses_with(seen[key])
+        if key in first:
+            node.replace_all_uses_with(first[key])
             module.graph.erase_node(node)
         else:
-            seen[key] = node
+            first[key] = node
     module.recompile()

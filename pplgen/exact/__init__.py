@@ -1,4 +1,4 @@
-"""Answers computed another way, in plain torch: references for tests, and pieces to teach with.
+"""Exact reference algorithms in plain torch, for validation and teaching.
 
 May import: story (the parameters in `story/dynamics.py`); never Pyro. Start reading at `conjugate.py` and `kalman.py`.
 """

@@ -1,6 +1,6 @@
 """Log evidence of conjugate models in closed form, in plain torch.
 
-``log p(x) = log int p(x | theta) p(theta) dtheta`` in nats, all rows under one component (Gelman et al. 2013, Bayesian
+``log p(x) = log int p(x | theta) p(theta) dtheta`` in nats, for rows of one component (Gelman et al. 2013, Bayesian
 Data Analysis, chapters 2 and 3; Murphy 2007, Conjugate Bayesian analysis of the Gaussian distribution).
 """
 
@@ -15,7 +15,7 @@ __all__ = ["dirichlet_evidence", "gamma_poisson_evidence", "shared_variance_evid
 
 
 def wishart_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, Psi: Tensor) -> Tensor:
-    """Integrate over a full covariance: ``Sigma ~ InverseWishart(nu, Psi)``, ``mu ~ Normal(m, Sigma / kappa)``.
+    """Integrate over mean and full covariance: ``Sigma ~ InverseWishart(nu, Psi)``, ``mu ~ Normal(m, Sigma / kappa)``.
 
     Parameters
     ----------
@@ -26,12 +26,12 @@ def wishart_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, Psi: Tens
     """
     N, D = x.shape
     centre = x.mean(0)
-    apart = centre - m
-    scatter = (x - centre).T @ (x - centre) + kappa * N / (kappa + N) * torch.outer(apart, apart)
-    before, after = (torch.tensor(degrees / 2, dtype=x.dtype) for degrees in (nu, nu + N))
+    offset = centre - m
+    scatter = (x - centre).T @ (x - centre) + kappa * N / (kappa + N) * torch.outer(offset, offset)
+    prior, posterior = (torch.tensor(degrees / 2, dtype=x.dtype) for degrees in (nu, nu + N))
     return (
-        torch.mvlgamma(after, D)
-        - torch.mvlgamma(before, D)
+        torch.mvlgamma(posterior, D)
+        - torch.mvlgamma(prior, D)
         + nu / 2 * Psi.logdet()
         - (nu + N) / 2 * (Psi + scatter).logdet()
         + D / 2 * math.log(kappa / (kappa + N))
@@ -40,7 +40,7 @@ def wishart_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, Psi: Tens
 
 
 def shared_variance_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, psi: Tensor) -> Tensor:
-    """Integrate over a variance that all columns share.
+    """Integrate over mean and a variance shared by all columns.
 
     ``1 / sigma^2 ~ Gamma(nu / 2, psi / 2)``, ``mu ~ Normal(m, sigma^2 / kappa)``.
 
@@ -71,8 +71,8 @@ def gamma_poisson_evidence(x: Tensor, *, shape: float, rate: Tensor) -> Tensor:
     return prior + total.lgamma() - total * (rate + len(x)).log() - (x + 1).lgamma().sum()
 
 
-def dirichlet_evidence(hits: Tensor, *, concentration: float = 1.0) -> Tensor:
-    """Integrate over shares of K categories, seen so many times, shape ``(K,)``: ``pi ~ Dirichlet(concentration)``."""
-    alpha = torch.full_like(hits, concentration)
-    seen = (alpha + hits).lgamma().sum() - (alpha + hits).sum().lgamma()
-    return seen - alpha.lgamma().sum() + alpha.sum().lgamma()
+def dirichlet_evidence(counts: Tensor, *, concentration: float = 1.0) -> Tensor:
+    """Integrate over category probabilities given K counts, shape ``(K,)``: ``pi ~ Dirichlet(concentration)``."""
+    alpha = torch.full_like(counts, concentration)
+    posterior = (alpha + counts).lgamma().sum() - (alpha + counts).sum().lgamma()
+    return posterior - alpha.lgamma().sum() + alpha.sum().lgamma()

@@ -1,6 +1,6 @@
 """Expectation-maximisation for Gaussian mixtures with full covariances, in plain torch.
 
-The log-likelihood is ``sum_i log sum_k pi_k N(x_i; mu_k, Sigma_k)``. Each iteration fills in the responsibilities
+The log-likelihood is ``sum_i log sum_k pi_k N(x_i; mu_k, Sigma_k)``. Each iteration computes the responsibilities
 ``r_ik = p(z_i = k | x_i)`` (E-step) and maximises the expected complete-data log-likelihood under them (M-step); the
 log-likelihood never decreases (Bishop 2006, section 9.2, equations 9.23 to 9.28).
 """
@@ -37,13 +37,13 @@ class EMResult(NamedTuple, Generic[Parameters]):
 
     parameters: Parameters
     log_likelihoods: Tensor
-    """Total log-likelihood in nats after each iteration of the best run, shape ``(num_iterations,)``, never falling."""
+    """Log-likelihood in nats after each iteration of the best run, shape ``(num_iterations,)``, non-decreasing."""
     converged: bool
-    """Whether the best run met the tolerance before its iterations ran out."""
+    """Whether the best run reached the tolerance within its iterations."""
 
 
 def e_step(x: Tensor, parameters: GaussianMixtureParameters) -> tuple[Tensor, Tensor]:
-    """Fill in the component of each row.
+    """Compute the responsibilities and the log-likelihood.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def e_step(x: Tensor, parameters: GaussianMixtureParameters) -> tuple[Tensor, Te
     Raises
     ------
     torch.linalg.LinAlgError
-        Where a covariance is not positive definite: a component has collapsed.
+        If a covariance is not positive definite: a component has collapsed.
     """
     L = torch.linalg.cholesky(parameters.Sigma)
     log_joint = parameters.weights.log() + log_normal(x[:, None, :] - parameters.mu, L)
@@ -71,7 +71,7 @@ def e_step(x: Tensor, parameters: GaussianMixtureParameters) -> tuple[Tensor, Te
 
 
 def m_step(x: Tensor, responsibilities: Tensor) -> GaussianMixtureParameters:
-    """Maximise the expected complete-data log-likelihood: weighted counts, means and covariances.
+    """Maximise the expected complete-data log-likelihood by weighted counts, means and covariances.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ def m_step(x: Tensor, responsibilities: Tensor) -> GaussianMixtureParameters:
     """
     counts = responsibilities.sum(dim=0)
     mu = responsibilities.T @ x / counts[:, None]
-    deviation = x[:, None, :] - mu
-    Sigma = torch.einsum("nk,nkd,nke->kde", responsibilities, deviation, deviation) / counts[:, None, None]
+    residual = x[:, None, :] - mu
+    Sigma = torch.einsum("nk,nkd,nke->kde", responsibilities, residual, residual) / counts[:, None, None]
     return GaussianMixtureParameters(counts / len(x), mu, Sigma)
 
 
@@ -96,28 +96,28 @@ def em(
     tolerance: float = 1e-9,
     seed: int = 0,
 ) -> EMResult[GaussianMixtureParameters]:
-    """Maximise the likelihood from several random starts; a start that collapses is dropped.
+    """Maximise the likelihood by EM from several random starts; a start that collapses is discarded.
 
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``, float64 for answers to trust.
+        Rows, shape ``(N, D)``, float64 for accurate results.
     num_components
         Number of components K.
     num_starts
-        Each starts from K distinct rows as means, the covariance of the data and equal weights.
+        Number of starts, each from K distinct rows as means, the covariance of the data and equal weights.
     max_iterations
-        Iterations of each start at most.
+        Maximum number of iterations per start.
     tolerance
-        A start ends once an iteration gains less than this many nats per row.
+        Minimum gain of an iteration in nats per row; a smaller gain is convergence.
     seed
-        Of the generator that picks the rows.
+        Seed of the generator that chooses the rows.
 
     Raises
     ------
     InputError
-        Where there are fewer rows than components, or every start collapses: the likelihood of a full-covariance
-        mixture is unbounded, and with ties in the data and many components no usable maximum may exist.
+        If there are fewer rows than components, or every start collapses: the likelihood of a full-covariance
+        mixture is unbounded, and with ties in the data and many components it may have no proper maximum.
     """
     if not 1 <= num_components <= len(x):
         raise InputError(f"{num_components} components for {len(x)} rows; expected between 1 and {len(x)}")
@@ -140,48 +140,48 @@ def em_from_starts(
     max_iterations: int,
     tolerance: float,
 ) -> EMResult[Parameters]:
-    """Alternate an E-step and an M-step from each start and keep the best end; a start that collapses is dropped.
+    """Run EM from each start and return the best result; a start that collapses is discarded.
 
     Parameters
     ----------
     starts
-        Parameters to start from.
+        Initial parameters.
     expect
-        The E-step: what the M-step needs, and the log-likelihood in nats.
+        The E-step: returns the input of the M-step, and the log-likelihood in nats.
     maximise
         The M-step.
     max_iterations
-        Iterations of each start at most.
+        Maximum number of iterations per start.
     tolerance
-        A start ends once an iteration gains less than this many nats.
+        Minimum gain of an iteration in nats; a smaller gain is convergence.
 
     Raises
     ------
     InputError
-        Where every start collapses.
+        If every start collapses.
     """
     best: EMResult[Parameters] | None = None
     for start in starts:
         try:
-            result = _climb(start, expect, maximise, max_iterations, tolerance)
+            result = _run_em(start, expect, maximise, max_iterations, tolerance)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
         if best is None or result.log_likelihoods[-1] > best.log_likelihoods[-1]:
             best = result
     if best is None:
-        raise InputError(f"all {len(starts)} starts collapsed: no usable maximum")
+        raise InputError(f"all {len(starts)} starts collapsed: the likelihood has no proper maximum")
     return best
 
 
 def _start(x: Tensor, num_components: int, generator: torch.Generator) -> GaussianMixtureParameters:
-    """K distinct rows as means, the covariance of all rows for each."""
+    """Return K distinct rows as means, with the covariance of all rows for each."""
     rows = torch.randperm(len(x), generator=generator)[:num_components]
     weights = x.new_full((num_components,), 1 / num_components)
     covariance = x.T.cov(correction=0).reshape(x.shape[1], x.shape[1])
     return GaussianMixtureParameters(weights, x[rows], covariance.expand(num_components, -1, -1))
 
 
-def _climb(
+def _run_em(
     parameters: Parameters,
     expect: Callable[[Parameters], tuple[Any, Tensor]],
     maximise: Callable[[Any], Parameters],

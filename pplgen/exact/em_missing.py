@@ -1,7 +1,7 @@
 """Expectation-maximisation for Gaussian mixtures with missing entries (NaN), exactly, in plain torch.
 
-Rows with the same pattern of missing entries are treated together. With o the seen and m the missing entries of a row,
-``p(x_o | k)`` is the seen block's normal density, and given the component the missing entries are normal with mean
+Rows with the same pattern of missing entries are grouped. With o the observed and m the missing entries of a row,
+``p(x_o | k)`` is the observed block's normal density, and given the component the missing entries are normal with mean
 ``mu_m + Sigma_mo Sigma_oo^-1 (x_o - mu_o)`` and covariance ``Sigma_mm - Sigma_mo Sigma_oo^-1 Sigma_om``; both enter the
 M-step (Ghahramani and Jordan 1994, Supervised learning from incomplete data via an EM approach).
 """
@@ -21,52 +21,52 @@ __all__ = ["Expectations", "e_step_missing", "em_missing", "m_step_missing"]
 
 
 class Expectations(NamedTuple):
-    """What the E-step fills in."""
+    """Results of the E-step."""
 
     responsibilities: Tensor
     """``p(z_i = k | x_i,o)``, shape ``(N, K)``."""
     completed: Tensor
     """``E[x_i | x_i,o, z_i = k]``, shape ``(N, K, D)``."""
     uncertainty: Tensor
-    """``Cov[x_i | x_i,o, z_i = k]``, zero for seen entries, shape ``(N, K, D, D)``."""
+    """``Cov[x_i | x_i,o, z_i = k]``, zero for observed entries, shape ``(N, K, D, D)``."""
     log_likelihoods: Tensor
     """``log p(x_i,o)`` in nats, shape ``(N,)``."""
 
 
 def e_step_missing(x: Tensor, parameters: GaussianMixtureParameters) -> Expectations:
-    """Fill in components and missing entries.
+    """Compute responsibilities and conditional moments of missing entries.
 
     Parameters
     ----------
     x
-        Rows, NaN where missing, shape ``(N, D)``.
+        Rows, NaN if missing, shape ``(N, D)``.
     parameters
         Current parameters.
 
     Raises
     ------
     torch.linalg.LinAlgError
-        Where a covariance is not positive definite: a component has collapsed.
+        If a covariance is not positive definite: a component has collapsed.
     """
     (N, D), K = x.shape, len(parameters.weights)
     log_joint = parameters.weights.log().repeat(N, 1)
     completed = x[:, None, :].repeat(1, K, 1)
     uncertainty = x.new_zeros(N, K, D, D)
-    patterns, which = x.isnan().unique(dim=0, return_inverse=True)
-    for index, gap in enumerate(patterns):
-        rows = which == index
-        seen, missing = torch.nonzero(~gap).squeeze(1), torch.nonzero(gap).squeeze(1)
-        L = torch.linalg.cholesky(parameters.Sigma[:, seen][:, :, seen])
-        deviation = (x[rows][:, None, seen] - parameters.mu[:, seen]).unsqueeze(-1)
-        log_joint[rows] += log_normals(deviation, L).squeeze(-1)
+    patterns, pattern_of_row = x.isnan().unique(dim=0, return_inverse=True)
+    for index, is_missing in enumerate(patterns):
+        rows = pattern_of_row == index
+        observed, missing = torch.nonzero(~is_missing).squeeze(1), torch.nonzero(is_missing).squeeze(1)
+        L = torch.linalg.cholesky(parameters.Sigma[:, observed][:, :, observed])
+        residual = (x[rows][:, None, observed] - parameters.mu[:, observed]).unsqueeze(-1)
+        log_joint[rows] += log_normals(residual, L).squeeze(-1)
         if len(missing):
-            across = parameters.Sigma[:, missing][:, :, seen]
-            slope = torch.cholesky_solve(across.mT, L).mT
-            centre = parameters.mu[:, missing] + (slope @ deviation).squeeze(-1)
-            block = parameters.Sigma[:, missing][:, :, missing] - slope @ across.mT
-            places = torch.nonzero(rows)
-            completed[places, :, missing] = centre.transpose(1, 2)
-            uncertainty[places[:, :, None], :, missing[:, None], missing] = block.permute(1, 2, 0)
+            cross = parameters.Sigma[:, missing][:, :, observed]
+            slope = torch.cholesky_solve(cross.mT, L).mT
+            centre = parameters.mu[:, missing] + (slope @ residual).squeeze(-1)
+            block = parameters.Sigma[:, missing][:, :, missing] - slope @ cross.mT
+            row_index = torch.nonzero(rows)
+            completed[row_index, :, missing] = centre.transpose(1, 2)
+            uncertainty[row_index[:, :, None], :, missing[:, None], missing] = block.permute(1, 2, 0)
     log_marginal = log_joint.logsumexp(dim=1, keepdim=True)
     return Expectations((log_joint - log_marginal).exp(), completed, uncertainty, log_marginal.squeeze(1))
 
@@ -76,8 +76,8 @@ def m_step_missing(expected: Expectations) -> GaussianMixtureParameters:
     r, filled = expected.responsibilities, expected.completed
     counts = r.sum(dim=0)
     mu = torch.einsum("nk,nkd->kd", r, filled) / counts[:, None]
-    deviation = filled - mu
-    Sigma = torch.einsum("nk,nkd,nke->kde", r, deviation, deviation) + torch.einsum(
+    residual = filled - mu
+    Sigma = torch.einsum("nk,nkd,nke->kde", r, residual, residual) + torch.einsum(
         "nk,nkde->kde", r, expected.uncertainty
     )
     return GaussianMixtureParameters(counts / len(r), mu, Sigma / counts[:, None, None])
@@ -92,9 +92,9 @@ def em_missing(
     tolerance: float = 1e-7,
     seed: int = 0,
 ) -> EMResult[GaussianMixtureParameters]:
-    """Maximise the likelihood of what was seen, from several random starts; arguments and errors as for ``em``.
+    """Maximise the likelihood of the observed entries from several random starts; arguments and errors as for ``em``.
 
-    Each start takes K rows as means, their missing entries from the columns' means, and the columns' variances.
+    Each start has K rows as means, with missing entries imputed by column means, and the column variances.
     """
     if not 1 <= num_components <= len(x):
         raise InputError(f"{num_components} components for {len(x)} rows; expected between 1 and {len(x)}")

@@ -1,4 +1,4 @@
-"""Switching linear Gaussian models exactly, on short series: one Kalman filter for each of the K^T paths of regimes."""
+"""Exact inference in switching linear Gaussian models on short series: a Kalman filter for each of K^T regime paths."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pplgen.story.dynamics import LinearGaussian, SwitchingLinearGaussian
 __all__ = ["MAX_PATHS", "enumerate_regimes"]
 
 MAX_PATHS = 2**16
-"""Paths that are filtered at most."""
+"""Maximum number of regime paths."""
 
 
 def enumerate_regimes(y: Tensor, parameters: SwitchingLinearGaussian) -> tuple[Tensor, SwitchingSmoothed]:
-    """Sum over all paths of regimes.
+    """Compute likelihood and smoothed moments by summing over all regime paths.
 
     Parameters
     ----------
     y
-        Observations, NaN where missing, shape ``(..., T, E)``.
+        Observations, NaN if missing, shape ``(..., T, E)``.
     parameters
-        Of y's dtype.
+        Parameters of y's dtype.
 
     Returns
     -------
@@ -36,21 +36,21 @@ def enumerate_regimes(y: Tensor, parameters: SwitchingLinearGaussian) -> tuple[T
     Raises
     ------
     InputError
-        Where shapes or dtypes do not fit, or there are more than ``MAX_PATHS`` paths.
+        If shapes or dtypes do not match, or there are more than ``MAX_PATHS`` paths.
     torch.linalg.LinAlgError
-        Where a predictive covariance of an observation, or of a state after the first, is not positive definite.
+        If a predictive covariance of an observation, or of a state after the first, is not positive definite.
     """
     pi, P, m0, S0, A, b, Q, C, d, R = per_regime(y, parameters)
     T, K = y.shape[-2], len(pi)
     if K**T > MAX_PATHS:
         raise InputError(f"{K} regimes over {T} steps have {K}^{T} paths; expected at most {MAX_PATHS}")
     paths = torch.cartesian_prod(*[torch.arange(K, device=y.device)] * T).reshape(-1, T)
-    given_path = LinearGaussian(m0, S0, *(part[paths] for part in (A, b, Q, C, d, R)))
-    filtered = kalman_filter(y.unsqueeze(-3), given_path)
+    per_path = LinearGaussian(m0, S0, *(part[paths] for part in (A, b, Q, C, d, R)))
+    filtered = kalman_filter(y.unsqueeze(-3), per_path)
     log_prior = pi.log()[paths[:, 0]] + P.log()[paths[:, :-1], paths[:, 1:]].sum(dim=-1)
     log_joint = log_prior + filtered.log_likelihood
     weights = log_joint.softmax(dim=-1)
     probabilities = torch.einsum("...p,ptk->...tk", weights, torch.nn.functional.one_hot(paths, K).to(y.dtype))
-    smoothed = rts_smoother(filtered, given_path)
+    smoothed = rts_smoother(filtered, per_path)
     moments = collapse(weights.unsqueeze(-1), smoothed.mean, smoothed.covariance, dim=-2)
     return log_joint.logsumexp(dim=-1), SwitchingSmoothed(probabilities, *moments)

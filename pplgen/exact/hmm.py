@@ -1,9 +1,9 @@
-"""Hidden Markov models: forward-backward, Viterbi's path, paths from the posterior, and a normaliser in parallel.
+"""Hidden Markov models: forward-backward, Viterbi, forward filtering backward sampling, and a parallel scan.
 
 The weight of a path of states ``s_1, ..., s_T`` is ``exp(initial[s_1] + emission_1[s_1] + sum_t (transition_t[s_{t-1},
-s_t] + emission_t[s_t]))``. With log probabilities as the potentials the sum over all paths is ``p(y_1:T)``; nothing
-here needs the initial and transition potentials to be normalised. A missing observation is a row of zeros among the
-emissions. (Bishop 2006, Pattern Recognition and Machine Learning, section 13.2.)
+s_t] + emission_t[s_t]))``. With log probabilities as potentials the sum over all paths is ``p(y_1:T)``; initial and
+transition potentials need not be normalised. A missing observation has log emissions of zero. (Bishop 2006, Pattern
+Recognition and Machine Learning, section 13.2.)
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Posterior", "forward_backward", "log_normaliser", "sample_paths", "v
 
 
 class Posterior(NamedTuple):
-    """What forward-backward finds; past the end of a shorter series its last state stays."""
+    """Results of forward-backward; past the end of a shorter series its last state is repeated."""
 
     log_normaliser: Tensor
     """``log p(y_1:T)`` in nats, shape ``(...)``."""
     log_densities: Tensor
-    """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``; they add up to ``log_normaliser``."""
+    """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``; they sum to ``log_normaliser``."""
     filtered: Tensor
     """``p(s_t | y_1:t)``, shape ``(..., T, K)``."""
     smoothed: Tensor
@@ -38,23 +38,23 @@ class Posterior(NamedTuple):
 
 
 def forward_backward(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> Posterior:
-    """Find the marginals of every state and of neighbouring states, one step after the other.
+    """Compute marginals of states and of adjacent pairs by the sequential forward-backward algorithm.
 
     Parameters
     ----------
     log_emission
         ``log p(y_t | s_t)``, shape ``(..., T, K)``.
     chain
-        Batch axes broadcast.
+        The Markov chain; batch axes broadcast.
     lengths
-        Number of steps of each series, from 1 to T, integers of shape ``(...)``; T where not given.
+        Number of steps of each series, from 1 to T, integers of shape ``(...)``; T by default.
 
     Raises
     ------
     InputError
-        Where shapes, dtypes or lengths do not fit.
+        If shapes, dtypes or lengths do not match.
     """
-    first, links = _path_weights(log_emission, chain, lengths)
+    first, links = _log_potentials(log_emission, chain, lengths)
     forward = _forward(first, links)
     backward = [torch.zeros_like(first)]
     for t in reversed(range(links.shape[-3])):
@@ -72,40 +72,40 @@ def forward_backward(log_emission: Tensor, chain: MarkovChain, *, lengths: Tenso
 
 
 def log_normaliser(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> Tensor:
-    """Sum over all paths in parallel over time, by a scan of matrix products in the log semiring.
+    """Compute the log normaliser in parallel over time, by a scan of matrix products in the log semiring.
 
-    Its gradient in ``log_emission`` is the smoothed marginals, in a timed ``log_transition`` the pair marginals.
-    Arguments and errors are those of ``forward_backward``.
+    Its gradient in ``log_emission`` is the smoothed marginals, in a time-varying ``log_transition`` the pair marginals.
+    Arguments and errors as for ``forward_backward``.
 
     Returns
     -------
     Tensor
         ``log p(y_1:T)`` in nats, shape ``(...)``.
     """
-    first, links = _path_weights(log_emission, chain, lengths)
+    first, links = _log_potentials(log_emission, chain, lengths)
     start = first.unsqueeze(-2).expand(*first.shape, first.shape[-1]).unsqueeze(-3)
     (products,) = associative_scan(_log_matrix_product, (torch.cat([start, links], -3),), dim=-3)
     return _log_sum(products[..., -1, 0, :], -1)
 
 
 def viterbi(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Find the path of the largest weight; arguments and errors are those of ``forward_backward``.
+    """Compute the most probable path (Viterbi); arguments and errors as for ``forward_backward``.
 
     Returns
     -------
     path : Tensor
-        Integers, shape ``(..., T)``; past the end of a shorter series its last state stays.
+        Integers, shape ``(..., T)``; past the end of a shorter series its last state is repeated.
     log_weight : Tensor
         ``log p(path, y_1:T)`` in nats, shape ``(...)``.
     """
-    first, links = _path_weights(log_emission, chain, lengths)
-    best, came_from = first, []
+    first, links = _log_potentials(log_emission, chain, lengths)
+    best, predecessors = first, []
     for t in range(links.shape[-3]):
         best, previous = (best.unsqueeze(-1) + links[..., t, :, :]).max(dim=-2)
-        came_from.append(previous)
+        predecessors.append(previous)
     log_weight, last = best.max(dim=-1)
     path = [last]
-    for previous in reversed(came_from):
+    for previous in reversed(predecessors):
         path.append(torch.take_along_dim(previous, path[-1].unsqueeze(-1), -1).squeeze(-1))
     return torch.stack(path[::-1], -1), log_weight
 
@@ -113,23 +113,23 @@ def viterbi(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None 
 def sample_paths(
     log_emission: Tensor, chain: MarkovChain, num_paths: int, *, lengths: Tensor | None = None, seed: int = 0
 ) -> Tensor:
-    """Draw whole paths from their posterior, last state first.
+    """Draw paths from their posterior by forward filtering backward sampling.
 
     Parameters
     ----------
     log_emission, chain, lengths
-        As for ``forward_backward``, which also has the errors.
+        As for ``forward_backward``, with the same errors.
     num_paths
         Number of independent paths.
     seed
-        Of the generator that draws them.
+        Seed of the generator.
 
     Returns
     -------
     Tensor
-        Integers, shape ``(num_paths, ..., T)``; past the end of a shorter series its last state stays.
+        Integers, shape ``(num_paths, ..., T)``; past the end of a shorter series its last state is repeated.
     """
-    first, links = _path_weights(log_emission, chain, lengths)
+    first, links = _log_potentials(log_emission, chain, lengths)
     forward = _forward(first, links)
     generator = torch.Generator(device=first.device).manual_seed(seed)
     path = [draw_categorical(forward[..., -1, :].expand(num_paths, *first.shape), generator)]
@@ -140,8 +140,8 @@ def sample_paths(
     return torch.stack(path[::-1], -1)
 
 
-def _path_weights(log_emission: Tensor, chain: MarkovChain, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the weights of the first state ``(..., K)`` and of each step with its emission ``(..., T - 1, K, K)``."""
+def _log_potentials(log_emission: Tensor, chain: MarkovChain, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return log potentials of the first state ``(..., K)`` and of the later steps ``(..., T - 1, K, K)``."""
     log_initial, log_transition = chain
     check_dtypes(log_emission=log_emission, log_initial=log_initial, log_transition=log_transition)
     if log_emission.ndim < 2 or 0 in log_emission.shape[-2:]:
@@ -155,20 +155,20 @@ def _path_weights(log_emission: Tensor, chain: MarkovChain, lengths: Tensor | No
     batch = broadcast_batches(**batches, log_transition=links.shape[:-3])
     first = (log_initial + log_emission[..., 0, :]).expand(*batch, K)
     links = (links + log_emission[..., 1:, :].unsqueeze(-2)).expand(*batch, T - 1, K, K)
-    return first, links if lengths is None else _stay_after(links, lengths)
+    return first, links if lengths is None else _pad_with_identity(links, lengths)
 
 
-def _stay_after(links: Tensor, lengths: Tensor) -> Tensor:
-    """Replace the steps past the end of each series by ones that keep the state at no cost."""
+def _pad_with_identity(links: Tensor, lengths: Tensor) -> Tensor:
+    """Replace log potentials past the end of each series by those of the identity."""
     T, K = links.shape[-3] + 1, links.shape[-1]
     if lengths.is_floating_point() or lengths.shape != links.shape[:-3]:
-        given = f"{str(lengths.dtype).removeprefix('torch.')}s of shape {tuple(lengths.shape)}"
-        raise InputError(f"lengths are {given}; expected integers of shape {tuple(links.shape[:-3])}")
+        kind = f"{str(lengths.dtype).removeprefix('torch.')}s of shape {tuple(lengths.shape)}"
+        raise InputError(f"lengths are {kind}; expected integers of shape {tuple(links.shape[:-3])}")
     if not ((lengths >= 1) & (lengths <= T)).all():
         raise InputError(f"lengths run from {lengths.min()} to {lengths.max()}; expected between 1 and {T}")
-    goes_on = torch.arange(1, T, device=links.device) < lengths.unsqueeze(-1)
-    stay = torch.eye(K, dtype=links.dtype, device=links.device).log()
-    return torch.where(goes_on[..., None, None], links, stay)
+    continues = torch.arange(1, T, device=links.device) < lengths.unsqueeze(-1)
+    identity = torch.eye(K, dtype=links.dtype, device=links.device).log()
+    return torch.where(continues[..., None, None], links, identity)
 
 
 def _forward(first: Tensor, links: Tensor) -> Tensor:
@@ -184,6 +184,6 @@ def _log_matrix_product(earlier: Elements, later: Elements) -> Elements:
 
 
 def _log_sum(x: Tensor, dim: int) -> Tensor:
-    """``logsumexp`` whose gradient is zero, not NaN, where nothing is possible."""
+    """``logsumexp`` with gradient zero, not NaN, where all terms are minus infinity."""
     impossible = (x == -torch.inf).all(dim=dim, keepdim=True)
     return torch.where(impossible.squeeze(dim), -torch.inf, torch.where(impossible, 0, x).logsumexp(dim=dim))

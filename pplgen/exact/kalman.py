@@ -1,8 +1,8 @@
 """Kalman filter and Rauch-Tung-Striebel smoother for linear Gaussian state space models, step by step.
 
-The state starts at ``x_1 ~ N(m0, S0)``, moves by ``x_t = A_t x_{t-1} + b_t + N(0, Q_t)`` and is seen through
-``y_t = C_t x_t + d_t + N(0, R_t)``. Coordinates of ``y_t`` that are NaN are missing and marginalised exactly.
-``kalman_scan`` gives the same answers in parallel over time. (Särkkä and Svensson 2023, Bayesian Filtering and
+The state starts at ``x_1 ~ N(m0, S0)``, evolves by ``x_t = A_t x_{t-1} + b_t + N(0, Q_t)`` and is observed
+as ``y_t = C_t x_t + d_t + N(0, R_t)``. Coordinates of ``y_t`` that are NaN are missing and marginalised exactly.
+``kalman_scan`` computes the same in parallel over time. (Särkkä and Svensson 2023, Bayesian Filtering and
 Smoothing, theorems 6.6 and 12.2.)
 """
 
@@ -31,10 +31,10 @@ __all__ = [
 
 
 class Filtered(NamedTuple):
-    """What each observation and those before it say."""
+    """Results of the Kalman filter."""
 
     log_densities: Tensor
-    """``log p(y_t | y_1:t-1)`` in nats, of the seen coordinates, shape ``(..., T)``."""
+    """``log p(y_t | y_1:t-1)`` in nats, of the observed coordinates, shape ``(..., T)``."""
     predicted_mean: Tensor
     """``E[x_t | y_1:t-1]``, shape ``(..., T, D)``."""
     predicted_covariance: Tensor
@@ -51,7 +51,7 @@ class Filtered(NamedTuple):
 
 
 class Smoothed(NamedTuple):
-    """What all observations say."""
+    """Results of the Rauch-Tung-Striebel smoother."""
 
     mean: Tensor
     """``E[x_t | y_1:T]``, shape ``(..., T, D)``."""
@@ -62,19 +62,19 @@ class Smoothed(NamedTuple):
 
 
 def predict(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Move one step ahead.
+    """Predict one step ahead.
 
     Parameters
     ----------
     mean, covariance
-        Of ``x_{t-1}``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Moments of ``x_{t-1}``, shapes ``(..., D)`` and ``(..., D, D)``.
     A, b, Q
-        Of this step; batch axes broadcast.
+        Parameters of this step; batch axes broadcast.
 
     Returns
     -------
     mean, covariance : Tensor
-        Of ``x_t``: ``A m + b`` and ``A P A' + Q``.
+        Moments of ``x_t``: ``A m + b`` and ``A P A' + Q``.
     """
     return matvec(A, mean) + b, symmetrise(A @ covariance @ A.mT) + Q
 
@@ -82,48 +82,48 @@ def predict(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: Tensor) -
 def update(
     mean: Tensor, covariance: Tensor, y: Tensor, C: Tensor, d: Tensor, R: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Condition on one observation, in Joseph's form: the covariance stays symmetric and positive.
+    """Condition on one observation, in Joseph form: the covariance stays symmetric and positive semi-definite.
 
     Parameters
     ----------
     mean, covariance
-        Of ``x_t`` before it is seen, shapes ``(..., D)`` and ``(..., D, D)``.
+        Predicted moments of ``x_t``, shapes ``(..., D)`` and ``(..., D, D)``.
     y
-        ``y_t``, NaN where missing, shape ``(..., E)``.
+        ``y_t``, NaN if missing, shape ``(..., E)``.
     C, d, R
-        Of this step; batch axes broadcast.
+        Parameters of this step; batch axes broadcast.
 
     Returns
     -------
     mean, covariance : Tensor
-        Of ``x_t`` once ``y_t`` is seen.
+        Filtered moments of ``x_t``.
     log_density : Tensor
-        ``log N(y_t; C m + d, C P C' + R)`` of the seen coordinates in nats, shape ``(...)``.
+        ``log N(y_t; C m + d, C P C' + R)`` of the observed coordinates in nats, shape ``(...)``.
 
     Raises
     ------
     torch.linalg.LinAlgError
-        Where ``C P C' + R`` is not positive definite.
+        If ``C P C' + R`` is not positive definite.
     """
-    num_seen = (~y.isnan()).to(y.dtype).sum(dim=-1)
+    num_observed = (~y.isnan()).to(y.dtype).sum(dim=-1)
     y, C, d, R = mask_missing(y, C, d, R)
     innovation = y - matvec(C, mean) - d
-    across = C @ covariance
-    L = torch.linalg.cholesky(symmetrise(across @ C.mT) + R)
-    gain = torch.cholesky_solve(across, L).mT
-    log_density = log_normal(innovation, L, num_seen)
+    cross = C @ covariance
+    L = torch.linalg.cholesky(symmetrise(cross @ C.mT) + R)
+    gain = torch.cholesky_solve(cross, L).mT
+    log_density = log_normal(innovation, L, num_observed)
     return mean + matvec(gain, innovation), _joseph(covariance, gain, C, R), log_density
 
 
 def backward_kernel(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn one step of the dynamics around: ``p(x_t | x_{t+1}, y_1:t) = N(G x_{t+1} + g, L)``.
+    """Compute the backward kernel of one step: ``p(x_t | x_{t+1}, y_1:t) = N(G x_{t+1} + g, L)``.
 
     Parameters
     ----------
     mean, covariance
-        Filtered, of ``x_t``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Filtered moments of ``x_t``, shapes ``(..., D)`` and ``(..., D, D)``.
     A, b, Q
-        Of step t+1; batch axes broadcast.
+        Parameters of step t+1; batch axes broadcast.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def backward_kernel(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: T
     Raises
     ------
     torch.linalg.LinAlgError
-        Where the predicted covariance ``A P A' + Q`` is not positive definite.
+        If the predicted covariance ``A P A' + Q`` is not positive definite.
     """
     predicted_mean, predicted_covariance = predict(mean, covariance, A, b, Q)
     G = torch.cholesky_solve(A @ covariance, torch.linalg.cholesky(predicted_covariance)).mT
@@ -141,21 +141,21 @@ def backward_kernel(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: T
 
 
 def kalman_filter(y: Tensor, parameters: LinearGaussian) -> Filtered:
-    """Filter a series, one step after the other.
+    """Run the sequential Kalman filter.
 
     Parameters
     ----------
     y
-        Observations, NaN where missing, shape ``(..., T, E)``.
+        Observations, NaN if missing, shape ``(..., T, E)``.
     parameters
-        Of y's dtype; batch axes broadcast with y's.
+        Parameters of y's dtype; batch axes broadcast with y's.
 
     Raises
     ------
     InputError
-        Where shapes or dtypes do not fit.
+        If shapes or dtypes do not match.
     torch.linalg.LinAlgError
-        Where an observation's predictive covariance is not positive definite.
+        If an observation's predictive covariance is not positive definite.
     """
     _, _, A, b, Q, C, d, R = unroll(y, parameters)
     mean, covariance = torch.zeros_like(b[..., 0, :]), torch.zeros_like(Q[..., 0, :, :])
@@ -168,21 +168,21 @@ def kalman_filter(y: Tensor, parameters: LinearGaussian) -> Filtered:
 
 
 def rts_smoother(filtered: Filtered, parameters: LinearGaussian) -> Smoothed:
-    """Smooth a filtered series, one step back after the other.
+    """Run the sequential Rauch-Tung-Striebel smoother.
 
     Parameters
     ----------
     filtered
-        What the filter returned.
+        Result of the filter.
     parameters
-        Those the filter ran with.
+        Parameters of the filter.
 
     Raises
     ------
     InputError
-        Where shapes do not fit.
+        If shapes do not match.
     torch.linalg.LinAlgError
-        Where a predicted covariance after the first is not positive definite.
+        If a predicted covariance after the first is not positive definite.
     """
     G, g, L = backward_kernels(filtered, parameters)
     mean, covariance = filtered.mean[..., -1, :], filtered.covariance[..., -1, :, :]
@@ -196,7 +196,7 @@ def rts_smoother(filtered: Filtered, parameters: LinearGaussian) -> Smoothed:
 
 
 def backward_kernels(filtered: Filtered, parameters: LinearGaussian) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``backward_kernel`` from each step's successor, shapes ``(..., T - 1, D, D)`` or ``(..., T - 1, D)``."""
+    """Return the backward kernels of all steps, shapes ``(..., T - 1, D, D)`` or ``(..., T - 1, D)``."""
     T, D = filtered.mean.shape[-2:]
     return backward_kernel(
         filtered.mean[..., :-1, :],
@@ -208,7 +208,7 @@ def backward_kernels(filtered: Filtered, parameters: LinearGaussian) -> tuple[Te
 
 
 def expand_covariances(filtered: Filtered) -> Filtered:
-    """Give covariances that several series share the batch axes of their means."""
+    """Expand covariances to the batch axes of their means."""
     shape = (*filtered.mean.shape, filtered.mean.shape[-1])
     return filtered._replace(
         predicted_covariance=filtered.predicted_covariance.expand(shape), covariance=filtered.covariance.expand(shape)
@@ -216,6 +216,6 @@ def expand_covariances(filtered: Filtered) -> Filtered:
 
 
 def _joseph(covariance: Tensor, gain: Tensor, H: Tensor, noise: Tensor) -> Tensor:
-    """Return the covariance left once ``H x + noise`` is known: a sum of two positive terms, safe against rounding."""
-    left = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device) - gain @ H
-    return symmetrise(left @ covariance @ left.mT + gain @ noise @ gain.mT)
+    """Return ``Cov[x | H x + noise]`` in Joseph form: a sum of two positive terms, robust to rounding."""
+    residual = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device) - gain @ H
+    return symmetrise(residual @ covariance @ residual.mT + gain @ noise @ gain.mT)

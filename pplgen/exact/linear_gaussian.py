@@ -1,4 +1,4 @@
-"""Linear Gaussian state space models: what every algorithm on their parameters needs."""
+"""Linear Gaussian state space models: shared operations on parameters, missing coordinates and normal densities."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["log_normal", "log_normals", "mask_missing", "matvec", "symmetrise", 
 
 
 def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
-    """Give each parameter a time axis and fold the start into the dynamics: ``x_1 = 0 x_0 + m0 + N(0, S0)``.
+    """Expand parameters over time and include the initial state in the dynamics: ``x_1 = 0 x_0 + m0 + N(0, S0)``.
 
-    The means ``m0`` and ``b`` also take all batch axes; covariances that batches share are kept once.
+    The means ``m0`` and ``b`` are also expanded to all batch axes; shared covariances are not.
 
     Raises
     ------
     InputError
-        Where shapes or dtypes do not fit.
+        If shapes or dtypes do not match.
     """
     check_dtypes(y=y, **parameters._asdict())
     check_series(y)
@@ -46,17 +46,17 @@ def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
 
 
 def mask_missing(y: Tensor, C: Tensor, d: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Replace missing coordinates by ones that say nothing: 0 seen, 0 expected, noise of variance 1 of their own."""
-    seen = ~y.isnan()
-    if seen.all():
+    """Replace missing coordinates by uninformative ones: value 0, mean 0, independent noise of variance 1."""
+    observed = ~y.isnan()
+    if observed.all():
         return y, C, d, R
-    both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
-    alone = torch.eye(y.shape[-1], dtype=R.dtype, device=R.device)
+    both = observed.unsqueeze(-1) & observed.unsqueeze(-2)
+    identity = torch.eye(y.shape[-1], dtype=R.dtype, device=R.device)
     return (
-        torch.where(seen, y, 0),
-        torch.where(seen.unsqueeze(-1), C, 0),
-        torch.where(seen, d, 0),
-        torch.where(both, R, alone),
+        torch.where(observed, y, 0),
+        torch.where(observed.unsqueeze(-1), C, 0),
+        torch.where(observed, d, 0),
+        torch.where(both, R, identity),
     )
 
 
@@ -66,17 +66,17 @@ def log_normal(deviation: Tensor, root: Tensor, num_entries: Tensor | None = Non
     Parameters
     ----------
     deviation
-        From the mean, shape ``(..., D)``.
+        Difference from the mean, shape ``(..., D)``.
     root
         Cholesky factor of the covariance, shape ``(..., D, D)``.
     num_entries
-        How many of the entries count, shape ``(...)``, others being zero with a variance of one; by default all.
+        Number of observed entries, shape ``(...)``; the others are zero with variance one. Default: all.
     """
     return log_normals(deviation.unsqueeze(-1), root, num_entries).squeeze(-1)
 
 
 def log_normals(deviations: Tensor, root: Tensor, num_entries: Tensor | None = None) -> Tensor:
-    """Do what ``log_normal`` does for P vectors side by side, ``(..., D, P)``, which share ``root``; ``(..., P)``."""
+    """Return ``log_normal`` of P vectors with a common ``root``, ``(..., D, P)``; shape ``(..., P)``."""
     number: Tensor | int = deviations.shape[-2] if num_entries is None else num_entries.unsqueeze(-1)
     squared = torch.linalg.solve_triangular(root, deviations, upper=False).square().sum(dim=-2)
     log_determinant = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1, keepdim=True)
@@ -84,10 +84,10 @@ def log_normals(deviations: Tensor, root: Tensor, num_entries: Tensor | None = N
 
 
 def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Return the matrix times the vector, shapes ``(..., M, N)`` and ``(..., N)``."""
+    """Return the matrix-vector product, shapes ``(..., M, N)`` and ``(..., N)``."""
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def symmetrise(matrix: Tensor) -> Tensor:
-    """Return the mean of a matrix and its transpose: rounding makes covariances drift from symmetry."""
+    """Return the mean of a matrix and its transpose, against asymmetry from rounding."""
     return (matrix + matrix.mT) / 2

@@ -1,9 +1,9 @@
 """A Rao-Blackwellised particle filter for switching linear Gaussian models: log marginals of long series.
 
-Each particle is a path of regimes with its Kalman filter. At every step each tries all K regimes, and systematic
-resampling picks the next particles among the candidates, so that the likelihood's estimate is unbiased and no weight
-outlives its step (Doucet, de Freitas, Murphy and Russell 2000, Rao-Blackwellised particle filtering for dynamic
-Bayesian networks; Fearnhead and Clifford 2003, On-line inference for hidden Markov models via particle filters).
+Each particle is a regime path with its Kalman filter. At every step each particle branches to all K regimes, and
+systematic resampling chooses the next particles among the branches; the likelihood estimate is unbiased (Doucet, de
+Freitas, Murphy and Russell 2000, Rao-Blackwellised particle filtering for dynamic Bayesian networks; Fearnhead and
+Clifford 2003, On-line inference for hidden Markov models via particle filters).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LogMarginal(NamedTuple):
     estimate: Tensor
     """Logarithm of the mean likelihood over runs, a scalar."""
     standard_error: Tensor
-    """Of ``estimate``, from the spread of the runs by the delta method, a scalar."""
+    """Standard error of ``estimate``, from the variance between runs by the delta method, a scalar."""
     runs: Tensor
     """Estimate of each independent run, shape ``(num_runs,)``."""
 
@@ -35,27 +35,27 @@ class LogMarginal(NamedTuple):
 def rao_blackwellised_filter(
     y: Tensor, parameters: SwitchingLinearGaussian, *, num_particles: int = 1000, num_runs: int = 10, seed: int = 0
 ) -> LogMarginal:
-    """Estimate the log marginal of one series by several independent runs at once.
+    """Estimate the log marginal of one series by several independent runs.
 
     Parameters
     ----------
     y
-        Observations, NaN where missing, shape ``(T, E)``.
+        Observations, NaN if missing, shape ``(T, E)``.
     parameters
-        Of y's dtype.
+        Parameters of y's dtype.
     num_particles
-        Of each run.
+        Number of particles per run.
     num_runs
-        At least two, for the standard error.
+        Number of runs, at least two, for the standard error.
     seed
-        Of the generator that resamples.
+        Seed of the resampling generator.
 
     Raises
     ------
     InputError
-        Where shapes, dtypes or numbers do not fit.
+        If shapes, dtypes or numbers are invalid.
     torch.linalg.LinAlgError
-        Where an observation's predictive covariance is not positive definite.
+        If an observation's predictive covariance is not positive definite.
     """
     parameters = per_regime(y, parameters)
     if y.ndim != 2:
@@ -63,17 +63,17 @@ def rao_blackwellised_filter(
     if num_particles < 1 or num_runs < 2:
         raise InputError(f"{num_particles} particles in {num_runs} runs; expected at least 1 in at least 2")
     generator = torch.Generator(device=y.device).manual_seed(seed)
-    log_move = parameters.P.log()
+    log_P = parameters.P.log()
     *candidates, log_density = (part.expand(num_runs, *part.shape) for part in first_step(y[0], parameters))
     log_weights = parameters.pi.log() + log_density
     log_likelihood = log_weights.logsumexp(dim=-1)
     for observation in y[1:]:
-        chosen = _systematic(log_weights.softmax(dim=-1), num_particles, generator)
-        regime = chosen * len(log_move) // log_weights.shape[1]
-        mean, covariance = (_choose(part, chosen) for part in candidates)
+        chosen = _resample(log_weights.softmax(dim=-1), num_particles, generator)
+        regime = chosen * len(log_P) // log_weights.shape[1]
+        mean, covariance = (_select(part, chosen) for part in candidates)
         *branches, log_density = next_step(observation, mean, covariance, parameters)
-        log_weights = log_move[regime] + log_density - math.log(num_particles)
-        # one regime after the other: were they to alternate, evenly spaced points would pick the same one every time
+        log_weights = log_P[regime] + log_density - math.log(num_particles)
+        # order by regime: alternating regimes would resonate with the evenly spaced points of systematic resampling
         *candidates, log_weights = (part.transpose(1, 2).flatten(1, 2) for part in (*branches, log_weights))
         log_likelihood = log_likelihood + log_weights.logsumexp(dim=-1)
     relative = (log_likelihood - log_likelihood.max()).exp()
@@ -84,14 +84,14 @@ def rao_blackwellised_filter(
     )
 
 
-def _systematic(weights: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
-    """Draw places with one uniform number per run, shape ``(num_runs, num_draws)``: each its share, up or down by 1."""
+def _resample(weights: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
+    """Systematic resampling: draw indices from one uniform number per run, shape ``(num_runs, num_draws)``."""
     offset = torch.rand(len(weights), 1, generator=generator, dtype=weights.dtype, device=weights.device)
     points = (torch.arange(num_draws, dtype=weights.dtype, device=weights.device) + offset) / num_draws
     cumulative = weights.cumsum(dim=-1)
     return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).clamp_max(weights.shape[1] - 1)
 
 
-def _choose(part: Tensor, chosen: Tensor) -> Tensor:
-    """Return each run's chosen candidates."""
+def _select(part: Tensor, chosen: Tensor) -> Tensor:
+    """Return the resampled candidates of each run."""
     return part[torch.arange(len(part), device=part.device).unsqueeze(-1), chosen]

@@ -1,15 +1,15 @@
-"""Rows that are linear in a few normal codes: probabilistic PCA in closed form, factor analysis by EM, in plain torch.
+"""Probabilistic PCA in closed form and factor analysis by EM, in plain torch.
 
-With codes ``z_i ~ N(0, I)`` and rows ``x_i | z_i ~ N(W z_i + mu, diag(psi))``, codes and rows are jointly normal::
+With latents ``z_i ~ N(0, I)`` and rows ``x_i | z_i ~ N(W z_i + mu, diag(psi))``, rows and latents are jointly normal::
 
     (x_i, z_i) ~ N((mu, 0), [[W W' + diag(psi), W], [W', I]])
 
-so that a code is a missing entry of its row, whichever others are missing too: ``pplgen.exact.em_missing`` with one
-component fills it in and scores what was seen.
+so latents are missing entries of their row, and ``pplgen.exact.em_missing`` with one component computes their posterior
+and the likelihood of the observed entries.
 
-Where psi is one number, the likelihood has its maximum at the leading eigenvectors of the rows' covariance (Tipping and
-Bishop 1999, equations 7 to 9). Otherwise, and where entries are missing, EM climbs to it (Rubin and Thayer 1982): the
-E-step fills in, the M-step regresses rows on codes.
+If psi is one number, the likelihood is maximised by the leading eigenvectors of the rows' covariance (Tipping and
+Bishop 1999, equations 7 to 9). Otherwise, and with missing entries, it is maximised by EM (Rubin and Thayer 1982): the
+M-step regresses rows on latents.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = ["FactorParameters", "FactorPosterior", "em_factor_analysis", "factor_
 
 
 class FactorParameters(NamedTuple):
-    """Parameters of rows with D entries that are linear in codes with k."""
+    """Parameters of factor analysis with D features and k latent dimensions."""
 
     W: Tensor
-    """Loadings, shape ``(D, k)``; the likelihood knows them up to a rotation of the codes."""
+    """Loadings, shape ``(D, k)``; identified up to a rotation of the latents."""
     mu: Tensor
     """Means of the columns, shape ``(D,)``."""
     psi: Tensor
-    """Variances of the noise, shape ``(D,)``."""
+    """Noise variances, shape ``(D,)``."""
 
 
 class FactorPosterior(NamedTuple):
-    """What the seen entries of rows say of the rest, given the parameters."""
+    """Posterior of latents and missing entries given the observed entries and the parameters."""
 
     latents: Tensor
     """``E[z_i | x_i,o]``, shape ``(N, k)``."""
@@ -48,20 +48,20 @@ class FactorPosterior(NamedTuple):
     rows: Tensor
     """``E[x_i | x_i,o]``, shape ``(N, D)``."""
     row_covariance: Tensor
-    """``Cov[x_i | x_i,o]``, zero for seen entries, shape ``(N, D, D)``."""
+    """``Cov[x_i | x_i,o]``, zero for observed entries, shape ``(N, D, D)``."""
     log_likelihoods: Tensor
     """``log p(x_i,o)`` in nats, shape ``(N,)``."""
 
 
 def factor_posterior(x: Tensor, parameters: FactorParameters) -> FactorPosterior:
-    """Condition codes and missing entries on what was seen.
+    """Compute the posterior of latents and missing entries given the observed entries.
 
     Parameters
     ----------
     x
-        Rows, NaN where missing, shape ``(N, D)``.
+        Rows, NaN if missing, shape ``(N, D)``.
     parameters
-        Of the joint distribution.
+        Parameters of the joint distribution.
     """
     D = x.shape[1]
     expected = _expect(x, parameters)
@@ -77,21 +77,21 @@ def ppca(x: Tensor, num_latents: int) -> tuple[FactorParameters, Tensor]:
     Parameters
     ----------
     x
-        Rows without missing entries, shape ``(N, D)``, float64 for answers to trust.
+        Rows without missing entries, shape ``(N, D)``, float64 for accurate results.
     num_latents
-        Entries k of a code, fewer than D.
+        Number k of latent dimensions, fewer than D.
 
     Returns
     -------
     parameters : FactorParameters
-        With the columns of W orthogonal, the longest first, and one variance for all features.
+        Columns of W are orthogonal, in order of decreasing norm; all noise variances are equal.
     log_likelihood : Tensor
-        Of all rows in nats, a scalar.
+        Log-likelihood of all rows in nats, a scalar.
 
     Raises
     ------
     InputError
-        Where ``num_latents`` leaves no direction to the noise, or the rows leave it no variance.
+        If ``num_latents`` is out of range, or the noise variance would be zero.
     """
     N, D = x.shape
     _check_latents(num_latents, D, fewest=0)
@@ -99,7 +99,7 @@ def ppca(x: Tensor, num_latents: int) -> tuple[FactorParameters, Tensor]:
     eigenvalues, U = torch.linalg.eigh((x - mu).T @ (x - mu) / N)
     noise = eigenvalues[: D - num_latents].mean()
     if noise <= torch.finfo(x.dtype).eps * eigenvalues[-1]:
-        raise InputError(f"the rows lie in {num_latents} dimensions: no variance is left for the noise")
+        raise InputError(f"the rows span only {num_latents} dimensions, so the noise variance is zero")
     leading = eigenvalues[D - num_latents :].flip(0)
     W = U[:, D - num_latents :].flip(1) * (leading - noise).sqrt()
     log_determinant = leading.log().sum() + (D - num_latents) * noise.log()
@@ -118,30 +118,30 @@ def em_factor_analysis(
     tolerance: float = 1e-9,
     seed: int = 0,
 ) -> EMResult[FactorParameters]:
-    """Maximise the likelihood of what was seen by EM: factor analysis, or probabilistic PCA with missing entries.
+    """Fit factor analysis, or probabilistic PCA with missing entries, by EM.
 
     Parameters
     ----------
     x
-        Rows, NaN where missing, shape ``(N, D)``.
+        Rows, NaN if missing, shape ``(N, D)``.
     num_latents
-        Entries of a code, fewer than D.
+        Number of latent dimensions, fewer than D.
     shared_noise
-        Whether all features have the same variance of noise, as in probabilistic PCA.
+        Whether all features have the same noise variance, as in probabilistic PCA.
     num_starts
-        Each starts from loadings at random on the columns' scale, and half of the columns' variances as noise.
+        Number of starts, each from random loadings on the columns' scale and half of their variances as noise.
     max_iterations
-        Iterations of each start at most.
+        Maximum number of iterations per start.
     tolerance
-        A start ends once an iteration gains less than this many nats per row.
+        Minimum gain of an iteration in nats per row; a smaller gain is convergence.
     seed
-        Of the generator that draws the loadings.
+        Seed of the generator that draws the loadings.
 
     Raises
     ------
     InputError
-        Where ``num_latents`` is not between 1 and D - 1, or no start finds a usable maximum: the likelihood of factor
-        analysis is unbounded where codes can take a column over whole.
+        If ``num_latents`` is not between 1 and D - 1, or every start collapses: the likelihood of factor
+        analysis is unbounded if the latents can reproduce a column exactly.
     """
     D = x.shape[1]
     _check_latents(num_latents, D, fewest=1)
@@ -167,17 +167,17 @@ def em_factor_analysis(
 
 
 def _expect(x: Tensor, parameters: FactorParameters) -> Expectations:
-    """Fill in codes and missing entries, the codes behind the row."""
+    """Run the E-step on rows extended by their latents as missing entries."""
     W, mu, psi = parameters
     k = W.shape[1]
-    across = torch.cat([W @ W.T + torch.diag(psi), W], dim=1)
-    Sigma = torch.cat([across, torch.cat([W.T, torch.eye(k, dtype=x.dtype)], dim=1)])
+    top = torch.cat([W @ W.T + torch.diag(psi), W], dim=1)
+    Sigma = torch.cat([top, torch.cat([W.T, torch.eye(k, dtype=x.dtype)], dim=1)])
     joint = GaussianMixtureParameters(x.new_ones(1), torch.cat([mu, mu.new_zeros(k)])[None], Sigma[None])
     return e_step_missing(torch.cat([x, x.new_full((len(x), k), torch.nan)], dim=1), joint)
 
 
 def _regress(expected: Expectations, D: int, shared_noise: bool) -> FactorParameters:
-    """Maximise the expected complete-data log-likelihood: regress rows on codes and a constant."""
+    """Maximise the expected complete-data log-likelihood by regression of rows on latents and a constant."""
     filled = expected.completed[:, 0]
     N = len(filled)
     padded = torch.cat([filled, filled.new_ones(N, 1)], dim=1)
@@ -189,6 +189,6 @@ def _regress(expected: Expectations, D: int, shared_noise: bool) -> FactorParame
 
 
 def _check_latents(num_latents: int, D: int, fewest: int) -> None:
-    """Refuse as many codes as features."""
+    """Raise ``InputError`` unless there are fewer latent dimensions than features."""
     if not fewest <= num_latents < D:
         raise InputError(f"num_latents={num_latents} with {D} features: expected between {fewest} and {D - 1}")

@@ -1,4 +1,4 @@
-"""Shapes that state space models share: parameters with or without a time axis, batch axes that broadcast."""
+"""Shape checks and operations for state space models: optional time axes, broadcast batch axes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def check_dtypes(**tensors: Tensor) -> None:
     """Raise ``InputError`` unless all tensors hold floats of one dtype."""
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
-        given = ", ".join(f"{name} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in tensors.items())
-        raise InputError(f"dtypes are {given}; expected one floating-point dtype")
+        names = ", ".join(f"{name} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in tensors.items())
+        raise InputError(f"dtypes are {names}; expected one floating-point dtype")
 
 
 def broadcast_batches(**batches: Size) -> Size:
@@ -37,23 +37,23 @@ def broadcast_batches(**batches: Size) -> Size:
     try:
         return torch.broadcast_shapes(*batches.values())
     except RuntimeError:
-        given = ", ".join(f"{tuple(batch)} of {name}" for name, batch in batches.items())
-        raise InputError(f"batch axes do not broadcast: {given}") from None
+        shapes = ", ".join(f"{tuple(batch)} of {name}" for name, batch in batches.items())
+        raise InputError(f"batch axes do not broadcast: {shapes}") from None
 
 
 def along_time(name: str, tensor: Tensor, num_steps: int, *sizes: int) -> Tensor:
-    """Give a parameter its time axis.
+    """Expand a parameter along time.
 
     Parameters
     ----------
     name
-        Name to put into the error.
+        Name for the error message.
     tensor
-        Shape ``sizes``, constant; or ``(..., num_steps, *sizes)``, with 1 in place of ``num_steps`` where constant.
+        Shape ``sizes``, constant; or ``(..., num_steps, *sizes)``, with 1 in place of ``num_steps`` if constant.
     num_steps
         Length of the time axis.
     *sizes
-        Sizes of one step's parameter.
+        Shape of the parameter at one step.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def along_time(name: str, tensor: Tensor, num_steps: int, *sizes: int) -> Tensor
     Raises
     ------
     InputError
-        Where the shape is neither.
+        If the shape is neither.
     """
     timed = tensor.unsqueeze(0) if tensor.ndim == len(sizes) else tensor
     axes = len(sizes) + 1
@@ -74,26 +74,26 @@ def along_time(name: str, tensor: Tensor, num_steps: int, *sizes: int) -> Tensor
 
 
 def stack_steps(steps: Sequence[tuple[Tensor, ...]], *dims: int) -> tuple[Tensor, ...]:
-    """Turn one tuple of tensors per step into a tuple of series, each with its time axis at its own place."""
+    """Stack a tuple of tensors per step into a tuple of series, each along its own dimension."""
     series = zip(*steps, strict=True)
     return tuple(torch.stack(torch.broadcast_tensors(*part), dim) for part, dim in zip(series, dims, strict=True))
 
 
-def pick(part: Tensor, places: Tensor, core: int) -> Tensor:
-    """Pick entries of the axis that stands in front of the last ``core`` ones.
+def pick(part: Tensor, index: Tensor, core: int) -> Tensor:
+    """Index the axis before the last ``core`` ones.
 
     Parameters
     ----------
     part
         Shape ``(..., K, *core)``.
-    places
-        Integers below K. Its axes broadcast with those of ``part`` in front of K, which may be fewer or of length 1.
+    index
+        Integers below K. Its axes broadcast with those of ``part`` before K, which may be fewer or of length 1.
 
     Returns
     -------
     Tensor
-        The shape of ``places``, then the core.
+        Shape of ``index``, then the core.
     """
-    own = part.expand(*places.shape, *part.shape[-core - 1 :])
-    index = places[(..., *(None,) * (core + 1))].expand(*places.shape, 1, *part.shape[part.ndim - core :])
-    return own.gather(places.ndim, index).squeeze(places.ndim)
+    expanded = part.expand(*index.shape, *part.shape[-core - 1 :])
+    full_index = index[(..., *(None,) * (core + 1))].expand(*index.shape, 1, *part.shape[part.ndim - core :])
+    return expanded.gather(index.ndim, full_index).squeeze(index.ndim)

@@ -1,4 +1,4 @@
-"""Paths of linear Gaussian models drawn from their posterior, and observations drawn along them."""
+"""Posterior simulation of linear Gaussian models: state paths and missing observations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["draw_categorical", "draw_missing", "draw_normal", "draw_states", "sq
 
 
 def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
-    """Draw one path of states from ``p(x_1:T | y_1:T)`` for each series, last state first, with torch's generator.
+    """Draw a state path from ``p(x_1:T | y_1:T)`` by forward filtering backward sampling, with torch's generator.
 
     Parameters
     ----------
     filtered
-        What the filter returned.
+        Result of the filter.
     parameters
-        Those the filter ran with.
+        Parameters of the filter.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
     Raises
     ------
     torch.linalg.LinAlgError
-        Where a predicted covariance after the first is not positive definite.
+        If a predicted covariance after the first is not positive definite.
 
     References
     ----------
@@ -47,49 +47,50 @@ def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
 
 
 def draw_missing(y: Tensor, x: Tensor, C: Tensor, d: Tensor, R: Tensor) -> Tensor:
-    """Draw the missing entries of ``y = C x + d + N(0, R)`` given the seen ones and x, with torch's generator.
+    """Draw the missing entries of ``y = C x + d + N(0, R)`` given the observed ones and x, with torch's generator.
 
-    A draw of all the noise is moved by what its seen entries turned out to be: with e the noise, o the seen and m the
-    missing entries, ``e_m + R_mo R_oo^-1 (y - C x - d - e)_o`` has the law of the missing noise given the seen.
+    A draw of the noise is conditioned on its observed entries (Matheron's rule): with e the noise, o the observed and m
+    the missing entries, ``e_m + R_mo R_oo^-1 (y - C x - d - e)_o`` follows the conditional distribution of the missing
+    noise.
 
     Parameters
     ----------
     y
-        NaN where missing, shape ``(..., E)``.
+        Observations, NaN if missing, shape ``(..., E)``.
     x
-        States, shape ``(..., D)``; batch axes of all broadcast.
+        States, shape ``(..., D)``; batch axes of all arguments broadcast.
     C, d, R
         Shapes ``(..., E, D)``, ``(..., E)`` and ``(..., E, E)``.
 
     Returns
     -------
     Tensor
-        Shape ``(..., E)``, seen entries as they are.
+        Shape ``(..., E)``, with observed entries unchanged.
     """
     signal = matvec(C, x) + d
     y = y.expand(torch.broadcast_shapes(y.shape, signal.shape))
-    seen = ~y.isnan()
+    observed = ~y.isnan()
     drawn = signal + matvec(square_root(R), torch.randn_like(y))
-    gain = R * seen.unsqueeze(-2)
-    alone = torch.diag_embed((~seen).to(R.dtype))
-    both = gain * seen.unsqueeze(-1) + alone
-    surprise = torch.where(seen, y - drawn, 0)
-    moved = torch.cholesky_solve(surprise.unsqueeze(-1), torch.linalg.cholesky(both)).squeeze(-1)
-    return torch.where(seen, y, drawn + matvec(gain, moved))
+    gain = R * observed.unsqueeze(-2)
+    unit_noise = torch.diag_embed((~observed).to(R.dtype))
+    observed_R = gain * observed.unsqueeze(-1) + unit_noise
+    residual = torch.where(observed, y - drawn, 0)
+    solved = torch.cholesky_solve(residual.unsqueeze(-1), torch.linalg.cholesky(observed_R)).squeeze(-1)
+    return torch.where(observed, y, drawn + matvec(gain, solved))
 
 
 def draw_categorical(log_probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw places along the last axis, shape of all others; probabilities need not sum to 1.
+    """Draw indices of the last axis; probabilities need not be normalised.
 
     Parameters
     ----------
     log_probabilities
-        Shape ``(..., K)``.
+        Shape ``(..., K)``; the result has shape ``(...)``.
     generator
-        By default torch's own.
+        Random generator; default: torch's global one.
     """
-    waiting = torch.empty_like(log_probabilities).exponential_(generator=generator)
-    return (log_probabilities - waiting.log()).argmax(dim=-1)  # Gumbel noise
+    exponential = torch.empty_like(log_probabilities).exponential_(generator=generator)
+    return (log_probabilities - exponential.log()).argmax(dim=-1)  # Gumbel-max trick
 
 
 def draw_normal(mean: Tensor, covariance: Tensor) -> Tensor:

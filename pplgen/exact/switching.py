@@ -1,6 +1,6 @@
 """Switching linear Gaussian models: Kim's filter and smoother.
 
-A regime ``s_1 ~ Cat(pi)``, ``s_t ~ Cat(P[s_{t-1}])`` picks the dynamics of a continuous state and how it is seen. The
+A regime ``s_1 ~ Cat(pi)``, ``s_t ~ Cat(P[s_{t-1}])`` selects dynamics and observation model of a continuous state. The
 exact posterior is a mixture of K^T Gaussians; Kim's filter keeps one Gaussian per regime, with the mixture's mean and
 covariance (Kim 1994, Dynamic linear models with Markov-switching, Journal of Econometrics 60, 1-22; Kim and Nelson
 1999, State-Space Models with Regime Switching, chapter 5). ``enumeration`` is exact on short series, ``particles`` is
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class SwitchingFiltered(NamedTuple):
-    """What each observation and those before it say, one Gaussian per regime."""
+    """Results of Kim's filter, one Gaussian per regime."""
 
     log_densities: Tensor
     """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``."""
@@ -53,7 +53,7 @@ class SwitchingFiltered(NamedTuple):
 
 
 class SwitchingSmoothed(NamedTuple):
-    """What all observations say, regimes averaged out of the state."""
+    """Results of smoothing; state moments are marginal over regimes."""
 
     probabilities: Tensor
     """``p(s_t | y_1:T)``, shape ``(..., T, K)``."""
@@ -66,30 +66,30 @@ class SwitchingSmoothed(NamedTuple):
 def kim_filter(
     y: Tensor, parameters: SwitchingLinearGaussian, *, log_transition: Callable[[Tensor], Tensor] | None = None
 ) -> SwitchingFiltered:
-    """Filter a series, collapsing the K^2 Gaussians of each step to K.
+    """Run Kim's filter, which collapses the K^2 Gaussians of each step to K.
 
     Parameters
     ----------
     y
-        Observations, NaN where missing, shape ``(..., T, E)``.
+        Observations, NaN if missing, shape ``(..., T, E)``.
     parameters
-        Of y's dtype. Batch axes, the same in front of each parameter and then a regime axis wherever ``per_regime``
-        gives one, broadcast with y's.
+        Parameters of y's dtype. Their batch axes, the same for each parameter and followed by a regime axis wherever
+        ``per_regime`` adds one, broadcast with y's.
     log_transition
-        Where the next regime depends on the state: ``log p(s_t | s_{t-1}, x_{t-1})`` at states of shape
-        ``(..., D)``, shape ``(..., K, K)``, used at each regime's filtered mean in place of ``P``.
+        If the next regime depends on the state: ``log p(s_t | s_{t-1}, x_{t-1})`` at states of shape
+        ``(..., D)``, shape ``(..., K, K)``, evaluated at each regime's filtered mean, in place of ``P``.
 
     Returns
     -------
     SwitchingFiltered
-        Exact for the first two steps, an approximation after.
+        Exact for the first two steps, then approximate.
 
     Raises
     ------
     InputError
-        Where shapes or dtypes do not fit.
+        If shapes or dtypes do not match.
     torch.linalg.LinAlgError
-        Where an observation's predictive covariance is not positive definite.
+        If an observation's predictive covariance is not positive definite.
     """
     parameters = per_regime(y, parameters)
     branching = insert_batch_axes(parameters, 1)
@@ -102,7 +102,7 @@ def kim_filter(
             log_P = log_transition(mean).diagonal(dim1=-3, dim2=-2).mT
         *branches, log_density = next_step(y[..., t, None, :], mean, covariance, branching)
         log_pairs = log_joint.log_softmax(dim=-1).unsqueeze(-1) + log_P + log_density
-        # a regime that cannot be reached weighs nothing; the floor keeps its moments and all gradients finite
+        # the floor keeps moments and gradients of unreachable regimes finite
         log_pairs = log_pairs.clamp_min(torch.finfo(y.dtype).min)
         mean, covariance = collapse(log_pairs.softmax(dim=-2), *branches, dim=-2)
         log_joint = log_pairs.logsumexp(dim=-2)
@@ -112,37 +112,37 @@ def kim_filter(
 
 
 def kim_smoother(filtered: SwitchingFiltered, parameters: SwitchingLinearGaussian) -> SwitchingSmoothed:
-    """Smooth a filtered series; once the next regime is known, later observations leave this one as it was.
+    """Run Kim's smoother, which assumes that regimes are independent of later observations given the next regime.
 
     Parameters
     ----------
     filtered
-        What ``kim_filter`` returned.
+        Result of ``kim_filter``.
     parameters
-        Those it ran with.
+        Parameters of the filter.
 
     Raises
     ------
     torch.linalg.LinAlgError
-        Where a predicted covariance after the first is not positive definite.
+        If a predicted covariance after the first is not positive definite.
     """
-    least = torch.finfo(filtered.mean.dtype).tiny
+    tiny = torch.finfo(filtered.mean.dtype).tiny
     _, probabilities, mean, covariance = filtered
     parameters = insert_batch_axes(parameters, 2)
     # axes of the pairs: this regime, the next
     pairs = probabilities[..., :-1, :, None] * (parameters.P.unsqueeze(-3) if parameters.pi.ndim > 1 else parameters.P)
-    turned = pairs / pairs.sum(dim=-2, keepdim=True).clamp_min(least)
+    backward_probabilities = pairs / pairs.sum(dim=-2, keepdim=True).clamp_min(tiny)
     G, g, L = backward_kernel(
         mean[..., :-1, :, None, :], covariance[..., :-1, :, None, :, :], parameters.A, parameters.b, parameters.Q
     )
     probabilities, mean, covariance = probabilities[..., -1, :], mean[..., -1, :, :], covariance[..., -1, :, :, :]
     steps = [(probabilities, *collapse(probabilities, mean, covariance))]
-    for t in reversed(range(turned.shape[-3])):
-        joint = turned[..., t, :, :] * probabilities.unsqueeze(-2)
+    for t in reversed(range(backward_probabilities.shape[-3])):
+        joint = backward_probabilities[..., t, :, :] * probabilities.unsqueeze(-2)
         probabilities = joint.sum(dim=-1)
         G_t = G[..., t, :, :, :, :]
         mean, covariance = collapse(
-            joint / probabilities.unsqueeze(-1).clamp_min(least),
+            joint / probabilities.unsqueeze(-1).clamp_min(tiny),
             matvec(G_t, mean.unsqueeze(-3)) + g[..., t, :, :, :],
             symmetrise(G_t @ covariance.unsqueeze(-4) @ G_t.mT) + L[..., t, :, :, :, :],
         )
@@ -156,21 +156,21 @@ def collapse(weights: Tensor, mean: Tensor, covariance: Tensor, *, dim: int = -1
     Parameters
     ----------
     weights
-        Summing to one along ``dim``.
+        Weights that sum to one along ``dim``.
     mean, covariance
-        Of the components: the axes of ``weights``, then ``(D,)`` and ``(D, D)``.
+        Moments of the components: the axes of ``weights``, then ``(D,)`` and ``(D, D)``.
     dim
-        Axis of the components, negative: counted from the end of ``weights``.
+        Axis of the components in ``weights``, as a negative index.
     """
     weights = weights.unsqueeze(-1)
     centre = (weights * mean).sum(dim=dim - 1, keepdim=True)
-    deviation = (mean - centre).unsqueeze(-1)
-    spread = (weights.unsqueeze(-1) * (covariance + deviation @ deviation.mT)).sum(dim=dim - 2)
-    return centre.squeeze(dim - 1), spread
+    residual = (mean - centre).unsqueeze(-1)
+    total_covariance = (weights.unsqueeze(-1) * (covariance + residual @ residual.mT)).sum(dim=dim - 2)
+    return centre.squeeze(dim - 1), total_covariance
 
 
 def first_step(y: Tensor, parameters: SwitchingLinearGaussian) -> tuple[Tensor, Tensor, Tensor]:
-    """Condition the start on ``y_1``, of shape ``(..., E)``, under each regime; returns what ``next_step`` returns."""
+    """Condition the initial state on ``y_1``, shape ``(..., E)``, in each regime; returns as ``next_step``."""
     _, _, m0, S0, _, _, _, C, d, R = parameters
     mean, covariance, log_density = update(m0.unsqueeze(-2), S0.unsqueeze(-3), y.unsqueeze(-2), C, d, R)
     return mean, covariance.expand(*mean.shape, -1), log_density
@@ -179,22 +179,22 @@ def first_step(y: Tensor, parameters: SwitchingLinearGaussian) -> tuple[Tensor, 
 def next_step(
     y: Tensor, mean: Tensor, covariance: Tensor, parameters: SwitchingLinearGaussian
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Filter one step ahead under each regime.
+    """Predict and update by one step in each regime.
 
     Parameters
     ----------
     y
         ``y_t``, shape ``(..., E)``.
     mean, covariance
-        Of ``x_{t-1}``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Moments of ``x_{t-1}``, shapes ``(..., D)`` and ``(..., D, D)``.
     parameters
-        As ``per_regime`` returns them.
+        Parameters from ``per_regime``.
 
     Returns
     -------
     mean, covariance, log_density : Tensor
-        Of ``x_t`` and of ``y_t`` given what came before and ``s_t``, shapes ``(..., K, D)``, ``(..., K, D, D)`` and
-        ``(..., K)``.
+        Moments of ``x_t`` and log density of ``y_t`` given the past and ``s_t``, shapes ``(..., K, D)``, ``(..., K, D,
+        D)`` and ``(..., K)``.
     """
     _, _, _, _, A, b, Q, C, d, R = parameters
     predicted = predict(mean.unsqueeze(-2), covariance.unsqueeze(-3), A, b, Q)
@@ -202,12 +202,12 @@ def next_step(
 
 
 def per_regime(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingLinearGaussian:
-    """Give every parameter that the regimes share a regime axis.
+    """Expand parameters that regimes share along a regime axis.
 
     Raises
     ------
     InputError
-        Where shapes or dtypes do not fit.
+        If shapes or dtypes do not match.
     """
     check_dtypes(y=y, **parameters._asdict())
     check_series(y)
@@ -226,7 +226,7 @@ def per_regime(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingLinea
 
 
 def insert_batch_axes(parameters: SwitchingLinearGaussian, number: int) -> SwitchingLinearGaussian:
-    """Put axes between the batch axes and the regimes of what the regimes set, where there are batch axes."""
+    """Insert axes between batch and regime axes of regime-specific parameters, if there are batch axes."""
     if parameters.pi.ndim == 1:
         return parameters
     axes = {"A": -3, "b": -2, "Q": -3, "C": -3, "d": -2, "R": -3}

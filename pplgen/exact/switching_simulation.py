@@ -1,4 +1,4 @@
-"""Paths of switching linear Gaussian models drawn from their posterior, from a filter's sums of Gaussians."""
+"""Backward simulation of switching linear Gaussian models from the Gaussian sum filter."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["SwitchingPaths", "draw_switching_paths"]
 
 
 class SwitchingPaths(NamedTuple):
-    """Draws of whole paths, M for each series."""
+    """Draws of M paths per series."""
 
     regimes: Tensor
     """Integers, shape ``(..., M, T)``."""
     states: Tensor
     """Shape ``(..., M, T, D)``."""
     log_ratios: Tensor
-    """``log p(y, s, x) - log q(s, x)`` in nats, q being what the paths were drawn from, shape ``(..., M)``. By these a
-    path counts, and the mean of their exponentials is an unbiased estimate of the likelihood. Where transitions depend
-    on the state, the filter's terms that were drawn count as part of the path, in p and in q."""
+    """Log importance ratios ``log p(y, s, x) - log q(s, x)`` in nats, q being the proposal, shape ``(..., M)``. The
+    mean of their exponentials is an unbiased estimate of the likelihood. If transitions depend on the state, the
+    sampled terms of the filter are part of the path, in p and in q."""
 
 
 def draw_switching_paths(
@@ -42,28 +42,28 @@ def draw_switching_paths(
     lengths: Tensor | None = None,
     log_transition: Callable[[Tensor], Tensor] | None = None,
 ) -> SwitchingPaths:
-    """Draw regimes and states given series, with torch's generator; past the end of a series its last ones stay.
+    """Draw regimes and states given series, with torch's generator; the last ones are repeated past a series' end.
 
-    Once regime and state of a step are drawn, those of the step before follow the filter's mixture of Gaussians,
-    reweighted and moved by what came next. The draws would be exact if the filter were. What it lost by collapsing its
-    Gaussians shows in Bayes' rule: ``p(s_t, x_t | y_1:t-1) p(y_t | s_t, x_t) / p(s_t, x_t | y_1:t)`` should be
-    ``p(y_t | y_1:t-1)`` whatever the regime and the state. The product of what it is instead is the path's ratio.
+    Given regime and state of a step, those of the step before are drawn from the filter's mixture of Gaussians,
+    conditioned on them. The draws are exact if the filter is. Its error from collapsing Gaussians is given by Bayes'
+    rule: ``p(s_t, x_t | y_1:t-1) p(y_t | s_t, x_t) / p(s_t, x_t | y_1:t)`` is ``p(y_t | y_1:t-1)`` for every regime and
+    state under an exact filter. The product of its actual values is the path's importance ratio.
 
     Parameters
     ----------
     y
-        Observations, NaN where missing, shape ``(..., T, E)``.
+        Observations, NaN if missing, shape ``(..., T, E)``.
     filtered, parameters, lengths, log_transition
-        What ``gaussian_sum_filter`` returned, and what it ran with.
+        Result of ``gaussian_sum_filter``, and its arguments.
     num_paths
-        M.
+        Number M of paths per series.
 
     Raises
     ------
     InputError
-        Where shapes, dtypes or numbers do not fit.
+        If shapes, dtypes or numbers are invalid.
     torch.linalg.LinAlgError
-        Where a filtered or predicted covariance of the state is not positive definite.
+        If a filtered or predicted covariance of the state is not positive definite.
 
     References
     ----------
@@ -72,61 +72,68 @@ def draw_switching_paths(
     parameters = per_regime(y, parameters)
     if num_paths < 1:
         raise InputError(f"num_paths={num_paths}; expected at least 1")
-    moves, log_P = insert_batch_axes(parameters, 1), parameters.P.log()[..., None, None, :, :]
+    branching, log_P = insert_batch_axes(parameters, 1), parameters.P.log()[..., None, None, :, :]
     *batch, T = filtered.log_densities.shape
     last = torch.as_tensor(T if lengths is None else lengths, device=y.device).unsqueeze(-1) - 1
-    # an axis of paths in front of that of the terms
-    known = [GaussianSum(*(part.unsqueeze(len(batch)) for part in step)) for step in filtered.steps]
+    # insert an axis of paths before the terms
+    mixtures = [GaussianSum(*(part.unsqueeze(len(batch)) for part in step)) for step in filtered.steps]
 
-    term = draw_categorical(known[-1].log_weights.expand(*batch, num_paths, -1))
-    s, mean, covariance = _picked(known[-1], term)
+    term = draw_categorical(mixtures[-1].log_weights.expand(*batch, num_paths, -1))
+    s, mean, covariance = _pick_terms(mixtures[-1], term)
     x = draw_normal(mean, covariance)
     regimes, states, log_ratios = [s], [x], filtered.log_densities[..., :1]
     for t in reversed(range(T - 1)):
-        now, after = known[t], known[t + 1]
-        rows = pick(log_P if log_transition is None else log_transition(now.mean), now.regimes, 1)
+        current, following = mixtures[t], mixtures[t + 1]
+        rows = pick(log_P if log_transition is None else log_transition(current.mean), current.regimes, 1)
         into_next = pick(rows.mT, s, 1)
-        A, b, Q = pick(moves.A, s, 2), pick(moves.b, s, 1), pick(moves.Q, s, 2)
-        expected, spread = predict(now.mean, now.covariance, A.unsqueeze(-3), b.unsqueeze(-2), Q.unsqueeze(-3))
-        log_next = now.log_weights + into_next + log_normal(x.unsqueeze(-2) - expected, torch.linalg.cholesky(spread))
-        log_ratio = log_next.logsumexp(dim=-1) - _log_density(after, s, x)
-        going_on = t < last
-        term = draw_categorical(torch.where(going_on.unsqueeze(-1), log_next, now.log_weights))
-        before, mean, covariance = _picked(now, term)
+        A, b, Q = pick(branching.A, s, 2), pick(branching.b, s, 1), pick(branching.Q, s, 2)
+        predicted, covariances = predict(
+            current.mean, current.covariance, A.unsqueeze(-3), b.unsqueeze(-2), Q.unsqueeze(-3)
+        )
+        log_normals_next = log_normal(x.unsqueeze(-2) - predicted, torch.linalg.cholesky(covariances))
+        log_next = current.log_weights + into_next + log_normals_next
+        log_ratio = log_next.logsumexp(dim=-1) - _log_density(following, s, x)
+        is_inside = t < last
+        term = draw_categorical(torch.where(is_inside.unsqueeze(-1), log_next, current.log_weights))
+        previous, mean, covariance = _pick_terms(current, term)
         G, g, L = backward_kernel(mean, covariance, A, b, Q)
-        moved = going_on.unsqueeze(-1)
-        x = draw_normal(torch.where(moved, matvec(G, x) + g, mean), torch.where(moved.unsqueeze(-1), L, covariance))
+        mask = is_inside.unsqueeze(-1)
+        x = draw_normal(torch.where(mask, matvec(G, x) + g, mean), torch.where(mask.unsqueeze(-1), L, covariance))
         if log_transition is not None:
-            log_ratio = log_ratio + pick(pick(log_transition(x), before, 1), s, 0) - pick(into_next, term, 0)
-        log_ratios = log_ratios + torch.where(going_on, log_ratio, 0.0)
-        s = before
+            log_ratio = log_ratio + pick(pick(log_transition(x), previous, 1), s, 0) - pick(into_next, term, 0)
+        log_ratios = log_ratios + torch.where(is_inside, log_ratio, 0.0)
+        s = previous
         regimes.append(s)
         states.append(x)
     s, x = torch.stack(regimes[::-1], -1), torch.stack(states[::-1], -2)
     steps = torch.arange(T, device=y.device)
     # the first step is exact
-    log_seen = pick(_log_emission(y[..., 1:, :], x[..., 1:, :], moves), s[..., 1:], 0)
-    log_ratios = log_ratios + torch.where(steps[1:] <= last.unsqueeze(-1), log_seen, 0.0).sum(dim=-1)
-    reached = torch.minimum(steps, last.unsqueeze(-1)).expand(s.shape)
-    return SwitchingPaths(s.gather(-1, reached), torch.take_along_dim(x, reached.unsqueeze(-1), -2), log_ratios)
+    log_emission = pick(_log_emission(y[..., 1:, :], x[..., 1:, :], branching), s[..., 1:], 0)
+    log_ratios = log_ratios + torch.where(steps[1:] <= last.unsqueeze(-1), log_emission, 0.0).sum(dim=-1)
+    step_index = torch.minimum(steps, last.unsqueeze(-1)).expand(s.shape)
+    return SwitchingPaths(s.gather(-1, step_index), torch.take_along_dim(x, step_index.unsqueeze(-1), -2), log_ratios)
 
 
-def _picked(known: GaussianSum, term: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _pick_terms(mixture: GaussianSum, term: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return regime, mean and covariance of chosen terms."""
-    return pick(known.regimes, term, 0), pick(known.mean, term, 1), pick(known.covariance, term, 2)
+    return pick(mixture.regimes, term, 0), pick(mixture.mean, term, 1), pick(mixture.covariance, term, 2)
 
 
-def _log_density(known: GaussianSum, regimes: Tensor, x: Tensor) -> Tensor:
+def _log_density(mixture: GaussianSum, regimes: Tensor, x: Tensor) -> Tensor:
     """Return the log density of regimes and states in nats, shape ``(..., M)``."""
-    terms = known.log_weights + log_normal(x.unsqueeze(-2) - known.mean, torch.linalg.cholesky(known.covariance))
-    return torch.where(known.regimes == regimes.unsqueeze(-1), terms, -torch.inf).logsumexp(dim=-1)
+    terms = mixture.log_weights + log_normal(x.unsqueeze(-2) - mixture.mean, torch.linalg.cholesky(mixture.covariance))
+    return torch.where(mixture.regimes == regimes.unsqueeze(-1), terms, -torch.inf).logsumexp(dim=-1)
 
 
 def _log_emission(y: Tensor, x: Tensor, parameters: SwitchingLinearGaussian) -> Tensor:
     """Return the log density of each observation in each regime, nats, shape ``(..., M, T, K)``."""
-    num_seen = (~y.isnan()).to(y.dtype).sum(dim=-1)
-    paths, each = x.movedim(-3, -1), []  # side by side, or each would have the noise's covariances to itself
+    num_observed = (~y.isnan()).to(y.dtype).sum(dim=-1)
+    paths, log_densities = x.movedim(-3, -1), []  # paths on the last axis share the noise covariances
     for k in range(parameters.pi.shape[-1]):
-        seen, C, d, R = mask_missing(y, parameters.C[..., k, :, :], parameters.d[..., k, :], parameters.R[..., k, :, :])
-        each.append(log_normals((seen - d).unsqueeze(-1) - C @ paths, torch.linalg.cholesky(R), num_seen).mT)
-    return torch.stack(each, -1)
+        observed, C, d, R = mask_missing(
+            y, parameters.C[..., k, :, :], parameters.d[..., k, :], parameters.R[..., k, :, :]
+        )
+        log_densities.append(
+            log_normals((observed - d).unsqueeze(-1) - C @ paths, torch.linalg.cholesky(R), num_observed).mT
+        )
+    return torch.stack(log_densities, -1)

@@ -112,5 +112,5 @@ def test_refuses_codes_that_leave_no_noise(wine):
         ppca(wine, 13)
     with pytest.raises(InputError, match="num_latents=0 with 13 features: expected between 1 and 12"):
         em_factor_analysis(wine, 0)
-    with pytest.raises(InputError, match="the rows lie in 2 dimensions"):
+    with pytest.raises(InputError, match="the rows span only 2 dimensions"):
         ppca(wine[:, :2] @ torch.ones(2, 4, dtype=wine.dtype).cumsum(1), 2)
