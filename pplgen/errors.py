@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises."""
+"""The exception and warning classes for user input, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ __all__ = ["DataWarning", "InputError", "Interrupted", "first_line", "near_names
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave.
+    """Invalid user input.
 
-    Its message is one sentence that names what was given, what was expected and where. The command line prints it
-    without a traceback and ends with exit code 2.
+    The message is one sentence that states what was given, what was expected and where. The command line prints it
+    without a traceback and exits with code 2.
     """
 
 
 class Interrupted(InputError):
-    """An interrupt came before there was a fit to return; what a checkpoint holds stays."""
+    """Interrupted before there was a fit to return; checkpoints on disk are kept."""
 
 
 class DataWarning(UserWarning):
-    """Something in the data that is allowed, and that the user may want to change."""
+    """The data are valid, but the user may want to change them."""
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of an error message."""
     return str(error).strip().partition("\n")[0]
 
 
 def printable(text: str) -> str:
-    """Return text with ``?`` for control characters, which a terminal would obey."""
+    """Replace control characters, which a terminal would interpret, by ``?``."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
 
 

@@ -1,4 +1,4 @@
-"""NumPy or Parquet files as blocks of rows, each read on its own."""
+"""NumPy and Parquet files as blocks of rows that are read independently."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pplgen.data.columns import unnamed_columns
+from pplgen.data.conversion import check_shape
 from pplgen.data.readers import (
     as_input_error,
     as_matrix,
@@ -20,37 +21,36 @@ from pplgen.data.readers import (
     import_optional,
     require_file,
 )
-from pplgen.data.table import check_shape
 from pplgen.errors import InputError
 
 __all__ = ["BLOCK_VALUES", "GROUP_BLOCKS", "Blocks", "open_blocks", "open_stream", "stream_name"]
 
 BLOCK_VALUES = 1 << 20
-"""Numbers in a block of an npy file: 4 MiB in float32, 65,536 rows of 16 columns."""
+"""Values per block of an npy file: 4 MiB in float32, 65,536 rows of 16 columns."""
 
 GROUP_BLOCKS = 4
-"""A Parquet row group of up to so many times ``BLOCK_VALUES`` numbers is one block; a larger one is read in slices."""
+"""A Parquet row group of up to ``GROUP_BLOCKS * BLOCK_VALUES`` values is one block; larger ones are read in slices."""
 
 OPEN_FILES = 32
-"""Files of one stream that are open at a time."""
+"""Maximum number of simultaneously open files per stream."""
 
-_NUMBERS = ("integer", "floating", "boolean", "decimal", "null")
-"""Arrow's types of columns that are numeric, or empty."""
+_NUMERIC_TYPES = ("integer", "floating", "boolean", "decimal", "null")
+"""Arrow types of numeric or empty columns."""
 
 
 class Blocks(NamedTuple):
-    """The columns of a file, where its blocks begin, and how to read one.
+    """The columns of a file, its block boundaries, and a function that reads one block.
 
     Attributes
     ----------
     columns
         One name per feature.
     bounds
-        Row, counted from 0, that each block begins with, and the number of rows: shape ``(num_blocks + 1,)``.
+        First row of each block, counted from 0, followed by the number of rows; shape ``(num_blocks + 1,)``.
     read
-        Returns one block as float32 or float64, of shape ``(num_rows, num_features)``; NaN is missing.
+        Function that returns one block in float32 or float64, shape ``(num_rows, num_features)``; NaN means missing.
     starts
-        Row, counted from 0 in all that was opened, that each block begins with: of chosen blocks these have gaps.
+        First row of each block in the complete file or files, counted from 0; a selection of blocks has gaps.
     """
 
     columns: tuple[str, ...]
@@ -58,14 +58,14 @@ class Blocks(NamedTuple):
     read: Callable[[int], np.ndarray]
     starts: np.ndarray
 
-    def chosen(self, indices: Sequence[int]) -> Blocks:
-        """Return some of the blocks."""
+    def select(self, indices: Sequence[int]) -> Blocks:
+        """Return the blocks at ``indices``."""
         bounds = np.cumsum([0, *np.diff(self.bounds)[indices]])
         return Blocks(self.columns, bounds, lambda index: self.read(indices[index]), self.starts[indices])
 
 
 def stream_name(path: str | Path) -> str:
-    """Return what the rows of a file are called, or those of a folder or a pattern of files."""
+    """Return a name for the rows of a file, a folder or a glob pattern."""
     path = Path(path)
     if _is_pattern(path):
         path = path.parent
@@ -73,53 +73,53 @@ def stream_name(path: str | Path) -> str:
 
 
 def open_stream(path: Path) -> Blocks:
-    """Open a file, or all files of a folder or a pattern as if they were one."""
+    """Open a file, or all files of a folder or a glob pattern as one stream."""
     if not (path.is_dir() or _is_pattern(path)):
         return open_blocks(path)
-    found = path.iterdir() if path.is_dir() else map(Path, glob(str(path)))
-    files = sorted(file for file in found if file.suffix.lower() in _OPENERS)
+    candidates = path.iterdir() if path.is_dir() else map(Path, glob(str(path)))
+    files = sorted(file for file in candidates if file.suffix.lower() in _OPENERS)
     if not files:
-        raise InputError(f"{str(path)!r}: no NumPy (.npy) or Parquet (.parquet) files there")
-    return _joined(files)
+        raise InputError(f"{str(path)!r} contains no NumPy (.npy) or Parquet (.parquet) files")
+    return _concatenate(files)
 
 
 def _is_pattern(path: Path) -> bool:
-    """Whether a path stands for those that match it."""
+    """Whether a path is a glob pattern."""
     return any(sign in str(path) for sign in "*?[") and not path.exists()
 
 
-def _joined(files: list[Path]) -> Blocks:
-    """Lay the blocks of several files end to end."""
+def _concatenate(files: list[Path]) -> Blocks:
+    """Concatenate the blocks of several files."""
     columns: tuple[str, ...] | None = None
     sizes: list[int] = [0]
-    places: list[tuple[Path, int]] = []
+    locations: list[tuple[Path, int]] = []
     for file in files:
         opened = open_blocks(file)
         if columns is None:
             columns = opened.columns
         elif opened.columns != columns:
             raise InputError(
-                f"{str(file)!r}: columns {_listed(opened.columns)}, where {str(files[0])!r} has {_listed(columns)}"
+                f"{str(file)!r} has columns {_summary(opened.columns)}, but {str(files[0])!r} has {_summary(columns)}"
             )
         sizes.extend(np.diff(opened.bounds).tolist())
-        places.extend((file, index) for index in range(len(opened.bounds) - 1))
-    reopened = lru_cache(OPEN_FILES)(open_blocks)
+        locations.extend((file, index) for index in range(len(opened.bounds) - 1))
+    cached_open = lru_cache(OPEN_FILES)(open_blocks)
 
     def read(index: int) -> np.ndarray:
-        file, block = places[index]
-        return reopened(file).read(block)
+        file, block = locations[index]
+        return cached_open(file).read(block)
 
     bounds = np.cumsum(sizes)
     return Blocks(columns or (), bounds, read, bounds[:-1])
 
 
-def _listed(columns: tuple[str, ...]) -> str:
-    """Name the first few columns."""
+def _summary(columns: tuple[str, ...]) -> str:
+    """List the first few columns."""
     return ", ".join(columns[:5]) + (f" and {len(columns) - 5} more" if len(columns) > 5 else "")
 
 
 def open_blocks(path: Path) -> Blocks:
-    """Open a file by its suffix, reading no more of it than says what is in it."""
+    """Open a file according to its suffix; only metadata are read."""
     suffix = path.suffix.lower()
     if suffix not in _OPENERS:
         raise InputError(f"{str(path)!r} cannot be streamed; expected a NumPy (.npy) or Parquet (.parquet) file")
@@ -128,12 +128,12 @@ def open_blocks(path: Path) -> Blocks:
 
 
 def _open_numpy(path: Path) -> Blocks:
-    """Map an array into memory; blocks are equal ranges of its rows."""
+    """Memory-map an array; blocks are row ranges of equal length."""
     with as_input_error(path, "a plain numeric NumPy file", Exception):
         matrix = as_matrix(np.lib.format.open_memmap(path, mode="r"), repr(str(path)))
     check_shape(path.stem, matrix.shape)
     num_rows, num_columns = matrix.shape
-    bounds = np.append(np.arange(0, num_rows, _rows_of(BLOCK_VALUES, num_columns)), num_rows)
+    bounds = np.append(np.arange(0, num_rows, _rows_per_block(BLOCK_VALUES, num_columns)), num_rows)
     dtype = matrix.dtype if matrix.dtype in (np.float32, np.float64) else np.float64
 
     def read(index: int) -> np.ndarray:
@@ -143,35 +143,36 @@ def _open_numpy(path: Path) -> Blocks:
 
 
 def _open_parquet(path: Path) -> Blocks:
-    """Open a Parquet file; blocks are its row groups, or slices of those that are large."""
+    """Open a Parquet file; blocks are its row groups, or slices of large ones."""
     arrow = import_optional("pyarrow", repr(str(path)))
     parquet = import_optional("pyarrow.parquet", repr(str(path)))
     with as_input_error(path, "a Parquet file", arrow.ArrowInvalid):
         file = parquet.ParquetFile(path, memory_map=True)
         schema = file.schema_arrow
-        # pandas keeps the labels of rows, such as those left by shuffling, as columns, and lists them here
-        labels = (schema.pandas_metadata or {}).get("index_columns", [])
-        columns = [name for name in schema.names if name not in labels]
+        # pandas stores a non-default index, such as that of shuffled rows, as columns and lists them here
+        index_columns = (schema.pandas_metadata or {}).get("index_columns", [])
+        columns = [name for name in schema.names if name not in index_columns]
         check_names(tuple(columns))
         check_shape(path.stem, (file.metadata.num_rows, len(columns)))
-        top = next(file.iter_batches(_rows_of(BLOCK_VALUES, len(columns)), columns=columns[:2])).select(columns[:2])
-    columns = [*drop_row_counter(top.to_pandas(ignore_metadata=True)).columns, *columns[2:]]
+        num_rows = _rows_per_block(BLOCK_VALUES, len(columns))
+        head = next(file.iter_batches(num_rows, columns=columns[:2])).select(columns[:2])
+    columns = [*drop_row_counter(head.to_pandas(ignore_metadata=True)).columns, *columns[2:]]
     types = [schema.field(name).type for name in columns]
     for name, kind in zip(columns, types, strict=True):
-        if not any(getattr(arrow.types, f"is_{number}")(kind) for number in _NUMBERS):
+        if not any(getattr(arrow.types, f"is_{number}")(kind) for number in _NUMERIC_TYPES):
             raise InputError(f"column {name!r}: values of type {kind}; expected numbers")
     dtype = np.float32 if all(map(arrow.types.is_float32, types)) else np.float64
-    most = _rows_of(GROUP_BLOCKS * BLOCK_VALUES, len(columns))
+    slice_rows = _rows_per_block(GROUP_BLOCKS * BLOCK_VALUES, len(columns))
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     starts = np.cumsum([0, *sizes])
-    slices = [(group, first) for group, size in enumerate(sizes) for first in range(0, size, most)]
+    slices = [(group, first) for group, size in enumerate(sizes) for first in range(0, size, slice_rows)]
     bounds = np.array([*(starts[group] + first for group, first in slices), starts[-1]])
 
     def read(index: int) -> np.ndarray:
         group, first = slices[index]
         with as_input_error(path, "a Parquet file", arrow.ArrowInvalid):
-            batches = file.iter_batches(most, row_groups=[group], columns=columns)
-            batch = next(islice(batches, first // most, None))
+            batches = file.iter_batches(slice_rows, row_groups=[group], columns=columns)
+            batch = next(islice(batches, first // slice_rows, None))
         matrix = np.empty((len(batch), len(columns)), dtype=dtype)
         for j, name in enumerate(columns):
             numbers = batch.column(name).cast(arrow.from_numpy_dtype(dtype), safe=False)
@@ -181,8 +182,8 @@ def _open_parquet(path: Path) -> Blocks:
     return Blocks(tuple(columns), bounds, read, bounds[:-1])
 
 
-def _rows_of(values: int, num_columns: int) -> int:
-    """Rows that hold so many numbers, at least one."""
+def _rows_per_block(values: int, num_columns: int) -> int:
+    """Return the number of rows in a block of ``values`` values, at least 1."""
     return max(1, values // num_columns)
 
 

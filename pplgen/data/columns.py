@@ -1,4 +1,4 @@
-"""Which columns of a table are read: all, only some, or those that a fit was trained on."""
+"""Selection of the columns to read from a table: all, some, or the training columns of a fit."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ __all__ = ["ALL_COLUMNS", "ColumnSelection", "named_columns", "training_column_i
 
 
 def unnamed_columns(number: int) -> tuple[str, ...]:
-    """Names of columns that came without any: x0, x1, ..."""
+    """Return default column names: x0, x1, ..."""
     return tuple(f"x{i}" for i in range(number))
 
 
-def named_columns(*given: Any) -> tuple[str, ...]:
-    """Return what is the name of a column, among values that may be columns themselves, or ``None``."""
-    return tuple(each for each in given if isinstance(each, str))
+def named_columns(*arguments: Any) -> tuple[str, ...]:
+    """Return the arguments that are column names, rather than arrays or ``None``."""
+    return tuple(each for each in arguments if isinstance(each, str))
 
 
 @dataclass(frozen=True)
 class ColumnSelection:
-    """Columns that are taken from a table.
+    """Columns to read from a table.
 
     Attributes
     ----------
     only
-        Names of those that are, in this order; ``None`` for all.
+        Names of the columns to read, in this order; ``None`` for all.
     ignore
-        Names of those that are not.
+        Names of columns to leave out.
     extra
-        Columns that are read whatever ``only`` says, last, such as that of weights.
+        Columns that are read regardless of ``only`` and placed last, such as weights.
     categorical
-        Further ones beside the data, whose text is coded 0, 1, ...: those of labels or series.
+        Further such columns whose text is encoded as 0, 1, ...: labels or series identifiers.
     training
-        Columns of a fit, which are taken in their order from a table that has them among others.
+        Training columns of a fit, read by name in their order; other columns of the table are ignored.
     """
 
     only: Sequence[str] | None = None
@@ -51,62 +51,62 @@ class ColumnSelection:
     def __post_init__(self) -> None:
         for option in ("only", "ignore"):
             if isinstance(getattr(self, option), str):
-                given = getattr(self, option)
-                raise InputError(f"{option}={given!r}: expected a list of columns, such as {option}=[{given!r}]")
+                name = getattr(self, option)
+                raise InputError(f"{option}={name!r}: expected a list of columns, such as {option}=[{name!r}]")
 
     def select_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Take the columns of a frame."""
-        return frame if self == ALL_COLUMNS else frame.iloc[:, self._places([str(name) for name in frame.columns])]
+        """Select columns of a data frame."""
+        return frame if self == ALL_COLUMNS else frame.iloc[:, self._indices([str(name) for name in frame.columns])]
 
     def select_matrix(self, matrix: np.ndarray, columns: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Take the columns of numbers, shape ``(..., num_features)``."""
+        """Select columns of an array of shape ``(..., num_features)``."""
         if self == ALL_COLUMNS:
             return matrix, columns
-        places = self._places(columns)
-        return matrix[..., places], tuple(columns[place] for place in places)
+        indices = self._indices(columns)
+        return matrix[..., indices], tuple(columns[index] for index in indices)
 
-    def _places(self, columns: Sequence[str]) -> list[int]:
-        """Return where the columns are that are taken.
+    def _indices(self, columns: Sequence[str]) -> list[int]:
+        """Return the indices of the selected columns.
 
         Raises
         ------
         InputError
-            Where one is not there.
+            Where a column does not exist.
         """
         for option, names in (("only", self.only or ()), ("ignore", self.ignore)):
             for name in names:
                 if name not in columns:
-                    given = f"{option}={name!r}: expected some of the columns {', '.join(columns)}"
-                    raise InputError(f"{given}{near_names(name, columns)}")
-        others = {*self.extra, *self.categorical}
-        own = [place for place, name in enumerate(columns) if name not in others]
+                    message = f"{option}={name!r}: expected some of the columns {', '.join(columns)}"
+                    raise InputError(f"{message}{near_names(name, columns)}")
+        auxiliary = {*self.extra, *self.categorical}
+        features = [index for index, name in enumerate(columns) if name not in auxiliary]
         if self.training is not None:
-            places = training_column_indices([columns[place] for place in own], self.training)
-            own = own if places is None else [own[place] for place in places]
+            indices = training_column_indices([columns[index] for index in features], self.training)
+            features = features if indices is None else [features[index] for index in indices]
         elif self.only is not None:
-            own = [place for name in self.only for place in own if columns[place] == name]
-        beside = [place for place, name in enumerate(columns) if name in others]
-        kept = [*(place for place in own if columns[place] not in self.ignore), *beside]
-        if not kept:
+            features = [index for name in self.only for index in features if columns[index] == name]
+        last = [index for index, name in enumerate(columns) if name in auxiliary]
+        selected = [*(index for index in features if columns[index] not in self.ignore), *last]
+        if not selected:
             raise InputError(f"ignore: no column is left of {', '.join(columns)}")
-        return kept if self.only is not None or self.training is not None else sorted(kept)
+        return selected if self.only is not None or self.training is not None else sorted(selected)
 
 
 ALL_COLUMNS = ColumnSelection()
 """Every column."""
 
 
-def training_column_indices(columns: Sequence[str], trained: Sequence[str]) -> list[int] | None:
-    """Return where the training columns are among others, ``None`` where either side has no names of its own.
+def training_column_indices(columns: Sequence[str], training: Sequence[str]) -> list[int] | None:
+    """Return the indices of the training columns, ``None`` where either side has default names only.
 
     Raises
     ------
     InputError
-        Where one of them is not there.
+        Where a training column does not exist.
     """
-    if any(tuple(names) == unnamed_columns(len(names)) for names in (columns, trained)):
+    if any(tuple(names) == unnamed_columns(len(names)) for names in (columns, training)):
         return None
-    for name in trained:
+    for name in training:
         if name not in columns:
-            raise InputError(f"there is no column {name!r}; expected the training columns {', '.join(trained)}")
-    return [place for name in trained for place, other in enumerate(columns) if other == name]
+            raise InputError(f"there is no column {name!r}; expected the training columns {', '.join(training)}")
+    return [index for name in training for index, other in enumerate(columns) if other == name]

@@ -1,4 +1,4 @@
-"""Data sets by name: shipped here, in scikit-learn and statsmodels, or downloaded once."""
+"""Named data sets: included here, from scikit-learn and statsmodels, or downloaded once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["NAMED_DATA_SETS", "NamedData"]
 
 
 class NamedData(NamedTuple):
-    """What is published."""
+    """A published data set."""
 
     matrix: np.ndarray
     """Shape ``(num_rows, num_features)``."""
     columns: tuple[str, ...]
     target: np.ndarray | None = None
-    """The rows' classes, counted from 0, where they have any."""
+    """Class of each row, counted from 0; ``None`` where there are none."""
 
 
 Reader = Callable[[str, str | Path | None], NamedData]
-"""Takes a NumPy type, which readers of large data heed, and the directory of downloads."""
+"""Takes a NumPy dtype, used by readers of large data, and the download directory."""
 
 
 def _faithful(dtype: str, cache: str | Path | None) -> NamedData:
@@ -36,7 +36,7 @@ def _faithful(dtype: str, cache: str | Path | None) -> NamedData:
 
 
 def _scikit_learn(name: str, highest: float = 1.0) -> Reader:
-    """Return a reader of one of scikit-learn's own data sets, its values divided by ``highest``."""
+    """Return a reader of one of scikit-learn's data sets, its values divided by ``highest``."""
 
     def read(dtype: str, cache: str | Path | None) -> NamedData:
         loaded = getattr(import_optional("sklearn.datasets", f"data set {name!r}"), f"load_{name}")()
@@ -53,13 +53,13 @@ def _nile(dtype: str, cache: str | Path | None) -> NamedData:
 
 
 def _mnist(split: str) -> Reader:
-    """Return a reader of MNIST's pictures, grey values from 0 to 1 in 784 columns."""
+    """Return a reader of MNIST images, grey values from 0 to 1 in 784 columns."""
 
     def read(dtype: str, cache: str | Path | None) -> NamedData:
-        pictures, digits = read_mnist(split, cache)
-        height, width = pictures.shape[1:]
+        images, digits = read_mnist(split, cache)
+        height, width = images.shape[1:]
         columns = tuple(f"pixel_{i}_{j}" for i in range(height) for j in range(width))
-        return NamedData(np.divide(pictures.reshape(len(pictures), -1), 255, dtype=dtype), columns, digits)
+        return NamedData(np.divide(images.reshape(len(images), -1), 255, dtype=dtype), columns, digits)
 
     return read
 
@@ -75,4 +75,4 @@ NAMED_DATA_SETS: dict[str, Reader] = {
     "mnist": _mnist("train"),
     "mnist-test": _mnist("test"),
 }
-"""``digits-unit`` are the digits on the scale from 0 to 1."""
+"""Reader of each data set; ``digits-unit`` is ``digits`` scaled to [0, 1]."""

@@ -1,4 +1,4 @@
-"""What is told of each row beside its data: labels, weights, classes."""
+"""Labels, weights and classes of rows: one validated number per row."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from pplgen.errors import InputError
 __all__ = ["row_labels", "row_weights"]
 
 
-def row_labels(given: Any, num_rows: int, what: str = "labels") -> Tensor:
-    """Read one label for each row, missing or -1 where it is not known, as whole numbers with -1 for unknown."""
-    numbers = _one_per_row(what, given, num_rows)
+def row_labels(labels: Any, num_rows: int, name: str = "labels") -> Tensor:
+    """Return one integer label per row, -1 where it is unknown; NaN and -1 in ``labels`` mean unknown."""
+    numbers = _one_per_row(name, labels, num_rows)
     numbers = torch.where(numbers.isnan(), -1.0, numbers)
-    _refuse_rows(what, (numbers != numbers.round()) | (numbers < -1), numbers, "0, 1, 2, ..., or nothing")
+    _check_rows(name, (numbers != numbers.round()) | (numbers < -1), numbers, "0, 1, 2, ..., or nothing")
     return numbers.long()
 
 
-def row_weights(given: Any, num_rows: int) -> Tensor:
-    """Read one weight for each row, in double precision."""
-    numbers = _one_per_row("weights", given, num_rows)
-    _refuse_rows("weights", ~(numbers.isfinite() & (numbers >= 0)), numbers, "a finite number of at least 0")
+def row_weights(weights: Any, num_rows: int) -> Tensor:
+    """Return one weight per row in float64."""
+    numbers = _one_per_row("weights", weights, num_rows)
+    _check_rows("weights", ~(numbers.isfinite() & (numbers >= 0)), numbers, "a finite number of at least 0")
     if not numbers.any():
-        raise InputError("weights: all of them are 0; at least one row must count")
+        raise InputError("weights: all are 0; at least one must be positive")
     return numbers
 
 
-def _one_per_row(what: str, given: Any, num_rows: int) -> Tensor:
+def _one_per_row(name: str, source: Any, num_rows: int) -> Tensor:
     try:
-        values = given.detach().cpu() if isinstance(given, Tensor) else given
+        values = source.detach().cpu() if isinstance(source, Tensor) else source
         numbers = torch.from_numpy(np.array(pd.Series(values).to_numpy("float64", na_value=np.nan), ndmin=1))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: expected one number for each row: {error}") from None
+        raise InputError(f"{name}: expected one number for each row: {error}") from None
     if len(numbers) != num_rows:
-        raise InputError(f"{what}: {len(numbers)} values for {num_rows} rows; expected one for each row")
+        raise InputError(f"{name}: {len(numbers)} values for {num_rows} rows; expected one for each row")
     return numbers
 
 
-def _refuse_rows(what: str, wrong: Tensor, numbers: Tensor, expected: str) -> None:
-    """Name the first row whose number is wrong."""
-    found = torch.argwhere(wrong)
-    if len(found):
-        row = int(found[0])
-        raise InputError(f"{what}, row {row + 1}: {numbers[row].item():g}: expected {expected}")
+def _check_rows(name: str, invalid: Tensor, numbers: Tensor, expected: str) -> None:
+    """Raise ``InputError`` for the first invalid row."""
+    rows = torch.argwhere(invalid)
+    if len(rows):
+        row = int(rows[0])
+        raise InputError(f"{name}, row {row + 1}: {numbers[row].item():g}: expected {expected}")

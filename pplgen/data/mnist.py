@@ -1,4 +1,4 @@
-"""MNIST's handwritten digits from their four published files; idx, their format, is read by hand.
+"""MNIST's handwritten digits from their four published files in idx format.
 
 References
 ----------
@@ -40,47 +40,47 @@ SPLITS = {
         ),
     ),
 }
-"""Pictures and classes of each split."""
+"""Image and label files of each split."""
 
 _UNSIGNED_BYTES = 8
-_LARGEST = 2**30
-"""Entries of an idx file at most."""
+_MAX_SIZE = 2**30
+"""Maximum number of entries of an idx file."""
 
 
 def read_mnist(split: str, cache: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures, bytes of shape ``(num_rows, 28, 28)``, and the digits that they show, ``(num_rows,)``.
+    """Return images, uint8 of shape ``(num_rows, 28, 28)``, and their digits, shape ``(num_rows,)``.
 
     Parameters
     ----------
     split
         ``train`` (60,000 rows) or ``test`` (10,000).
     cache
-        Directory of downloaded files; ``None`` for the platform's.
+        Directory of downloaded files. ``None``: ``PPLGEN_CACHE`` or the platform's cache directory.
 
     Raises
     ------
     InputError
-        Where the files are neither at hand nor to be downloaded, or not what was published.
+        Where the files are neither cached nor downloadable, or differ from the published ones.
     """
     files = SPLITS[split]
-    pictures, digits = (
+    images, digits = (
         parse_idx(content, file.name) for content, file in zip(public_files("mnist", files, cache), files, strict=True)
     )
-    if pictures.ndim != 3 or digits.shape != pictures.shape[:1]:
-        given = f"{files[0].name} and {files[1].name}: shapes {pictures.shape} and {digits.shape}"
-        raise InputError(f"{given}; expected pictures, and one digit for each")
-    return pictures, digits
+    if images.ndim != 3 or digits.shape != images.shape[:1]:
+        shapes = f"{files[0].name} and {files[1].name}: shapes {images.shape} and {digits.shape}"
+        raise InputError(f"{shapes}; expected images and one digit per image")
+    return images, digits
 
 
 def parse_idx(content: bytes, name: str) -> np.ndarray:
     """Read a gzipped idx file of unsigned bytes.
 
-    Its header is two zeros, the type, the number of axes, and the length of each axis in four bytes; see the reference.
+    The header is two zero bytes, the type, the number of axes, and the length of each axis in four bytes.
 
     Raises
     ------
     InputError
-        Where the content is no such file, or longer or shorter than its header says.
+        Where the content is not such a file, or its length does not match its header.
     """
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
@@ -90,13 +90,15 @@ def parse_idx(content: bytes, name: str) -> np.ndarray:
             lengths = file.read(4 * start[3])
             shape = tuple(np.frombuffer(lengths[: len(lengths) // 4 * 4], ">u4").tolist())
             size = math.prod(shape)
-            if len(shape) != start[3] or size > _LARGEST:
-                raise InputError(f"{name}: an idx header of shape {shape}; expected {start[3]} axes of sensible length")
-            # never more than a byte beyond what the header says, however far the content expands
+            if len(shape) != start[3] or size > _MAX_SIZE:
+                raise InputError(
+                    f"{name}: idx header of shape {shape}; expected {start[3]} axes, {_MAX_SIZE:,} entries at most"
+                )
+            # at most one byte more than the header states, however far the content expands
             entries = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{name}: not a whole gzip file: {error}") from None
+        raise InputError(f"{name}: not a complete gzip file: {error}") from None
     if len(entries) != size:
-        found = "more" if len(entries) > size else f"{len(entries):,}"
-        raise InputError(f"{name}: {found} bytes of entries, where shape {shape} has {size:,}")
+        length = f"more than {size:,}" if len(entries) > size else f"{len(entries):,}"
+        raise InputError(f"{name}: {length} entries; expected {size:,} for shape {shape}")
     return np.frombuffer(entries, np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""Moments and ranges of columns, accumulated in pieces."""
+"""Column moments and ranges, accumulated in chunks."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ __all__ = ["Moments"]
 
 
 class Moments:
-    """Moments, ranges and rounding of columns, leaving missing entries out.
+    """Moments, ranges and rounding errors of columns, ignoring missing entries.
 
-    With delta = mean_b - mean, a piece b of n_b rows makes mean += delta n_b / (n + n_b) and, for the sum of squares
-    around it, squares += squares_b + delta^2 n n_b / (n + n_b) (Chan, Golub and LeVeque 1983,
+    With delta = mean_b - mean, a chunk b of n_b rows updates mean += delta n_b / (n + n_b) and the sum of squared
+    deviations squares += squares_b + delta^2 n n_b / (n + n_b) (Chan, Golub and LeVeque 1983,
     doi:10.1080/00031305.1983.10483115).
 
     Attributes
     ----------
-    seen, mean, squares
-        Number of observed entries, their mean and their sum of squares around it, shape ``(num_features,)``.
+    count, mean, squares
+        Number of observed entries, their mean and their sum of squared deviations from it, shape ``(num_features,)``.
     min, max
-        Least and greatest observed entry, inf and -inf where there is none.
-    lost
-        The most that rounding changed an entry by.
+        Minimum and maximum of the observed entries, inf and -inf where there are none.
+    rounding
+        Maximum absolute rounding error.
     """
 
     def __init__(self, num_columns: int) -> None:
-        self.seen, self.mean, self.squares, self.lost = torch.zeros(4, num_columns, dtype=torch.float64)
+        self.count, self.mean, self.squares, self.rounding = torch.zeros(4, num_columns, dtype=torch.float64)
         self.min, self.max = torch.tensor([[torch.inf], [-torch.inf]]).double().expand(2, num_columns)
 
     def add(self, wide: Tensor, narrow: Tensor) -> None:
-        """Add rows of shape ``(num_rows, num_features)`` in float64: as they are, and after rounding."""
+        """Add rows of shape ``(num_rows, num_features)`` in float64, exact (``wide``) and rounded (``narrow``)."""
         observed = ~wide.isnan()
-        seen = observed.sum(dim=0).double()
-        mean = wide.nansum(dim=0) / seen.clamp(min=1)
+        count = observed.sum(dim=0).double()
+        mean = wide.nansum(dim=0) / count.clamp(min=1)
         squares = (wide - mean).square_().nansum(dim=0)
-        total = (self.seen + seen).clamp(min=1)
+        total = (self.count + count).clamp(min=1)
         delta = mean - self.mean
-        self.squares = self.squares + squares + delta.square() * self.seen * seen / total
-        self.mean = self.mean + delta * seen / total
-        self.seen = self.seen + seen
+        self.squares = self.squares + squares + delta.square() * self.count * count / total
+        self.mean = self.mean + delta * count / total
+        self.count = self.count + count
         self.min = self.min.minimum(torch.where(observed, wide, torch.inf).amin(dim=0))
         self.max = self.max.maximum(torch.where(observed, wide, -torch.inf).amax(dim=0))
-        self.lost = self.lost.maximum((wide - narrow).abs_().nan_to_num_().amax(dim=0))
+        self.rounding = self.rounding.maximum((wide - narrow).abs_().nan_to_num_().amax(dim=0))

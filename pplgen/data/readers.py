@@ -1,4 +1,4 @@
-"""Files, arrays and frames as a float64 matrix with named columns; errors name column and row."""
+"""Read files, arrays and data frames as a float64 matrix with named columns; errors name column and row."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ __all__ = [
 
 
 class Columns(NamedTuple):
-    """Numbers, and what they are called."""
+    """A matrix with column names."""
 
     matrix: np.ndarray
-    """In float64, NaN being missing."""
+    """float64, shape ``(num_rows, num_features)``; NaN means missing."""
     names: tuple[str, ...]
-    words: Mapping[str, tuple[str, ...]]
-    """Of the columns that were text, what 0, 1, ... stand for."""
+    categories: Mapping[str, tuple[str, ...]]
+    """Categories 0, 1, ... of each column that was text."""
 
 
 def image_shape(columns: Sequence[str]) -> tuple[int, int] | None:
-    """Return height and width of the pictures that rows are, told by columns ``pixel_0_0``, ``pixel_0_1``, ... .
+    """Return height and width of the images in the rows, given columns ``pixel_0_0``, ``pixel_0_1``, ... .
 
-    ``None`` where columns have other names, or are not all the pixels, row by row.
+    ``None`` where the columns have other names, or are not all pixels in row-major order.
     """
-    found = re.fullmatch(r"pixel_(\d+)_(\d+)", columns[-1]) if len(columns) else None
-    if found is None:
+    match = re.fullmatch(r"pixel_(\d+)_(\d+)", columns[-1]) if len(columns) else None
+    if match is None:
         return None
-    height, width = int(found[1]) + 1, int(found[2]) + 1
+    height, width = int(match[1]) + 1, int(match[2]) + 1
     if height * width != len(columns):
         return None
     expected = (f"pixel_{i}_{j}" for i in range(height) for j in range(width))
@@ -61,32 +61,32 @@ def image_shape(columns: Sequence[str]) -> tuple[int, int] | None:
 
 
 def from_file(path: Path, names: Iterable[str] = (), selection: ColumnSelection = ALL_COLUMNS) -> Columns:
-    """Read a file by its suffix; ``names`` are what else could have been meant where there is none."""
+    """Read a file according to its suffix; ``names`` are alternatives to suggest where there is no such file."""
     require_file(path, names)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
-        given = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
-        raise InputError(f"{str(path)!r}: cannot read {given}; expected one of {', '.join(_READERS)}")
+        kind = f"files that end in {suffix!r}" if suffix else "a file without a suffix"
+        raise InputError(f"{str(path)!r}: cannot read {kind}; expected one of {', '.join(_READERS)}")
     return _READERS[suffix](path, selection)
 
 
 def require_file(path: Path, names: Iterable[str] = ()) -> None:
-    """Refuse a path without a file, suggesting near names among its neighbours and ``names``."""
+    """Raise ``InputError`` where there is no such file, suggesting similar names in its folder and ``names``."""
     folder = path.parent
     try:
         if path.is_file():
             return
-        beside = [str(folder / entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+        siblings = [str(folder / entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
     except OSError as error:
         raise InputError(f"{str(path)!r}: cannot be read: {error.strerror}") from None
-    known = ", ".join(names)
-    expected = f"expected a file or one of {known}" if known else "expected a file"
-    raise InputError(f"{str(path)!r}: there is no such file; {expected}{near_names(str(path), [*names, *beside])}")
+    alternatives = ", ".join(names)
+    expected = f"expected a file or one of {alternatives}" if alternatives else "expected a file"
+    raise InputError(f"{str(path)!r}: there is no such file; {expected}{near_names(str(path), [*names, *siblings])}")
 
 
 @contextmanager
 def as_input_error(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
-    """Say of a library's errors, in one sentence, that a file is not of its kind or cannot be read."""
+    """Convert a library's errors to an ``InputError``: the file cannot be read or is not of the expected kind."""
     try:
         yield
     except InputError:
@@ -99,12 +99,12 @@ def as_input_error(path: Path, kind: str, *errors: type[Exception]) -> Iterator[
 
 def _from_csv(path: Path, selection: ColumnSelection) -> Columns:
     """Read delimited text."""
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    default = "\t" if path.suffix.lower() == ".tsv" else ","
     with (
         as_input_error(path, "delimited text in UTF-8", UnicodeDecodeError, csv.Error),
         path.open(newline="", encoding="utf-8-sig") as file,
     ):
-        cells, separator = read_cells(file, repr(str(path)), usual)
+        cells, separator = read_cells(file, repr(str(path)), default)
     return _from_selected(with_points(selection.select_frame(cells), repr(str(path)), separator), selection)
 
 
@@ -116,8 +116,8 @@ def _from_parquet(path: Path, selection: ColumnSelection) -> Columns:
 
 
 def _from_numpy(path: Path, selection: ColumnSelection) -> Columns:
-    """Read an array from npy, or the only array (or the one called x) from npz; pickles are refused."""
-    # whatever numpy and zipfile raise of bytes that are no array; a map reads no more than the file holds
+    """Read an array from npy, or the only array (or the one named x) from npz; pickles are refused."""
+    # numpy and zipfile raise many types of errors; a memory map reads no more than the file contains
     with as_input_error(path, "a plain numeric NumPy file", Exception), path.open("rb") as file:
         if file.read(2) != b"PK":
             loaded: np.ndarray = np.lib.format.open_memmap(path, mode="r")
@@ -128,17 +128,17 @@ def _from_numpy(path: Path, selection: ColumnSelection) -> Columns:
 
 
 def _only_array(archive: Any, path: Path) -> np.ndarray:
-    """Read the only array of an npz file, or the one called x."""
+    """Return the only array of an npz file, or the one named x."""
     with archive:
         names = archive.files
         if "x" not in names and len(names) != 1:
-            held = ", ".join(names) or "none"
-            raise InputError(f"{str(path)!r} holds the arrays {held}; expected exactly one, or one called x")
+            listed = ", ".join(names) or "none"
+            raise InputError(f"{str(path)!r} contains the arrays {listed}; expected exactly one, or one named x")
         return np.asarray(archive["x" if "x" in names else names[0]])
 
 
 def from_array(source: Any, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Take an array or tensor of one or two axes; columns are called x0, x1, ..."""
+    """Convert an array or tensor with one or two axes; columns are named x0, x1, ..."""
     if isinstance(source, Tensor):
         tensor = source.detach().cpu()
         source = tensor.double() if tensor.is_floating_point() else tensor
@@ -147,14 +147,14 @@ def from_array(source: Any, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     except ValueError:
         raise InputError(f"{where}: its rows differ in length; expected (num_rows, num_features)") from None
     matrix = as_matrix(array, where)
-    if 0 in matrix.shape:  # before columns are named, of which an empty file may claim billions
-        given = f"{where}: the data are empty, with shape {matrix.shape}"
-        raise InputError(f"{given}; give at least one row and one column")
+    if 0 in matrix.shape:  # before columns are named: an empty file may claim billions
+        message = f"{where}: the data are empty, with shape {matrix.shape}"
+        raise InputError(f"{message}; give at least one row and one column")
     return np.array(matrix, dtype="float64"), unnamed_columns(matrix.shape[1])
 
 
 def as_matrix(array: np.ndarray, where: str) -> np.ndarray:
-    """View numbers of one or two axes as ``(num_rows, num_features)``."""
+    """View a numeric array with one or two axes as ``(num_rows, num_features)``."""
     if array.dtype.kind not in "fiub":
         raise InputError(f"{where}: values of type {array.dtype}; expected numbers")
     if array.ndim not in (1, 2):
@@ -163,41 +163,41 @@ def as_matrix(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def from_frame(frame: pd.DataFrame, selection: ColumnSelection = ALL_COLUMNS) -> Columns:
-    """Take a table's columns as float64, naming those that are text, or the first cell that is not a number."""
+    """Convert a data frame's columns to float64; errors name text columns, or the first cell that is not a number."""
     return _from_selected(selection.select_frame(frame), selection)
 
 
 def _from_selected(frame: pd.DataFrame, selection: ColumnSelection) -> Columns:
-    """Take all columns of a table, but for a counter of its rows that nobody asked for."""
+    """Convert all columns except a row counter that was not selected."""
     if selection.only is None:
         frame = drop_row_counter(frame)
     columns = tuple(str(column) for column in frame.columns)
     check_names(columns)
-    given = [frame.iloc[:, j] for j in range(len(columns))]
-    matrix, words = numeric_columns(given, columns, len(frame), selection.categorical)
-    return Columns(matrix, columns, words)
+    cells = [frame.iloc[:, j] for j in range(len(columns))]
+    matrix, categories = numeric_columns(cells, columns, len(frame), selection.categorical)
+    return Columns(matrix, columns, categories)
 
 
 def check_names(columns: tuple[str, ...]) -> None:
-    """Refuse a name that several columns share."""
+    """Raise ``InputError`` where column names are not unique."""
     if repeated := {column for column in columns if columns.count(column) > 1}:
-        raise InputError(f"column {min(repeated)!r} appears more than once; give each column a name of its own")
+        raise InputError(f"column {min(repeated)!r} appears more than once; give each column a unique name")
 
 
 def drop_row_counter(frame: pd.DataFrame) -> pd.DataFrame:
-    """Drop, with a warning, the unnamed row counter that R and pandas write as a first column."""
+    """Drop, with a warning, the unnamed row counter that R and pandas write as the first column."""
     if frame.shape[1] < 2 or str(frame.columns[0]) not in ("", "rownames", "Unnamed: 0"):
         return frame
     first = pd.to_numeric(frame.iloc[:, 0], errors="coerce")
     if len(first) and first.iloc[0] in (0, 1) and (first.diff().iloc[1:] == 1).all():
-        message = f"column {str(frame.columns[0])!r} only counts the rows and is left out; rename it to keep it"
+        message = f"column {str(frame.columns[0])!r} only counts the rows and is dropped; rename it to keep it"
         warnings.warn(message, DataWarning, stacklevel=3)
         return frame.iloc[:, 1:]
     return frame
 
 
 def import_optional(module: str, what: str) -> Any:
-    """Import an optional package, or say which installation brings it."""
+    """Import an optional package; the error message gives the command to install it."""
     try:
         return importlib.import_module(module)
     except ImportError:

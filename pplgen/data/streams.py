@@ -1,4 +1,4 @@
-"""Rows of files larger than memory, read block by block: minibatches, shards, and one survey of all rows."""
+"""Files larger than memory, read block by block: shuffled minibatches, shards, and one-pass column statistics."""
 
 from __future__ import annotations
 
@@ -13,40 +13,42 @@ import torch
 from torch import Tensor
 
 from pplgen.data.blocks import Blocks, open_stream, stream_name
+from pplgen.data.conversion import as_finite, warn_of_rounding
+from pplgen.data.fingerprint import Fingerprint
 from pplgen.data.moments import Moments
-from pplgen.data.table import Fingerprint, as_finite, check_training_columns, warn_of_rounding
+from pplgen.data.training_checks import check_training_columns
 from pplgen.errors import InputError
 
 __all__ = ["POOL_BLOCKS", "RowStream", "Survey", "spawned_generator", "stream_data"]
 
 POOL_BLOCKS = 8
-"""Blocks whose rows are mixed with one another."""
+"""Blocks whose rows are shuffled together."""
 
-_PIECES = 16
-"""Pieces of a block whose moments are merged, small enough for a processor's cache."""
+_CHUNKS = 16
+"""Chunks of a block whose moments are merged, small enough for the CPU cache."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over all rows tells, column by column; statistics leave missing entries out.
+    """Column statistics and a sample from one pass over all rows; statistics ignore missing entries.
 
     Attributes
     ----------
-    seen
-        Number of entries that are not missing, shape ``(num_features,)``.
+    count
+        Number of observed entries, shape ``(num_features,)``.
     mean, std, min, max
-        Moments (the variance divides by ``seen``) and range in float64, shape ``(num_features,)``, of the numbers in
-        the file, before they are rounded to the stream's type.
+        Moments (the variance divides by ``count``) and range in float64, shape ``(num_features,)``, of the values in
+        the file before rounding to the stream's dtype.
     missing
         Whether any entry is missing.
     sample
-        Rows drawn uniformly without replacement, in file order, shape ``(sample_size, num_features)``; all rows where
+        Rows drawn uniformly without replacement, in file order, shape ``(sample_size, num_features)``, or all rows if
         there are fewer.
     fingerprint
-        That of the ``Table`` which ``load_data`` makes of the same file.
+        Fingerprint of the ``Table`` that ``load_data`` returns for the same file.
     """
 
-    seen: Tensor
+    count: Tensor
     mean: Tensor
     std: Tensor
     min: Tensor
@@ -57,7 +59,7 @@ class Survey:
 
 
 class RowStream:
-    """Rows of a file or several, of which only a few blocks are in memory at a time; made by ``stream_data``.
+    """Rows of one or several files, with only a few blocks in memory at a time; created by ``stream_data``.
 
     Attributes
     ----------
@@ -66,7 +68,7 @@ class RowStream:
     columns
         One name per feature.
     dtype
-        Floating-point type of the rows handed out.
+        Floating-point type of the returned rows.
     num_blocks
         Number of blocks: ranges of rows of an npy file, row groups (or slices of large ones) of a Parquet file.
     """
@@ -86,31 +88,31 @@ class RowStream:
         Raises
         ------
         InputError
-            Where a number is not finite; the message names its column and its row in the file, counted from 1.
+            Where a value is not finite; the message names the column and the row in the file, counted from 1.
         """
         index = range(self.num_blocks)[index]
-        return self._checked(index, self._read(index))
+        return self._as_finite(index, self._read(index))
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield all blocks in the order of the file."""
+        """Yield all blocks in file order."""
         return map(self.block, range(self.num_blocks))
 
     def batches(self, batch_size: int, *, seed: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield minibatches without end, epoch after epoch.
+        """Yield minibatches indefinitely, epoch after epoch.
 
-        An epoch goes through the blocks in random order, ``POOL_BLOCKS`` at a time. The rows of these are shuffled
-        together and cut into batches without replacement; what is left of them opens the next batch, and what does not
-        fill a batch at the end of the epoch is left out. So a batch mixes the rows of so many blocks only: **where the
-        file is sorted by something, shuffle its rows when writing it.**
+        An epoch reads the blocks in random order, ``POOL_BLOCKS`` at a time. The rows of such a pool are shuffled
+        together and cut into batches without replacement; remaining rows start the next batch, and an incomplete batch
+        at the end of the epoch is dropped. A batch therefore mixes rows of ``POOL_BLOCKS`` blocks only: **if the file
+        is sorted, shuffle its rows when writing it.**
 
         Parameters
         ----------
         batch_size
-            Rows in each batch, at most those of the file.
+            Rows per batch, at most the number of rows.
         seed
-            Decides the order; torch's and NumPy's global generators have no part in it.
+            Seed of the order; torch's and NumPy's global generators are not used.
         skip
-            Continue as after so many batches. What is skipped is not read, but for blocks of the pool it ends in.
+            Number of batches to skip. Skipped pools of blocks are not read.
 
         Yields
         ------
@@ -120,7 +122,7 @@ class RowStream:
         Raises
         ------
         InputError
-            Where ``batch_size`` or ``skip`` is out of range, or a number in the file is not finite.
+            Where ``batch_size`` or ``skip`` is out of range, or a value in the file is not finite.
         """
         if not 1 <= batch_size <= len(self):
             raise InputError(f"batch_size={batch_size}: expected between 1 and the {len(self)} rows of {self.name}")
@@ -129,91 +131,91 @@ class RowStream:
         return self._epochs(batch_size, seed, skip)
 
     def shard_sizes(self, size: int) -> tuple[int, ...]:
-        """Return how many rows each of ``size`` shards has; see ``shard``."""
+        """Return the number of rows in each of ``size`` shards; see ``shard``."""
         sizes = np.diff(self._bounds)
-        return tuple(int(sizes[chosen].sum()) for chosen in self._shared_out(size))
+        return tuple(int(sizes[blocks].sum()) for blocks in self._assign_blocks(size))
 
     def shard(self, rank: int, size: int) -> RowStream:
-        """Return a stream of some of the blocks, those of one rank of ``size``; each block is in one shard.
+        """Return a stream of the blocks of one rank out of ``size``; each block is in exactly one shard.
 
-        Blocks go, in their order, to the shard with the fewest rows so far.
+        Blocks are assigned, in file order, to the shard with the fewest rows so far.
 
         Raises
         ------
         InputError
             Where there are fewer blocks than shards.
         """
-        return RowStream(self.name, self._source.chosen(self._shared_out(size)[rank]), self.dtype)
+        return RowStream(self.name, self._source.select(self._assign_blocks(size)[rank]), self.dtype)
 
-    def _shared_out(self, size: int) -> list[list[int]]:
-        """Deal the blocks out."""
+    def _assign_blocks(self, size: int) -> list[list[int]]:
+        """Assign the blocks to shards."""
         if self.num_blocks < size:
             raise InputError(
                 f"{self.name} has {self.num_blocks} blocks of rows for {size} ranks; write it as more files or row "
-                "groups, or leave it to be read whole, for it fits into memory"
+                "groups, or read it without streaming, since it fits into memory"
             )
         shards: list[list[int]] = [[] for _ in range(size)]
         rows = np.zeros(size, dtype=int)
-        for index, more in enumerate(np.diff(self._bounds)):
-            least = int(rows.argmin())
-            shards[least].append(index)
-            rows[least] += more
+        for index, num_rows in enumerate(np.diff(self._bounds)):
+            smallest = int(rows.argmin())
+            shards[smallest].append(index)
+            rows[smallest] += num_rows
         return shards
 
     def survey(self, sample_size: int, *, seed: int, check: Callable[[Tensor], None] | None = None) -> Survey:
-        """Read all rows once: moments, a sample and a fingerprint, with the checks that training data undergo.
+        """Read all rows once: compute moments, a sample and a fingerprint, and check the rows as training data.
 
         Parameters
         ----------
         sample_size
-            Rows to keep as a sample.
+            Number of rows in the sample.
         seed
-            Decides which rows.
+            Seed of the sample.
         check
-            Called with every block; raises ``InputError`` where its rows are wrong.
+            Called with every block; raises ``InputError`` for invalid rows.
 
         Returns
         -------
         Survey
-            Statistics per column, whether anything is missing, the sample and the fingerprint.
+            Column statistics, whether any entry is missing, the sample and the fingerprint.
 
         Raises
         ------
         InputError
-            Where there is one row only, a column has no observed value, or a number is not finite. A constant column,
-            and one that the stream's type is too coarse for, is a ``DataWarning``.
+            Where there is only one row, a column has no observed value, or a value is not finite. A constant column,
+            or one with large rounding errors in the stream's dtype, causes a ``DataWarning``.
         """
         if sample_size < 1:
             raise InputError(f"sample_size={sample_size}: expected at least 1")
         num_columns = len(self.columns)
-        chosen = spawned_generator(seed).choice(len(self), min(sample_size, len(self)), replace=False, shuffle=False)
-        chosen.sort()
-        cuts = np.searchsorted(chosen, self._bounds)
-        sample = torch.empty(len(chosen), num_columns, dtype=self.dtype)
+        sampled = spawned_generator(seed).choice(len(self), min(sample_size, len(self)), replace=False, shuffle=False)
+        sampled.sort()
+        cuts = np.searchsorted(sampled, self._bounds)
+        sample = torch.empty(len(sampled), num_columns, dtype=self.dtype)
         fingerprint = Fingerprint(self.columns, (len(self), num_columns))
         moments = Moments(num_columns)
         for index, (first, last) in enumerate(pairwise(cuts)):
             matrix = self._read(index)
-            values = self._checked(index, matrix)
+            values = self._as_finite(index, matrix)
             if check is not None:
                 try:
                     check(values)
                 except InputError as error:
-                    raise InputError(f"{self.name}, counted from row {self._starts[index] + 1} on: {error}") from None
-            sample[first:last] = values[torch.from_numpy(chosen[first:last] - self._bounds[index])]
+                    raise InputError(f"{self.name}, counting from row {self._starts[index] + 1}: {error}") from None
+            sample[first:last] = values[torch.from_numpy(sampled[first:last] - self._bounds[index])]
             fingerprint.add(values)
-            for wide, narrow in zip(torch.from_numpy(matrix).chunk(_PIECES), values.chunk(_PIECES), strict=True):
+            for wide, narrow in zip(torch.from_numpy(matrix).chunk(_CHUNKS), values.chunk(_CHUNKS), strict=True):
                 moments.add(wide.double(), narrow.double())
         check_training_columns(self.name, len(self), self.columns, moments.min, moments.max)
-        std = (moments.squares / moments.seen).sqrt()
-        for column, lost, spread in zip(self.columns, moments.lost.tolist(), std.tolist(), strict=True):
-            warn_of_rounding(column, lost, spread, self.dtype)
-        missing = bool((moments.seen < len(self)).any())
-        seen = moments.seen.long()
-        return Survey(seen, moments.mean, std, moments.min, moments.max, missing, sample, str(fingerprint))
+        std = (moments.squares / moments.count).sqrt()
+        for column, rounding, scale in zip(self.columns, moments.rounding.tolist(), std.tolist(), strict=True):
+            warn_of_rounding(column, rounding, scale, self.dtype)
+        missing = bool((moments.count < len(self)).any())
+        count = moments.count.long()
+        return Survey(count, moments.mean, std, moments.min, moments.max, missing, sample, str(fingerprint))
 
-    def _checked(self, index: int, matrix: np.ndarray) -> Tensor:
-        """Convert what was read of a block."""
+    def _as_finite(self, index: int, matrix: np.ndarray) -> Tensor:
+        """Convert a block to the stream's dtype."""
         return as_finite(matrix, self.columns, self.dtype, first_row=int(self._starts[index]) + 1)
 
     def _epochs(self, batch_size: int, seed: int, skip: int) -> Iterator[Tensor]:
@@ -224,19 +226,19 @@ class RowStream:
             epoch, skip = epoch + 1, 0
 
     def _epoch(self, batch_size: int, seed: tuple[int, ...], skip: int) -> Iterator[Tensor]:
-        """Cut the shuffled pools, laid end to end, into batches, leaving the first ``skip`` rows out."""
+        """Cut the concatenated shuffled pools into batches, skipping the first ``skip`` rows."""
         sizes = np.diff(self._bounds)
         shuffled = spawned_generator(*seed).permutation(self.num_blocks)
         batch, filled = self._empty(batch_size), 0
         for start in range(0, self.num_blocks, POOL_BLOCKS):
-            chosen = shuffled[start : start + POOL_BLOCKS]
-            size = int(sizes[chosen].sum())
+            blocks = shuffled[start : start + POOL_BLOCKS]
+            size = int(sizes[blocks].sum())
             if skip >= size:
                 skip -= size
                 continue
             order = torch.from_numpy(spawned_generator(*seed, start).permutation(size)[skip:])
             skip = 0
-            pool = self._pool(chosen, size)
+            pool = self._read_pool(blocks, size)
             while len(order):
                 rows, order = order.tensor_split([batch_size - filled])
                 torch.index_select(pool, 0, rows, out=batch[filled : filled + len(rows)])
@@ -244,13 +246,13 @@ class RowStream:
                 if filled == batch_size:
                     yield batch
                     batch, filled = self._empty(batch_size), 0
-            del pool  # the next one would be read beside it
+            del pool  # before the next one is read
 
-    def _pool(self, chosen: np.ndarray, size: int) -> Tensor:
-        """Read some blocks into one tensor."""
+    def _read_pool(self, blocks: np.ndarray, size: int) -> Tensor:
+        """Read blocks into one tensor."""
         pool = self._empty(size)
         first = 0
-        for index in chosen:
+        for index in blocks:
             block = self.block(int(index))
             pool[first : first + len(block)] = block
             first += len(block)
@@ -266,29 +268,29 @@ def stream_data(path: Any, *, dtype: torch.dtype | None = None) -> RowStream:
     Parameters
     ----------
     path
-        An ``.npy`` file, of shape ``(num_rows,)`` or ``(num_rows, num_features)``, or a ``.parquet`` file. Parquet is
-        read by row groups; one that is much larger than a block is read from its start for each of its slices, so
-        write groups of at most some 100,000 rows. Or several files of the same columns: a folder of them, or a pattern
-        such as ``"rows/part-*.npy"``; their rows follow one another in the order of the files' names.
+        An ``.npy`` file of shape ``(num_rows,)`` or ``(num_rows, num_features)``, or a ``.parquet`` file. Parquet is
+        read by row groups; a group much larger than a block is read from its start for each of its slices, so write
+        groups of at most about 100,000 rows. Or several files with the same columns: a folder, or a glob pattern such
+        as ``"rows/part-*.npy"``; files are concatenated in the order of their names.
     dtype
         Floating-point type of the rows. ``None``: torch's default.
 
     Returns
     -------
     RowStream
-        The rows, none of them read yet.
+        The rows; none is read yet.
 
     Raises
     ------
     InputError
-        Where the path is none of these, or a file is missing, empty or not numeric.
+        Where the path is none of these, or a file does not exist, is empty or not numeric.
     """
     if not isinstance(path, (str, Path)):
-        given = f"a value of type {type(path).__name__}"
-        raise InputError(f"{given} cannot be streamed; give the path of a NumPy (.npy) or Parquet (.parquet) file")
+        value = f"a value of type {type(path).__name__}"
+        raise InputError(f"{value} cannot be streamed; give the path of a NumPy (.npy) or Parquet (.parquet) file")
     return RowStream(stream_name(path), open_stream(Path(path)), dtype or torch.get_default_dtype())
 
 
-def spawned_generator(seed: int, *place: int) -> np.random.Generator:
-    """Return random numbers of their own for each place of a seed."""
-    return np.random.default_rng(np.random.SeedSequence(int(seed) % 2**64, spawn_key=place))
+def spawned_generator(seed: int, *key: int) -> np.random.Generator:
+    """Return an independent random generator for each key of a seed."""
+    return np.random.default_rng(np.random.SeedSequence(int(seed) % 2**64, spawn_key=key))

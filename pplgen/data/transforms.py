@@ -1,4 +1,4 @@
-"""Tables made of tables: another scale, black and white for grey, entries removed. NaN is a missing entry."""
+"""Transform tables: rescale, binarise, mask entries. NaN is a missing entry."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["binarise", "keep_every", "mask_entries", "mask_top", "redraw_pixels"
 
 
 def rescale(data: Any, low: float | None = None, high: float | None = None) -> Table:
-    """Map ``low`` to 0 and ``high`` to 1, and all values with them.
+    """Rescale all values linearly, mapping ``low`` to 0 and ``high`` to 1.
 
     Parameters
     ----------
     data
-        Whatever ``load_data`` takes.
+        Any source of ``load_data``.
     low, high
-        Such as 0 and 255 for grey values in bytes. ``None``: the least and the greatest value of all; give numbers
-        where several tables are to have one scale.
+        Values to map to 0 and 1, such as 0 and 255 for 8-bit grey values. ``None``: minimum and maximum of all values;
+        give numbers to apply the same scale to several tables.
 
     Raises
     ------
@@ -34,26 +34,26 @@ def rescale(data: Any, low: float | None = None, high: float | None = None) -> T
         Where ``high`` is not above ``low``.
     """
     table = load_data(data)
-    seen = table.values[~table.values.isnan()]
-    low = _bound("low", seen.min() if low is None and len(seen) else low)
-    high = _bound("high", seen.max() if high is None and len(seen) else high)
+    observed = table.values[~table.values.isnan()]
+    low = _as_bound("low", observed.min() if low is None and len(observed) else low)
+    high = _as_bound("high", observed.max() if high is None and len(observed) else high)
     if high <= low:
-        raise InputError(f"low={low:g}, high={high:g}: expected the second above the first")
+        raise InputError(f"low={low:g}, high={high:g}: expected high > low")
     return replace(table, values=(table.values - low) / (high - low))
 
 
 def binarise(data: Any, *, threshold: float | None = None, seed: int = 0) -> Table:
-    """Make each pixel 0 or 1, once and for all.
+    """Binarise each pixel once (static binarisation).
 
     Parameters
     ----------
     data
-        Grey values from 0 to 1, as ``load_data`` takes them.
+        Grey values from 0 to 1, any source of ``load_data``.
     threshold
-        Pixels above it become 1. ``None``: a pixel becomes 1 with its own value as the probability, as in
-        Salakhutdinov and Murray (2008).
+        Pixels above it become 1. ``None``: a pixel is drawn from the Bernoulli distribution whose probability is its
+        value, as in Salakhutdinov and Murray (2008).
     seed
-        Of these draws.
+        Seed of the Bernoulli draws.
 
     Raises
     ------
@@ -65,16 +65,16 @@ def binarise(data: Any, *, threshold: float | None = None, seed: int = 0) -> Tab
     outside = torch.argwhere((x < 0) | (x > 1))
     if len(outside):
         row, j = outside[0].tolist()
-        place = f"column {table.columns[j]!r}, row {row + 1}: {x[row, j]:g} is no grey value"
-        raise InputError(f"{place}; expected numbers from 0 to 1, as pplgen.rescale gives")
+        cell = f"column {table.columns[j]!r}, row {row + 1}: {x[row, j]:g} is not a grey value"
+        raise InputError(f"{cell}; expected numbers from 0 to 1, as pplgen.rescale returns")
     level = _uniform(x, seed) if threshold is None else threshold
     return replace(table, values=torch.where(x.isnan(), x, (x > level).to(x.dtype)))
 
 
 def redraw_pixels(x: Tensor) -> Tensor:
-    """Make each pixel 1 with its own value as the probability, else 0, from torch's generator; NaN stays.
+    """Draw each pixel from a Bernoulli distribution whose probability is its value, with torch's generator; NaN stays.
 
-    Done to each batch anew, it is what is called dynamic binarisation (Burda, Grosse and Salakhutdinov 2016).
+    Applied to each batch, this is dynamic binarisation (Burda, Grosse and Salakhutdinov 2016).
 
     Parameters
     ----------
@@ -85,50 +85,50 @@ def redraw_pixels(x: Tensor) -> Tensor:
 
 
 def mask_entries(data: Any, share: float, *, seed: int = 0) -> Table:
-    """Remove entries at random, each with probability ``share``, whatever its value and whatever the others."""
+    """Remove entries completely at random, each independently with probability ``share``."""
     table = load_data(data)
     if not 0 <= share < 1:
-        raise InputError(f"share={share!r}: expected a number from 0 to 1, 1 left out")
-    return _without(table, _uniform(table.values, seed) < share)
+        raise InputError(f"share={share!r}: expected a number in [0, 1)")
+    return _mask(table, _uniform(table.values, seed) < share)
 
 
 def mask_top(data: Any, share: float = 0.5, *, shape: tuple[int, int] | None = None) -> Table:
-    """Remove the upper part of pictures, for inpainting.
+    """Remove the upper part of images, for inpainting.
 
     Parameters
     ----------
     data
-        Pictures, row by row in a row's columns, as ``load_data`` takes them.
+        One image per row, pixels in row-major order; any source of ``load_data``.
     share
-        How much of the height goes, rounded to whole rows of pixels.
+        Fraction of the height to remove, rounded to whole rows of pixels.
     shape
-        Height and width. ``None``: told by columns ``pixel_0_0``, ``pixel_0_1``, ...; those of square pictures may be
-        without names.
+        Height and width of the images. ``None``: inferred from columns ``pixel_0_0``, ``pixel_0_1``, ...; square
+        images may have default column names.
     """
     table = load_data(data)
     if not 0 <= share <= 1:
-        raise InputError(f"share={share!r}: expected a number from 0 to 1")
-    height, width = _shape(table, shape)
-    gap = torch.zeros(height, width, dtype=torch.bool)
-    gap[: round(share * height)] = True
-    return _without(table, gap.flatten())
+        raise InputError(f"share={share!r}: expected a number in [0, 1]")
+    height, width = _height_and_width(table, shape)
+    removed = torch.zeros(height, width, dtype=torch.bool)
+    removed[: round(share * height)] = True
+    return _mask(table, removed.flatten())
 
 
 def keep_every(data: Any, step: int = 2, *, shape: tuple[int, int] | None = None) -> Table:
-    """Keep every ``step``-th pixel of pictures in height and in width and remove the others, for super-resolution.
+    """Keep every ``step``-th pixel of images in height and width and remove the others, for super-resolution.
 
     ``data`` and ``shape`` as for ``mask_top``.
     """
     table = load_data(data)
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise InputError(f"step={step!r}: expected a whole number of at least 1")
-    gap = torch.ones(_shape(table, shape), dtype=torch.bool)
-    gap[::step, ::step] = False
-    return _without(table, gap.flatten())
+    removed = torch.ones(_height_and_width(table, shape), dtype=torch.bool)
+    removed[::step, ::step] = False
+    return _mask(table, removed.flatten())
 
 
-def _bound(name: str, value: Any) -> float:
-    """Return an end of a scale."""
+def _as_bound(name: str, value: Any) -> float:
+    """Convert a bound to a finite float."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -138,27 +138,27 @@ def _bound(name: str, value: Any) -> float:
     return number
 
 
-def _without(table: Table, gap: Tensor) -> Table:
-    """Remove entries."""
-    return replace(table, values=table.values.masked_fill(gap, torch.nan))
+def _mask(table: Table, removed: Tensor) -> Table:
+    """Replace entries by NaN."""
+    return replace(table, values=table.values.masked_fill(removed, torch.nan))
 
 
 def _uniform(x: Tensor, seed: int) -> Tensor:
-    """Draw a number from [0, 1) for each entry, leaving torch's own generator alone."""
+    """Draw from the uniform distribution on [0, 1) for each entry, without using torch's global generator."""
     return torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
 
 
-def _shape(table: Table, given: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width of a table's pictures."""
+def _height_and_width(table: Table, shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Return height and width of a table's images."""
     number = len(table.columns)
-    if given is not None:
-        height, width = given
+    if shape is not None:
+        height, width = shape
         if height < 1 or width < 1 or height * width != number:
-            raise InputError(f"shape={tuple(given)!r}: expected height and width of {number} pixels")
+            raise InputError(f"shape={tuple(shape)!r}: expected height and width of {number} pixels")
         return height, width
     side = math.isqrt(number)
     square = (side, side) if side * side == number and table.columns == unnamed_columns(number) else None
-    shape = image_shape(table.columns) or square
-    if shape is None:
-        raise InputError(f"{table.name}: its {number} columns do not tell height and width of pictures; give shape")
-    return shape
+    inferred = image_shape(table.columns) or square
+    if inferred is None:
+        raise InputError(f"{table.name}: its {number} columns do not determine height and width of images; give shape")
+    return inferred

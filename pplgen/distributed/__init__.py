@@ -1,4 +1,4 @@
-"""Several processes: ranks, their heartbeat, and rows shared out between them.
+"""Distributed training: ranks, their heartbeat, and sharding of rows.
 
 May import: compiler, storage. Start reading at `ranks.py`.
 """

@@ -16,8 +16,9 @@ import xarray as xr
 from torch import Tensor
 
 from pplgen.data.columns import ColumnSelection
+from pplgen.data.conversion import as_finite
 from pplgen.data.series import load_selected_series
-from pplgen.data.table import Table, as_finite, named_data_sets
+from pplgen.data.table import Table, named_data_sets
 from pplgen.errors import DataWarning, InputError, first_line
 from pplgen.fitting.nuts_result import SampledFit
 from pplgen.fitting.prepare import prepare

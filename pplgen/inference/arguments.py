@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from pplgen.data.columns import ColumnSelection, named_columns
 from pplgen.data.labels_and_weights import row_labels, row_weights
-from pplgen.data.series import check_training_series, load_selected_series
+from pplgen.data.series import load_selected_series
 from pplgen.data.streams import RowStream, Survey
-from pplgen.data.table import Table, check_training_table, load_data, load_selected
+from pplgen.data.table import Table, load_data, load_selected
+from pplgen.data.training_checks import check_training_series, check_training_table
 from pplgen.errors import InputError
 from pplgen.story.base import Story
 from pplgen.story.structure import number_of_rows

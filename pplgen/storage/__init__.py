@@ -1,4 +1,4 @@
-"""What lies on disk: whole files, run folders with their headers, checkpoints, users' own code; no pickle.
+"""Files on disk: atomic writes, run folders with their headers, checkpoints, and users' code; no pickle.
 
 May import: story. Start reading at `run_folder.py`.
 """

@@ -1,4 +1,4 @@
-"""Files that are whole: written beside their place, on the disk before they move into it, never through a link."""
+"""Atomic file writes: write to a temporary file in the same folder, sync, then rename; links are not followed."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import Path
 __all__ = ["UNFINISHED", "missing_folders", "move", "remove_empty", "remove_unfinished", "sync", "write_bytes"]
 
 UNFINISHED = ".unfinished-"
-"""What the name of everything starts with that is not whole yet."""
+"""Name prefix of temporary files and folders."""
 
 
 def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
-    """Write a file whole, in the place of one that may be there; on failure that one stays as it was.
+    """Write or replace a file atomically; on failure an existing file is unchanged.
 
     Parameters
     ----------
     path
-        Its place.
+        File to write.
     content
-        All of it.
+        Complete content of the file.
     previous
-        Where the one that was there goes; ``None`` for nowhere.
+        Path to which an existing file is moved; ``None`` to discard it.
 
     Raises
     ------
     OSError
-        Where it cannot be written, such as on a full disk.
+        Where the file cannot be written, such as on a full disk.
     """
     unfinished = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}-{path.name}")
     try:
-        with unfinished.open("xb") as file:  # a file of its own: x follows no link that waits under the name
+        with unfinished.open("xb") as file:  # mode x does not follow an existing link of that name
             file.write(content)
         sync(unfinished)
         if previous is not None and path.exists():
@@ -47,43 +47,43 @@ def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> 
 
 
 def move(unfinished: Path, path: Path) -> None:
-    """Move a file into its place, in the same file system, once its content is on the disk."""
+    """Move a file within a file system, after its content is on disk."""
     sync(unfinished)
     os.replace(unfinished, path)
 
 
 def sync(path: Path) -> None:
-    """Return once a file's content, or a folder's list of names, is on the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     folder = path.is_dir()
-    if folder and os.name == "nt":  # which opens none
+    if folder and os.name == "nt":  # Windows opens no folders
         return
     descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not (folder and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems sync no folders
+        if not (folder and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def remove_unfinished(folder: Path, name: str = "") -> None:
-    """Remove what killed processes left unfinished in a folder: of the file ``name``, or all of it."""
-    for left in folder.glob(f"{UNFINISHED}*{name}"):
+    """Remove temporary files that killed processes left in a folder: those of the file ``name``, or all."""
+    for leftover in folder.glob(f"{UNFINISHED}*{name}"):
         with contextlib.suppress(OSError):
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
             else:
-                left.unlink(missing_ok=True)
+                leftover.unlink(missing_ok=True)
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """Return a folder and those above it that are not there, the deepest first."""
+    """Return those of a folder and its parents that do not exist, deepest first."""
     return [each for each in (folder, *folder.parents) if not each.exists()]
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Remove folders that are empty, in this order."""
+    """Remove those of the folders that are empty, in this order."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()

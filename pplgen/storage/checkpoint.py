@@ -1,4 +1,4 @@
-"""Where a fit stands, in a file and the one before it, each whole: a killed fit continues from the newer one."""
+"""Checkpoints of a fit: the latest and the previous one, written atomically; a killed fit resumes from the latest."""
 
 from __future__ import annotations
 
@@ -33,44 +33,44 @@ __all__ = [
 
 NAME = "checkpoint.safetensors"
 PREVIOUS = "checkpoint-before.safetensors"
-"""The checkpoint before ``NAME``, in case that one cannot be read."""
+"""The previous checkpoint, in case ``NAME`` cannot be read."""
 DEFAULT_INTERVAL = 10.0
-"""Between two checkpoints, at least, unless told otherwise."""
+"""Default minimum time between two checkpoints, in seconds."""
 FORMAT = 2
-"""Version of the layout; another one is refused."""
+"""Version of the file layout; other versions are refused."""
 
 
 class CheckpointOptions(NamedTuple):
-    """Where checkpoints are kept, and how often."""
+    """Directory and frequency of checkpoints."""
 
     directory: Path
-    seconds: float = DEFAULT_INTERVAL
-    """Between two of them, at least."""
+    interval: float = DEFAULT_INTERVAL
+    """Minimum time between two checkpoints, in seconds."""
 
 
 class Checkpoint:
-    """Files that hold where one fit stands.
+    """Checkpoint files of one fit.
 
     Parameters
     ----------
-    keeping
-        Where the files are, or will be, and how often they are written.
+    options
+        Directory and frequency of the checkpoints.
     fit
-        What tells this fit from others, by ``content_digest``.
+        Digest that identifies the fit, from ``content_digest``.
     device
-        Where random numbers are drawn.
+        Device on which random numbers are drawn.
 
     Raises
     ------
     InputError
-        Where nothing can be written there.
+        Where the directory cannot be written.
     """
 
-    def __init__(self, keeping: CheckpointOptions, fit: str, device: torch.device) -> None:
-        directory, self.seconds = keeping
+    def __init__(self, options: CheckpointOptions, fit: str, device: torch.device) -> None:
+        directory, self.interval = options
         self.path, self.fit, self.device = directory / NAME, fit, device
         self._previous: Path | None = self.path.with_name(PREVIOUS)
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):
@@ -80,73 +80,73 @@ class Checkpoint:
         atomic.remove_unfinished(directory, NAME)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read tensors and facts back, and put the random generator where it was; ``None`` where there is no file.
+        """Load tensors and metadata and restore the random state; ``None`` where there is no checkpoint.
 
-        Where the newest file cannot be read, that is a ``DataWarning``, and the one before it is taken.
+        If the latest checkpoint cannot be read, the previous one is loaded with a ``DataWarning``.
 
         Raises
         ------
         InputError
-            Where no file can be read, or it is of another fit or layout.
+            Where no checkpoint can be read, or it is from another fit or layout version.
         """
-        faults = []
+        failures = []
         for path in (self.path, self.path.with_name(PREVIOUS)):
             if not path.exists():
                 continue
             try:
-                tensors, facts = _read(path)
+                tensors, metadata = _read(path)
             except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-                faults.append(f"{str(path)!r} cannot be read as a checkpoint: {error}")
+                failures.append(f"{str(path)!r} cannot be read as a checkpoint: {error}")
                 continue
-            self._require_same(facts, path)
-            if faults:
-                warnings.warn(f"{faults[0]}; the fit continues from the one before it", DataWarning, stacklevel=2)
-                self._previous = None  # what cannot be read does not take the place of what can
+            self._check_identity(metadata, path)
+            if failures:
+                warnings.warn(f"{failures[0]}; the fit resumes from the previous checkpoint", DataWarning, stacklevel=2)
+                self._previous = None  # the readable checkpoint must not be replaced by the unreadable one
             torch.set_rng_state(tensors.pop("generator"))
             if self.device.type == "cuda" and "cuda_generator" in tensors:
                 torch.cuda.set_rng_state(tensors.pop("cuda_generator"), self.device)
-            return tensors, facts["facts"]
-        if faults:
-            raise InputError(f"{faults[0]}; remove the file to start over")
+            return tensors, metadata["facts"]
+        if failures:
+            raise InputError(f"{failures[0]}; remove the file to start over")
         return None
 
     def due(self) -> bool:
-        """Whether it is time for the next one."""
-        return time.monotonic() - self._saved >= self.seconds
+        """Whether the interval since the last checkpoint has passed."""
+        return time.monotonic() - self._saved_at >= self.interval
 
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write tensors, facts and the state of the random generator.
+    def save(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Save tensors, metadata and the random state.
 
-        A file that cannot be written is a ``DataWarning``, for the fit can go on; those written before stay.
+        If the file cannot be written, this is a ``DataWarning``: the fit continues and earlier checkpoints are kept.
         """
         content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         content["generator"] = torch.get_rng_state()
         if self.device.type == "cuda":
             content["cuda_generator"] = torch.cuda.get_rng_state(self.device)
-        told = json.dumps({"format": FORMAT, "fit": self.fit, "facts": facts})
+        text = json.dumps({"format": FORMAT, "fit": self.fit, "facts": metadata})
         try:
-            content_and_facts = save(content, metadata={"facts": told, "digest": _digest(told, content)})
-            atomic.write_bytes(self.path, content_and_facts, previous=self._previous)
+            file_content = save(content, metadata={"facts": text, "digest": _digest(text, content)})
+            atomic.write_bytes(self.path, file_content, previous=self._previous)
             self._previous = self.path.with_name(PREVIOUS)
         except OSError as error:
-            kept = "; the one that was written before is kept" if exists(self.path.parent) else ""
+            kept = "; the previous checkpoint is kept" if exists(self.path.parent) else ""
             message = f"{str(self.path)!r} cannot be written: {error.strerror or error}{kept}"
             warnings.warn(message, DataWarning, stacklevel=2)
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
 
-    def _require_same(self, facts: Any, path: Path) -> None:
-        """Refuse a checkpoint of another fit, or of another layout."""
-        if facts.get("format") != FORMAT:
+    def _check_identity(self, metadata: Any, path: Path) -> None:
+        """Raise ``InputError`` for a checkpoint of another fit or layout version."""
+        if metadata.get("format") != FORMAT:
             raise InputError(f"{str(path)!r} was written by another version of pplgen; remove the file to start over")
-        if facts.get("fit") != self.fit:
+        if metadata.get("fit") != self.fit:
             raise InputError(
                 f"{str(path)!r} is of another fit: its data, story, seed or options differ; "
-                "give them again as they were, or remove the file"
+                "give the same ones, or remove the file to start over"
             )
 
 
 def exists(directory: Path) -> bool:
-    """Whether a directory holds a checkpoint."""
+    """Whether a directory contains a checkpoint."""
     return any(os.path.isfile(directory / name) for name in (NAME, PREVIOUS))
 
 
@@ -157,7 +157,7 @@ def remove(directory: Path) -> None:
 
 
 def content_digest(options: Mapping[str, Any], tensors: Iterable[Tensor]) -> str:
-    """Digest of what a fit starts from: what it computes, its options, and its data and starting parameters."""
+    """SHA-256 of options and tensors, such as those that determine a fit: its data and initial parameters."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for value in tensors:
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -165,20 +165,20 @@ def content_digest(options: Mapping[str, Any], tensors: Iterable[Tensor]) -> str
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what a checkpoint holds, and hold it against its digest."""
+    """Read a checkpoint and verify its digest."""
     if not path.is_file():
         raise OSError("it is not a file")
     with safe_open(path, framework="pt") as file:
-        told, digest = file.metadata()["facts"], file.metadata()["digest"]
+        text, digest = file.metadata()["facts"], file.metadata()["digest"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if digest != _digest(told, tensors):
-        raise ValueError("its content is not what was written")
-    facts = json.loads(told)
-    if not isinstance(facts, dict):
-        raise ValueError("it tells no facts")
-    return tensors, facts
+    if digest != _digest(text, tensors):
+        raise ValueError("its content does not match its digest")
+    metadata = json.loads(text)
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata are not a JSON object")
+    return tensors, metadata
 
 
-def _digest(told: str, tensors: Mapping[str, Tensor]) -> str:
-    """Digest of everything in a checkpoint."""
-    return content_digest({"facts": told, "names": sorted(tensors)}, (tensors[name] for name in sorted(tensors)))
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of a checkpoint's metadata and tensors."""
+    return content_digest({"facts": text, "names": sorted(tensors)}, (tensors[name] for name in sorted(tensors)))

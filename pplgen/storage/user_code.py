@@ -1,4 +1,4 @@
-"""Code that a user brings: where it is told to be, what it reads like, and whether it is as it was."""
+"""Users' model code: import paths, source, digests, and stories loaded from a file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pplgen.story.base import Story
 __all__ = ["COLLECTION", "code_digest", "import_path", "qualified_name", "source_code", "story_in_file", "user_story"]
 
 COLLECTION = "pplgen.models."
-"""Stories below this package come with the toolkit; all others are a user's own."""
+"""Package of the stories that come with the toolkit; all others are users' code."""
 LIBRARIES = ("pplgen.", "pyro.", "torch.")
-"""Whose code is told by their versions."""
+"""Packages that are identified by version instead of source code."""
 
 
 def import_path(kind: type) -> str:
@@ -26,14 +26,14 @@ def import_path(kind: type) -> str:
 
 
 def qualified_name(part: Any) -> str:
-    """Return module and name of a model or a guide: a function's own, or those of an object's class."""
+    """Return module and name of a model or guide: of the function, or of the object's class."""
     function = inspect.unwrap(part)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{getattr(function, '__module__', None) or type(function).__module__}:{name}"
 
 
 def source_code(what: Any) -> str | None:
-    """Return the code of a function or class, ``None`` where it is not to be had."""
+    """Return the source code of a function or class, ``None`` where it is not available."""
     try:
         return inspect.cleandoc("\n" + inspect.getsource(what))
     except (OSError, TypeError):
@@ -41,39 +41,39 @@ def source_code(what: Any) -> str | None:
 
 
 def code_digest(*parts: Any) -> str | None:
-    """Digest of the code of classes, with those that they derive from, and functions; ``None`` where none is to be had.
+    """Return the SHA-256 of the source code of functions and classes, including base classes.
 
-    That of libraries is left out. Of any other object the code is its class's.
+    Libraries are excluded; other objects are represented by their class. ``None`` where no source is available.
     """
     kinds: list[Any] = []
     for part in map(inspect.unwrap, parts):
-        own = part if inspect.isroutine(part) or isinstance(part, type) else type(part)
-        kinds += own.__mro__ if isinstance(own, type) else [own]
-    own_kinds = [kind for kind in kinds if not f"{kind.__module__}.".startswith((*LIBRARIES, "builtins."))]
-    sources = [source for source in map(source_code, own_kinds) if source is not None]
+        definition = part if inspect.isroutine(part) or isinstance(part, type) else type(part)
+        kinds += definition.__mro__ if isinstance(definition, type) else [definition]
+    user_kinds = [kind for kind in kinds if not f"{kind.__module__}.".startswith((*LIBRARIES, "builtins."))]
+    sources = [source for source in map(source_code, user_kinds) if source is not None]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest() if sources else None
 
 
-def user_story(recorded: str, given: Any) -> type[Story] | Story:
-    """Return the story that a user gives for a run of one: a class, an untrained story, or ``"FILE.py:CLASS"``.
+def user_story(recorded: str, source: Any) -> type[Story] | Story:
+    """Return the user's story for loading a run: from a class, an untrained story, or ``"FILE.py:CLASS"``.
 
     Raises
     ------
     InputError
-        Where it is none of them, or has another name than the one recorded.
+        Where ``source`` is none of these, or its name differs from the recorded one.
     """
-    story = story_in_file(given) if isinstance(given, str) else given
+    story = story_in_file(source) if isinstance(source, str) else source
     kind = story if isinstance(story, type) else type(story)
     if not issubclass(kind, Story):
-        raise InputError(f"story={given!r}: expected a class derived from Story, one of its stories, or FILE.py:CLASS")
+        raise InputError(f"story={source!r}: expected a subclass of Story, an instance of one, or FILE.py:CLASS")
     name = recorded.rpartition(":")[2]
     if kind.__name__ != name:
-        raise InputError(f"story {kind.__name__!r} was given, and the run is of {name!r}")
+        raise InputError(f"story {kind.__name__!r} was given, but the run is of {name!r}")
     return story
 
 
 def story_in_file(reference: str) -> type[Story]:
-    """Execute a file that the user names, and return one of its stories.
+    """Execute a user's file and return one of its stories.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def story_in_file(reference: str) -> type[Story]:
     Raises
     ------
     InputError
-        Where there is no such file or story, or the file cannot be executed.
+        Where the file or story does not exist, or the file cannot be executed.
     """
     path, colon, name = reference.rpartition(":")
     file = Path(path)
@@ -91,7 +91,7 @@ def story_in_file(reference: str) -> type[Story]:
         raise InputError(f"story {reference!r}: expected FILE.py:CLASS, such as mymodel.py:MyStory")
     if not file.is_file():
         raise InputError(f"story {reference!r}: there is no file {path!r}")
-    # under the name of the file, which hides no module of the same stem
+    # registered under the file name, which shadows no module of the same stem
     spec = importlib.util.spec_from_file_location(file.name, file)
     assert spec is not None and spec.loader is not None, "a file that ends in .py has a loader"  # noqa: PT018
     module = importlib.util.module_from_spec(spec)

@@ -184,7 +184,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
     header = folder / "runs" / "gaussian-mixture-own" / "header.json"
     before = header.read_bytes()
     done = pplgen("fit", "gaussian-mixture", "own.csv", cwd=folder, code=2)
-    assert "already holds a run; give --force" in done.stderr
+    assert "already contains a run; give --force" in done.stderr
     assert header.read_bytes() == before
     pplgen("fit", "gaussian-mixture", "own.csv", "--steps", 3, "--draws", 2, "--force", cwd=folder)
     assert json.loads(header.read_text())["config"]["prior_scale"] is None
@@ -217,7 +217,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ),
         ("fit gaussian-mixture words.csv --only c", "only='c': expected some of the columns a, b"),
         ("fit gaussian-mixture infinite.csv", "column 'b', row 1: inf is not a finite number"),
-        ("fit gaussian-mixture ragged.csv", "row 2: the number of cells is 3, where 2 were expected"),
+        ("fit gaussian-mixture ragged.csv", "row 2: the number of cells is 3; expected 2, separated by"),
         ("fit gaussian-mixture empty.csv", "the file is empty"),
         ("fit gaussian-mixture single.csv", "1 row is too little to learn from"),
         ("fit vae digits --hidden 20,x", "--hidden 20,x: expected whole numbers separated by commas"),
@@ -225,8 +225,8 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit vae faithful", "row 1, column 1: 3.6 is no pixel; expected numbers from 0 to 1"),
         ("sample nowhere --seed -1", "Invalid value for '--seed'"),
         ("fit gaussian-mixture faithful --device meta", "device='meta' is not available here"),
-        ("sample nowhere", "'nowhere' holds no run: there is no header.json in it"),
-        ("predict nowhere faithful", "'nowhere' holds no run"),
+        ("sample nowhere", "'nowhere' contains no run: there is no header.json in it"),
+        ("predict nowhere faithful", "'nowhere' contains no run"),
         ("unknown", "No such command 'unknown'"),
     ],
 )

@@ -129,7 +129,7 @@ def refused(match):
 
 def test_offline_it_says_what_to_put_where(cache, monkeypatch):
     monkeypatch.setenv("PPLGEN_MIRROR", "http://127.0.0.1:9")
-    refused(rf"'mnist' could not be downloaded from http://127.0.0.1:9/mnist/.*: put .* and digits.gz into '{cache}'")
+    refused(rf"'mnist' could not be downloaded from http://127.0.0.1:9/mnist/.*; place .* and digits.gz in '{cache}'")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_offline_it_says_what_to_put_where(cache, monkeypatch):
         "another file of the same length": ({"pictures.gz": CONTENT["pictures.gz"][::-1]}, "SHA-256 is not the one"),
         "cut short": ({"pictures.gz": CONTENT["pictures.gz"][:20]}, "it holds 20 bytes, where"),
         "broken off": ({"sent": 30}, "it holds 30 bytes, where"),
-        "too large": ({"pictures.gz": bytes(10_000)}, "longer than the .* bytes that were published"),
+        "too large": ({"pictures.gz": bytes(10_000)}, "longer than the published .* bytes"),
         "an error page": ({"pictures.gz": None}, "Not Found"),
     }.values(),
 )
@@ -167,24 +167,24 @@ def test_an_address_that_is_none(cache, monkeypatch, address):
 def test_a_wrong_file_in_the_cache_is_named(cache, mirror):
     cache.mkdir(parents=True)
     (cache / "digits.gz").write_bytes(b"")
-    refused(rf"'{cache / 'digits.gz'}': it holds 0 bytes, where .* delete it, and it is downloaded again")
+    refused(rf"'{cache / 'digits.gz'}': it has 0 bytes; .* delete it to download it again")
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, cache, mirror):
     (tmp_path / "cache").write_text("a file")
-    refused("downloads cannot be kept there: .*; name another directory in PPLGEN_CACHE")
+    refused("downloads cannot be kept there: .*; set PPLGEN_CACHE to another directory")
 
 
 NO_IDX = {
-    "no gzip": (b"\x00\x00\x08\x01", "not a whole gzip file"),
-    "gzip cut short": (CONTENT["pictures.gz"][:-12], "not a whole gzip file"),
+    "no gzip": (b"\x00\x00\x08\x01", "not a complete gzip file"),
+    "gzip cut short": (CONTENT["pictures.gz"][:-12], "not a complete gzip file"),
     "no idx": (gzip.compress(b"<html>"), "starts with 3c 68 74 6d; expected an idx file"),
     "empty": (gzip.compress(b""), "expected an idx file"),
     "of floats": (idx(DIGITS, kind=13), "expected an idx file of unsigned bytes"),
     "header cut short": (gzip.compress(bytes([0, 0, 8, 2, 0, 0])), "an idx header of shape"),
-    "absurd": (idx(DIGITS, shape=(2**31, 2**31)), "axes of sensible length"),
-    "too few": (idx(DIGITS, shape=(6,)), r"5 bytes of entries, where shape \(6,\) has 6"),
-    "too many": (idx(DIGITS, shape=(4,)), r"more bytes of entries, where shape \(4,\) has 4"),
+    "absurd": (idx(DIGITS, shape=(2**31, 2**31)), "axes, 1,073,741,824 entries at most"),
+    "too few": (idx(DIGITS, shape=(6,)), r"5 entries; expected 6 for shape \(6,\)"),
+    "too many": (idx(DIGITS, shape=(4,)), r"more than 4 entries; expected 4 for shape \(4,\)"),
 }
 
 
@@ -198,7 +198,7 @@ def test_pictures_and_classes_belong_together(cache, mirror, monkeypatch):
     content = idx(DIGITS[:4])
     (mirror / "digits.gz").write_bytes(content)
     monkeypatch.setitem(SPLITS, "train", (FILES[0], published("digits.gz", content)))
-    refused("expected pictures, and one digit for each")
+    refused("expected images and one digit per image")
 
 
 @pytest.mark.parametrize(

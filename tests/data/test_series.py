@@ -45,7 +45,7 @@ def test_several_series():
     [
         (LONG, {"by": "whom"}, "by='whom': expected one of the columns who, a, b"),
         (LONG.replace({"who": {1: np.nan}}), {"by": "who"}, "column 'who', row 3: the value is missing"),
-        (LONG[["who"]], {"by": "who"}, "no column is left for the data beside 'who'"),
+        (LONG[["who"]], {"by": "who"}, "no data column is left besides 'who'"),
         ([LONG[["a"]], LONG[["b"]]], {}, "series 2 has the columns b; expected those of the first, a"),
         ([np.ones((3, 1)), np.array([[np.inf]])], {}, "series 2: column 'x0', row 1: inf is not a finite number"),
         (np.ones((0, 3, 1)), {}, r"the array is empty, with shape \(0, 3, 1\)"),

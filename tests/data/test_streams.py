@@ -123,7 +123,7 @@ def test_skipped_pools_are_not_read(npy):
 def test_survey_equals_numpy_on_the_whole_array(npy, matrix):
     survey = stream_data(npy, dtype=torch.float64).survey(100, seed=0)
     assert survey.missing
-    np.testing.assert_array_equal(survey.seen.numpy(), (~np.isnan(matrix)).sum(axis=0))
+    np.testing.assert_array_equal(survey.count.numpy(), (~np.isnan(matrix)).sum(axis=0))
     # sums of 2,050 terms, each right to 1e-16 of the largest
     np.testing.assert_allclose(survey.mean.numpy(), np.nanmean(matrix, axis=0), rtol=1e-13)
     np.testing.assert_allclose(survey.std.numpy(), np.nanstd(matrix, axis=0), rtol=1e-10)
@@ -266,7 +266,7 @@ def test_training_checks(tmp_path, small_blocks):
         return stream_data(tmp_path / "t.npy", **options).survey(10, seed=0)
 
     count = np.arange(500.0)
-    with pytest.raises(InputError, match="t: 1 row is too little to learn from"):
+    with pytest.raises(InputError, match="t: 1 row is too few to train on"):
         survey(np.ones((1, 2)))
     with pytest.raises(InputError, match="column 'x1' has no observed value in 500 rows"):
         survey(np.column_stack([count, np.full(500, np.nan)]))

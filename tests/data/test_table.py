@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from pplgen.data.table import Fingerprint, Table, check_training_table, load_data, named_data_sets
+from pplgen.data.fingerprint import Fingerprint
+from pplgen.data.table import Table, load_data, named_data_sets
+from pplgen.data.training_checks import check_training_table
 from pplgen.errors import DataWarning, InputError
 
 
@@ -91,7 +93,7 @@ def test_headerless_text_keeps_its_first_row(tmp_path):
     assert table.columns == ("x0", "x1")
     assert table.values.tolist() == [[1, 2], [3, 4]]
     assert load_data(csv(tmp_path, "1,,3\n4,5,6\n")).values.shape == (2, 3)
-    with pytest.warns(DataWarning, match="the first line, 'a,2019', is taken for names of columns"):
+    with pytest.warns(DataWarning, match="the first line, 'a,2019', is read as column names"):
         assert load_data(csv(tmp_path, "a,2019\n4,5\n")).columns == ("a", "2019")
 
 
@@ -186,12 +188,12 @@ def test_row_counter_is_left_out_with_a_word(tmp_path):
         ("a,b\n1,2\n1,1e39\n", r"column 'b', row 2: 1e\+39 is not a finite number in torch.float32"),
         ("a,b\n1,2\n1,inf\n", r"column 'b', row 2: inf is not a finite number"),
         ("a,b\n1,2\n-1e400,2\n", r"column 'a', row 2: -inf is not a finite number"),
-        ("a,b\n1,2\n1,2,3\n", r"row 2: the number of cells is 3, where 2 were expected; .* separated by commas"),
-        ("a;b\n1;2\n1;2;3\n", r"row 2: the number of cells is 3, where 2 were expected; .* separated by semicolons"),
-        ("a\tb\n1\t2\n1,5\n", r"row 2: the number of cells is 1, where 2 were expected; .* separated by tabs"),
+        ("a,b\n1,2\n1,2,3\n", r"row 2: the number of cells is 3; expected 2, separated by commas"),
+        ("a;b\n1;2\n1;2;3\n", r"row 2: the number of cells is 3; expected 2, separated by semicolons"),
+        ("a\tb\n1\t2\n1,5\n", r"row 2: the number of cells is 1; expected 2, separated by tabs"),
         ("a\tb\n1\t2,500\n", r"column 'b' \('2,500' in row 1\) does not hold numbers"),
         ("a;b\n1,5;1.234,5\n", r"column 'b' \('1.234,5' in row 1\) does not hold numbers"),
-        ("a,b\n1,2\n1\n", r"row 2: the number of cells is 1, where 2 were expected"),
+        ("a,b\n1,2\n1\n", r"row 2: the number of cells is 1; expected 2, separated"),
         ("", r"the file is empty"),
         ("\n\n", r"the file is empty"),
         ("a,b\n", r"the data are empty, with shape \(0, 2\)"),
@@ -214,7 +216,7 @@ def test_bad_files(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"nonsense")
     expected = {
         "objects.npy": "not a plain numeric NumPy file",
-        "two.npz": "holds the arrays a, b; expected exactly one, or one called x",
+        "two.npz": "contains the arrays a, b; expected exactly one, or one named x",
         "text.npy": "expected numbers",
         "cube.npy": r"shape \(2, 2, 2\); expected \(num_rows, num_features\)",
         "wide.npy": r"the data are empty, with shape \(0, 4611686018427387904\)",
@@ -306,7 +308,8 @@ def test_a_row_counter_that_is_asked_for_stays(tmp_path):
         (
             {},
             r"columns 'tree' \('oak' in row 1\) and 'day' \('1 May' in row 1\) do not hold numbers; leave them "
-            r"out with --ignore tree,day \(in Python ignore=\['tree', 'day'\]\), or code categories 0, 1, 2, \.\.\.",
+            r"out with --ignore tree,day \(in Python ignore=\['tree', 'day'\]\), or encode categories as 0, 1, 2, \."
+            r"\.\.",
         ),
     ],
 )
@@ -330,7 +333,7 @@ def test_columns_that_lose_their_spread_are_told():
 
 
 def test_too_little_to_learn_from():
-    with pytest.raises(InputError, match="1 row is too little to learn from"):
+    with pytest.raises(InputError, match="1 row is too few to train on"):
         check_training_table(load_data([[1.0, 2.0]]))
     with pytest.raises(InputError, match="column 'x1' has no observed value"):
         check_training_table(load_data([[1.0, np.nan], [2.0, np.nan]]))

@@ -132,7 +132,7 @@ def test_a_random_fit_ends_where_one_process_does(two, files):
 
 def test_mistakes_are_everyones(two):
     for found in two[0]:
-        call = "all of them call fit with the same arguments"
+        call = "call fit with the same arguments on all ranks"
         different = [f"ranks have different {what}; {call}" for what in ("data", "parameters")]
         assert list(found["said"]) == ["no such rows", *different, "rank 1: no such rows"]
 
@@ -140,7 +140,7 @@ def test_mistakes_are_everyones(two):
 def test_killing_a_rank_ends_the_other_with_a_sentence(two):
     _, codes, end = two
     assert codes == [0, -9]
-    assert end["error"] == "rank 1 has not been heard of for 5 seconds, so the run ends"
+    assert end["error"] == "rank 1 has sent no heartbeat for 5 seconds, so the run ends"
     assert end["steps"] >= 39
     assert end["seconds"] < 60
 
@@ -250,7 +250,7 @@ def test_wrong_files(files, tmp_path):
         pplgen.stream_data(tmp_path)
     np.save(tmp_path / "a.npy", np.ones((5, 2)))
     np.save(tmp_path / "b.npy", np.ones((5, 3)))
-    with pytest.raises(InputError, match=r"b.npy': columns x0, x1, x2, where .*a.npy' has x0, x1"):
+    with pytest.raises(InputError, match=r"b.npy' has columns x0, x1, x2, but .*a.npy' has x0, x1"):
         pplgen.stream_data(tmp_path)
 
 
@@ -289,7 +289,7 @@ def test_parts_of_a_batch_are_in_proportion():
         assert sum(shares) == batch_size
         assert all(1 <= share <= own for share, own in zip(shares, (40, 24, 7), strict=True))
         assert all(abs(share - batch_size * own / 71) < 1 for share, own in zip(shares, (40, 24, 7), strict=True))
-    with pytest.raises(InputError, match="batch_size=2: expected one row at least for each of 3 ranks"):
+    with pytest.raises(InputError, match="batch_size=2: expected at least one row for each of 3 ranks"):
         shards[0].local_batch_size(2)
 
 
@@ -310,7 +310,7 @@ def test_what_ranks_cannot_share_is_refused():
 
     pair = Pair(constant, guide, data)
     check_shardable(pair, pair.elbo())
-    with pytest.raises(InputError, match="RenyiELBO is no sum over rows"):
+    with pytest.raises(InputError, match="RenyiELBO is not a sum over rows"):
         check_shardable(pair, RenyiELBO(num_particles=2))
     for wrong, own_guide, sentence in (
         (outside, guide, "site 'extra' depends on the rows outside"),

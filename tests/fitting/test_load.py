@@ -124,8 +124,8 @@ def test_a_story_whose_code_has_changed_is_a_warning(own, tmp_path):
         ("mymodel.py:Levle", "has no story 'Levle'; it has Level; did you mean 'Level'?"),
         ("mymodel.py:torch", "has no story 'torch'"),
         ("broken.py:Level", "'broken.py' cannot be executed: SyntaxError"),
-        (GaussianMixture, "story 'GaussianMixture' was given, and the run is of 'Level'"),
-        (dict, "expected a class derived from Story"),
+        (GaussianMixture, "story 'GaussianMixture' was given, but the run is of 'Level'"),
+        (dict, "expected a subclass of Story"),
     ],
 )
 def test_stories_that_are_none_or_another(own, monkeypatch, story, sentence):

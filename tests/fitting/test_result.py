@@ -98,7 +98,7 @@ def test_other_data_are_refused(run, faithful):
 
 def test_a_run_is_not_overwritten_unless_told(faithful_fit, run):
     before = (run / store.HEADER).read_bytes()
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already contains a run"):
         faithful_fit.save(run)
     assert (run / store.HEADER).read_bytes() == before
     (run / "fit.png").write_bytes(b"of the old run")

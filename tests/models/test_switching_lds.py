@@ -228,7 +228,7 @@ def test_hard_series_give_a_sentence_or_a_finite_fit():
     walk = torch.randn(1, 40, 2).cumsum(1)
     flat, gap = walk.clone(), walk.clone()
     flat[..., 0], gap[..., 0] = 3.0, torch.nan
-    with pytest.raises(InputError, match="1 step is too little to learn from"):
+    with pytest.raises(InputError, match="1 step is too few to train on"):
         pplgen.fit(SwitchingLDS(), walk[:, :1], steps=5, progress=False)
     with pytest.raises(InputError, match="no observed value"):
         pplgen.fit(SwitchingLDS(), gap, steps=5, progress=False)

@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, rows, often,
     assert [len(load_file(path)["history0"]) for path in (newest, before)] == [300, 200]
     spoil(newest, content)
     steps = []
-    with pytest.warns(pplgen.errors.DataWarning, match="cannot be read .* continues from the one before it"):
+    with pytest.warns(pplgen.errors.DataWarning, match="cannot be read .* resumes from the previous checkpoint"):
         again = pplgen.fit(
             story, rows, checkpoint=tmp_path, progress=lambda update: steps.append(update.step), **OPTIONS
         )
@@ -129,7 +129,7 @@ def test_what_cannot_be_read_never_takes_the_place_of_what_can(tmp_path, rows, o
     story = GaussianMixture(2, 2)
     killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
     spoil(tmp_path / checkpoint.NAME, "cut")
-    with pytest.warns(pplgen.errors.DataWarning, match="continues from the one before it"):
+    with pytest.warns(pplgen.errors.DataWarning, match="resumes from the previous checkpoint"):
         killed_at(400, story, rows, checkpoint=tmp_path, **OPTIONS)
     lengths = [len(load_file(tmp_path / name)["history0"]) for name in (checkpoint.NAME, checkpoint.PREVIOUS)]
     assert lengths == [300, 200]

@@ -76,7 +76,7 @@ def test_places_that_cannot_be_written(tmp_path):
 
 
 def test_damaged_runs(tmp_path):
-    with pytest.raises(InputError, match=r"holds no run: there is no header\.json"):
+    with pytest.raises(InputError, match=r"contains no run: there is no header\.json"):
         store.read(tmp_path)
     save(tmp_path)
     content = (tmp_path / store.TENSORS).read_bytes()
@@ -100,8 +100,8 @@ def test_damaged_runs(tmp_path):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (FORMAT + 1, "of a newer pplgen, where this version reads format .*; install a newer one"),
-        (FORMAT - 1, "format .*, where this version reads format .*; fit again"),
+        (FORMAT + 1, "of a newer pplgen; this version reads format .*; install a newer one"),
+        (FORMAT - 1, "format .*; this version reads format .*; fit again"),
         (None, "format None"),
         ("2", "format '2'"),
         (True, "format True"),
@@ -117,7 +117,7 @@ def test_other_versions_are_refused(tmp_path, given, sentence):
 
 
 @pytest.mark.parametrize("key", sorted(HEADER))
-def test_every_key_is_needed_and_of_its_kind(tmp_path, key):
+def test_every_key_is_required_and_typed(tmp_path, key):
     save(tmp_path)
     header = json.loads((tmp_path / store.HEADER).read_text())
     for wrong in ([["a"]], 1.5, None):
@@ -126,26 +126,26 @@ def test_every_key_is_needed_and_of_its_kind(tmp_path, key):
             store.read(tmp_path)
     del header[key]
     (tmp_path / store.HEADER).write_text(json.dumps(with_digest(header)))
-    with pytest.raises(InputError, match=f"there is no '{key}' in it; expected"):
+    with pytest.raises(InputError, match=f"'{key}' is missing; expected"):
         store.read(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("part", "sentence"),
     [
-        ({"data": {"name": "a"}}, "data: there is no 'num_rows' in it"),
+        ({"data": {"name": "a"}}, "data: 'num_rows' is missing"),
         ({"data": {**DATA, "num_rows": -1}}, "data: 'num_rows' is -1; expected a whole number of at least 0"),
-        ({"data": {**DATA, "known": "labels"}}, "data: 'known' is 'labels'; expected a list of texts"),
-        ({"runs": []}, "'best' is 0; expected one of 0 runs"),
+        ({"data": {**DATA, "known": "labels"}}, "data: 'known' is 'labels'; expected a list of strings"),
+        ({"runs": []}, "'best' is 0; expected an index of the 0 runs"),
         ({"runs": [{**RUN, "elbo": "high"}]}, r"runs\[0\]: 'elbo' is 'high'; expected a finite number"),
-        ({"method": "nuts"}, "there is no 'chains' in it"),
-        ({"method": "nuts", "chains": {}}, "chains: there is no 'num_chains' in it"),
-        ({"options": {"a=1); print(1": 2}}, "expected an object whose names are those of arguments"),
-        ({"command": ["rm"]}, r"'command' is \['rm'\]; expected text"),
+        ({"method": "nuts"}, "'chains' is missing"),
+        ({"method": "nuts", "chains": {}}, "chains: 'num_chains' is missing"),
+        ({"options": {"a=1); print(1": 2}}, "expected an object whose keys are argument names"),
+        ({"command": ["rm"]}, r"'command' is \['rm'\]; expected a string"),
         ({"pair": "model"}, "'pair' is 'model'; expected an object"),
     ],
 )
-def test_parts_are_held_against_their_kinds_too(tmp_path, part, sentence):
+def test_parts_are_checked_too(tmp_path, part, sentence):
     save(tmp_path)
     header = json.loads((tmp_path / store.HEADER).read_text())
     (tmp_path / store.HEADER).write_text(json.dumps(with_digest(header | part)))
@@ -159,7 +159,7 @@ def test_a_header_that_was_edited_is_refused(tmp_path):
     (tmp_path / store.HEADER).write_text(json.dumps(header))  # other spaces say the same
     assert store.read(tmp_path)[1]["seed"] == 3
     (tmp_path / store.HEADER).write_text(json.dumps(header | {"seed": 4}))
-    with pytest.raises(InputError, match="was changed after it was written; bring back the file as it was"):
+    with pytest.raises(InputError, match="was changed after it was written; restore the original file"):
         store.read(tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(InputError, match="is no file that could be replaced"):
+        with pytest.raises(InputError, match="is not a file and cannot be replaced"):
             store.write_text(tmp_path / name, "text")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]

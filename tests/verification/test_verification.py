@@ -112,7 +112,7 @@ def test_mistakes_are_said_before_anything_runs(monkeypatch, capsys, tmp_path):
         (["nile-difuse"], "did you mean 'nile-diffuse'"),
         (["--data", tmp_path / "nowhere"], "expected a folder"),
         (["--markdown", PAGE], "exists already; give --force or the name of a new file"),
-        (["--json", tmp_path, "--force"], "is no file that could be replaced"),
+        (["--json", tmp_path, "--force"], "is not a file and cannot be replaced"),
     ):
         assert run(monkeypatch, *arguments) == 2
         assert sentence in capsys.readouterr().err
