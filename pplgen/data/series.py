@@ -116,7 +116,7 @@ def _split(source: Any, by: str, selection: ColumnSelection, dtype: torch.dtype 
     keys = table.values[:, by_index]
     missing = torch.argwhere(keys.isnan())
     if len(missing):
-        raise InputError(f"column {by!r}, row {int(missing[0]) + 1}: the series is missing")
+        raise InputError(f"column {by!r}, row {int(missing[0]) + 1}: the value is missing; expected a series")
     features = [j for j in range(len(table.columns)) if j != by_index]
     columns = tuple(table.columns[j] for j in features)
     if not features:

@@ -135,9 +135,12 @@ def test_offline_it_says_what_to_put_where(cache, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     {
-        "another file of the same length": ({"pictures.gz": CONTENT["pictures.gz"][::-1]}, "SHA-256 is not the one"),
-        "cut short": ({"pictures.gz": CONTENT["pictures.gz"][:20]}, "it holds 20 bytes, where"),
-        "broken off": ({"sent": 30}, "it holds 30 bytes, where"),
+        "another file of the same length": (
+            {"pictures.gz": CONTENT["pictures.gz"][::-1]},
+            "SHA-256 differs from that of the published file",
+        ),
+        "cut short": ({"pictures.gz": CONTENT["pictures.gz"][:20]}, "it has 20 bytes; the published file has"),
+        "broken off": ({"sent": 30}, "it has 30 bytes; the published file has"),
         "too large": ({"pictures.gz": bytes(10_000)}, "longer than the published .* bytes"),
         "an error page": ({"pictures.gz": None}, "Not Found"),
     }.values(),
@@ -172,7 +175,7 @@ def test_a_wrong_file_in_the_cache_is_named(cache, mirror):
 
 def test_a_cache_that_cannot_be_written(tmp_path, cache, mirror):
     (tmp_path / "cache").write_text("a file")
-    refused("downloads cannot be kept there: .*; set PPLGEN_CACHE to another directory")
+    refused("downloads cannot be saved there: .*; set PPLGEN_CACHE to another directory")
 
 
 NO_IDX = {
@@ -181,7 +184,7 @@ NO_IDX = {
     "no idx": (gzip.compress(b"<html>"), "starts with 3c 68 74 6d; expected an idx file"),
     "empty": (gzip.compress(b""), "expected an idx file"),
     "of floats": (idx(DIGITS, kind=13), "expected an idx file of unsigned bytes"),
-    "header cut short": (gzip.compress(bytes([0, 0, 8, 2, 0, 0])), "an idx header of shape"),
+    "header cut short": (gzip.compress(bytes([0, 0, 8, 2, 0, 0])), "idx header of shape"),
     "absurd": (idx(DIGITS, shape=(2**31, 2**31)), "axes, 1,073,741,824 entries at most"),
     "too few": (idx(DIGITS, shape=(6,)), r"5 entries; expected 6 for shape \(6,\)"),
     "too many": (idx(DIGITS, shape=(4,)), r"more than 4 entries; expected 4 for shape \(4,\)"),
@@ -189,7 +192,7 @@ NO_IDX = {
 
 
 @pytest.mark.parametrize(("content", "sentence"), NO_IDX.values(), ids=NO_IDX)
-def test_idx_files_are_held_to_their_header(content, sentence):
+def test_idx_files_must_match_their_header(content, sentence):
     with pytest.raises(InputError, match=sentence):
         parse_idx(content, "file.gz")
 
