@@ -1,4 +1,4 @@
-"""The README's code runs, its names exist, and its table says what the stories' cards say."""
+"""The README's code runs, its links exist, and its table agrees with the stories' cards."""
 
 import re
 import shlex
@@ -20,8 +20,8 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_every_block_is_run_by_somebody():
-    """Those of the shell, which install from nothing, by .ci/run."""
+def test_every_block_is_run():
+    """The shell blocks, which install the package, are run by .ci/run."""
     assert re.findall(r"^```(\w+)$", README, flags=re.MULTILINE) == ["sh", "sh", "console", "python"]
 
 
@@ -53,7 +53,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("entry", models.collection(), ids=lambda entry: entry.name)
-def test_the_table_says_what_the_cards_say(entry):
+def test_the_table_agrees_with_the_cards(entry):
     card = models.cards()[entry.name]
     link = f"[`{entry.name}`](models/{entry.name.replace('-', '_')}.py)"
     row = f"| {link} | {card.rows} | {card.held_against} | {calibration_word(models.calibrations().get(entry.name))} |"
@@ -61,5 +61,5 @@ def test_the_table_says_what_the_cards_say(entry):
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
-def test_links_lead_somewhere(target):
+def test_links_exist(target):
     assert (ROOT / target).exists()

@@ -46,7 +46,7 @@ def write_report(fit: FittedPair, tree: xr.DataTree, checks: tuple[Check, ...], 
     fit
         The fit.
     tree
-        Its draws; figures of missing groups are left out, and the report says so.
+        Its draws; figures of missing groups are left out and listed as such.
     checks
         Result of ``diagnose``.
     folder

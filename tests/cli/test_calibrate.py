@@ -18,16 +18,16 @@ def run(monkeypatch, *arguments):
 
 
 def test_calibrate_prints_and_draws(monkeypatch, capsys, tmp_path):
-    picture = tmp_path / "ranks.svg"
-    assert run(monkeypatch, "calibrate", "gaussian-mixture", *SHORT, "--steps", 600, "--out", picture) == 0
+    figure = tmp_path / "ranks.svg"
+    assert run(monkeypatch, "calibrate", "gaussian-mixture", *SHORT, "--steps", 600, "--out", figure) == 0
     assert "20 data sets, 199 draws each" in capsys.readouterr().out
-    assert picture.read_text().startswith("<?xml")
-    assert run(monkeypatch, "calibrate", "gaussian-mixture", *SHORT, "--out", picture) == 2
+    assert figure.read_text().startswith("<?xml")
+    assert run(monkeypatch, "calibrate", "gaussian-mixture", *SHORT, "--out", figure) == 2
     assert "exists already" in capsys.readouterr().err
 
 
 def test_calibrate_exits_with_one_where_it_fails(monkeypatch, capsys):
-    # in one dimension three components overlap, and a guide of independent factors is too narrow for that
+    # in one dimension three components overlap, for which a mean-field guide is too narrow
     options = ("-n", "60", "--num-rows", "200", "--components", "3", "--features", "1", "--steps", "100")
     assert run(monkeypatch, "calibrate", "gaussian-mixture", *options) == 1
     assert "fail" in capsys.readouterr().out

@@ -290,7 +290,7 @@ def test_pictures_are_fitted_by_the_name_of_their_data_set(tmp_path):
     pytest.importorskip("sklearn")
     options = ("--hidden", "10,5", "--steps", 20, "--draws", 5)
     done = pplgen("fit", "vae", "digits-unit", *options, cwd=tmp_path)
-    assert done.stderr == "", "margins of pictures are no cause for a warning"
+    assert done.stderr == "", "constant margins of images cause no warning"
     assert done.stdout.startswith("VAE on digits-unit, 1,797 rows\nELBO -")
     header = json.loads((tmp_path / "runs" / "vae-digits-unit" / "header.json").read_text())
     assert header["config"]["hidden"] == [10, 5]

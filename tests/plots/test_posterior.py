@@ -74,7 +74,7 @@ def test_a_wide_prior_leaves_the_posterior_legible(tree, axes):
     prior, posterior = (line.get_xydata() for line in axes.lines)
     # a normal density at its mode; a kernel estimate from 2,000 draws is off by some per cent
     assert posterior[:, 1].max() == pytest.approx(0.399, rel=0.1)
-    # what of the prior lies in the picture is no more than there is of it
+    # the prior density is not renormalised to the visible range
     inside = np.trapezoid(prior[:, 1], prior[:, 0])
     assert inside == pytest.approx(stats.cauchy.cdf(high) - stats.cauchy.cdf(low), abs=0.05)
 

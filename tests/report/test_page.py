@@ -1,4 +1,4 @@
-"""A report is one page that says what was checked, escapes what it is given, and needs nothing else."""
+"""A report is a self-contained page that shows the checks and escapes all text."""
 
 import contextlib
 import io
@@ -202,8 +202,8 @@ def test_the_record_agrees_with_the_checks_and_the_page_shows_them(short, tmp_pa
     # the verdict comes before everything else
     assert page.text.index("Not reliable") < page.text.index("Model and data")
     mean = tree["posterior"]["mu"].values[..., 0, 1].mean()
-    (told,) = (row for row in record["parameters"] if row["name"] == "mu[0, waiting]")
-    assert told["mean"] == pytest.approx(mean, rel=1e-6)  # of single precision
+    (parameter,) = (row for row in record["parameters"] if row["name"] == "mu[0, waiting]")
+    assert parameter["mean"] == pytest.approx(mean, rel=1e-6)  # of single precision
     assert f"{mean:.4g}" in page.text
     assert record["reproduce"]["python"].splitlines()[-1] == (
         "fit = pplgen.fit(story, 'faithful', seed=0, steps=20, compile='off')"
@@ -211,7 +211,7 @@ def test_the_record_agrees_with_the_checks_and_the_page_shows_them(short, tmp_pa
 
 
 def mean_field(num_rows):
-    """A regression on columns that go together, and a guide that takes them to be independent."""
+    """A regression on correlated columns, with a mean-field guide."""
     torch.manual_seed(1)
     x = 0.9 * torch.randn(num_rows, 1) + 0.45 * torch.randn(num_rows, 6)
 
@@ -232,12 +232,12 @@ def test_the_figure_of_pareto_k_shows_the_values_of_its_check(tmp_path, monkeypa
     (check,) = (each for each in record["checks"] if "LOO Pareto k" in each["name"])
     (caption,) = (each["caption"] for each in record["pictures"] if each["name"] == "pareto-k")
     (k, rows), limit = shown["what"], shown["good"]
-    told = f"{(k > limit).sum()} of 60 rows, worst {k.max():.2f}"
+    summary = f"{(k > limit).sum()} of 60 rows, worst {k.max():.2f}"
     assert check["value"] == pytest.approx((k > limit).mean())
     assert check["value"] > 0
     assert check["verdict"] == "fail"
-    assert check["remedy"].startswith(f"{told} (rows {rows[k.argmax()]}, ")
-    assert caption.endswith(f": {told}.")
+    assert check["remedy"].startswith(f"{summary} (rows {rows[k.argmax()]}, ")
+    assert caption.endswith(f": {summary}.")
     assert f"Above {limit:.2g} a row's" in caption
 
 
@@ -279,8 +279,8 @@ def test_a_run_keeps_what_its_report_needs(hostile):
 def test_the_command_says_what_has_failed(hostile):
     _, record = read(hostile)
     _, overall_line, *failed = (hostile.parent / "said.txt").read_text().splitlines()
-    told = ", ".join(f"{record['counts'][verdict]} {verdict}" for verdict in Verdict if verdict in record["counts"])
-    assert overall_line == f"Overall fail: {told}"
+    counts = ", ".join(f"{record['counts'][verdict]} {verdict}" for verdict in Verdict if verdict in record["counts"])
+    assert overall_line == f"Overall fail: {counts}"
     assert failed
     assert failed == [f"failed: {each['name']}" for each in record["checks"] if each["verdict"] == "fail"]
 
@@ -319,15 +319,15 @@ def test_a_report_takes_the_place_of_an_older_one_and_leaves_with_its_run(hostil
 def test_a_report_that_was_there_before_its_run_stays(hostile, tmp_path):
     fit = pplgen.load(hostile)
     fit.report(tmp_path)
-    (tmp_path / "fit.png").write_text("a picture of mine")
+    (tmp_path / "fit.png").write_text("my own figure")
     fit.save(tmp_path)
-    kept = {PAGE, RECORD, "fit.png", store.HEADER, store.TENSORS}
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    expected = {PAGE, RECORD, "fit.png", store.HEADER, store.TENSORS}
+    assert {path.name for path in tmp_path.iterdir()} == expected
     # cut short before its header, a run leaves draws that are not those of the next
     (tmp_path / store.HEADER).unlink()
     (tmp_path / store.DRAWS).write_text("older")
     fit.save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == kept - {"fit.png"}
+    assert {path.name for path in tmp_path.iterdir()} == expected - {"fit.png"}
 
 
 def test_a_report_is_written_where_it_can_be(short, tmp_path):
