@@ -188,7 +188,7 @@ plt.show()
 several = pplgen.fit(two_kinds, durations, restarts=8, **options)
 several_checks = several.diagnose()
 alone_k, alone_verdict = verdict_of(alone_checks, "k-hat of all latents")
-elsewhere, elsewhere_verdict = verdict_of(several_checks, "posterior at modes that are missed (share)")
+elsewhere, elsewhere_verdict = verdict_of(several_checks, "posterior mass at missed modes")
 print(f"one fit: k-hat {alone_k:.2f}, {alone_verdict}")
 print(f"eight restarts: {100 * elsewhere:.0f} % of the posterior missed by the best of them, {elsewhere_verdict}")
 

@@ -1,4 +1,4 @@
-"""How far a fit can be trusted: one function per check, with value, threshold, source, verdict and remedy.
+"""Diagnostics of a fit: one function per check, with value, threshold, source, verdict and remedy.
 
-May import: posterior. Start reading at `table.py`, the list of all checks; `check.py`, what a check is.
+May import: posterior. Start reading at `table.py`, the list of all checks; `check.py` defines their result.
 """

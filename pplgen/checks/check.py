@@ -1,9 +1,10 @@
-"""What a check is: a number beside its threshold and its source, a verdict, and what to do about it."""
+"""The result of a check: value, threshold, source, verdict and remedy."""
 
 from __future__ import annotations
 
 import enum
 import math
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import SupportsIndex, overload
@@ -12,11 +13,11 @@ import numpy as np
 
 from pplgen.errors import InputError, near_names
 
-__all__ = ["Check", "Checks", "RowShapes", "Verdict", "beside", "despite"]
+__all__ = ["RENAMED", "Check", "Checks", "ParetoShapes", "Verdict", "not_applicable", "override_note"]
 
 
 class Verdict(enum.StrEnum):
-    """What a check says."""
+    """Outcome of a check."""
 
     PASS = "pass"
     WARN = "warn"
@@ -25,17 +26,17 @@ class Verdict(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class RowShapes:
-    """Pareto k of the importance weights of single rows, as a check judges them and a picture shows them.
+class ParetoShapes:
+    """Pareto k of the importance weights of each row.
 
     Attributes
     ----------
     rows : numpy.ndarray
-        Which rows, counted from 1, shape ``(num_judged,)``.
+        Row numbers, counted from 1, shape ``(num_rows,)``.
     k : numpy.ndarray
-        Theirs, infinite where no tail can be fitted, shape ``(num_judged,)``.
+        Pareto k of each row, infinite where no tail can be fitted, shape ``(num_rows,)``.
     limit : float
-        What a row's k should not exceed.
+        Threshold of k.
     """
 
     rows: np.ndarray
@@ -44,34 +45,34 @@ class RowShapes:
 
     @property
     def high(self) -> np.ndarray:
-        """Whether each row's k exceeds the limit, shape ``(num_judged,)``."""
+        """Whether each row's k exceeds the threshold, shape ``(num_rows,)``."""
         return self.k > self.limit
 
     def __str__(self) -> str:
-        found = f"{self.high.sum():,} of {len(self.k):,} rows"
-        return f"{found}, worst {self.k.max():.2f}" if self.high.any() else found
+        counts = f"{self.high.sum():,} of {len(self.k):,} rows"
+        return f"{counts}, worst {self.k.max():.2f}" if self.high.any() else counts
 
 
 @dataclass(frozen=True)
 class Check:
-    """A named number and what it means.
+    """A diagnostic with its threshold and verdict.
 
     Attributes
     ----------
     name : str
-        What was computed, with its unit.
+        Name of the diagnostic, with its unit.
     value : float
-        The number; NaN where the check does not apply.
+        Its value; NaN if the check does not apply.
     threshold : float
-        What it is held against.
+        The value that it is compared with.
     source : str
-        Where definition and threshold come from.
+        Reference for definition and threshold.
     verdict : Verdict
         ``pass``, ``warn``, ``fail`` or ``not applicable``.
     remedy : str
-        What was found and what to do about it, or why the check does not apply; where it passed, empty or a note.
-    shapes : RowShapes or None
-        What a check of the rows' weights judged, row by row.
+        Finding and recommended action, or why the check does not apply; empty or a note if it passed.
+    shapes : ParetoShapes or None
+        Pareto k of each row, for checks of per-row importance weights.
     """
 
     name: str
@@ -80,16 +81,37 @@ class Check:
     source: str
     verdict: Verdict
     remedy: str = ""
-    shapes: RowShapes | None = field(default=None, compare=False, repr=False)
+    shapes: ParetoShapes | None = field(default=None, compare=False, repr=False)
 
     @property
     def applies(self) -> bool:
-        """Whether there is a verdict."""
+        """Whether the check applies to the fit."""
         return self.verdict is not Verdict.NOT_APPLICABLE
 
 
+RENAMED = {
+    "draws that are not finite (share)": "non-finite draws (fraction)",
+    "times that each row counts": "plate scaling factor",
+    "times the run was infinite or NaN": "non-finite ELBO or gradient (count)",
+    "posterior at modes that are missed (share)": "posterior mass at missed modes",
+    "rows with k-hat above 0.7 (share)": "rows with k-hat above 0.7 (fraction)",
+    "bound gap (nats)": "ELBO gap (nats)",
+    "bound gap (nats per row)": "ELBO gap (nats per row)",
+    "mean moved by importance weights (sd)": "mean shift under importance weighting (sd)",
+    "columns beyond the prior predictive (share)": "columns outside the prior predictive (fraction)",
+    "posterior predictive p (smallest, Holm)": "posterior predictive p-value (smallest, Holm)",
+    "rows with LOO Pareto k above its limit (share)": "rows with LOO Pareto k above the threshold (fraction)",
+    "LOO-PIT uniform, p (smallest, Holm)": "LOO-PIT uniformity p-value (smallest, Holm)",
+    "components that repeat another": "duplicate components",
+    "draws with switched labels (share)": "label-switched draws (fraction)",
+    "amortisation gap (share of the ELBO)": "amortisation gap (fraction of the ELBO)",
+    "divergent draws (share)": "divergent transitions (fraction)",
+}
+"""Former names of checks and their current names. ``Checks`` accepts the former ones with a warning for one release."""
+
+
 class Checks(tuple[Check, ...]):
-    """Checks in the order of their table, also by name: ``checks["bound gap (nats)"]``; shown as counts of verdicts."""
+    """Checks in the order of their table, also indexed by name: ``checks["ELBO gap (nats)"]``."""
 
     __slots__ = ()
 
@@ -104,22 +126,27 @@ class Checks(tuple[Check, ...]):
             return Checks(super().__getitem__(key))
         if not isinstance(key, str):
             return super().__getitem__(key)
-        found = next((check for check in self if check.name == key), None)
-        if found is None:
+        by_name = {check.name: check for check in reversed(self)}
+        current = RENAMED.get(key, key)
+        if key not in by_name and current in by_name:
+            message = f"check {key!r} has been renamed {current!r}; the former name will be removed in the next release"
+            warnings.warn(message, FutureWarning, stacklevel=2)
+            return by_name[current]
+        if key not in by_name:
             names = [check.name for check in self]
             raise InputError(f"check {key!r}: expected one of {', '.join(names)}{near_names(key, names)}")
-        return found
+        return by_name[key]
 
     def __repr__(self) -> str:
         counts = Counter(check.verdict for check in self)
         return f"<Checks: {', '.join(f'{counts[verdict]} {verdict}' for verdict in Verdict if counts[verdict])}>"
 
 
-def despite(verdict: Verdict, value: float, threshold: float, reason: str) -> str:
-    """Begin a remedy, or a note, with why a verdict does not follow from the value and the threshold beside it."""
+def override_note(verdict: Verdict, value: float, threshold: float, reason: str) -> str:
+    """Return a note, or the start of a remedy: why the verdict does not follow from value and threshold."""
     return f"{verdict}, though {'within' if value <= threshold else 'above'} the threshold: {reason}"
 
 
-def beside(name: str, source: str, reason: str) -> Check:
+def not_applicable(name: str, source: str, reason: str) -> Check:
     """Return a check that does not apply."""
     return Check(name, math.nan, math.nan, source, Verdict.NOT_APPLICABLE, reason)

@@ -1,4 +1,4 @@
-"""What checks are made of: draws, their weights and replicated data, each computed once, when first asked for."""
+"""Inputs of checks: draws, importance weights and replicated data, each computed lazily and cached."""
 
 from __future__ import annotations
 
@@ -29,46 +29,46 @@ from pplgen.story.structure import number_of_rows
 __all__ = ["REPLICATES", "SAMPLED", "CheckInputs"]
 
 REPLICATES = 4
-"""Independent sets of draws of which k-hat is computed."""
+"""Independent replicates of k-hat."""
 DRAWS = 10_000
-"""Draws of each set; down to a quarter where data are larger than ``CHEAP``, fewer where larger than ``DEAR``."""
-CHEAP, DEAR, FEWEST = 2**25, 2**27, 250
-"""Entries of data, times draws, up to which all of ``DRAWS`` and all of a quarter are drawn; draws at least."""
-SCAN = 16
-"""Entries of rows that a step of a series costs as much as."""
+"""Draws per replicate; fewer for large data, see the budgets."""
+FULL_BUDGET, QUARTER_BUDGET, MIN_DRAWS = 2**25, 2**27, 250
+"""Largest data entries times draws for all of ``DRAWS``, and for a quarter of them; minimum number of draws."""
+SERIES_COST = 16
+"""Cost of an entry of a series, relative to one of independent rows."""
 WEIGHTED_DRAWS = 1000
-"""Draws that are weighed row by row."""
-NUMBERS = 2**22
-"""Densities of single rows that are kept."""
-DENSITIES = 2**24
-"""Densities of single rows that are computed at once, where these have latents to integrate out."""
-JOINT = 100
-"""Numbers of latents of single rows up to which they are weighed together with what all rows share."""
-ROWS, CODES = 100, 1000
-"""Rows whose latents are weighed on their own, and draws of each."""
-REPLICATED = 2**25
-"""Entries of rows that are replicated."""
-SAMPLED = "the draws are a sampler's, of the posterior itself; R-hat and effective sample size judge them"
-"""Why draws are not weighed, and no optimisation is judged."""
-SCALARS = 200
-"""Scalars of the parameters that are looked at, at most."""
+"""Importance-weighted draws with per-row densities."""
+MAX_SCORES = 2**22
+"""Maximum number of per-row densities in memory."""
+SCORES_AT_ONCE = 2**24
+"""Maximum number of per-row densities computed at once when row latents are integrated out."""
+MAX_ROW_LATENTS = 100
+"""Maximum number of row-latent scalars that are importance-weighted jointly with shared latents."""
+KHAT_ROWS, ROW_DRAWS = 100, 1000
+"""Rows whose latents are importance-weighted separately, and draws of each."""
+MAX_REPLICATED = 2**25
+"""Maximum number of replicated data entries."""
+SAMPLED = "the draws are MCMC draws from the posterior; R-hat and effective sample size diagnose them"
+"""Why checks of a guide and of its optimisation do not apply."""
+MAX_SCALARS = 200
+"""Maximum number of parameter scalars that are checked."""
 
 
 class CheckInputs:
-    """What checks are made of; use it inside ``pair.isolated``.
+    """Inputs of checks; use inside ``pair.isolated``.
 
     Parameters
     ----------
     pair
         A trained pair.
     rows
-        Arguments of model and guide to hold the fit against; ``None`` for the pair's own.
+        Arguments of model and guide to check the fit on; ``None`` for the pair's own data.
     runs
-        Its restarts, the best first.
+        Its restarts, best first.
     has_rows
-        Whether the pair's data are the rows of the fit, all of them.
+        Whether the pair holds all rows that it was fitted to.
     columns
-        Names of the data's columns, where there are any.
+        Column names of the data, if any.
     """
 
     def __init__(
@@ -88,76 +88,76 @@ class CheckInputs:
 
     @property
     def num_rows(self) -> int:
-        """How many rows the fit is held against; zero where there are none at hand."""
-        made_up = self.rows is self.pair.data and not self.has_rows and self.pair.source is None
-        return 0 if made_up else number_of_rows(self.rows) or 0
+        """Number of rows that the fit is checked on; zero if they are not available."""
+        placeholder = self.rows is self.pair.data and not self.has_rows and self.pair.source is None
+        return 0 if placeholder else number_of_rows(self.rows) or 0
 
     @cached_property
     def traces(self) -> tuple[poutine.Trace, poutine.Trace]:
-        """One run of the guide, and of the model at its draws."""
+        """A trace of the guide, and of the model replayed at its draws."""
         guide = poutine.trace(self.pair.guide).get_trace(*self.pair.data)
         model = poutine.trace(poutine.replay(self.pair.model, guide)).get_trace(*self.pair.data)
         return poutine.util.prune_subsample_sites(guide), model
 
     @property
     def sampled(self) -> bool:
-        """Whether the draws are a sampler's: of the posterior itself, with no density of a guide."""
+        """Whether the draws are MCMC draws, which have no guide density."""
         return isinstance(self.pair.guide, StoredDraws)
 
     @cached_property
-    def point(self) -> str | None:
-        """Name of a latent that the guide puts at a point, where it has no density; ``None`` without one."""
+    def point_latent(self) -> str | None:
+        """Name of a latent whose guide is a point mass; ``None`` if there is none."""
         if self.sampled:
             return None
         guide, _ = self.traces
         if set(guide.stochastic_nodes) - set(self.structure.latent):
-            return None  # an automatic guide transforms draws of sites of its own
+            return None  # an automatic guide transforms draws of auxiliary sites
         points = (n for n in self.structure.latent if isinstance(unwrap_independent(guide.nodes[n]["fn"]), Delta))
         return next(points, None)
 
     @property
-    def num_row_numbers(self) -> int:
-        """Numbers of latents of single rows, all rows together."""
+    def num_row_latents(self) -> int:
+        """Number of row-latent scalars, over all rows."""
         return sum(self.traces[1].nodes[name]["value"].numel() for name in self.structure.row_latent)
 
     @cached_property
     def why_no_training_rows(self) -> str | None:
-        """Say why the rows of the fit cannot be scored; ``None`` where they can."""
+        """Why the training rows cannot be scored; ``None`` if they can."""
         if self.pair.source is not None:
-            return "the fit has only streamed its rows"
+            return "the rows of the fit were streamed and are not in memory"
         if self.has_rows:
             return None
-        return "the rows of the fit are not at hand; give them: pplgen.load(directory, data), or pplgen check RUN DATA"
+        return "the rows of the fit are not available; give them to pplgen.load(directory, data) or pplgen check"
 
     @cached_property
-    def why_not_weighted(self) -> str | None:
-        """Say why draws of the guide cannot be weighed; ``None`` where they can."""
+    def why_no_weights(self) -> str | None:
+        """Why guide draws cannot be importance-weighted; ``None`` if they can."""
         if self.why_no_training_rows:
             return self.why_no_training_rows
         if not self.structure.latent:
-            return "the guide draws nothing"
-        if self.point:
-            return f"the guide puts {self.point!r} at a point, which has no density to weigh"
+            return "the guide has no latent variables"
+        if self.point_latent:
+            return f"the guide is a point mass at {self.point_latent!r}, which has no density"
         return None
 
     @cached_property
     def why_not_joint(self) -> str | None:
-        """Say why all latents cannot be weighed together; ``None`` where they can."""
+        """Why all latents cannot be importance-weighted jointly; ``None`` if they can."""
         if self.sampled:
             return SAMPLED
-        if self.why_not_weighted:
-            return self.why_not_weighted
-        if self.num_row_numbers > JOINT:
-            return f"together, {self.num_row_numbers:,} numbers of single rows would hide everything else"
+        if self.why_no_weights:
+            return self.why_no_weights
+        if self.num_row_latents > MAX_ROW_LATENTS:
+            return f"the weights would be dominated by {self.num_row_latents:,} row-latent scalars"
         return None
 
     @cached_property
     def why_no_shared(self) -> str | None:
-        """Say why draws of what all rows share cannot be weighed row by row; ``None`` where they can."""
-        if self.why_not_weighted:
-            return self.why_not_weighted
+        """Why draws of shared latents have no per-row importance weights; ``None`` if they have."""
+        if self.why_no_weights:
+            return self.why_no_weights
         if not self.structure.shared_latent:
-            return "the rows share no latent: what they share is a parameter, fitted as a point"
+            return "the model has no shared latent: shared quantities are point-estimated parameters"
         if reason := self.structure.why_no_row_densities():
             return reason
         try:
@@ -167,14 +167,14 @@ class CheckInputs:
 
     @cached_property
     def num_draws(self) -> int:
-        """Draws of each replicate of k-hat; few where it is not computed."""
-        if self.num_row_numbers > JOINT:
-            return FEWEST
+        """Draws per replicate of k-hat; few if it is not computed."""
+        if self.num_row_latents > MAX_ROW_LATENTS:
+            return MIN_DRAWS
         _, model = self.traces
         entries = sum(model.nodes[name]["value"].numel() for name in self.structure.observed)
         shared = sum(model.nodes[name]["value"].numel() for name in self._shared)
-        size = REPLICATES * max(1, entries, shared) * (SCAN if self.story and self.story.takes_series else 1)
-        return min(DRAWS, max(CHEAP // size, min(DRAWS // REPLICATES, max(FEWEST, DEAR // size))))
+        size = REPLICATES * max(1, entries, shared) * (SERIES_COST if self.story and self.story.takes_series else 1)
+        return min(DRAWS, max(FULL_BUDGET // size, min(DRAWS // REPLICATES, max(MIN_DRAWS, QUARTER_BUDGET // size))))
 
     @property
     def _shared(self) -> list[str]:
@@ -182,47 +182,49 @@ class CheckInputs:
         return [name for name in names if name not in self.structure.per_row]
 
     @cached_property
-    def drawn(self) -> Draws:
-        """Draws of the guide, all replicates after one another, with what all rows share."""
+    def guide_draws(self) -> Draws:
+        """Draws of shared latents from the guide, all replicates concatenated."""
         return draw_posterior(self.pair, REPLICATES * self.num_draws, exclude=self.structure.per_row)
 
     @cached_property
     def log_ratios(self) -> Tensor:
         """``log p(x, theta) - log q(theta)`` of all latents, shape ``(REPLICATES, num_draws)``."""
-        return (self.drawn.lp.double() - self.drawn.log_q.double()).reshape(REPLICATES, -1)
+        return (self.guide_draws.lp.double() - self.guide_draws.log_q.double()).reshape(REPLICATES, -1)
 
     @cached_property
-    def shared_ratios(self) -> Tensor:
-        """The same of what all rows share, latents of single rows integrated out, shape ``(REPLICATES, draws)``."""
-        number = max(FEWEST, min(self.num_draws, DRAWS // REPLICATES, self._inner_draws // REPLICATES))
-        return integrate_row_latents(self.pair, REPLICATES * number)[1].double().reshape(REPLICATES, -1)
+    def shared_log_ratios(self) -> Tensor:
+        """Log ratios of shared latents, row latents integrated out, shape ``(REPLICATES, num_draws)``."""
+        num_draws = max(MIN_DRAWS, min(self.num_draws, DRAWS // REPLICATES, self._inner_draws // REPLICATES))
+        return integrate_row_latents(self.pair, REPLICATES * num_draws)[1].double().reshape(REPLICATES, -1)
 
     @property
     def _inner_draws(self) -> int:
-        """Draws whose densities, for each row and inner draw, fit."""
-        return DENSITIES // (INNER_DRAWS * max(1, self.pair.num_rows))
+        """Number of draws whose densities, for each row and inner draw, fit in memory."""
+        return SCORES_AT_ONCE // (INNER_DRAWS * max(1, self.pair.num_rows))
 
     @cached_property
-    def chosen(self) -> slice:
-        """Rows that are looked at one by one: evenly chosen, so many that their densities fit."""
-        return slice(0, None, max(1, math.ceil(self.pair.num_rows * WEIGHTED_DRAWS / NUMBERS)))
+    def scored_rows(self) -> slice:
+        """Training rows that are scored one by one: evenly spaced, as many as fit in memory."""
+        return slice(0, None, max(1, math.ceil(self.pair.num_rows * WEIGHTED_DRAWS / MAX_SCORES)))
 
     @cached_property
     def weighted(self) -> WeightedDraws:
-        """Draws of what all rows share, weighed, with the densities of the ``chosen`` training rows."""
+        """Importance-weighted draws of shared latents, with the densities of the ``scored_rows``."""
         if self.sampled:
-            return weighted_draws(self.pair, WEIGHTED_DRAWS, self.chosen)
+            return weighted_draws(self.pair, WEIGHTED_DRAWS, self.scored_rows)
         if self.structure.row_latent:
-            return weighted_draws(self.pair, max(FEWEST, min(WEIGHTED_DRAWS, self._inner_draws)), self.chosen)
-        return weighted_draws(self.pair, min(WEIGHTED_DRAWS, len(self.drawn.lp)), self.chosen, self.drawn)
+            return weighted_draws(self.pair, max(MIN_DRAWS, min(WEIGHTED_DRAWS, self._inner_draws)), self.scored_rows)
+        return weighted_draws(
+            self.pair, min(WEIGHTED_DRAWS, len(self.guide_draws.lp)), self.scored_rows, self.guide_draws
+        )
 
     @cached_property
     def scalars(self) -> dict[str, Tensor]:
-        """Scalars of what all rows share at the weighed draws, evenly chosen ones of many, ``(num_draws,)`` each."""
-        found = dict(self._scalars())
-        kept = sorted({*torch.linspace(0, len(found) - 1, min(SCALARS, len(found))).round().int().tolist()})
-        names = list(found)
-        return {names[index]: found[names[index]] for index in kept}
+        """Scalars of shared latents at the weighted draws, evenly spaced if many, shape ``(num_draws,)`` each."""
+        scalars = dict(self._scalars())
+        chosen = sorted({*torch.linspace(0, len(scalars) - 1, min(MAX_SCALARS, len(scalars))).round().int().tolist()})
+        names = list(scalars)
+        return {names[index]: scalars[names[index]] for index in chosen}
 
     def _scalars(self) -> Iterator[tuple[str, Tensor]]:
         auxiliary = self.story.auxiliary if self.story else frozenset()
@@ -232,50 +234,49 @@ class CheckInputs:
             if name in auxiliary:
                 continue
             for entry, column in zip(entries[name], values.reshape(len(values), -1).T, strict=True):
-                if column.std() > 1e-6 * (
-                    1e-30 + column.abs().mean()
-                ):  # some are constants, such as zeros of a triangle
+                # some are constant, such as the zeros of a triangular matrix
+                if column.std() > 1e-6 * (1e-30 + column.abs().mean()):
                     yield entry, column
 
     @cached_property
-    def row_ratios(self) -> Tensor:
-        """``log p(x_i, z_i | theta) - log q(z_i | x_i, theta)`` at one theta, shape ``(CODES, num_rows)``."""
-        rows = self.some_rows(ROWS)
+    def row_log_ratios(self) -> Tensor:
+        """``log p(x_i, z_i | theta) - log q(z_i | x_i, theta)`` at one theta, shape ``(ROW_DRAWS, num_rows)``."""
+        rows = self.subset_of_rows(KHAT_ROWS)
         if isinstance(self.story, LatentStory) and not self.structure.shared_latent:
-            return torch.cat(list(latent_densities(self.pair, rows, CODES)), dim=1)
+            return torch.cat(list(latent_densities(self.pair, rows, ROW_DRAWS)), dim=1)
         sites = {} if not self.structure.shared_latent else shared_densities(self.pair, 1)[0]
-        repeated = {name: value.expand(CODES, *value.shape[1:]) for name, value in sites.items()}
-        return row_densities(self.pair, repeated, CODES, rows).log_likelihood
+        repeated = {name: value.expand(ROW_DRAWS, *value.shape[1:]) for name, value in sites.items()}
+        return row_densities(self.pair, repeated, ROW_DRAWS, rows).log_likelihood
 
-    def some_rows(self, number: int) -> tuple[Any, ...]:
-        """Return arguments for some of the rows, evenly chosen; for all where the guide knows no fewer."""
+    def subset_of_rows(self, number: int) -> tuple[Any, ...]:
+        """Return arguments for evenly spaced rows; for all of them if the guide is not amortised."""
         if self.structure.row_latent:
             try:
                 self.pair.check_amortised()
             except InputError:
                 return self.rows
-        chosen = slice(0, None, max(1, math.ceil(self.num_rows / number)))
-        return tuple(select_rows(value, chosen, self.num_rows) for value in self.rows)
+        subset = slice(0, None, max(1, math.ceil(self.num_rows / number)))
+        return tuple(select_rows(value, subset, self.num_rows) for value in self.rows)
 
     @cached_property
-    def predicted(self) -> tuple[Any, ...]:
-        """Rows of which replicates are made: of a story's many rows, every ``predicted_step``-th."""
-        return tuple(select_rows(value, slice(0, None, self.predicted_step), self.num_rows) for value in self.rows)
+    def replicated_rows(self) -> tuple[Any, ...]:
+        """Rows that are replicated: for a story with many rows, every ``replicated_step``-th."""
+        return tuple(select_rows(value, slice(0, None, self.replicated_step), self.num_rows) for value in self.rows)
 
     @cached_property
-    def predicted_step(self) -> int:
-        """Distance between rows of which replicates are made, a multiple of that between ``chosen`` ones."""
+    def replicated_step(self) -> int:
+        """Spacing of the replicated rows, a multiple of that of ``scored_rows``."""
         if self.story is None or self.story.takes_series:
             return 1
-        every = self.chosen.step if self.structure.shared_latent and self.is_training else 1
-        numbers = WEIGHTED_DRAWS * self.rows[0].numel()
-        return every * max(1, math.ceil(numbers / (every * REPLICATED)))
+        every = self.scored_rows.step if self.structure.shared_latent and self.is_training else 1
+        entries = WEIGHTED_DRAWS * self.rows[0].numel()
+        return every * max(1, math.ceil(entries / (every * MAX_REPLICATED)))
 
     @cached_property
     def replicates(self) -> Replicates:
-        """Data that were replicated at draws of what all rows share: the weighed ones, where draws can be weighed."""
+        """Data replicated at draws of shared latents: the ``weighted`` draws if available."""
         sites = draw_shared(self.pair, WEIGHTED_DRAWS) if self.why_no_shared else self.weighted.sites
         shared = {name: sites[name] for name in self.structure.shared_latent}
-        number = len(next(iter(shared.values()))) if shared else WEIGHTED_DRAWS
+        num_draws = len(next(iter(shared.values()))) if shared else WEIGHTED_DRAWS
         with pyro.validation_enabled(False):
-            return replicate(self.pair, self.predicted, shared, number, self.columns)
+            return replicate(self.pair, self.replicated_rows, shared, num_draws, self.columns)

@@ -1,4 +1,4 @@
-"""The table of checks of a fit, run one after the other on the same inputs, and printed."""
+"""The table of checks: all of them, run in order on the same inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyro
 import torch
 
 from pplgen.checks import components, latents, optimisation, predictive, sensitivity, values, weights
-from pplgen.checks.check import Check, Checks, Verdict, beside
+from pplgen.checks.check import Check, Checks, Verdict, not_applicable
 from pplgen.checks.inputs import CheckInputs
 from pplgen.errors import first_line
 from pplgen.inference.training import Training
@@ -28,7 +28,7 @@ CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     weights.khat,
     weights.khat_of_shared,
     weights.khat_of_rows,
-    weights.bound_gap,
+    weights.elbo_gap,
     weights.resampled_means,
     predictive.prior_predictive,
     predictive.posterior_predictive,
@@ -41,7 +41,7 @@ CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     latents.row_gap,
     latents.amortisation_gap,
 )
-"""Every check, in the order of the table: a function of the same inputs."""
+"""All checks, in the order of the table; each is a function of ``CheckInputs``."""
 
 
 def run_checks(
@@ -52,16 +52,16 @@ def run_checks(
     has_rows: bool = True,
     columns: Sequence[str] = (),
 ) -> Checks:
-    """Run all checks; call it inside ``pair.isolated``. Arguments are those of ``CheckInputs``."""
+    """Run all checks; call inside ``pair.isolated``. Arguments are those of ``CheckInputs``."""
     with torch.no_grad(), pyro.validation_enabled(False):
         inputs = CheckInputs(pair, rows, runs, has_rows=has_rows, columns=columns)
         return Checks(_run(check, inputs) for check in CHECKS)
 
 
 def _run(check: Callable[[CheckInputs], Check], inputs: CheckInputs) -> Check:
-    """Run one check; what a pair's own code raises on new data or draws leaves the others standing."""
+    """Run one check; an error raised by the pair's own code makes it not applicable and does not stop the others."""
     try:
         return check(inputs)
     except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError) as error:
         name = check.__name__.replace("_", " ")
-        return beside(name, "", f"it stopped with {type(error).__name__}: {first_line(error)}")
+        return not_applicable(name, "", f"it raised {type(error).__name__}: {first_line(error)}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pplgen.checks.check import beside
-from pplgen.checks.predictive import LOO
-from pplgen.checks.weights import OF_ROWS
+from pplgen.checks.check import not_applicable
+from pplgen.checks.predictive import LOO_PARETO_K
+from pplgen.checks.weights import ROW_KHAT
 from pplgen.errors import InputError
 from pplgen.plots.palette import COLOURS
 from pplgen.plots.posterior import (
@@ -102,8 +102,8 @@ def loo_pit(inputs: FigureInputs) -> CaptionedFigure:
 def pareto_k(inputs: FigureInputs) -> CaptionedFigure:
     """Plot the Pareto k of each row that the checks used."""
     is_latent = isinstance(inputs.fit.story, LatentStory)
-    unavailable = beside("", "", "the given checks did not importance-weight single rows")
-    check = {check.name: check for check in inputs.checks}.get(OF_ROWS if is_latent else LOO, unavailable)
+    unavailable = not_applicable("", "", "the given checks did not importance-weight single rows")
+    check = {check.name: check for check in inputs.checks}.get(ROW_KHAT if is_latent else LOO_PARETO_K, unavailable)
     if (shapes := check.shapes) is None:
         raise InputError(f"{check.remedy[:1].upper()}{check.remedy[1:]}.")
     figure = new_figure(5.5, 4.2)

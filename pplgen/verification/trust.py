@@ -98,7 +98,7 @@ def _gap(sources: Sources) -> float:
     """Gap of the bound of a guide that is half again as wide as the posterior."""
     pair, _ = _known_mean(1.5)
     with pair.isolated(), torch.no_grad():
-        return weights.bound_gap(CheckInputs(pair)).value
+        return weights.elbo_gap(CheckInputs(pair)).value
 
 
 def _features() -> Tensor:

@@ -1,6 +1,6 @@
 """Deliberately broken fits, each beside its healthy twin: what the checks are worth.
 
-``python tests/power.py`` prints the table of the documentation.
+``python tests/checks/power.py`` prints the table of the documentation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 
 import pplgen
-from pplgen.checks import codes, predictive, training, values, weights
+from pplgen.checks import latents, optimisation, predictive, values, weights
 from pplgen.checks.check import Check
 from pplgen.checks.inputs import CheckInputs
 from pplgen.story.isolation import seeded
@@ -215,19 +215,19 @@ CASES = (
         lambda: correlated(True),
         lambda: correlated(False),
     ),
-    Case("a missed mode", training.missed_modes, lambda: signs(True), lambda: signs(False)),
+    Case("a missed mode", optimisation.missed_modes, lambda: signs(True), lambda: signs(False)),
     Case("a guide that returns the prior", weights.khat, lambda: means(count=20, prior=True), lambda: means(count=20)),
-    Case("an unconverged fit", training.iterate_rhat, lambda: line(1e-3), lambda: line(0.02)),
+    Case("an unconverged fit", optimisation.iterate_rhat, lambda: line(1e-3), lambda: line(0.02)),
     Case(
-        "a normal likelihood of heavy tails", predictive.posterior_predictive, lambda: tails(False), lambda: tails(True)
+        "a normal likelihood for heavy-tailed data", predictive.posterior_predictive, lambda: tails(False), lambda: tails(True)
     ),
     Case(
-        "a Poisson likelihood of overdispersed counts",
+        "a Poisson likelihood for overdispersed counts",
         predictive.posterior_predictive,
         lambda: counts(False),
         lambda: counts(True),
     ),
-    Case("a collapsed autoencoder", codes.active_units, lambda: lines(True), lambda: lines(False)),
+    Case("a collapsed autoencoder", latents.active_units, lambda: lines(True), lambda: lines(False)),
     Case("a minibatch plate of the wrong size", values.counted_rows, lambda: batches(100), lambda: batches(500)),
     Case(
         "a wrong index in a term of the likelihood",

@@ -277,7 +277,7 @@ def named(checks, name):
 
 def test_active_units_and_collapse(fit, digits, capsys):
     found = {check.name: check for check in fit.diagnose()}
-    units, gap = found["active units"], found["bound gap (nats per row)"]
+    units, gap = found["active units"], found["ELBO gap (nats per row)"]
     assert (units.value, units.threshold, units.verdict) == (2, 2, Verdict.PASS)
     # the gap is KL(q, p(z | x)) but for the importance-weighted bound's own, and so positive
     assert 0 < gap.value < 1
@@ -287,7 +287,7 @@ def test_active_units_and_collapse(fit, digits, capsys):
     with fit.pair.isolated(), torch.no_grad():
         last = fit.story.encoder.body[-1]
         kept = last.weight.clone(), last.bias.clone()
-        for rows, verdict, remedy in ((1, Verdict.WARN, "num_latents=1"), (2, Verdict.FAIL, "say nothing")):
+        for rows, verdict, remedy in ((1, Verdict.WARN, "num_latents=1"), (2, Verdict.FAIL, "have collapsed")):
             last.weight[:rows] = 0
             check = active_units(CheckInputs(fit.pair, (digits[:200],)))
             assert (check.value, check.verdict) == (2 - rows, verdict)
@@ -298,7 +298,7 @@ def test_active_units_and_collapse(fit, digits, capsys):
 def test_the_gap_of_a_known_guide(lines):
     """KL(N(m, 1.5 s), N(m, s)) = (1.5^2 - 1) / 2 - log 1.5 = .2195 nats of every row."""
     fit, _ = lines
-    gap = named(fit.diagnose(), "bound gap (nats per row)")
+    gap = named(fit.diagnose(), "ELBO gap (nats per row)")
     # per row the ELBO of 200 draws has variance Var[.625 (e^2 - 1)] / 200 = .0039, over 300 rows an error of .0036
     assert gap.value == pytest.approx(0.2195, abs=4 * 0.0036 + 0.003)
 
