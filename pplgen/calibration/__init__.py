@@ -1,4 +1,4 @@
-"""Whether inference is right at all: simulate from the prior, refit all data sets at once, rank the truth.
+"""Simulation-based calibration: simulate from the prior, refit all data sets as one program, rank the truths.
 
 May import: report, checks. Start reading at `calibrate.py`.
 """

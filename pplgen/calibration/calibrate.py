@@ -1,19 +1,18 @@
-"""``calibrate``: simulate from the prior, fit every data set, and rank what was true among the draws."""
+"""``calibrate``: simulation-based calibration (SBC) of a story, of a bare pair, or of an amortised fit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-from pplgen.calibration.amortised import row_trials
+from pplgen.calibration.amortised import amortised_trials
+from pplgen.calibration.ranking import rank_truths
 from pplgen.calibration.result import Calibration
-from pplgen.calibration.trials import Trials, run_trials
+from pplgen.calibration.trials import Settings, Trials, run_trials
 from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
-from pplgen.inference.training import Progress, ProgressCallback, StopReason
+from pplgen.inference.training import Progress, ProgressCallback
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.report.console import reporting
 from pplgen.story.base import Story, check_count, check_positive
@@ -38,133 +37,90 @@ def calibrate(
     draws: int = 199,
     progress: bool | ProgressCallback = True,
 ) -> Calibration:
-    """Check inference by simulation: data sets from the prior, a fit to each, all of them as one batched program.
+    """Run simulation-based calibration: simulate from the prior, fit all data sets as one program, rank the truths.
 
-    Under an initialised ``torch.distributed`` process group, all ranks of which call this with the same arguments, each
-    rank fits some of the data sets, and all get the same ``Calibration``.
-
-    Components that the likelihood does not tell apart are matched to the fit's draws, the truth's as the
-    draws'. Of latents of single rows those of the first eight rows are ranked.
+    Exchangeable components of truths and draws are matched to the fit's draws before ranking. Row latents are ranked
+    for the first eight rows. Under an initialised ``torch.distributed`` process group, all ranks of which call this
+    with the same arguments, each rank fits some of the data sets, and all return the same ``Calibration``.
 
     Parameters
     ----------
     model
-        A ``Story``, or a Pyro model; or a fit of a story whose latents all belong to single rows, such as an
-        autoencoder: its guide is calibrated as it is, on rows simulated from the trained model.
+        A ``Story`` or a Pyro model; or a fit of a story that has row latents only, such as an autoencoder, whose guide
+        is calibrated without refitting on rows simulated from the trained model.
     data
-        For a bare model its arguments, or a tuple of them; observed values among them are replaced by simulated ones.
-        For a story, rows whose scale its priors are taken from, where they are left to the data; ``None`` for the
-        priors that it has before it sees any.
+        For a bare model its arguments, as a tuple if several; observed values are replaced by simulated ones. For a
+        story, rows that fix data-dependent priors; ``None`` for its default priors.
     guide
-        The guide of a bare model, as for ``fit``.
+        Guide of a bare model, as for ``fit``.
     num_datasets
-        How many data sets; rows, of a fit.
+        Number of data sets; for a fit, number of rows.
     num_rows
-        Rows of each data set of a story.
+        Rows per data set of a story.
     simulator
-        What the data sets come from, where that is not ``model`` itself: a story, or a model of the same arguments with
-        the same latents. A calibration that fails then shows what the difference costs.
+        Story or model that generates the data sets, with the same arguments and latents; default: ``model`` itself.
+        The calibration then measures the effect of misspecification.
     exchangeable
-        Of a bare model with discrete latents, summed out: the axis of components of each latent that has one, counted
-        from 0.
+        For a bare model with enumerated latents, the component axis of each latent that has one, counted from 0.
     seed
-        Of simulations, starts, optimisation and draws.
+        Seed of simulations, initialisation, optimisation and draws.
     restarts
-        Starts of each fit, the one with the best ELBO being kept: mixtures get stuck from some.
+        Restarts per fit, of which the one with the best ELBO is used.
     steps, learning_rate
-        Of each fit at most, and Adam's first one, which falls to a twentieth over the steps.
+        Maximum number of steps per fit, and Adam's initial learning rate, which decays to a twentieth.
     draws
-        Draws of each guide, among which the truth is ranked; independent, so that none need be left out.
+        Independent draws per guide among which the truth is ranked.
     progress
         As for ``fit``.
-
-    Returns
-    -------
-    Calibration
-        With ``checks``, ``summary``, ``plot`` and ``to_dataset``.
 
     Raises
     ------
     InputError
-        Where model or options cannot be calibrated: parameters without a prior; a prior that is taken from each data
-        set and that no option settles, as of ``LinearGaussianSSM``, ``SwitchingLDS`` and ``DirichletProcessMixture``;
-        a pair that has no faithful graph.
+        If the model has learnable parameters without a prior or a prior that depends on each data set, as
+        ``LinearGaussianSSM``, ``SwitchingLDS`` and ``DirichletProcessMixture``, or if the pair cannot be traced.
     RankLost
-        Where another rank has died or stopped.
+        If another rank has died or stopped.
     """
-    check_count("num_datasets", num_datasets, minimum=10)
-    check_count("num_rows", num_rows)
-    check_count("seed", seed, minimum=0)
-    check_count("steps", steps)
-    check_count("draws", draws, minimum=9)
-    check_positive("learning_rate", learning_rate)
+    settings = Settings(num_datasets, num_rows, draws, restarts, steps, learning_rate, seed, simulator, exchangeable)
+    _check_settings(settings)
     if isinstance(model, FittedPair):
         if data is not None or guide is not None or simulator is not None:
-            raise InputError("a fit brings its model and guide: leave data, guide and simulator out")
+            raise InputError("a fit has its own model and guide: leave out data, guide and simulator")
         with seeded(seed), model.pair.isolated():
-            trials = row_trials(model.pair, num_datasets, draws)
-        return _ranked(model.name, trials, draws, seed)
+            trials = amortised_trials(model.pair, num_datasets, draws)
+        return rank_truths(model.name, trials, draws, seed)
     if isinstance(model, Story) and guide is not None:
         raise InputError(f"guide: {type(model).__name__} brings its own guide")
     name = type(model).__name__ if isinstance(model, Story) else getattr(model, "__name__", "a Pyro pair")
-    ranks = Ranks.current()
+    return rank_truths(name, _refit(model, data, guide, settings, progress), draws, seed)
+
+
+def _check_settings(settings: Settings) -> None:
+    """Raise ``InputError`` for the first option that is out of range."""
+    check_count("num_datasets", settings.num_datasets, minimum=10)
+    check_count("num_rows", settings.num_rows)
+    check_count("seed", settings.seed, minimum=0)
+    check_count("steps", settings.steps)
+    check_count("draws", settings.num_draws, minimum=9)
+    check_positive("learning_rate", settings.learning_rate)
+
+
+def _refit(
+    model: Story | Callable[..., Any],
+    data: Any,
+    guide: Callable[..., Any] | None,
+    settings: Settings,
+    progress: bool | ProgressCallback,
+) -> Trials:
+    """Run the trials on all ranks, with a progress report on the first."""
+    ranks, num_datasets = Ranks.current(), settings.num_datasets
     if num_datasets < ranks.size:
-        raise InputError(f"num_datasets={num_datasets}: expected one at least for each of the {ranks.size} ranks")
+        raise InputError(f"num_datasets={num_datasets}: expected at least one for each of the {ranks.size} ranks")
     with ranks.monitored(), reporting(progress if ranks.first else False) as callback:
 
         def report(step: int, value: float, rate: float, doing: str) -> None:
             if callback:
-                callback(Progress(num_datasets, num_datasets, step, steps, value, rate, 0.0, doing))
+                callback(Progress(num_datasets, num_datasets, step, settings.steps, value, rate, 0.0, doing))
 
-        trials = run_trials(
-            model,
-            guide,
-            data,
-            num_datasets=num_datasets,
-            num_rows=num_rows,
-            num_draws=draws,
-            restarts=check_count("restarts", restarts),
-            steps=steps,
-            learning_rate=learning_rate,
-            seed=seed,
-            simulator=simulator,
-            exchangeable=exchangeable,
-            report=report,
-            ranks=ranks,
-        )
-    return _ranked(name, trials, draws, seed)
-
-
-def _ranked(name: str, trials: Trials, num_draws: int, seed: int) -> Calibration:
-    """Rank every scalar, ties at random; leave out what is constant, or another quantity once more."""
-    generator = np.random.default_rng(seed)
-    quantities: list[str] = []
-    columns: list[tuple[np.ndarray, ...]] = []
-    for site, truth in trials.truths.items():
-        values, drawn = _flat(truth), _flat(trials.draws[site], 2)
-        for label, own, theirs in zip(trials.names[site], values.T, np.moveaxis(drawn, -1, 0), strict=True):
-            if np.ptp(own) == 0 or any(np.array_equal(own, column[0]) for column in columns):
-                continue
-            below, equal = (theirs < own[:, None]).sum(1), (theirs == own[:, None]).sum(1)
-            ranks = below + generator.integers(0, equal + 1)
-            quantities.append(label)
-            columns.append((own, ranks, theirs.mean(1), theirs.std(1, ddof=1)))
-    truths, ranks, means, deviations = (np.stack(each, axis=1) for each in zip(*columns, strict=True))
-    unconverged = sum(stop is not StopReason.CONVERGED for stop in trials.stops)
-    return Calibration(
-        name,
-        tuple(quantities),
-        ranks,
-        num_draws,
-        truths,
-        means,
-        deviations,
-        trials.num_failed,
-        unconverged,
-        trials.path,
-    )
-
-
-def _flat(values: Tensor, leading: int = 1) -> np.ndarray:
-    """Return doubles with the axes behind the leading ones laid out as one."""
-    return values.detach().cpu().double().reshape(*values.shape[:leading], -1).numpy()
+        settings = replace(settings, restarts=check_count("restarts", settings.restarts))
+        return run_trials(model, guide, data, settings, report=report, ranks=ranks)

@@ -1,4 +1,4 @@
-"""The picture of a calibration: how far ranks are from uniform, and what was learned of each quantity."""
+"""Plots of a calibration: ECDF difference of ranks, and z-score against contraction."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from matplotlib.figure import Figure
 from pplgen.checks.uniformity import ecdf_band
 from pplgen.plots.palette import COLOURS
 
-__all__ = ["calibration_picture", "plot_contraction", "plot_ecdf_difference"]
+__all__ = ["plot_calibration", "plot_contraction", "plot_ecdf_difference"]
 
-ACROSS = 4
-"""Panels in a row."""
+COLUMNS = 4
+"""Maximum number of panels per row."""
 
 
-def calibration_picture(ranks: xr.Dataset, num_draws: int, name: str) -> Figure:
-    """Draw a panel of ranks for each quantity, and one of z-scores against contraction.
+def plot_calibration(ranks: xr.Dataset, num_draws: int, name: str) -> Figure:
+    """Plot the ECDF difference of ranks of each quantity, and z-scores against contraction.
 
     Parameters
     ----------
     ranks
-        As ``Calibration.to_dataset`` lays them out.
+        Dataset of ``Calibration.to_dataset``.
     num_draws
-        Draws among which each truth was ranked.
+        Number of draws that each truth was ranked among.
     name
-        Of what was calibrated.
+        Name of the story or model.
     """
     panels = ranks.sizes["quantity"] + 1
-    down = -(-panels // ACROSS)
-    figure = Figure(figsize=(3.2 * min(panels, ACROSS), 2.7 * down + 0.4), layout="constrained")
+    rows = -(-panels // COLUMNS)
+    figure = Figure(figsize=(3.2 * min(panels, COLUMNS), 2.7 * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    every = figure.subplots(down, min(panels, ACROSS), squeeze=False).ravel()
+    every = figure.subplots(rows, min(panels, COLUMNS), squeeze=False).ravel()
     for index, axes in enumerate(every[: panels - 1]):
         one = ranks.isel(quantity=index)
         plot_ecdf_difference(axes, one["rank"].values, num_draws)
@@ -41,15 +41,15 @@ def calibration_picture(ranks: xr.Dataset, num_draws: int, name: str) -> Figure:
     plot_contraction(every[panels - 1], ranks)
     for axes in every[panels:]:
         axes.set_visible(False)
-    figure.suptitle(f"Calibration of {name}: {ranks.sizes['dataset']} data sets, {num_draws} draws of each fit")
+    figure.suptitle(f"Calibration of {name}: {ranks.sizes['dataset']} data sets, {num_draws} draws per fit")
     return figure
 
 
 def plot_ecdf_difference(axes: Axes, ranks: np.ndarray, num_draws: int, level: float = 0.95) -> None:
-    """Draw the ranks' distribution function minus that of uniform ones, with the band that holds it with ``level``."""
+    """Plot the ECDF of ranks minus the uniform one, with its simultaneous band of coverage ``level``."""
     points, low, high = ecdf_band(len(ranks), num_draws, level)
     counts = np.searchsorted(np.sort(ranks), np.round(points * (num_draws + 1)), side="left")
-    axes.fill_between(points, low - points, high - points, step="mid", color="0.88", label=f"{level:.0%} of all curves")
+    axes.fill_between(points, low - points, high - points, step="mid", color="0.88", label=f"{level:.0%} band")
     axes.axhline(0, color="0.6", lw=0.8)
     difference = counts / len(ranks) - points
     outside = bool(((difference < low - points) | (difference > high - points)).any())
@@ -58,16 +58,16 @@ def plot_ecdf_difference(axes: Axes, ranks: np.ndarray, num_draws: int, level: f
 
 
 def plot_contraction(axes: Axes, ranks: xr.Dataset) -> None:
-    """Draw z-scores against contraction, a point for each data set and quantity, with two deviations around zero."""
+    """Plot z-scores against contraction, a point per data set and quantity, with lines at two standard deviations."""
     for index, name in enumerate(ranks["quantity"].values):
         one = ranks.isel(quantity=index)
         colour = COLOURS[index % len(COLOURS)]
         axes.scatter(one["contraction"], one["z_score"], s=6, color=colour, alpha=0.5, linewidths=0, label=str(name))
-    for deviations in (-2, 2):
-        axes.axhline(deviations, color="0.6", lw=0.8, ls="--")
+    for z_score in (-2, 2):
+        axes.axhline(z_score, color="0.6", lw=0.8, ls="--")
     contraction, z = ranks["contraction"].values, ranks["z_score"].values
-    left = np.nanquantile(contraction[np.isfinite(contraction)], 0.02) if np.isfinite(contraction).any() else 0.0
-    reach = max(3.5, float(np.nanquantile(np.abs(z[np.isfinite(z)]), 0.99))) if np.isfinite(z).any() else 3.5
-    axes.set(xlim=(min(-0.05, left), 1.05), ylim=(-1.1 * reach, 1.1 * reach))
+    x_min = np.nanquantile(contraction[np.isfinite(contraction)], 0.02) if np.isfinite(contraction).any() else 0.0
+    z_max = max(3.5, float(np.nanquantile(np.abs(z[np.isfinite(z)]), 0.99))) if np.isfinite(z).any() else 3.5
+    axes.set(xlim=(min(-0.05, x_min), 1.05), ylim=(-1.1 * z_max, 1.1 * z_max))
     axes.set(xlabel="contraction", ylabel="z-score")
-    axes.set_title("learned, and how well", fontsize="small")
+    axes.set_title("z-score and contraction", fontsize="small")

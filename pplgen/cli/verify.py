@@ -32,7 +32,7 @@ def verify(
     from pplgen.storage.run_folder import check_replaceable, write_text
     from pplgen.verification import record
     from pplgen.verification.claim import Outcome, Result
-    from pplgen.verification.running import chosen, verify
+    from pplgen.verification.running import select, verify
     from pplgen.verification.sources import Sources
 
     if data is not None and not data.is_dir():
@@ -53,13 +53,13 @@ def verify(
     typer.echo(f"{'verdict':<9}{'claim':<34}{'claimed':>15}{'measured':>17}{'within':>10}  source")
     sources = Sources(data)
     results = {
-        family: verify(claims, sources, slow=slow, notice=show) for family, claims in chosen(names or ()).items()
+        family: verify(claims, sources, slow=slow, report=show) for family, claims in select(names or ()).items()
     }
     every = [result for members in results.values() for result in members]
     for reason in sorted({result.note for result in every if result.outcome is Outcome.NOT_RUN}):
         number = sum(result.outcome is Outcome.NOT_RUN and result.note == reason for result in every)
         typer.echo(f"{number} not run: {reason}")
-    typer.echo(record.counted(every))
+    typer.echo(record.summary_of(every))
     if markdown is not None:
         write_text(markdown, record.as_markdown(results))
     if json is not None:

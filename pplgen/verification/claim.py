@@ -1,4 +1,4 @@
-"""What a claim is, and what becomes of it when it is measured."""
+"""Numerical claims, and the outcome of measuring them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyro
 
 from pplgen.errors import first_line
 from pplgen.story.isolation import seeded
-from pplgen.verification.sources import NotAtHand, Sources
+from pplgen.verification.sources import NotAvailable, Sources
 
 __all__ = ["Claim", "Estimate", "Outcome", "Result", "measure"]
 
 STANDARD_ERRORS = 4
-"""Of a Monte Carlo estimate, that it may be off beside a claim's own tolerance; once in 16,000 it is by chance."""
+"""Monte Carlo standard errors allowed in addition to a claim's tolerance; exceeded by chance once in 16,000."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,23 @@ class Claim:
     Attributes
     ----------
     name : str
-        Unique, in lower case with hyphens.
+        Unique name, in lower case with hyphens.
     subject : str
-        Story as ``pplgen list`` names it, or what else the claim is about: a module, ``engine``, ``trust``.
+        Story, by its name in ``pplgen list``, or another subject: a module, ``engine``, ``trust``.
     what : str
-        What the number is, with its unit. Where two computations are held against each other, how far they are apart.
+        Description of the number, with its unit; for two computations of the same quantity, their difference.
     claimed : float
-        The number.
+        Claimed value.
     tolerance : float
-        How far the measured number may be from it, beside ``STANDARD_ERRORS`` of an ``Estimate``.
+        Allowed difference of the measured value, in addition to ``STANDARD_ERRORS`` of an ``Estimate``.
     basis : str
-        Where the tolerance comes from.
+        Origin of the tolerance.
     source : str
-        Where the number comes from.
+        Origin of the claimed value.
     measure : callable
-        Takes ``Sources``; returns a number, or an ``Estimate``. Called with generators seeded by 0.
+        Takes ``Sources``; returns a number or an ``Estimate``. Random generators are seeded with 0.
     slow : bool
-        Whether it takes more than some seconds.
+        Whether measuring takes more than a few seconds.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Claim:
 
 
 class Outcome(enum.StrEnum):
-    """What becomes of a claim."""
+    """Outcome of a claim."""
 
     HOLDS = "holds"
     FAILS = "fails"
@@ -75,20 +75,20 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """A claim beside what was measured.
+    """A claim and its measured value.
 
     Attributes
     ----------
     claim : Claim
-        What was claimed.
+        The claim.
     outcome : Outcome
         Whether it holds.
     measured : float
-        NaN where nothing was.
+        Measured value; NaN if there is none.
     allowed : float
-        Tolerance with the standard errors of an estimate; NaN where nothing was measured.
+        Tolerance plus the standard errors of an estimate; NaN if nothing was measured.
     note : str
-        Why it was not run, or what was raised.
+        Why it was not run, or the exception.
     """
 
     claim: Claim
@@ -99,15 +99,15 @@ class Result:
 
 
 def measure(claim: Claim, sources: Sources) -> Result:
-    """Measure and judge; what is raised is a failure with its message, and data that are not at hand are none."""
+    """Measure a claim; an exception is a failure with its message, unless data or packages are not available."""
     try:
         with seeded(0), pyro.get_param_store().scope():
-            found = claim.measure(sources)
-    except NotAtHand as reason:
+            measured = claim.measure(sources)
+    except NotAvailable as reason:
         return Result(claim, Outcome.NOT_RUN, note=str(reason))
     except Exception as error:
         return Result(claim, Outcome.FAILS, note=f"{type(error).__name__}: {first_line(error)}")
-    estimate = found if isinstance(found, Estimate) else Estimate(float(found))
+    estimate = measured if isinstance(measured, Estimate) else Estimate(float(measured))
     allowed = claim.tolerance + STANDARD_ERRORS * estimate.standard_error
     holds = abs(estimate.value - claim.claimed) <= allowed < math.inf
     return Result(claim, Outcome.HOLDS if holds else Outcome.FAILS, estimate.value, allowed)

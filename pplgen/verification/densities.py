@@ -1,4 +1,4 @@
-"""Pieces that claims about series share: a story's density at given parameters, and sums over all paths."""
+"""Shared parts of claims about series: a story's log density at given parameters, and sums over all paths."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["density", "from_prior", "over_all_paths"]
 
 
 def from_prior(story: StateSpaceStory) -> dict[str, Tensor]:
-    """One draw of the parameters."""
+    """Draw the parameters from the prior."""
     with torch.no_grad(), poutine.block():
         trace = poutine.trace(story.model).get_trace(None, num_rows=1)
     return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes if name not in ("data", "y", "x")}
 
 
 def density(story: StateSpaceStory, theta: Mapping[str, Any], y: Tensor) -> Tensor:
-    """Log density of each series at parameters, states and regimes summed out, shape ``(num_series,)``, in nats."""
+    """Marginal log density of each series given parameters, in nats, shape ``(num_series,)``."""
     story.observe_missing(y)
     trace = poutine.trace(poutine.condition(story.model, data=dict(theta))).get_trace(y)
     trace.compute_log_prob()
@@ -33,11 +33,11 @@ def density(story: StateSpaceStory, theta: Mapping[str, Any], y: Tensor) -> Tens
 
 
 def over_all_paths(log_emission: Tensor, chain: MarkovChain) -> Tensor:
-    """Log of the sum of every path's weight, for one series of shape ``(T, K)``, by its definition."""
+    """Log sum of the weights of all paths of one series, by definition; ``log_emission`` has shape ``(T, K)``."""
     T, K = log_emission.shape
     weights = []
     for path in itertools.product(range(K), repeat=T):
-        moves = sum(chain.log_transition[i, j] for i, j in itertools.pairwise(path))
-        seen = sum(log_emission[t, k] for t, k in enumerate(path))
-        weights.append(chain.log_initial[path[0]] + moves + seen)
+        transitions = sum(chain.log_transition[i, j] for i, j in itertools.pairwise(path))
+        emissions = sum(log_emission[t, k] for t, k in enumerate(path))
+        weights.append(chain.log_initial[path[0]] + transitions + emissions)
     return torch.stack(weights).logsumexp(0)

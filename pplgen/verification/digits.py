@@ -1,4 +1,4 @@
-"""Numbers of claims with as many digits as matter; it imports neither torch nor anything else."""
+"""Formatting of claimed and measured numbers with significant digits; imports only the standard library."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["as_claimed", "as_measured"]
 
 
 def as_claimed(value: float) -> str:
-    """Return a claimed number as it was given."""
+    """Format a claimed number with all its digits."""
     return f"{value:.11g}"
 
 
 def as_measured(measured: float | None, claimed: float, allowed: float | None) -> str:
-    """Return a measured number with digits down to a hundredth of what is allowed; of a difference, two.
+    """Format a measured number with digits down to a hundredth of the tolerance; two digits for a difference.
 
-    Empty where nothing was measured: ``None`` or NaN.
+    Empty if nothing was measured: ``None`` or NaN.
     """
     if measured is None or math.isnan(measured):
         return ""

@@ -1,4 +1,4 @@
-"""Claims about the engine: graphs, batches and compiled steps are Pyro's numbers."""
+"""Claims about the engine: traced graphs, batches and compiled steps reproduce Pyro's numbers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pplgen.models import VAE, GaussianMixture
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim
-from pplgen.verification.sources import NotAtHand, Sources
+from pplgen.verification.sources import NotAvailable, Sources
 
 __all__ = ["CLAIMS"]
 
-RATE = 0.05
+LEARNING_RATE = 0.05
 
 
 def _mixture(x: Tensor) -> Pair:
@@ -39,8 +39,8 @@ def _pair(name: str, sources: Sources) -> Pair:
 
 
 @functools.cache
-def _side_by_side(name: str, sources: Sources) -> tuple[float, float]:
-    """Loss and gradients of the traced graph less those of Pyro's bound, largest, relative, with the same seed."""
+def _relative_differences(name: str, sources: Sources) -> tuple[float, float]:
+    """Largest relative differences of loss and gradient between the traced graph and Pyro, with the same seed."""
     pair = _pair(name, sources)
     bound = TraceEnum_ELBO(max_plate_nesting=1) if name == "mixture" else Trace_ELBO()
     with pair.isolated(), pyro.validation_enabled(False):
@@ -59,64 +59,66 @@ def _side_by_side(name: str, sources: Sources) -> tuple[float, float]:
 
 
 def _loss(name: str, sources: Sources) -> float:
-    return _side_by_side(name, sources)[0]
+    return _relative_differences(name, sources)[0]
 
 
 def _gradient(name: str, sources: Sources) -> float:
-    return _side_by_side(name, sources)[1]
+    return _relative_differences(name, sources)[1]
 
 
-def _at_a_point(x: Tensor) -> None:
-    """Generate a mixture with the component summed out, of which the mode is looked for: nothing is drawn."""
+def _map_model(x: Tensor) -> None:
+    """Model of a mixture with enumerated components, for MAP estimation, so that nothing is random."""
     mu = pyro.sample("mu", dist.Normal(torch.zeros(3, 2).double(), 100.0).to_event(2))
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Categorical(torch.ones(3).double()), infer={"enumerate": "parallel"})
         pyro.sample("x", dist.Normal(mu[z], torch.tensor([1.0, 10.0]).double()).to_event(1), obs=x)
 
 
-def _mode(x: Tensor) -> Pair:
-    return Pair(_at_a_point, AutoDelta(pyro.poutine.block(_at_a_point, hide=["z"])), (x,))
+def _map_pair(x: Tensor) -> Pair:
+    return Pair(_map_model, AutoDelta(pyro.poutine.block(_map_model, hide=["z"])), (x,))
 
 
 def _start(pair: Pair, restarts: int) -> tuple[Graph, State]:
-    """Trace a pair, and start several optimisations near its parameters."""
+    """Trace a pair, and initialise several restarts near its parameters."""
     graph = trace(pair, pair.elbo(), pair.data)
     vectors = graph.pack(pair.snapshot()).repeat(restarts, 1)
     return graph, State.start(vectors + 0.1 * torch.randn_like(vectors))
 
 
 def _adam(sources: Sources) -> float:
-    """Losses of thirty steps of the engine less those of ``svi.step``, largest, relative."""
-    pair = _mode(sources.faithful())
+    """Largest relative difference of thirty losses between the engine and ``svi.step``."""
+    pair = _map_pair(sources.faithful())
     with pair.isolated(), pyro.validation_enabled(False):
         graph = trace(pair, pair.elbo(), pair.data)
         state = State.start(graph.pack(pair.snapshot())[None])
-        _, losses = Engine(graph, state, pair.data).run(state, torch.full((1, 1), RATE).double(), 30)
-        svi = pyro.infer.SVI(pair.model, pair.guide, Adam(RATE).for_pyro(), TraceEnum_ELBO(max_plate_nesting=1))
+        _, losses = Engine(graph, state, pair.data).run(state, torch.full((1, 1), LEARNING_RATE).double(), 30)
+        svi = pyro.infer.SVI(
+            pair.model, pair.guide, Adam(LEARNING_RATE).for_pyro(), TraceEnum_ELBO(max_plate_nesting=1)
+        )
         theirs = torch.tensor([svi.step(*pair.data) for _ in range(30)], dtype=torch.float64)
     return float((losses[:, 0] / theirs - 1).abs().max())
 
 
 def _batch(sources: Sources) -> float:
-    """Parameters of three restarts after fifty steps as one program, less those of each alone, the largest."""
-    pair = _mode(sources.faithful())
-    rates = torch.full((3, 1), RATE).double()
+    """Largest parameter difference after fifty steps: three restarts as one program and each separately."""
+    pair = _map_pair(sources.faithful())
+    rates = torch.full((3, 1), LEARNING_RATE).double()
     with pair.isolated():
         graph, state = _start(pair, 3)
         together, _ = Engine(graph, state, pair.data).run(state, rates, 50)
-        apart = []
+        separate = []
         for vector in state.vectors:
             single = State.start(vector[None])
-            apart.append(Engine(graph, single, pair.data).run(single, rates[:1], 50)[0].vectors)
-    return float((together.vectors - torch.cat(apart)).abs().max())
+            separate.append(Engine(graph, single, pair.data).run(single, rates[:1], 50)[0].vectors)
+    return float((together.vectors - torch.cat(separate)).abs().max())
 
 
 def _compiled(sources: Sources) -> float:
-    """Losses of five compiled steps of two restarts less those of the graph, largest, relative."""
+    """Largest relative difference of five losses of two restarts between compiled steps and the graph."""
     if reason := why_not_compiled():
-        raise NotAtHand(reason)
+        raise NotAvailable(reason)
     pair = _mixture(sources.faithful())
-    rates = torch.full((2, 1), RATE).double()
+    rates = torch.full((2, 1), LEARNING_RATE).double()
     with pair.isolated():
         graph, state = _start(pair, 2)
         engine = Engine(graph, state, pair.data)
@@ -128,51 +130,51 @@ def _compiled(sources: Sources) -> float:
     return float((losses / expected - 1).abs().max())
 
 
-WORDS = {
-    "mixture": ("a mixture, components summed out", "TraceEnum_ELBO"),
+DESCRIPTIONS = {
+    "mixture": ("a mixture with enumerated components", "TraceEnum_ELBO"),
     "autoencoder": ("an autoencoder", "Trace_ELBO"),
 }
-ROUNDING = "rounding in double precision, of the same operations in another order"
+ROUNDING = "float64 rounding of the same operations in a different order"
 
 CLAIMS = (
     *(
         Claim(
             f"graph-{what}-{name}",
             "engine",
-            f"{what} of {words} on the traced graph, less Pyro's, largest (share)",
+            f"largest relative difference between the {what} of {words} on the traced graph and Pyro's",
             0.0,
             1e-10,
             ROUNDING,
             f"pyro.infer.{theirs}",
             partial(measure, name),
         )
-        for name, (words, theirs) in WORDS.items()
+        for name, (words, theirs) in DESCRIPTIONS.items()
         for what, measure in (("loss", _loss), ("gradient", _gradient))
     ),
     Claim(
         "graph-steps",
         "engine",
-        "losses of thirty steps of a mixture, less those of Pyro's SVI with Adam, largest (share)",
+        "largest relative difference of thirty losses of a mixture from those of Pyro's SVI with Adam",
         0.0,
         1e-8,
-        f"{ROUNDING}, through thirty steps",
+        f"{ROUNDING}, over thirty steps",
         "pyro.infer.SVI",
         _adam,
     ),
     Claim(
         "restarts-apart",
         "engine",
-        "parameters of three restarts as one program after fifty steps, less those of each alone, largest",
+        "largest parameter difference after fifty steps between three restarts as one program and each separately",
         0.0,
         1e-8,
-        f"{ROUNDING}, through fifty steps",
+        f"{ROUNDING}, over fifty steps",
         "the same program for one restart",
         _batch,
     ),
     Claim(
         "compiled-steps",
         "engine",
-        "losses of five compiled steps of two restarts, less those of the graph, largest (share)",
+        "largest relative difference of five losses of two restarts between compiled steps and the graph",
         0.0,
         1e-10,
         ROUNDING,

@@ -1,4 +1,4 @@
-"""Claims about evidences of mixtures of one component, which are conjugate models."""
+"""Claims about the log evidence of one-component mixtures, which are conjugate models."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pplgen.verification.sources import Sources
 
 __all__ = ["CLAIMS"]
 
-ROUNDING = "rounding of sums in double precision"
+ROUNDING = "float64 rounding of sums"
 KAPPA = 0.01
-"""Rows that the stories' prior on a location is worth."""
+"""Prior sample size of the stories' prior on locations."""
 
 
-def _apart_from_evidence(story: Story, x: Tensor, evidence: float) -> float:
-    """Largest difference of single draws of the bound from the evidence: the guide starts at the posterior."""
+def _elbo_minus_evidence(story: Story, x: Tensor, evidence: float) -> float:
+    """Largest absolute difference of five ELBO draws from the log evidence; the guide starts at the posterior."""
     story = story.double()
     story.initialise(x)
     pair = Pair(story.model, story.guide, (x,))
     with pair.isolated():
-        bounds = [-float(pair.elbo().loss(pair.model, pair.guide, x)) for _ in range(5)]
-    return max(abs(bound - evidence) for bound in bounds)
+        elbos = [-float(pair.elbo().loss(pair.model, pair.guide, x)) for _ in range(5)]
+    return max(abs(elbo - evidence) for elbo in elbos)
 
 
 def _gaussian_evidence(covariance: str, sources: Sources) -> float:
@@ -47,19 +47,19 @@ def _gaussian_evidence(covariance: str, sources: Sources) -> float:
         columns = zip(x.split(1, 1), m.split(1), variance, strict=True)
         each = [shared_variance_evidence(x, m=m, kappa=KAPPA, nu=3, psi=psi) for x, m, psi in columns]
         evidence = torch.stack(each).sum()
-    return _apart_from_evidence(GaussianMixture(1, 2, covariance=covariance), x, float(evidence))
+    return _elbo_minus_evidence(GaussianMixture(1, 2, covariance=covariance), x, float(evidence))
 
 
 def _column_evidence(kind: str, column: Tensor) -> Tensor:
-    """Log evidence of the seen entries of a column, at the priors that the story takes from them."""
-    seen = column[~column.isnan()]
+    """Log evidence of the observed entries of a column, under the story's data-dependent prior."""
+    observed = column[~column.isnan()]
     if kind == "normal":
-        scale = seen.var(correction=0)
-        return shared_variance_evidence(seen[:, None], m=seen.mean()[None], kappa=KAPPA, nu=3, psi=scale)
+        scale = observed.var(correction=0)
+        return shared_variance_evidence(observed[:, None], m=observed.mean()[None], kappa=KAPPA, nu=3, psi=scale)
     if kind == "poisson":
-        return gamma_poisson_evidence(seen, shape=1.0, rate=1 / seen.mean())
+        return gamma_poisson_evidence(observed, shape=1.0, rate=1 / observed.mean())
     categories = torch.arange(2 if kind == "binary" else 3)
-    return dirichlet_evidence((seen[:, None] == categories).double().sum(0))
+    return dirichlet_evidence((observed[:, None] == categories).double().sum(0))
 
 
 def _mixed_evidence(kind: str, sources: Sources) -> float:
@@ -72,7 +72,7 @@ def _mixed_evidence(kind: str, sources: Sources) -> float:
     }[kind]
     x[torch.rand(shape) < 0.2] = torch.nan
     evidence = sum(float(_column_evidence(kind, column)) for column in x.T)
-    return _apart_from_evidence(MixedMixture(1, 2, columns=kind), x, evidence)
+    return _elbo_minus_evidence(MixedMixture(1, 2, columns=kind), x, evidence)
 
 
 CLAIMS = (
@@ -80,7 +80,7 @@ CLAIMS = (
         Claim(
             f"evidence-{covariance}",
             "gaussian-mixture",
-            f"bound less evidence, one component, {covariance}, largest of five draws (nats)",
+            f"ELBO minus log evidence, one component, {covariance}, largest of five draws (nats)",
             0.0,
             1e-6,
             ROUNDING,
@@ -93,7 +93,7 @@ CLAIMS = (
         Claim(
             f"evidence-{kind}",
             "mixed-mixture",
-            f"bound less evidence, one component, two columns of kind {kind} with gaps, largest of five draws (nats)",
+            f"ELBO minus log evidence, one component, two {kind} columns with missing entries, largest of five (nats)",
             0.0,
             1e-6,
             ROUNDING,

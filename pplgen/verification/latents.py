@@ -1,4 +1,4 @@
-"""Claims about linear codes, and about pixels without any."""
+"""Claims about linear latent-variable stories, and about independent pixels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _by_em(sources: Sources) -> float:
 
 
 def _scikit_learns_factors(sources: Sources) -> float:
-    """Maximum by EM less scikit-learn's."""
+    """Maximum log-likelihood by EM minus scikit-learn's."""
     x = sources.wine()
     from sklearn.decomposition import FactorAnalysis as Theirs
 
@@ -50,11 +50,11 @@ def _on_wine(kind: str, sources: Sources) -> Fit:
 
 
 def _own_story(found: Fit) -> Any:
-    """Return the trained story, whose networks no contract names."""
+    """Return the trained story, untyped, as its networks are not part of the contract."""
     return found.story
 
 
-def _bound(kind: str, sources: Sources) -> float:
+def _elbo(kind: str, sources: Sources) -> float:
     return _on_wine(kind, sources).elbo
 
 
@@ -65,7 +65,7 @@ def _linear_vae(sources: Sources) -> Estimate:
 
 
 def _angle(loadings: Tensor, sources: Sources) -> float:
-    """Largest angle between a plane and scikit-learn's first two axes, in degrees."""
+    """Largest principal angle between the loadings and scikit-learn's first two axes, in degrees."""
     from sklearn.decomposition import PCA
 
     axes = PCA(2).fit(sources.wine().numpy()).components_.T
@@ -81,7 +81,7 @@ def _axes_of_autoencoder(sources: Sources) -> float:
 
 
 def _squared_error(sources: Sources) -> float:
-    """Mean squared error of the autoencoder's reconstructions, less that of the discarded eigenvalues."""
+    """Mean squared reconstruction error of the autoencoder minus that of the discarded eigenvalues."""
     x, found = sources.wine(), _on_wine("autoencoder", sources)
     story = _own_story(found)
     with found.pair.isolated(), torch.no_grad():
@@ -89,8 +89,8 @@ def _squared_error(sources: Sources) -> float:
     return float(error) - float(torch.linalg.eigvalsh(x.T @ x / len(x))[:-2].sum()) / x.shape[1]
 
 
-def _with_gaps(kind: str, sources: Sources) -> float:
-    """Draw the bound at a start that fits nothing, with gaps, less the log-likelihood by conditional normals."""
+def _with_missing(kind: str, sources: Sources) -> float:
+    """Draw of an untrained story's ELBO, with missing entries, minus the log-likelihood by conditional normals."""
     x = torch.randn(60, 3).double() @ torch.randn(3, 8).double()
     x[::3, 0] = x[::2, 3:5] = x[-2, 1:] = math.nan
     story = KINDS[kind](8, 2).double()
@@ -104,13 +104,13 @@ def _with_gaps(kind: str, sources: Sources) -> float:
 
 
 def _pixels(sources: Sources) -> float:
-    """Log-likelihood per image of the test set, every pixel with its own share of the training images."""
+    """Log-likelihood per test image, each pixel an independent Bernoulli fitted to the training images."""
     p = sources.pixels("train").mean(0).clamp(1e-6, 1 - 1e-6)
     x = sources.pixels("test")
     return float((x @ p.log() + (1 - x) @ (-p).log1p()).mean())
 
 
-STANDARD = "standardised wines, two codes"
+STANDARD = "standardised wines, two latent dimensions"
 CLAIMS = (
     Claim(
         "wine-ppca",
@@ -118,7 +118,7 @@ CLAIMS = (
         f"maximum log-likelihood of pPCA, {STANDARD} (nats)",
         PPCA_WINE,
         1e-4,
-        "given with five decimals",
+        "published to five decimals",
         "a reference value, by the closed form of Tipping and Bishop (1999)",
         _closed_form,
     ),
@@ -128,17 +128,17 @@ CLAIMS = (
         f"maximum log-likelihood of factor analysis, {STANDARD} (nats)",
         FACTORS_WINE,
         1e-4,
-        "given with five decimals; a hundred steps of 1e-9 nats a row are left",
+        "published to five decimals; EM stops within a hundred steps of 1e-9 nats per row",
         "a reference value, by maximum likelihood (Rubin and Thayer 1982)",
         _by_em,
     ),
     Claim(
         "wine-factors-scikit-learn",
         "exact.ppca",
-        "maximum log-likelihood of factor analysis by EM, less scikit-learn's (nats)",
+        "maximum log-likelihood of factor analysis by EM, minus scikit-learn's (nats)",
         0.0,
         1e-4,
-        "what EM's last steps leave",
+        "convergence tolerance of EM",
         "sklearn.decomposition.FactorAnalysis",
         _scikit_learns_factors,
     ),
@@ -146,12 +146,12 @@ CLAIMS = (
         Claim(
             f"gaps-{kind}",
             kind,
-            "a draw of the bound of sixty rows with gaps, less their log-likelihood (nats)",
+            "a draw of the ELBO of sixty rows with missing entries, minus their log-likelihood (nats)",
             0.0,
             1e-8,
-            "rounding: the guide is the posterior",
+            "float64 rounding: the guide is the posterior",
             "conditional normals",
-            partial(_with_gaps, kind),
+            partial(_with_missing, kind),
         )
         for kind in KINDS
     ),
@@ -159,12 +159,12 @@ CLAIMS = (
         Claim(
             f"wine-{kind}-fit",
             kind,
-            f"bound of the fit to {STANDARD} (nats)",
+            f"ELBO of the fit to {STANDARD} (nats)",
             maximum,
             1e-3,
-            "what is left to gain at the plateau",
+            "remaining gain at the plateau",
             "the maximum of the likelihood",
-            partial(_bound, kind),
+            partial(_elbo, kind),
             slow=True,
         )
         for kind, maximum in (("ppca", PPCA_WINE), ("factor-analysis", FACTORS_WINE))
@@ -175,7 +175,7 @@ CLAIMS = (
         "largest angle between the fit's loadings and the principal axes (degrees)",
         0.0,
         0.1,
-        "what the bound's last thousandth of a nat allows",
+        "angle equivalent to a thousandth of a nat of the ELBO",
         "sklearn.decomposition.PCA",
         _axes_of_ppca,
         slow=True,
@@ -186,7 +186,7 @@ CLAIMS = (
         "largest angle between a linear decoder and the principal axes (degrees)",
         0.0,
         0.1,
-        "what the bound's last thousandth of a nat allows",
+        "angle equivalent to a thousandth of a nat of the ELBO",
         "sklearn.decomposition.PCA",
         _axes_of_autoencoder,
         slow=True,
@@ -194,10 +194,10 @@ CLAIMS = (
     Claim(
         "wine-autoencoder-error",
         "autoencoder",
-        "mean squared error of linear reconstructions, less that of the discarded eigenvalues",
+        "mean squared error of linear reconstructions, minus that of the discarded eigenvalues",
         0.0,
         1e-5,
-        "squares of what the axes are off",
+        "squared error of the axes",
         "eigenvalues of the covariance (Baldi and Hornik 1989)",
         _squared_error,
         slow=True,
@@ -205,10 +205,10 @@ CLAIMS = (
     Claim(
         "wine-linear-vae",
         "vae",
-        f"bound of a linear VAE with one noise for all columns, {STANDARD} (nats)",
+        f"ELBO of a linear VAE with shared noise, {STANDARD} (nats)",
         PPCA_WINE,
         1.78,
-        "what noisy gradients leave, .01 a row",
+        "gradient noise, .01 per row",
         "the maximum of pPCA (Lucas et al. 2019)",
         _linear_vae,
         slow=True,
@@ -219,7 +219,7 @@ CLAIMS = (
         "log-likelihood of a test image, all pixels independent (nats)",
         -205.793,
         1e-2,
-        "given with three decimals; shares of pixels that are never on are kept from zero by 1e-6",
+        "published to three decimals; pixel probabilities are clamped to at least 1e-6",
         "a reference value, by maximum likelihood",
         _pixels,
     ),

@@ -23,41 +23,43 @@ __all__ = ["CLAIMS"]
 
 FULL = {1: -1289.79675, 2: -1130.26396, 3: -1114.43987}
 TIED = {2: -1140.18676, 3: -1126.31593}
-FIVE_DECIMALS = "the maximum has five decimals; EM's last steps gain less than 1e-9 nats a row"
+FIVE_DECIMALS = "published to five decimals; EM's last steps gain less than 1e-9 nats per row"
 MAXIMUM = "a reference value, by maximum likelihood"
-ROUNDING = "rounding of sums in double precision"
+ROUNDING = "float64 rounding of sums"
 
 
 def _maximum(num_components: int, sources: Sources) -> float:
-    """Log-likelihood of Old Faithful at EM's best end."""
+    """Maximum log-likelihood of Old Faithful by EM."""
     return float(em(sources.faithful(), num_components, num_starts=30).log_likelihoods[-1])
 
 
 def _tied_maximum(num_components: int, sources: Sources) -> float:
-    """EM with one covariance: the M-step's own, averaged over the components."""
+    """Maximum log-likelihood by EM with a tied covariance, averaged over components in the M-step."""
     x = sources.faithful()
 
     def maximise(responsibilities: Tensor) -> GaussianMixtureParameters:
         weights, mu, Sigma = m_step(x, responsibilities)
         return GaussianMixtureParameters(weights, mu, torch.einsum("k,kde->de", weights, Sigma).expand_as(Sigma))
 
-    def start() -> GaussianMixtureParameters:
+    def initialise() -> GaussianMixtureParameters:
         centres = x[torch.randperm(len(x))[:num_components]]
         nearest = torch.cdist(x / x.std(0), centres / x.std(0)).argmin(1)
         return maximise(torch.eye(num_components, dtype=x.dtype)[nearest])
 
-    starts = [start() for _ in range(10)]
-    best = em_from_starts(starts, lambda at: e_step(x, at), maximise, max_iterations=5000, tolerance=1e-9 * len(x))
+    starts = [initialise() for _ in range(10)]
+    best = em_from_starts(
+        starts, lambda parameters: e_step(x, parameters), maximise, max_iterations=5000, tolerance=1e-9 * len(x)
+    )
     return float(best.log_likelihoods[-1])
 
 
-def _criterion(sources: Sources) -> float:
-    """Schwarz's criterion with mclust's sign: 11 parameters, 272 rows."""
+def _bic(sources: Sources) -> float:
+    """Bayesian information criterion with mclust's sign: 11 parameters, 272 rows."""
     return 2 * _maximum(2, sources) - 11 * math.log(len(sources.faithful()))
 
 
 def _posterior_mean(found: Fit) -> GaussianMixtureParameters:
-    """Means of weights, locations and covariances over draws."""
+    """Posterior means of weights, locations and covariances."""
     posterior = group_of(found.to_datatree(1000, groups=["posterior"]), "posterior")
     mean = {name: torch.tensor(posterior[name].mean(("chain", "draw")).values).double() for name in posterior}
     K, D = mean["mu"].shape
@@ -72,19 +74,19 @@ def _at_the_posterior_mean(num_components: int, covariance: str, restarts: int, 
 
 
 def _latent_classes(sources: Sources) -> float:
-    """Log-likelihood at the story's posterior mean, less EM's best maximum: ten answers of two classes."""
-    chance = torch.tensor([[0.25], [0.75]]).expand(2, 10)
-    x = torch.bernoulli(chance[torch.randint(2, (400,))]).double()
+    """Log-likelihood of ten binary items in two latent classes at the posterior mean, minus EM's maximum."""
+    probability = torch.tensor([[0.25], [0.75]]).expand(2, 10)
+    x = torch.bernoulli(probability[torch.randint(2, (400,))]).double()
 
     def log_joint(weights: Tensor, p: Tensor) -> Tensor:
         return weights.log() + x @ p.log().T + (1 - x) @ (1 - p).log().T
 
-    def expect(at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        joint = log_joint(*at)
+    def expect(parameters: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        joint = log_joint(*parameters)
         return joint.softmax(1), joint.logsumexp(1).sum()
 
-    def maximise(shares: Tensor) -> tuple[Tensor, Tensor]:
-        return shares.mean(0), shares.T @ x / shares.sum(0)[:, None]
+    def maximise(responsibilities: Tensor) -> tuple[Tensor, Tensor]:
+        return responsibilities.mean(0), responsibilities.T @ x / responsibilities.sum(0)[:, None]
 
     starts = [maximise(torch.rand(400, 2).double().softmax(1)) for _ in range(10)]
     best = em_from_starts(starts, expect, maximise, max_iterations=1000, tolerance=1e-7)
@@ -95,14 +97,14 @@ def _latent_classes(sources: Sources) -> float:
 
 
 def _scikit_learns(sources: Sources) -> float:
-    """Log-likelihood of Old Faithful by scikit-learn at its own maximum, less the E-step's there."""
+    """Log-likelihood of Old Faithful by scikit-learn at its maximum, minus that of our E-step."""
     needs("sklearn", "data")
     from sklearn.mixture import GaussianMixture as Theirs
 
     x = sources.faithful()
     theirs = Theirs(2, random_state=0).fit(x.numpy())
-    at = GaussianMixtureParameters(*map(torch.tensor, (theirs.weights_, theirs.means_, theirs.covariances_)))
-    return float(theirs.score_samples(x.numpy()).sum() - float(e_step(x, at)[1]))
+    parameters = GaussianMixtureParameters(*map(torch.tensor, (theirs.weights_, theirs.means_, theirs.covariances_)))
+    return float(theirs.score_samples(x.numpy()).sum() - float(e_step(x, parameters)[1]))
 
 
 @functools.cache
@@ -114,48 +116,51 @@ def _missing() -> Tensor:
 
 
 def _factored_likelihood(sources: Sources) -> float:
-    """Entries of EM's covariance with gaps in one column, less those of Anderson's closed form, the largest.
+    """Largest relative difference of EM's moments, with one incomplete column, from Anderson's closed form.
 
-    The first column's moments are those of all rows; the second follows from its regression on the first where both
-    are seen.
+    The first column's moments are those of all rows; the second follows from its regression on the first in complete
+    rows.
     """
     x = _missing()
-    both = x[~x[:, 1].isnan()]
+    complete = x[~x[:, 1].isnan()]
     mean, variance = x[:, 0].mean(), x[:, 0].var(correction=0)
-    moments = both.T.cov(correction=0)
+    moments = complete.T.cov(correction=0)
     slope = moments[0, 1] / moments[0, 0]
-    rest = moments[1, 1] - slope * moments[0, 1]
-    exact = torch.stack([variance, slope * variance, slope * variance, rest + slope.square() * variance]).reshape(2, 2)
-    located = torch.stack([mean, both[:, 1].mean() + slope * (mean - both[:, 0].mean())])
+    residual = moments[1, 1] - slope * moments[0, 1]
+    covariance = slope * variance
+    exact = torch.stack([variance, covariance, covariance, residual + slope.square() * variance]).reshape(2, 2)
+    exact_mean = torch.stack([mean, complete[:, 1].mean() + slope * (mean - complete[:, 0].mean())])
     found = em_missing(x, 1, num_starts=1, tolerance=1e-14).parameters
-    apart = [(found.Sigma[0] - exact) / exact, (found.mu[0] - located) / located]
-    return max(float(each.abs().max()) for each in apart)
+    differences = [(found.Sigma[0] - exact) / exact, (found.mu[0] - exact_mean) / exact_mean]
+    return max(float(each.abs().max()) for each in differences)
 
 
-def _with_gaps(sources: Sources) -> float:
-    """Log-likelihood of what was seen at the story's posterior mean, less exact EM's maximum."""
+def _with_missing(sources: Sources) -> float:
+    """Log-likelihood of observed entries at the posterior mean, minus exact EM's maximum."""
     x = _missing()
     best = em_missing(x, 2, num_starts=3).log_likelihoods[-1]
     found = fit(GaussianMixture(2, 2), x.float(), compile="graph", progress=False)
     return float(e_step_missing(x, _posterior_mean(found)).log_likelihoods.sum() - best)
 
 
-def _stick(sources: Sources) -> Estimate:
-    """Share of the second stick, alpha being two."""
-    held = poutine.condition(DirichletProcessMixture(6, 1).model, {"alpha": torch.tensor(2.0)})
-    weights = torch.stack([poutine.trace(held).get_trace(None).nodes["weights"]["value"][1] for _ in range(2000)])
+def _second_weight(sources: Sources) -> Estimate:
+    """Prior mean of the second weight given alpha = 2."""
+    conditioned = poutine.condition(DirichletProcessMixture(6, 1).model, {"alpha": torch.tensor(2.0)})
+    weights = torch.stack(
+        [poutine.trace(conditioned).get_trace(None).nodes["weights"]["value"][1] for _ in range(2000)]
+    )
     return Estimate(float(weights.mean()), float(weights.std()) / len(weights) ** 0.5)
 
 
 def _occupied(sources: Sources) -> float:
-    """Mean number of occupied components for three groups that are far apart."""
+    """Median number of occupied components for three well-separated groups."""
     centres = torch.tensor([[0.0, 0.0, 0.0], [6.0, 0.0, 3.0], [0.0, 7.0, -3.0]])
     x = centres[torch.arange(3).repeat_interleave(torch.tensor([60, 90, 150]))] + torch.randn(300, 3)
     found = fit(DirichletProcessMixture(8, 3), x, compile="graph", progress=False)
     return float(group_of(found.to_datatree(400), "posterior")["num_occupied"].median())
 
 
-SHRUNK = "what the prior takes, of which the draws' own error is .05"
+SHRUNK = "shrinkage by the prior; Monte Carlo error of the draws is .05"
 
 CLAIMS = (
     *(
@@ -175,7 +180,7 @@ CLAIMS = (
         Claim(
             f"faithful-tied-{K}",
             "exact.em",
-            f"maximum of Old Faithful's log-likelihood, {K} components of one full covariance (nats)",
+            f"maximum of Old Faithful's log-likelihood, {K} components with a tied full covariance (nats)",
             value,
             1e-3,
             FIVE_DECIMALS,
@@ -190,14 +195,14 @@ CLAIMS = (
         "BIC of Old Faithful, two full covariances, with mclust's sign",
         -2322.192,
         1e-2,
-        "given with three decimals, twice the maximum's error",
+        "published to three decimals, twice the maximum's error",
         "a reference value, by maximum likelihood",
-        _criterion,
+        _bic,
     ),
     Claim(
         "faithful-scikit-learn",
         "exact.em",
-        "log-likelihood at scikit-learn's maximum, scikit-learn's own less ours (nats)",
+        "log-likelihood at scikit-learn's maximum, scikit-learn's minus ours (nats)",
         0.0,
         1e-8,
         ROUNDING,
@@ -223,22 +228,22 @@ CLAIMS = (
     Claim(
         "missing-closed-form",
         "exact.em_missing",
-        "EM's moments with gaps in one column less the closed form, largest (share)",
+        "largest relative difference of EM's moments, with one incomplete column, from the closed form",
         0.0,
         1e-6,
-        "EM's last step gains less than 1e-14 nats a row: its root is left of the moments",
+        "EM's last step gains less than 1e-14 nats per row: moments are accurate to its square root",
         "factored likelihood (Anderson 1957)",
         _factored_likelihood,
     ),
     Claim(
         "missing-posterior",
         "gaussian-mixture",
-        "log-likelihood of what is seen of Old Faithful at the posterior mean, less exact EM's maximum (nats)",
+        "log-likelihood of incomplete Old Faithful at the posterior mean, minus exact EM's maximum (nats)",
         0.0,
         1.0,
         SHRUNK,
         "exact EM (Ghahramani and Jordan 1994)",
-        _with_gaps,
+        _with_missing,
         slow=True,
     ),
     Claim(
@@ -247,28 +252,28 @@ CLAIMS = (
         "prior mean of the second weight, alpha = 2",
         2 / 9,
         0.0,
-        "the Monte Carlo error of 2,000 draws alone",
+        "Monte Carlo error of 2,000 draws only",
         "alpha^(k - 1) / (1 + alpha)^k",
-        _stick,
+        _second_weight,
     ),
     Claim(
         "known-groups",
         "dirichlet-process-mixture",
-        "median number of occupied components for three groups far apart",
+        "median number of occupied components for three well-separated groups",
         3.0,
         0.0,
         "a count",
-        "the groups that were simulated",
+        "the simulated number of groups",
         _occupied,
         slow=True,
     ),
     Claim(
         "latent-classes",
         "mixed-mixture",
-        "log-likelihood of ten answers of two classes at the posterior mean, less EM's maximum (nats)",
+        "log-likelihood of ten binary items in two classes at the posterior mean, minus EM's maximum (nats)",
         0.0,
         1.5,
-        "21 parameters, shrunk by flat priors that are worth two answers each",
+        "21 parameters, shrunk by flat priors with a sample size of two each",
         "EM in plain torch",
         _latent_classes,
         slow=True,

@@ -1,4 +1,4 @@
-"""Claims about stories that decode rows by networks: with codes of one entry, integrals on the line."""
+"""Claims about stories with neural decoders: with one latent dimension, integrals are computed on a grid."""
 
 from __future__ import annotations
 
@@ -22,52 +22,53 @@ from pplgen.verification.sources import Sources
 __all__ = ["CLAIMS"]
 
 DRAWS = 2000
-"""Of each row's code, where densities of rows are importance-weighted."""
+"""Importance samples per row."""
 
 
 def _trained(story: LatentStory) -> tuple[Fit, Tensor]:
-    """Fit a story with codes of one entry to rows of its own, one of which has a gap; in doubles."""
+    """Fit a story with one latent dimension to simulated rows, one with a missing entry, in float64."""
     x = story.double().simulate(20)
     x[0, 1] = math.nan
     story.observe_missing(x)
     return fit(story, x, steps=200, progress=False), x
 
 
-def _line(x: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return codes of one entry and a class on a grid, for every row, and the logarithm of its step."""
+def _grid(x: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return a grid of the latent dimension and the class, for every row, and the log of its spacing."""
     z = torch.linspace(-12, 12, 4001, dtype=x.dtype)[:, None]
     classes = torch.eye(max(num_classes, 1), dtype=x.dtype)[:, :num_classes]
-    code = torch.cat([z.repeat(len(classes), 1), classes.repeat_interleave(len(z), 0)], 1)
-    return code[:, None, :].expand(-1, len(x), -1), (z[1, 0] - z[0, 0]).log()
+    latents = torch.cat([z.repeat(len(classes), 1), classes.repeat_interleave(len(z), 0)], 1)
+    return latents[:, None, :].expand(-1, len(x), -1), (z[1, 0] - z[0, 0]).log()
 
 
-def _density_on_the_line(story: Callable[[], LatentStory], num_classes: int, sources: Sources) -> Estimate:
-    """Log density of all rows, weighed by the trained guide, less the integral over the code of each."""
+def _log_density_error(story: Callable[[], LatentStory], num_classes: int, sources: Sources) -> Estimate:
+    """Importance-weighted log density of all rows minus its integral over the latent dimension."""
     found, x = _trained(story())
-    code, step = _line(x, num_classes)
+    latents, log_step = _grid(x, num_classes)
     with found.pair.isolated(), torch.no_grad():
         own: Any = found.story
-        exact = (own.prior().log_prob(code) + own.decode(code).log_prob(x)).logsumexp(0) + step
+        exact = (own.prior().log_prob(latents) + own.decode(latents).log_prob(x)).logsumexp(0) + log_step
     scored = found.log_likelihood(x, draws=DRAWS)
     return Estimate(float((scored - exact).sum()), float(scored.standard_error.square().sum().sqrt()))
 
 
-def _bound_on_the_line(story: Callable[[], LatentStory], num_classes: int, bound: str, sources: Sources) -> Estimate:
-    """Mean of the bound of the trained guide over its draws, less the integral that it is an average for."""
+def _elbo_error(story: Callable[[], LatentStory], num_classes: int, bound: str, sources: Sources) -> Estimate:
+    """Mean of 500 ELBO draws of the trained guide minus its integral over the latent dimension."""
     found, x = _trained(story())
-    code, step = _line(x, num_classes)
+    latents, log_step = _grid(x, num_classes)
     estimator = make_bound(found.pair, bound)
     with found.pair.isolated(), torch.no_grad(), pyro.validation_enabled(False):
         own: Any = found.story
-        log_q = own.encode(x).log_prob(code)
-        exact = (log_q.exp() * (own.prior().log_prob(code) + own.decode(code).log_prob(x) - log_q)).sum() * step.exp()
+        log_q = own.encode(x).log_prob(latents)
+        log_ratio = own.prior().log_prob(latents) + own.decode(latents).log_prob(x) - log_q
+        exact = (log_q.exp() * log_ratio).sum() * log_step.exp()
         pair = found.pair
         draws = torch.tensor([-float(estimator.loss(pair.model, pair.guide, *pair.data)) for _ in range(500)])
     return Estimate(float(draws.mean() - exact), float(draws.std()) / len(draws) ** 0.5)
 
 
-TRAPEZOID = "trapezoidal rule over 4,001 codes"
-ON_THE_LINE: dict[str, tuple[str, str, Callable[[], LatentStory], int]] = {
+TRAPEZOID = "trapezoidal rule on a grid of 4,001 points"
+STORIES: dict[str, tuple[str, str, Callable[[], LatentStory], int]] = {
     **{
         f"vae-{likelihood}": (
             "vae",
@@ -85,34 +86,34 @@ ON_THE_LINE: dict[str, tuple[str, str, Callable[[], LatentStory], int]] = {
         3,
     ),
 }
-"""Story, what is particular, how it is built, and the number of classes that are part of its codes."""
+"""Story, description, constructor, and number of classes among its latents."""
 
 CLAIMS = (
     *(
         Claim(
             f"density-{name}",
             story,
-            f"importance-weighted log density of twenty rows, {words}, less its integral over the code (nats)",
+            f"importance-weighted log density of twenty rows, {words}, minus its integral over the latent (nats)",
             0.0,
             1e-6,
-            f"the error of {DRAWS:,} draws",
+            f"Monte Carlo error of {DRAWS:,} draws",
             TRAPEZOID,
-            partial(_density_on_the_line, build, classes),
+            partial(_log_density_error, build, classes),
         )
-        for name, (story, words, build, classes) in ON_THE_LINE.items()
+        for name, (story, words, build, classes) in STORIES.items()
     ),
     *(
         Claim(
             f"bound-{name}-{bound}",
             story,
-            f"{bound} bound of twenty rows, {words}, less its integral over the code (nats)",
+            f"{bound} ELBO of twenty rows, {words}, minus its integral over the latent (nats)",
             0.0,
             1e-6,
-            "the error of 500 draws",
+            "Monte Carlo error of 500 draws",
             TRAPEZOID,
-            partial(_bound_on_the_line, build, classes, bound),
+            partial(_elbo_error, build, classes, bound),
         )
-        for name, (story, words, build, classes) in ON_THE_LINE.items()
+        for name, (story, words, build, classes) in STORIES.items()
         if name in ("vae-bernoulli", "mixture-vae", "semi-supervised-vae")
         for bound in (("sampled", "analytic") if name == "vae-bernoulli" else ("sampled",))
     ),

@@ -1,10 +1,9 @@
-"""Results as a page of Markdown, and as JSON: a list with one object for each claim.
+"""Results as a Markdown page, and as JSON: a list with one object per claim.
 
-Keys are ``claim``, its name; ``story``, as ``pplgen list`` names it, or what else the claim is about; ``what``;
-``claimed``; ``measured``, null where nothing was; ``tolerance``, how far these may be apart, null likewise; ``basis``,
-where the tolerance comes from; ``verdict``, one of ``holds``, ``fails`` and ``not run``; ``note``, why it was not run
-or what was raised; ``source``, where the claimed number comes from; and ``versions`` of Python and packages. The
-package carries the file of a run, ``recorded.json`` beside this module.
+Keys are ``claim``, its name; ``story``, its name in ``pplgen list``, or another subject; ``what``; ``claimed``;
+``measured`` and ``tolerance``, null if nothing was measured; ``basis``, the origin of the tolerance; ``verdict``, one
+of ``holds``, ``fails`` and ``not run``; ``note``, why it was not run or the exception; ``source``, the origin of the
+claimed number; and ``versions`` of Python and packages. The package contains the results of a run in ``recorded.json``.
 """
 
 from __future__ import annotations
@@ -19,25 +18,24 @@ from pplgen.verification.claim import Claim, Result
 from pplgen.verification.digits import as_claimed, as_measured
 from pplgen.verification.sources import FILES
 
-__all__ = ["as_json", "as_markdown", "counted", "fixed_cells", "numbers"]
+__all__ = ["as_json", "as_markdown", "fixed_cells", "numbers", "summary_of"]
 
 HEADINGS = ("what", "about", "claimed", "measured", "within", "verdict", "tolerance from", "source")
 INTRODUCTION = """\
 # The verified table
 
-Every exact check and reference value that the documentation claims, measured again by one command, of which this page
-is the output:
+Every exact check and reference value in the documentation, reproduced by one command, whose output is this page:
 
 ```console
-$ pplgen verify                       # what takes no longer than some seconds each
-$ pplgen verify --all --data FOLDER   # everything; FOLDER holds data that are not shipped
+$ pplgen verify                       # claims that take at most a few seconds each
+$ pplgen verify --all --data FOLDER   # all claims; FOLDER contains data that are not shipped
 $ pplgen verify gaussian-mixture      # a story, a family of claims, or a claim
 ```
 
-The command ends with exit code 1 where a claim does not hold. Where two computations are held against each other, the
-number is how far they are apart, and zero is claimed. Monte Carlo estimates may be off by four of their standard errors
-beside the tolerance; "within" is both together. A claim whose data or packages are not at hand is not run, and says
-why. In FOLDER are looked for:
+The command exits with code 1 if a claim does not hold. For two computations of the same quantity, the number is their
+difference, and zero is claimed. Monte Carlo estimates may differ by four standard errors in addition to the tolerance;
+"within" is the sum of both. Claims whose data or packages are not available are not run, with the reason as a note.
+FOLDER may contain:
 
 """
 
@@ -65,30 +63,30 @@ def as_json(results: Iterable[Result]) -> str:
 
 
 def as_markdown(results: Mapping[str, Sequence[Result]]) -> str:
-    """Return a page with a table for each family, and below them what was run with which versions."""
+    """Return a page with a table per family, followed by the counts and the versions used."""
     parts = [INTRODUCTION + "".join(f"- `{name}`: {what}\n" for name, what in FILES.items())]
     for family, members in results.items():
         rows = [_row(HEADINGS), "|" + "---|" * len(HEADINGS), *(_row(_cells(result)) for result in members)]
         parts.append(f"## {family.capitalize()}\n\n" + "\n".join(rows) + "\n")
     every = [result for members in results.values() for result in members]
     versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
-    parts.append(f"{counted(every)}. Measured with {versions}.\n")
+    parts.append(f"{summary_of(every)}. Measured with {versions}.\n")
     return "\n".join(parts)
 
 
-def counted(results: Sequence[Result]) -> str:
-    """Say how many claims there are, and how many hold, fail and were not run."""
+def summary_of(results: Sequence[Result]) -> str:
+    """Summarise how many claims there are, and how many hold, fail and were not run."""
     outcomes = Counter(str(result.outcome) for result in results)
     return f"{len(results)} claims: " + ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
 
 
 def fixed_cells(claim: Claim) -> tuple[str, str, str, str, str]:
-    """Return the cells of a claim's row that no run changes: what, about, claimed, tolerance from, source."""
+    """Return the cells of a claim's row that do not depend on a run: what, about, claimed, tolerance from, source."""
     return f"{claim.what}, `{claim.name}`", claim.subject, as_claimed(claim.claimed), claim.basis, claim.source
 
 
 def numbers(result: Result) -> tuple[str, str, str]:
-    """Claimed, measured, and how far they may be apart, with as many digits as matter."""
+    """Format claimed value, measured value and tolerance with their significant digits."""
     return (
         as_claimed(result.claim.claimed),
         as_measured(result.measured, result.claim.claimed, result.allowed),

@@ -1,4 +1,4 @@
-"""Claims about series whose regimes are a chain, summed out."""
+"""Claims about series with Markov regimes, marginalised exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = ("diag", "full", "poisson", "categorical")
 
 
 def _emissions(kind: str, theta: dict[str, Tensor], y: Tensor) -> Tensor:
-    """Log density of every step of one series in every regime by torch's distributions, shape ``(T, K)``."""
+    """Emission log densities of one series by torch's distributions, shape ``(T, K)``."""
     steps = y[:, None]
     if kind == "diag":
         return Normal(theta["mu"], theta["sigma"]).log_prob(steps).sum(-1)
@@ -44,7 +44,7 @@ def _all_paths_of_hmm(kind: str, sources: Sources) -> float:
 
 
 def _recursions(sources: Sources) -> float:
-    """Log normaliser of random potentials step by step and in parallel, less the sum over paths; the larger."""
+    """Log normaliser of random potentials minus the sum over paths, larger of sequential and parallel recursion."""
     log_emission, log_initial, log_transition = (torch.randn(*size).double() for size in ((6, 3), (3,), (3, 3)))
     chain = MarkovChain(log_initial, log_transition)
     exact = over_all_paths(log_emission, chain)
@@ -53,23 +53,23 @@ def _recursions(sources: Sources) -> float:
 
 
 def _all_paths_of_autoregression(sources: Sources) -> float:
-    """Hamilton's model with two lags, of which the mean alone switches: six steps, so 64 paths, by definition."""
+    """Log density of six steps under Hamilton's model, two lags, minus the sum over all 64 paths."""
     story = MarkovSwitchingAR(2, 2).double()
     theta, y = from_prior(story), torch.randn(6, dtype=torch.float64)
     P, mu = theta["P"], theta["mu"]
     stationary = torch.stack([P[1, 0], P[0, 1]]) / (P[1, 0] + P[0, 1])
     weights = []
     for path in torch.cartesian_prod(*[torch.arange(2)] * 6):
-        off = y - mu[path]
-        mean = mu[path[2:]] + theta["phi"][0] * off[1:-1] + theta["phi"][1] * off[:-2]
-        moves = P.log()[path[:-1], path[1:]].sum()
-        seen = Normal(mean, theta["sigma"]).log_prob(y[2:]).sum()
-        weights.append(stationary.log()[path[0]] + moves + seen)
+        residual = y - mu[path]
+        mean = mu[path[2:]] + theta["phi"][0] * residual[1:-1] + theta["phi"][1] * residual[:-2]
+        transitions = P.log()[path[:-1], path[1:]].sum()
+        emissions = Normal(mean, theta["sigma"]).log_prob(y[2:]).sum()
+        weights.append(stationary.log()[path[0]] + transitions + emissions)
     return float(density(story, theta, y[None, :, None]) - torch.stack(weights).logsumexp(0))
 
 
 def _statsmodels_autoregression(sources: Sources) -> float:
-    """Log density of sixty steps under Hamilton's model with four lags, less statsmodels'."""
+    """Log density of sixty steps under Hamilton's model with four lags, minus statsmodels'."""
     needs("statsmodels", "data")
     from statsmodels.tsa.regime_switching.markov_autoregression import MarkovAutoregression
 
@@ -83,25 +83,25 @@ def _statsmodels_autoregression(sources: Sources) -> float:
 
 @functools.cache
 def _hamilton(sources: Sources) -> tuple[float, Tensor]:
-    """Log-likelihood of Hamilton's model at its maximum, and each quarter's probability of a recession there."""
+    """Maximum log-likelihood of Hamilton's model, and smoothed recession probabilities at the maximum."""
     y = sources.growth()[None]
     story = MarkovSwitchingAR(2, 4).double()
     story.initialise(y)
     supports = {name: biject_to(support) for name, support in story.theta.supports.items()}
     start = {name: value.detach() for name, value in story.theta.typical().items()}
     u = {name: supports[name].inv(value).clone().requires_grad_() for name, value in start.items()}
-    climb = torch.optim.LBFGS(list(u.values()), max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+    optimiser = torch.optim.LBFGS(list(u.values()), max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-12)
 
     def values() -> dict[str, Tensor]:
         return {name: supports[name](value) for name, value in u.items()}
 
     def loss() -> Tensor:
-        climb.zero_grad()
+        optimiser.zero_grad()
         total = -density(story, values(), y).sum()
         total.backward()
         return total
 
-    climb.step(loss)
+    optimiser.step(loss)
     with torch.no_grad():
         chain, log_emission, regimes = poutine.condition(story.state_space, data=values())(y)
         smoothed = forward_backward(log_emission, chain).smoothed[0, 4:]
@@ -113,14 +113,14 @@ def _hamilton_maximum(sources: Sources) -> float:
 
 
 def _recessions(sources: Sources) -> float:
-    """Share of pairs of a quarter in a recession and one outside that the probabilities order rightly."""
+    """Area under the ROC curve of the smoothed recession probabilities."""
     flag, probability = sources.recessions()[4:], _hamilton(sources)[1]
     return float((probability[flag][:, None] > probability[~flag]).double().mean())
 
 
 @functools.cache
 def _hmm_example(sources: Sources) -> dict[str, Tensor]:
-    """Draws of the fit to posteriordb's series."""
+    """Posterior draws of the fit to posteriordb's series."""
     y = sources.posteriordb("hmm_example")[None, :, None]
     known = {"pi": 0.5, "sigma": 1.0}
     story = GaussianHMM(2, 1, known=known, prior_mean=[[3.0], [10.0]], prior_mean_scale=1.0)
@@ -135,14 +135,14 @@ def _hmm_mean(name: str, sources: Sources) -> float:
 
 
 SUM = "the sum over all paths, by definition"
-ROUNDING = "rounding of sums over all paths in double precision"
+ROUNDING = "float64 rounding of sums over all paths"
 POSTERIORDB = {"A11": (0.66665, 0.1012), "A21": (0.07313, 0.0284), "mu1": (3.02152, 0.2245), "mu2": (8.82728, 0.1106)}
 
 CLAIMS = (
     Claim(
         "hmm-recursions",
         "exact.hmm",
-        "log normaliser of random potentials less the sum over all paths, the larger of two recursions (nats)",
+        "log normaliser of random potentials minus the sum over all paths, larger of two recursions (nats)",
         0.0,
         1e-10,
         ROUNDING,
@@ -153,7 +153,7 @@ CLAIMS = (
         Claim(
             f"hmm-{kind}",
             "gaussian-hmm",
-            f"log density of eight steps with {kind} emissions, less the sum over 256 paths (nats)",
+            f"log density of eight steps with {kind} emissions, minus the sum over 256 paths (nats)",
             0.0,
             1e-9,
             ROUNDING,
@@ -168,18 +168,18 @@ CLAIMS = (
             "gaussian-hmm",
             f"posterior mean of {name} in posteriordb's hmm_example",
             mean,
-            0.15 * deviation,
-            ".15 posterior deviations, the guide's; 4,000 draws err by .016",
+            0.15 * sd,
+            ".15 posterior standard deviations for the guide; Monte Carlo error of 4,000 draws is .016",
             "posteriordb's reference draws (Magnusson et al. 2024)",
             partial(_hmm_mean, name),
             slow=True,
         )
-        for name, (mean, deviation) in POSTERIORDB.items()
+        for name, (mean, sd) in POSTERIORDB.items()
     ),
     Claim(
         "switching-ar-paths",
         "markov-switching-ar",
-        "log density of six steps with two lags, less the sum over 64 paths (nats)",
+        "log density of six steps with two lags, minus the sum over 64 paths (nats)",
         0.0,
         1e-9,
         ROUNDING,
@@ -189,10 +189,10 @@ CLAIMS = (
     Claim(
         "switching-ar-statsmodels",
         "markov-switching-ar",
-        "log density of sixty steps with four lags, less statsmodels' (nats)",
+        "log density of sixty steps with four lags, minus statsmodels' (nats)",
         0.0,
         1e-8,
-        "rounding of the recursion in double precision",
+        "float64 rounding of the recursion",
         "statsmodels' MarkovAutoregression",
         _statsmodels_autoregression,
     ),
@@ -202,17 +202,17 @@ CLAIMS = (
         "maximum of the log-likelihood of US growth, two regimes and four lags (nats)",
         -181.26339,
         1e-4,
-        "given with five decimals; the climb gains less than 1e-9 at its end",
+        "published to five decimals; the optimiser's last step gains less than 1e-9",
         "Hamilton (1989); statsmodels",
         _hamilton_maximum,
     ),
     Claim(
         "hamilton-recessions",
         "markov-switching-ar",
-        "area under the curve of smoothed recessions at the maximum against the NBER's dates",
+        "area under the ROC curve of smoothed recession probabilities at the maximum, for the NBER's dates",
         1.0,
         0.1,
-        "the dates were set by judgement and on other series too",
+        "the dates were set by judgement, and from other series too",
         "National Bureau of Economic Research",
         _recessions,
     ),

@@ -1,4 +1,4 @@
-"""All claims by family, some of them chosen, and measured one after the other."""
+"""All claims by family; selection and measurement of claims."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pplgen.verification import engine, evidences, latents, mixtures, networks, 
 from pplgen.verification.claim import Claim, Outcome, Result, measure
 from pplgen.verification.sources import Sources
 
-__all__ = ["FAMILIES", "chosen", "verify"]
+__all__ = ["FAMILIES", "select", "verify"]
 
 FAMILIES: dict[str, tuple[Claim, ...]] = {
     "mixtures": mixtures.CLAIMS,
@@ -22,42 +22,42 @@ FAMILIES: dict[str, tuple[Claim, ...]] = {
     "engine": engine.CLAIMS,
     "trust": trust.CLAIMS,
 }
-"""Every claim, in the order of the table."""
+"""All claims, in the order of the table."""
 
 
-def chosen(names: Iterable[str]) -> dict[str, tuple[Claim, ...]]:
-    """Return the claims of some families, about some stories, or of some names, by family; all where none is named.
+def select(names: Iterable[str]) -> dict[str, tuple[Claim, ...]]:
+    """Select claims by names of families, subjects or claims, and return them by family; all if no name is given.
 
     Raises
     ------
     InputError
-        Where a name is none of these.
+        If a name is unknown.
     """
-    wanted = set(names)
+    requested = set(names)
     every = [(family, claim) for family, claims in FAMILIES.items() for claim in claims]
     known = {name for family, claim in every for name in (family, claim.subject, claim.name)}
-    for name in sorted(wanted - known):
+    for name in sorted(requested - known):
         raise InputError(
             f"{name!r}: expected a claim, a story, or one of {', '.join(FAMILIES)}{near_names(name, known)}"
         )
-    if not wanted:
+    if not requested:
         return dict(FAMILIES)
-    picked: dict[str, tuple[Claim, ...]] = {}
+    selected: dict[str, tuple[Claim, ...]] = {}
     for family, claim in every:
-        if wanted & {family, claim.subject, claim.name}:
-            picked[family] = (*picked.get(family, ()), claim)
-    return picked
+        if requested & {family, claim.subject, claim.name}:
+            selected[family] = (*selected.get(family, ()), claim)
+    return selected
 
 
 def verify(
-    claims: Iterable[Claim], sources: Sources, *, slow: bool, notice: Callable[[Result], None] | None = None
+    claims: Iterable[Claim], sources: Sources, *, slow: bool, report: Callable[[Result], None] | None = None
 ) -> list[Result]:
-    """Measure claims, those that are slow only where asked to, and tell of each result as it comes."""
+    """Measure claims, slow ones only if ``slow``; call ``report`` with each result."""
     results = []
     for claim in claims:
         skipped = claim.slow and not slow
         result = Result(claim, Outcome.NOT_RUN, note="slow: --all") if skipped else measure(claim, sources)
         results.append(result)
-        if notice:
-            notice(result)
+        if report:
+            report(result)
     return results

@@ -1,4 +1,4 @@
-"""Claims about series of a linear Gaussian state."""
+"""Claims about linear Gaussian state space models."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from pplgen.verification.sources import Sources, needs
 __all__ = ["CLAIMS"]
 
 LEVEL, NOISE = 1469.1, 15099.0
-"""Variances of the Nile's level and of what is seen of it, at the maximum of the likelihood."""
-START = {"m0": 1000.0, "s0": 1000.0}
+"""Maximum likelihood variances of the Nile's level and of its observation noise."""
+INITIAL = {"m0": 1000.0, "s0": 1000.0}
 
 
 def _diffuse(sources: Sources) -> float:
@@ -38,12 +38,12 @@ def _diffuse(sources: Sources) -> float:
 
 
 def _wide_start(sources: Sources) -> float:
-    known = {**START, "q": math.sqrt(LEVEL), "r": math.sqrt(NOISE)}
+    known = {**INITIAL, "q": math.sqrt(LEVEL), "r": math.sqrt(NOISE)}
     return float(density(LinearGaussianSSM.local_level(known=known).double(), {}, sources.nile()[None]))
 
 
 def _joint(p: LinearGaussian, num_steps: int) -> MultivariateNormal:
-    """Return the joint normal of all observations of a series, by its definition."""
+    """Return the joint normal of all observations of a series, by definition."""
     mean, rows = [p.m0], [[p.S0]]
     for _ in range(1, num_steps):
         mean.append(p.A @ mean[-1] + p.b)
@@ -51,26 +51,26 @@ def _joint(p: LinearGaussian, num_steps: int) -> MultivariateNormal:
         rows.append([*row, row[-1] @ p.A.T + p.Q])
     blocks = [[rows[max(t, s)][min(t, s)] for s in range(num_steps)] for t in range(num_steps)]
     states = torch.cat([torch.cat([b if t >= s else b.T for s, b in enumerate(r)], 1) for t, r in enumerate(blocks)])
-    seen = torch.block_diag(*[p.C] * num_steps)
+    loading = torch.block_diag(*[p.C] * num_steps)
     noise = torch.block_diag(*[p.R] * num_steps)
-    return MultivariateNormal(seen @ torch.cat(mean) + p.d.repeat(num_steps), seen @ states @ seen.T + noise)
+    return MultivariateNormal(loading @ torch.cat(mean) + p.d.repeat(num_steps), loading @ states @ loading.T + noise)
 
 
 def _dense(sources: Sources) -> float:
-    """Log density of nine steps of a random model with gaps, the story's less the joint normal's."""
+    """Log density of nine steps with missing entries, the story's minus the joint normal's."""
     story = LinearGaussianSSM(3, 2).double()
     y = story.simulate(1, 9).double()
     y[0, 0, 0] = y[0, 3] = torch.nan
     theta = from_prior(story)
     with poutine.condition(data=theta):
         joint = _joint(story.state_space(y), 9)
-    seen = ~y.flatten().isnan()
-    block = MultivariateNormal(joint.mean[seen], joint.covariance_matrix[seen][:, seen])
-    return float(density(story, theta, y) - block.log_prob(y.flatten()[seen]))
+    observed = ~y.flatten().isnan()
+    marginal = MultivariateNormal(joint.mean[observed], joint.covariance_matrix[observed][:, observed])
+    return float(density(story, theta, y) - marginal.log_prob(y.flatten()[observed]))
 
 
 def _trend(sources: Sources) -> float:
-    """Log density of the Nile under a local linear trend, the story's less statsmodels'."""
+    """Log density of the Nile under a local linear trend, the story's minus statsmodels'."""
     y = sources.nile()
     from statsmodels.tsa.statespace.structural import UnobservedComponents
 
@@ -84,9 +84,9 @@ def _trend(sources: Sources) -> float:
 
 @functools.cache
 def _level_posterior(sources: Sources) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
-    """Draws of the logarithms of the level's two deviations, and their exact means and deviations by a grid."""
+    """Draws of log q and log r of the Nile's level, and their exact means and standard deviations on a grid."""
     y = sources.nile()
-    story = LinearGaussianSSM.local_level(known=START)
+    story = LinearGaussianSSM.local_level(known=INITIAL)
     found = fit(story, y[None].float(), restarts=4, steps=400, compile="graph", progress=False)
     posterior = group_of(found.to_datatree(4000, groups=["posterior"]), "posterior")
     draws = {name: torch.tensor(posterior[name].values).log().flatten() for name in ("q", "r")}
@@ -108,20 +108,20 @@ def _level_posterior(sources: Sources) -> tuple[dict[str, Tensor], dict[str, tup
 
 
 def _shift(name: str, sources: Sources) -> float:
-    """Means of the guide and of the grid, apart in posterior deviations."""
+    """Difference of the guide's mean from the grid's, in posterior standard deviations."""
     draws, exact = _level_posterior(sources)
-    mean, deviation = exact[name]
-    return (float(draws[name].mean()) - mean) / deviation
+    mean, sd = exact[name]
+    return (float(draws[name].mean()) - mean) / sd
 
 
-def _width(name: str, sources: Sources) -> float:
-    """Deviation of the guide over the grid's."""
+def _sd_ratio(name: str, sources: Sources) -> float:
+    """Ratio of the guide's standard deviation to the grid's."""
     draws, exact = _level_posterior(sources)
     return float(draws[name].std()) / exact[name][1]
 
 
 def _statsmodels_filter(sources: Sources) -> float:
-    """Log likelihood of a random model by the exact filter, less statsmodels', with gaps."""
+    """Log-likelihood of a random model with missing entries by the Kalman filter, minus statsmodels'."""
     needs("statsmodels", "data")
     from statsmodels.tsa.statespace.kalman_filter import KalmanFilter
 
@@ -145,34 +145,34 @@ def _statsmodels_filter(sources: Sources) -> float:
     return float(kalman_filter(y, p).log_likelihood) - float(theirs.loglike())
 
 
-ROUNDING = "rounding of some dozens of solves in double precision"
+ROUNDING = "float64 rounding of some dozens of solves"
 STORY = "linear-gaussian-ssm"
 
 CLAIMS = (
     Claim(
         "nile-diffuse",
         "exact.kalman_scan",
-        "log-likelihood of the Nile's level with an exact diffuse start (nats)",
+        "log-likelihood of the Nile's level with exact diffuse initialisation (nats)",
         -633.46456,
         1e-4,
-        "given with five decimals",
+        "published to five decimals",
         "a reference value, at the variances of Durbin and Koopman (2012), section 2.10",
         _diffuse,
     ),
     Claim(
         "nile-wide-start",
         STORY,
-        "log-likelihood of the Nile's level, started from N(1000, 10^6) (nats)",
+        "log-likelihood of the Nile's level, initial state N(1000, 10^6) (nats)",
         -640.38054,
         1e-4,
-        "given with five decimals",
+        "published to five decimals",
         "a reference value, at the variances of Durbin and Koopman (2012), section 2.10",
         _wide_start,
     ),
     Claim(
         "ssm-joint",
         STORY,
-        "log density of a random model's series with gaps, less that of the joint normal (nats)",
+        "log density of a random model's series with missing entries, minus the joint normal's (nats)",
         0.0,
         1e-8,
         ROUNDING,
@@ -182,7 +182,7 @@ CLAIMS = (
     Claim(
         "kalman-statsmodels",
         "exact.kalman",
-        "log-likelihood of a random model's series with gaps, less statsmodels' (nats)",
+        "log-likelihood of a random model's series with missing entries, minus statsmodels' (nats)",
         0.0,
         1e-8,
         ROUNDING,
@@ -192,7 +192,7 @@ CLAIMS = (
     Claim(
         "trend-statsmodels",
         STORY,
-        "log density of the Nile under a local linear trend, less statsmodels' (nats)",
+        "log density of the Nile under a local linear trend, minus statsmodels' (nats)",
         0.0,
         1e-8,
         ROUNDING,
@@ -203,11 +203,11 @@ CLAIMS = (
         Claim(
             f"nile-{name}-mean",
             STORY,
-            f"posterior mean of log {name} of the Nile's level, guide less grid (posterior deviations)",
+            f"posterior mean of log {name} of the Nile's level, guide minus grid (posterior sd)",
             0.0,
             0.1,
-            "4,000 draws err by .016; the normal guide by the rest",
-            "a grid over both deviations",
+            "Monte Carlo error of 4,000 draws is .016; the rest is the normal guide's",
+            "a grid over both standard deviations",
             partial(_shift, name),
             slow=True,
         )
@@ -217,12 +217,12 @@ CLAIMS = (
         Claim(
             f"nile-{name}-deviation",
             STORY,
-            f"posterior deviation of log {name} of the Nile's level, guide over grid",
+            f"posterior sd of log {name} of the Nile's level, ratio of guide to grid",
             1.0,
             0.1,
-            "4,000 draws err by .011; the normal guide by the rest",
-            "a grid over both deviations",
-            partial(_width, name),
+            "Monte Carlo error of 4,000 draws is .011; the rest is the normal guide's",
+            "a grid over both standard deviations",
+            partial(_sd_ratio, name),
             slow=True,
         )
         for name in ("q", "r")

@@ -1,4 +1,4 @@
-"""Data that claims are about: what the package ships, what its extras bring, and a folder of the user's."""
+"""Data sets of claims: shipped with the package, from optional packages, or in a folder of the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pplgen.data.table import load_data
 
-__all__ = ["EIGHT_SCHOOLS", "FIRST_GROWTH", "NotAtHand", "Sources", "needs"]
+__all__ = ["EIGHT_SCHOOLS", "FIRST_GROWTH", "NotAvailable", "Sources", "needs"]
 
 EIGHT_SCHOOLS = ((28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0), (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0))
 """Estimated effects of coaching and their standard errors (Rubin 1981)."""
@@ -27,36 +27,36 @@ FIRST_GROWTH = (
 
 
 FILES = {
-    "posteriordb/low_dim_gauss_mix.json": "data of the posterior of that name in posteriordb, a number N and a list y",
-    "posteriordb/hmm_example.json": "likewise",
+    "posteriordb/low_dim_gauss_mix.json": "data of the posterior of that name in posteriordb: a number N and a list y",
+    "posteriordb/hmm_example.json": "as above",
     "series/hamilton_rgnp.csv": (
-        "growth of real US GNP in percent, 1951Q2 to 1984Q4 (`rgnp_growth_pct`), and whether the quarter is in a "
-        "recession of the NBER's (`nber_recession`, 0 or 1): Hamilton (1989), in statsmodels' tests of regime switching"
+        "growth of real US GNP in percent, 1951Q2 to 1984Q4 (`rgnp_growth_pct`), and the NBER's "
+        "recession indicator (`nber_recession`, 0 or 1): Hamilton (1989), in statsmodels' tests of regime switching"
     ),
     "static_binarized_mnist/binarized_mnist_train.mat": "Larochelle's fixed binarisation of MNIST as MATLAB files",
-    "static_binarized_mnist/binarized_mnist_test.mat": "likewise",
+    "static_binarized_mnist/binarized_mnist_test.mat": "as above",
 }
-"""Data that are neither shipped nor installed, by their names in the user's folder."""
+"""Data files that are neither shipped nor installed, by their paths in the user's folder."""
 
 
-class NotAtHand(Exception):
-    """Why a claim cannot be measured on this machine."""
+class NotAvailable(Exception):
+    """Data or a package that a claim needs are not available."""
 
 
 def needs(module: str, extra: str) -> None:
-    """Raise ``NotAtHand`` where a package is not installed."""
+    """Raise ``NotAvailable`` if a package is not installed."""
     if find_spec(module) is None:
-        raise NotAtHand(f"needs {module}: pip install 'pplgen[{extra}]'")
+        raise NotAvailable(f"needs {module}: pip install 'pplgen[{extra}]'")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where data come from; all of them are float64.
+    """Access to the data sets of claims, as float64.
 
     Attributes
     ----------
     folder : Path or None
-        With those of ``FILES`` that are at hand.
+        Folder with any of ``FILES``.
     """
 
     folder: Path | None = None
@@ -85,18 +85,18 @@ class Sources:
         return self._hamilton("rgnp_growth_pct")[:, None]
 
     def recessions(self) -> Tensor:
-        """Whether each of these quarters is in a recession of the NBER's, shape ``(135,)``."""
+        """Return the NBER's recession indicator of the same quarters, shape ``(135,)``."""
         return self._hamilton("nber_recession").bool()
 
     def schools(self) -> tuple[Tensor, Tensor]:
-        """Effects of eight schools and their standard errors, shape ``(8,)`` each, in single precision."""
+        """Effects of eight schools and their standard errors, shape ``(8,)`` each, as float32."""
         y, sigma = (torch.tensor(values) for values in EIGHT_SCHOOLS)
         return y, sigma
 
     def posteriordb(self, name: str) -> Tensor:
         """Observations ``y`` of a posterior of posteriordb, shape ``(num_rows,)``."""
-        facts = json.loads(self._file(f"posteriordb/{name}.json").read_text(encoding="utf-8"))
-        return torch.tensor(facts["y"], dtype=torch.float64)
+        content = json.loads(self._file(f"posteriordb/{name}.json").read_text(encoding="utf-8"))
+        return torch.tensor(content["y"], dtype=torch.float64)
 
     def pixels(self, part: str) -> Tensor:
         """Statically binarised MNIST, ``train`` or ``test``, shape ``(num_images, 784)``."""
@@ -107,14 +107,14 @@ class Sources:
         return torch.from_numpy(values.reshape(-1, 784).astype("float64"))
 
     def _hamilton(self, column: str) -> Tensor:
-        """One column of Hamilton's table."""
+        """Return a column of Hamilton's table."""
         with self._file("series/hamilton_rgnp.csv").open(encoding="utf-8", newline="") as file:
             return torch.tensor([float(row[column]) for row in csv.DictReader(file)], dtype=torch.float64)
 
     def _file(self, name: str) -> Path:
-        """Path of a file of the folder."""
+        """Return the path of a file in the folder."""
         if self.folder is None:
-            raise NotAtHand(f"needs {name}: --data FOLDER")
+            raise NotAvailable(f"needs {name}: --data FOLDER")
         if not (self.folder / name).is_file():
-            raise NotAtHand(f"needs {name}, which is not in the folder of --data")
+            raise NotAvailable(f"needs {name}, which is not in the folder of --data")
         return self.folder / name

@@ -1,4 +1,4 @@
-"""Claims about a linear Gaussian state whose dynamics switch."""
+"""Claims about switching linear Gaussian state space models."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ GROWTH: dict[str, Any] = {
     "d": [0.0],
     "r": [0.5],
 }
-"""A switching autoregression of growth that is seen through noise."""
+"""Parameters of a switching autoregression of growth with observation noise."""
 
 
 def _switching(y: Tensor) -> SwitchingLinearGaussian:
-    """Return the model of growth as the story says it."""
+    """Return the growth model of the story."""
     return SwitchingLDS(2, 1, 1, known=GROWTH).double().state_space(y[None])
 
 
@@ -81,22 +81,22 @@ def _paths(y: Tensor, num_paths: int) -> SwitchingPaths:
     return draw_switching_paths(y, gaussian_sum_filter(y, model), model, num_paths)
 
 
-def _along_a_path(sources: Sources) -> float:
-    """Log density of a path of states and twelve quarters, the story's less the sum over all paths of regimes."""
+def _path_density(sources: Sources) -> float:
+    """Joint log density of a state path and twelve quarters, the story's minus the sum over all regime paths."""
     y, x = sources.first_growth(), torch.randn(12, dtype=torch.float64)
     story, p = SwitchingLDS(2, 1, 1, known=GROWTH).double(), _switching(y)
     with torch.no_grad():
         trace = poutine.trace(poutine.condition(story.model, data={"x": x[None, :, None]})).get_trace(y[None])
     trace.compute_log_prob()
-    moved = Normal(p.A[:, 0, 0] * x[:-1, None] + p.b[:, 0], p.Q[:, 0, 0].sqrt()).log_prob(x[1:, None])
-    first = Normal(0.0, 1.0).log_prob(x[:1, None]).expand(1, 2)
-    regimes = over_all_paths(torch.cat([first, moved]), MarkovChain(p.pi.log(), p.P.log()))
+    transitions = Normal(p.A[:, 0, 0] * x[:-1, None] + p.b[:, 0], p.Q[:, 0, 0].sqrt()).log_prob(x[1:, None])
+    initial = Normal(0.0, 1.0).log_prob(x[:1, None]).expand(1, 2)
+    regimes = over_all_paths(torch.cat([initial, transitions]), MarkovChain(p.pi.log(), p.P.log()))
     exact = regimes + Normal(x, 0.5).log_prob(y[:, 0]).sum()
     return float(trace.nodes["x"]["log_prob"].sum() + trace.nodes["y"]["log_prob"].sum() - exact)
 
 
 def _importance(sources: Sources) -> Estimate:
-    """Bound of a thousand draws of the trained guide on the log marginal of twelve quarters."""
+    """Importance-weighted bound with 1,000 draws of the trained guide on the log marginal of twelve quarters."""
     y = sources.first_growth()[None].float()
     found = fit(SwitchingLDS(2, 1, 1, known=GROWTH), y, steps=6000, learning_rate=0.01, compile="graph", progress=False)
     with found.pair.isolated(), torch.no_grad():
@@ -109,10 +109,10 @@ CLAIMS = (
     Claim(
         "growth-enumerated",
         "exact.enumeration",
-        "log marginal of twelve quarters of US growth over 4,096 paths of regimes (nats)",
+        "log marginal of twelve quarters of US growth over 4,096 regime paths (nats)",
         -19.794290757,
         1e-7,
-        "given with nine decimals",
+        "published to nine decimals",
         "a reference value, by enumeration",
         _enumerated,
     ),
@@ -122,7 +122,7 @@ CLAIMS = (
         "log marginal of 135 quarters of US growth by Kim's filter (nats)",
         -209.13861,
         1e-4,
-        "given with five decimals",
+        "published to five decimals",
         "a reference value, by the filter of Kim (1994)",
         _kim,
     ),
@@ -132,39 +132,39 @@ CLAIMS = (
         "log marginal of 135 quarters of US growth by a Rao-Blackwellised particle filter (nats)",
         -209.141,
         0.02,
-        "four standard errors, .005, of the number that is held against",
+        "four standard errors, .005 each, of the reference value",
         "a reference value, by a particle filter",
         _particles,
     ),
     Claim(
         "growth-sums",
         "exact.gaussian_sums",
-        "log marginal of 135 quarters of US growth from 2,000 paths drawn from sums of Gaussians (nats)",
+        "log marginal of 135 quarters of US growth from 2,000 regime paths drawn by a Gaussian sum filter (nats)",
         -209.141,
         0.02,
-        "four standard errors, .005, of the number that is held against",
+        "four standard errors, .005 each, of the reference value",
         "a reference value, by a particle filter",
         _sums,
     ),
     Claim(
         "growth-smoothed",
         "exact.switching_simulation",
-        "smoothed probabilities of twelve quarters from 20,000 weighted paths, largest difference",
+        "largest difference of smoothed probabilities of twelve quarters, from 20,000 weighted paths",
         0.0,
         0.015,
-        "four standard errors of a share of 20,000",
+        "four standard errors of a fraction of 20,000",
         "enumeration of 4,096 paths",
         _smoothed,
     ),
     Claim(
         "growth-path",
         "switching-lds",
-        "log density of a path of states and twelve quarters, less the sum over 4,096 paths of regimes (nats)",
+        "log density of a state path and twelve quarters, minus the sum over 4,096 regime paths (nats)",
         0.0,
         1e-9,
-        "rounding of sums over all paths in double precision",
+        "float64 rounding of sums over all paths",
         "the sum over all paths, by definition",
-        _along_a_path,
+        _path_density,
     ),
     Claim(
         "growth-importance",
@@ -172,7 +172,7 @@ CLAIMS = (
         "importance-weighted bound of 1,000 draws on the log marginal of twelve quarters (nats)",
         -19.794290757,
         0.01,
-        "what is left of the gap: half the variance of a weight over 1,000",
+        "gap of the bound: half the variance of a weight, divided by 1,000",
         "enumeration of 4,096 paths",
         _importance,
         slow=True,

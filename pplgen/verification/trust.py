@@ -1,4 +1,4 @@
-"""Claims about checks, sampling, leaving out and calibration."""
+"""Claims about checks, NUTS, leave-one-out and calibration."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _centred(y: Tensor, sigma: Tensor) -> None:
 
 @functools.cache
 def _chains(sources: Sources) -> dict[str, Estimate]:
-    """Means of what the schools share, with their Monte Carlo errors."""
+    """Posterior means of mu and tau by NUTS, with Monte Carlo standard errors."""
     found = fit(_schools, sources.schools(), method="nuts", steps=1000, restarts=2, progress=False)
     tree = found.to_datatree(groups=["posterior"])
     table = arviz_stats.summary(tree, var_names=["mu", "tau"], round_to="none").astype(float)
@@ -70,7 +70,7 @@ def _khat(centred: bool, sources: Sources) -> float:
 
 
 def _known_mean(width: float) -> tuple[Pair, Tensor]:
-    """Return a conjugate mean with a guide so many times as wide as its posterior, and the rows."""
+    """Return a conjugate normal mean whose guide has ``width`` times the posterior sd, and the rows."""
     x = torch.randn(ROWS, dtype=torch.float64)
     precision = 0.01 + ROWS
 
@@ -85,8 +85,8 @@ def _known_mean(width: float) -> tuple[Pair, Tensor]:
     return Pair(model, guide, (x,)), x
 
 
-def _left_out(width: float, sources: Sources) -> float:
-    """Leave-one-out log density of twenty rows by weights of a wrong guide, less the exact one."""
+def _loo_error(width: float, sources: Sources) -> float:
+    """PSIS-LOO of twenty rows with a guide of the wrong width, minus the exact leave-one-out log density."""
     pair, x = _known_mean(width)
     precision = 0.01 + ROWS - 1
     exact = dist.Normal((x.sum() - x) / precision, (1 + 1 / precision) ** 0.5).log_prob(x).sum()
@@ -95,14 +95,14 @@ def _left_out(width: float, sources: Sources) -> float:
 
 
 def _gap(sources: Sources) -> float:
-    """Gap of the bound of a guide that is half again as wide as the posterior."""
+    """ELBO gap of a guide with 1.5 times the posterior sd."""
     pair, _ = _known_mean(1.5)
     with pair.isolated(), torch.no_grad():
         return weights.elbo_gap(CheckInputs(pair)).value
 
 
 def _features() -> Tensor:
-    """Two features of thirty rows that are nearly the same, drawn once for all."""
+    """Two highly correlated features of thirty rows, with a fixed seed."""
     x = torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
     return torch.stack([x[:, 0], 0.95 * x[:, 0] + 0.3 * x[:, 1]], 1)
 
@@ -121,26 +121,26 @@ def _calibrated(mean_field: bool) -> Calibration:
 
 
 def _failing(mean_field: bool, sources: Sources) -> float:
-    """Coefficients whose ranks are not uniform."""
+    """Count the coefficients whose ranks are not uniform."""
     found = _calibrated(mean_field)
     verdicts = zip(found.quantities, found.checks(), strict=True)
     return float(sum(check.verdict is Verdict.FAIL for name, check in verdicts if name.startswith("beta")))
 
 
 def _coverage(mean_field: bool, sources: Sources) -> float:
-    """Share of data sets whose 90 % interval holds the first coefficient."""
+    """Fraction of data sets whose 90 % interval covers the first coefficient."""
     return float(_calibrated(mean_field).coverage[0.9]["beta[0]"])
 
 
 def _expected_coverage() -> float:
-    """Coverage of a 90 % interval whose deviation is that of the best independent factors."""
+    """Coverage of a 90 % interval with the standard deviation of the optimal mean-field guide."""
     precision = _features().T @ _features() + torch.eye(2)
-    shorter = float((precision[0, 0] * torch.linalg.inv(precision)[0, 0]) ** -0.5)
-    return round(math.erf(1.6448536 * shorter / math.sqrt(2)), 4)  # the last digits depend on the machine
+    sd_ratio = float((precision[0, 0] * torch.linalg.inv(precision)[0, 0]) ** -0.5)
+    return round(math.erf(1.6448536 * sd_ratio / math.sqrt(2)), 4)  # the last digits depend on the machine
 
 
 def _two_normals(y: Tensor) -> None:
-    """Posteriordb's low_dim_gauss_mix, whose order of means is left to where the guide starts."""
+    """Posteriordb's low_dim_gauss_mix without its ordering constraint; the guide's initialisation selects the order."""
     mu = pyro.sample("mu", dist.Normal(0.0, 2.0).expand([2]).to_event(1))
     sigma = pyro.sample("sigma", dist.HalfNormal(2.0).expand([2]).to_event(1))
     theta = pyro.sample("theta", dist.Beta(5.0, 5.0))
@@ -171,7 +171,7 @@ TWO_NORMALS = {
     "sigma2": (1.02382, 0.0405),
     "theta": (0.62155, 0.0155),
 }
-"""Posterior means and deviations of posteriordb's reference draws."""
+"""Posterior means and standard deviations of posteriordb's reference draws."""
 POSTERIORDB = "posteriordb's reference draws (Magnusson et al. 2024)"
 
 CLAIMS = (
@@ -182,7 +182,7 @@ CLAIMS = (
             f"posterior mean of {name}, eight schools",
             mean,
             0.13,
-            "four standard errors of the reference: 10,000 draws with deviations near 3.3",
+            "four standard errors of the reference: 10,000 draws with sd near 3.3",
             POSTERIORDB,
             partial(_school_mean, name),
             slow=True,
@@ -196,7 +196,7 @@ CLAIMS = (
             f"k-hat of a mean-field fit to the eight schools, {'' if centred else 'non-'}centred",
             value,
             allowed,
-            "k-hat of 10,000 draws has a deviation of about .1 where it is near 1, and less below",
+            "k-hat of 10,000 draws has an sd of about .1 near 1, and less below",
             "Yao et al. (2018), figure 2",
             partial(_khat, centred),
             slow=True,
@@ -206,27 +206,27 @@ CLAIMS = (
     Claim(
         "loo-conjugate",
         "checks",
-        "leave-one-out log density of twenty rows by a guide too wide by half, less the exact one (nats)",
+        "PSIS-LOO of twenty rows with a guide of 1.5 times the posterior sd, minus the exact value (nats)",
         0.0,
         0.1,
-        "sums of twenty terms, whose draws are off by about .003 nats each, of one sign",
+        "sums of twenty terms with errors of about .003 nats each, of the same sign",
         "closed form of a conjugate mean",
-        partial(_left_out, 1.5),
+        partial(_loo_error, 1.5),
     ),
     Claim(
         "bound-gap",
         "checks",
-        "gap of the bound of a guide too wide by half (nats)",
+        "ELBO gap of a guide with 1.5 times the posterior sd (nats)",
         (1.5**2 - 1) / 2 - math.log(1.5),
         0.018,
-        "four standard errors of 40,000 draws with a deviation of .88",
+        "four standard errors of 40,000 draws with an sd of .88",
         "KL(N(0, 1.5), N(0, 1))",
         _gap,
     ),
     Claim(
         "calibration-exact",
         "calibration",
-        "coefficients of a conjugate regression with its own posterior that fail, of two",
+        "coefficients of a conjugate regression that fail with the exact posterior, of two",
         0.0,
         0.0,
         "a count",
@@ -237,7 +237,7 @@ CLAIMS = (
     Claim(
         "calibration-mean-field",
         "calibration",
-        "coefficients of the same regression that fail with independent factors, of two",
+        "coefficients of the same regression that fail with a mean-field guide, of two",
         2.0,
         0.0,
         "a count",
@@ -248,22 +248,22 @@ CLAIMS = (
     Claim(
         "coverage-exact",
         "calibration",
-        "coverage of the first coefficient's 90 % interval with its own posterior",
+        "coverage of the first coefficient's 90 % interval with the exact posterior",
         0.9,
         0.12,
-        "four standard errors of a share of 100 data sets",
-        "the interval's own probability",
+        "four standard errors of a fraction of 100 data sets",
+        "nominal coverage",
         partial(_coverage, False),
         slow=True,
     ),
     Claim(
         "coverage-mean-field",
         "calibration",
-        "coverage of the first coefficient's 90 % interval with independent factors",
+        "coverage of the first coefficient's 90 % interval with a mean-field guide",
         _expected_coverage(),
         0.2,
-        "four standard errors of a share of 100 data sets",
-        "closed form: the factors' deviations are those given the other coefficient (Turner and Sahani 2011)",
+        "four standard errors of a fraction of 100 data sets",
+        "closed form: the factors have the conditional standard deviations (Turner and Sahani 2011)",
         partial(_coverage, True),
         slow=True,
     ),
@@ -271,14 +271,14 @@ CLAIMS = (
         Claim(
             f"two-normals-{name}",
             "a pair of your own",
-            f"posterior mean of {name} in posteriordb's low_dim_gauss_mix, by a full normal guide",
+            f"posterior mean of {name} in posteriordb's low_dim_gauss_mix, by a multivariate normal guide",
             mean,
-            0.15 * deviation,
-            ".15 posterior deviations: where the optimiser ends; 10,000 draws err by .01",
+            0.15 * sd,
+            ".15 posterior sd for the optimiser; Monte Carlo error of 10,000 draws is .01",
             POSTERIORDB,
             partial(_two_normals_mean, name),
             slow=True,
         )
-        for name, (mean, deviation) in TWO_NORMALS.items()
+        for name, (mean, sd) in TWO_NORMALS.items()
     ),
 )

@@ -11,8 +11,8 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import pplgen
+from pplgen.calibration.fixed_priors import fix_priors
 from pplgen.calibration.result import Calibration
-from pplgen.calibration.trials import with_fixed_priors
 from pplgen.checks.table import Verdict
 from pplgen.errors import InputError
 
@@ -81,11 +81,11 @@ def ranked(ranks, num_unconverged):
     return Calibration("toy", ("mu",), ranks[:, None], 99, nothing, nothing, nothing, 0, num_unconverged, "a path")
 
 
-def test_fits_that_have_not_converged_want_more_steps_before_another_guide(capsys):
+def test_fits_that_have_not_converged_need_more_steps_before_another_guide(capsys):
     at_both_ends = np.repeat([0, 1, 98, 99], 15)
     before, after = ranked(at_both_ends, 60), ranked(at_both_ends, 6)
     told = "in 60 of 60 fits the steps ran out before the ELBO stopped improving"
-    assert before.checks()[0].remedy.startswith(f"give more steps first, for {told}; draws are too narrow")
+    assert before.checks()[0].remedy.startswith(f"use more steps first, as {told}; draws are too narrow")
     assert "AutoMultivariateNormal" not in before.checks()[0].remedy
     assert "steps" not in after.checks()[0].remedy
     assert "AutoMultivariateNormal" in after.checks()[0].remedy
@@ -146,7 +146,7 @@ def test_components_of_a_bare_mixture_are_named_first():
             pyro.sample("y", dist.Normal(mu[z], 1.0), obs=y)
 
     mixture = config_enumerate(mixture)
-    with pytest.raises(InputError, match="'z' is summed out, and its values may swap names"):
+    with pytest.raises(InputError, match="'z' is enumerated and its values may be exchangeable"):
         quick(mixture, torch.zeros(20))
     with pytest.raises(InputError, match="no latent 'mu' with an axis 1"):
         quick(mixture, torch.zeros(20), exchangeable={"mu": 1})
@@ -160,12 +160,12 @@ def test_codes_of_a_trained_story_are_ranked_without_refitting(wine):
     assert "log_likelihood" in found.quantities
     # the guide is the posterior itself
     assert found.passed
-    with pytest.raises(InputError, match="leave data, guide and simulator out"):
+    with pytest.raises(InputError, match="leave out data, guide and simulator"):
         pplgen.calibrate(fit, wine)
 
 
 def test_what_has_no_prior_is_refused():
-    with pytest.raises(InputError, match="parameters that are learned"):
+    with pytest.raises(InputError, match="learnable parameters"):
         quick(VAE(4, 1), num_rows=20)
     with pytest.raises(InputError, match="takes a prior from its rows"):
         quick(LinearGaussianSSM.local_level(), num_rows=2, num_datasets=10)
@@ -173,7 +173,7 @@ def test_what_has_no_prior_is_refused():
         quick(lambda x: pyro.sample("y", dist.Normal(pyro.sample("a", dist.Normal(0.0, 1.0)), 1.0), obs=x + 1), X[0, 0])
 
 
-def test_priors_that_are_left_to_the_data_are_settled_first(faithful):
-    story = with_fixed_priors(GaussianMixture(2, 2), faithful)
+def test_priors_that_are_left_to_the_data_are_fixed_first(faithful):
+    story = fix_priors(GaussianMixture(2, 2), faithful)
     np.testing.assert_allclose(story.config["prior_mean"], faithful.values.mean(0), rtol=1e-6)
-    assert with_fixed_priors(GaussianMixture(2, 2)).config["prior_scale"] == [1.0, 1.0]
+    assert fix_priors(GaussianMixture(2, 2)).config["prior_scale"] == [1.0, 1.0]

@@ -219,7 +219,10 @@ CASES = (
     Case("a guide that returns the prior", weights.khat, lambda: means(count=20, prior=True), lambda: means(count=20)),
     Case("an unconverged fit", optimisation.iterate_rhat, lambda: line(1e-3), lambda: line(0.02)),
     Case(
-        "a normal likelihood for heavy-tailed data", predictive.posterior_predictive, lambda: tails(False), lambda: tails(True)
+        "a normal likelihood for heavy tails",
+        predictive.posterior_predictive,
+        lambda: tails(False),
+        lambda: tails(True),
     ),
     Case(
         "a Poisson likelihood for overdispersed counts",

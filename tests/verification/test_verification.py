@@ -11,7 +11,7 @@ import pytest
 
 from pplgen import models
 from pplgen.cli.main import main
-from pplgen.verification import codes, record, running, sources
+from pplgen.verification import latents, record, running, sources
 from pplgen.verification.claim import Claim, Estimate, Outcome, Result, measure
 from pplgen.verification.sources import Sources
 
@@ -119,12 +119,12 @@ def test_mistakes_are_said_before_anything_runs(monkeypatch, capsys, tmp_path):
 
 
 def test_claims_are_chosen_by_story_family_or_name():
-    assert [claim.name for claims in running.chosen(["factor-analysis"]).values() for claim in claims] == [
+    assert [claim.name for claims in running.select(["factor-analysis"]).values() for claim in claims] == [
         "gaps-factor-analysis",
         "wine-factor-analysis-fit",
     ]
-    assert running.chosen(["codes", "wine-ppca"]) == {"codes": codes.CLAIMS}
-    assert set(running.chosen(["nile-diffuse", "bound-gap"])) == {"series", "trust"}
+    assert running.select(["latents", "wine-ppca"]) == {"latents": latents.CLAIMS}
+    assert set(running.select(["nile-diffuse", "bound-gap"])) == {"series", "trust"}
 
 
 def test_every_claim_is_named_once_and_says_where_its_number_comes_from():
