@@ -219,7 +219,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit gaussian-mixture infinite.csv", "column 'b', row 1: inf is not a finite number"),
         ("fit gaussian-mixture ragged.csv", "row 2: the number of cells is 3; expected 2, separated by"),
         ("fit gaussian-mixture empty.csv", "the file is empty"),
-        ("fit gaussian-mixture single.csv", "1 row is too little to learn from"),
+        ("fit gaussian-mixture single.csv", "1 row is too few to train on"),
         ("fit vae digits --hidden 20,x", "--hidden 20,x: expected whole numbers separated by commas"),
         ("fit vae faithful --encoder mine", "No such option: --encoder"),
         ("fit vae faithful", "row 1, column 1: 3.6 is no pixel; expected numbers from 0 to 1"),
