@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-__all__ = ["DataWarning", "InputError", "Interrupted", "first_line", "near_names", "printable"]
+__all__ = [
+    "DataWarning",
+    "InputError",
+    "Interrupted",
+    "first_line",
+    "near_names",
+    "printable",
+    "renamed",
+]
 
 
 class InputError(ValueError):
@@ -39,3 +50,16 @@ def near_names(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'a' or 'b'?"`` for the known names close to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__`` that accepts the former ``names`` of its members, with a ``FutureWarning``."""
+
+    def getattr_of_module(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        message = f"{module}.{name} is now {names[name]}; the old name is accepted until the next release"
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        return getattr(sys.modules[module], names[name])
+
+    return getattr_of_module

@@ -98,3 +98,19 @@ def test_documented_modules_that_moved_are_found_by_their_old_names():
         assert all(getattr(module, name) is getattr(importlib.import_module(f"pplgen.{new}"), name) for name in names)
     assert importlib.import_module("pplgen.plots").plot_pairs
     assert importlib.import_module("pplgen.posterior").to_datatree
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("em", "climb_from", "em_from_starts"),
+        ("ppca", "LinearCodes", "FactorParameters"),
+        ("switching", "with_axes", ""),
+    ],
+)
+def test_renamed_references_keep_their_former_names(module, old, new):
+    home = importlib.import_module(f"pplgen.exact.{module}")
+    with pytest.warns(FutureWarning, match=f"{old} is now {new}"):
+        assert getattr(home, old) is getattr(home, new or "insert_batch_axes")
+    with pytest.raises(AttributeError):
+        home.nothing  # noqa: B018

@@ -13,10 +13,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from pplgen.errors import InputError
+from pplgen.errors import InputError, renamed
 from pplgen.exact.linear_gaussian import log_normal
 
 __all__ = ["EMResult", "GaussianMixtureParameters", "e_step", "em", "em_from_starts", "m_step"]
+
+__getattr__ = renamed(__name__, {"climb_from": "em_from_starts"})
 
 Parameters = TypeVar("Parameters")
 

@@ -13,11 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pplgen.errors import renamed
 from pplgen.exact.shapes import pick
 from pplgen.exact.switching import collapse, first_step, insert_batch_axes, next_step, per_regime
 from pplgen.story.dynamics import SwitchingLinearGaussian
 
 __all__ = ["MAX_TERMS", "GaussianSum", "GaussianSums", "gaussian_sum_filter"]
+
+__getattr__ = renamed(__name__, {"MOST": "MAX_TERMS"})
 
 MIN_WEIGHT = 1e-3
 """Minimum weight of a separate term."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pplgen.errors import renamed
 from pplgen.exact.linear_gaussian import log_normal, mask_missing, matvec, symmetrise, unroll
 from pplgen.exact.shapes import along_time, stack_steps
 from pplgen.story.dynamics import LinearGaussian
@@ -28,6 +29,8 @@ __all__ = [
     "rts_smoother",
     "update",
 ]
+
+__getattr__ = renamed(__name__, {"over_all_batches": "expand_covariances"})
 
 
 class Filtered(NamedTuple):

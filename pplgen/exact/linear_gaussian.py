@@ -7,11 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from pplgen.errors import InputError
+from pplgen.errors import InputError, renamed
 from pplgen.exact.shapes import along_time, broadcast_batches, check_dtypes, check_series, check_shape
 from pplgen.story.dynamics import LinearGaussian
 
 __all__ = ["log_normal", "log_normals", "mask_missing", "matvec", "symmetrise", "unroll"]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "times": "matvec",
+        "without_gaps": "mask_missing",
+    },
+)
 
 
 def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:

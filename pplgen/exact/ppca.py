@@ -20,11 +20,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.errors import InputError
+from pplgen.errors import InputError, renamed
 from pplgen.exact.em import EMResult, GaussianMixtureParameters, em_from_starts
 from pplgen.exact.em_missing import Expectations, e_step_missing
 
 __all__ = ["FactorParameters", "FactorPosterior", "em_factor_analysis", "factor_posterior", "ppca"]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "FilledIn": "FactorPosterior",
+        "LinearCodes": "FactorParameters",
+        "em_linear_codes": "em_factor_analysis",
+        "fill_in": "factor_posterior",
+    },
+)
 
 
 class FactorParameters(NamedTuple):

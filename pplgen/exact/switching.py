@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.errors import InputError
+from pplgen.errors import InputError, renamed
 from pplgen.exact.kalman import backward_kernel, predict, update
 from pplgen.exact.linear_gaussian import matvec, symmetrise
 from pplgen.exact.shapes import check_dtypes, check_series, stack_steps
@@ -32,6 +32,8 @@ __all__ = [
     "next_step",
     "per_regime",
 ]
+
+__getattr__ = renamed(__name__, {"with_axes": "insert_batch_axes"})
 
 
 class SwitchingFiltered(NamedTuple):
