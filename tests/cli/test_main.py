@@ -225,7 +225,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit vae faithful", "row 1, column 1: 3.6 is no pixel; expected numbers from 0 to 1"),
         ("sample nowhere --seed -1", "Invalid value for '--seed'"),
         ("fit gaussian-mixture faithful --device meta", "device='meta' is not available here"),
-        ("sample nowhere", "'nowhere' contains no run: there is no header.json in it"),
+        ("sample nowhere", "'nowhere' contains no run: there is no header.json"),
         ("predict nowhere faithful", "'nowhere' contains no run"),
         ("unknown", "No such command 'unknown'"),
     ],
