@@ -20,7 +20,7 @@ import torch
 from binarised_mnist import load_binarised, why_absent
 from harness import report
 from pplgen.models import VAE
-from pplgen.models._guides.code_families import PRIORS, REAL
+from pplgen.models._guides.latent_families import PRIORS, REAL
 
 import pplgen
 from pplgen.data.table import Table

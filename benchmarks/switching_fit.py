@@ -72,14 +72,14 @@ def truth(num_regimes: int) -> dict[str, Tensor]:
 def simulated(theta: dict[str, Tensor], seed: int, num_series: int = 1) -> tuple[Tensor, Tensor]:
     """Simulate series, shape ``(num_series, T, E)``, and their regimes."""
     with seeded(seed):
-        path = SwitchingPath(Dynamics.of(theta), torch.ones(num_series, T, dtype=torch.bool))
+        path = SwitchingPath(Dynamics.from_theta(theta), torch.ones(num_series, T, dtype=torch.bool))
         x, regimes = path.sample_with_regimes()
-        return Emission.of(theta).given(path, x).sample(), regimes
+        return Emission.from_theta(theta).observations(path, x).sample(), regimes
 
 
 def described(theta: dict[str, Tensor]) -> SwitchingLinearGaussian:
     """Describe parameters as the exact references take them."""
-    moves = Dynamics.of({name: value.double() for name, value in theta.items()})
+    moves = Dynamics.from_theta({name: value.double() for name, value in theta.items()})
     seen = theta["C"].double(), theta["d"].double(), torch.diag(theta["r"].double().square())
     start = theta["pi"].double(), theta["P"].double(), moves.m0, moves.L0 @ moves.L0.mT
     return SwitchingLinearGaussian(*start, moves.A, moves.b, moves.L @ moves.L.mT, *seen)
@@ -117,7 +117,7 @@ def ours(
     models = []
     for pair in pairs:
         with pair.isolated(), torch.no_grad():
-            models.append(described(pair.story.theta.typical()))
+            models.append(described(pair.story.theta.guide_mean()))
     return seconds, models
 
 

@@ -1,6 +1,6 @@
-"""Pages that say what the code says already: one for each story, and the tutorials as they are.
+"""Sphinx extension that generates a page for each story and copies the tutorials.
 
-They are written before Sphinx looks for pages, and only where they have changed; git ignores them.
+Pages are written before Sphinx collects its sources, and only if they have changed; git ignores them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ $ pplgen fit {name} DATA
 $ pplgen show {name}
 ```
 
-**When to take it.** {use}
+**When to use it.** {use}
 
-**When not to.** {avoid}
+**When not to use it.** {avoid}
 
-**Held against** {held_against}.
+**Validated against** {validated_against}.
 
 {measured}
 
@@ -59,7 +59,7 @@ $ pplgen show {name}
 
 {calibration}
 
-## The file
+## The source file
 
 ```{{literalinclude}} ../../models/{module}.py
 :language: python
@@ -75,7 +75,7 @@ PIECE = """
 
 
 def write_pages(app: Sphinx) -> None:
-    """Write what stands in for pages: stories, their list, tutorials."""
+    """Write the generated pages: stories, their index, tutorials."""
     pages = {f"{entry.name}.md": story_page(entry) for entry in models.collection()}
     pages["index.md"] = story_list()
     _replace(DOCS / "stories", pages)
@@ -86,14 +86,14 @@ def write_pages(app: Sphinx) -> None:
 
 
 def read_tutorial(text: str) -> NotebookNode:
-    """Read a script as a notebook, and say what language it is in, which only a kernel would say."""
+    """Read a script as a notebook, with the kernelspec that Sphinx needs for highlighting."""
     notebook = jupytext.reads(text, fmt="py:percent")
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return notebook
 
 
 def story_list() -> str:
-    """Return the page that lists the stories."""
+    """Return the index page of the stories."""
     cards = models.cards()
     rows = [f"| [{card.title}]({name}.md) | `{name}` | {card.rows} |" for name, card in cards.items()]
     toctree = _toctree(list(cards), ":hidden:")
@@ -113,7 +113,7 @@ def story_page(entry: Entry) -> str:
         title=card.title,
         use=_linked(card.use, entry.name),
         avoid=_linked(card.avoid, entry.name),
-        held_against=card.held_against,
+        validated_against=card.validated_against,
         measured=_measured(entry.name),
         members=_constructors(entry),
         pieces=_pieces(entry),
@@ -122,36 +122,36 @@ def story_page(entry: Entry) -> str:
 
 
 def _toctree(names: list[str], *options: str) -> str:
-    """Return the list of a folder's pages."""
+    """Return a table of contents of a folder's pages."""
     return "\n".join(["```{toctree}", ":maxdepth: 1", *options, "", *names, "```", ""])
 
 
 def _linked(text: str, own: str) -> str:
-    """Make links of the names of other stories."""
+    """Link the names of other stories."""
     others = models.cards().keys() - {own}
     return re.sub(r"`([a-z-]+)`", lambda name: f"[{name[0]}]({name[1]}.md)" if name[1] in others else name[0], text)
 
 
 def _constructors(entry: Entry) -> str:
-    """Ask for the further constructors of a story, which its contract does not name."""
+    """Return the autodoc option for a story's class methods, its alternative constructors."""
     names = [
         node.name
         for node in entry.definition.body
-        if any(getattr(mark, "id", None) == "classmethod" for mark in getattr(node, "decorator_list", ()))
+        if any(getattr(decorator, "id", None) == "classmethod" for decorator in getattr(node, "decorator_list", ()))
     ]
     return f"   :members: {', '.join(names)}" if names else ""
 
 
 def _pieces(entry: Entry) -> str:
-    """Return what the modules say that the story's equations refer to."""
+    """Return the documentation of private modules that the story's docstring refers to."""
     names = dict.fromkeys(re.findall(r"``pplgen\.models\.(_\w+)``", entry.equations))
     if not names:
         return ""
-    return "\n".join(["## Pieces that it shares with others", *(PIECE.format(name=name) for name in names)])
+    return "\n".join(["## Shared modules", *(PIECE.format(name=name) for name in names)])
 
 
 def _measured(name: str) -> str:
-    """Return a table of the claims about a story that were measured."""
+    """Return a table of the measured claims about a story."""
     rows = [
         f"| {claim['what']} | {as_claimed(claim['claimed'])} "
         f"| {as_measured(claim['measured'], claim['claimed'], claim['tolerance'])} | {claim['verdict']} |"
@@ -162,19 +162,19 @@ def _measured(name: str) -> str:
 
 
 def _calibration(name: str) -> str:
-    """Return what was recorded when the story was calibrated, and the picture of it."""
+    """Return the recorded calibration of the story, and its figure."""
     record = models.calibrations().get(name)
     lines = calibration_lines(record)
     if record and "call" in record:
         lines[0] = f"```python\n{lines[0]}\n```\n"
-    picture = DOCS / "calibrations" / f"{name}.png"
-    if picture.exists():
-        lines.append(f"\n![Ranks of the truth among draws, and what was learned](../calibrations/{picture.name})")
+    figure = DOCS / "calibrations" / f"{name}.png"
+    if figure.exists():
+        lines.append(f"\n![Ranks of the true values among posterior draws](../calibrations/{figure.name})")
     return "\n".join(lines)
 
 
 def _replace(folder: Path, pages: dict[str, str]) -> None:
-    """Make a folder hold these pages, leaving those alone that have not changed: Sphinx reads only what is newer."""
+    """Synchronise a folder with these pages; unchanged files are kept, so that Sphinx does not reread them."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         if path.name not in pages and path.is_file():
@@ -185,6 +185,6 @@ def _replace(folder: Path, pages: dict[str, str]) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Write the pages once Sphinx has started."""
+    """Generate the pages when the builder is initialised."""
     app.connect("builder-inited", write_pages)
     return {"parallel_read_safe": True}

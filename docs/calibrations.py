@@ -1,6 +1,6 @@
-"""Calibrate the stories and record what comes of it: ``python docs/calibrations.py [STORY ...]``, minutes for each.
+"""Calibrate the stories and record the results: ``python docs/calibrations.py [STORY ...]``, minutes for each.
 
-Figures go to ``models/calibrations.json``, which ``pplgen show`` prints, a word to the README's table, and pictures to
+Results go to ``models/calibrations.json``, which ``pplgen show`` prints, a verdict to the README's table, figures to
 ``docs/calibrations``. A story whose calibration fails is recorded as such.
 """
 
@@ -42,46 +42,46 @@ CALLS = {
     ),
     "autoencoder": "pplgen.calibrate(pplgen.fit(Autoencoder(13, 2), 'wine'), num_datasets=300)",
 }
-"""What is run, by story; a fit is calibrated as it is, on rows simulated from it."""
+"""Call for each story; a fit is calibrated with its parameters fixed, on rows simulated from it."""
 
 
 WORST_FIRST = (Verdict.FAIL, Verdict.WARN, Verdict.PASS)
 
 
 def calibrated(name: str) -> dict[str, Any]:
-    """Calibrate one story, write its picture, and return the figures, or why it cannot be calibrated."""
+    """Calibrate one story, save its figure, and return the results, or why it cannot be calibrated."""
     stories = {entry.class_name: getattr(models, entry.class_name) for entry in models.collection()}
-    picture = Path(__file__).with_name("calibrations") / f"{name}.png"
-    picture.unlink(missing_ok=True)
+    figure = Path(__file__).with_name("calibrations") / f"{name}.png"
+    figure.unlink(missing_ok=True)
     try:
-        found = eval(CALLS[name], {"pplgen": pplgen, **stories})
+        calibration = eval(CALLS[name], {"pplgen": pplgen, **stories})
     except pplgen.InputError as error:
         return {"refused": str(error)}
-    found.summary()
-    worst = next(verdict for verdict in WORST_FIRST if any(check.verdict is verdict for check in found.checks()))
-    picture.parent.mkdir(exist_ok=True)
-    found.plot().savefig(picture, dpi=90)
+    calibration.summary()
+    worst = next(verdict for verdict in WORST_FIRST if any(check.verdict is verdict for check in calibration.checks()))
+    figure.parent.mkdir(exist_ok=True)
+    calibration.plot().savefig(figure, dpi=90)
     return {
         "call": CALLS[name],
-        "num_datasets": len(found.ranks),
-        "num_quantities": len(found.quantities),
-        "smallest_p": float(f"{found.p_values.min():.2g}"),
+        "num_datasets": len(calibration.ranks),
+        "num_quantities": len(calibration.quantities),
+        "smallest_p": float(f"{calibration.p_values.min():.2g}"),
         "verdict": str(worst),
         "not_uniform": [
             name
-            for name, check in zip(found.quantities, found.checks(), strict=True)
+            for name, check in zip(calibration.quantities, calibration.checks(), strict=True)
             if check.verdict is not Verdict.PASS
         ],
     }
 
 
-def record(name: str, figures: dict[str, Any]) -> None:
-    """Write down what came of a calibration."""
-    every = json.loads(RECORD.read_text("utf-8")) | {name: figures}
-    RECORD.write_text(json.dumps(every, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    word = calibration_word(figures)
+def record(name: str, results: dict[str, Any]) -> None:
+    """Record the results of a calibration."""
+    records = json.loads(RECORD.read_text("utf-8")) | {name: results}
+    RECORD.write_text(json.dumps(records, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    verdict = calibration_word(results)
     row = re.compile(rf"^(\| \[`{name}`\].*\|)[^|]*\|$", flags=re.MULTILINE)
-    README.write_text(row.sub(rf"\1 {word} |", README.read_text("utf-8")), encoding="utf-8")
+    README.write_text(row.sub(rf"\1 {verdict} |", README.read_text("utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

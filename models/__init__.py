@@ -1,7 +1,7 @@
 """The collection: one generative story per file, each importable from here by its class name.
 
-Files are found, and their classes and docstrings read, without running them, so that listing the collection does not
-import torch. A file whose name starts with an underscore holds a piece that stories share.
+Files are parsed, not imported, for their classes and docstrings, so that listing the collection does not import torch.
+Files and folders whose names start with an underscore hold code shared by stories.
 """
 
 from __future__ import annotations
@@ -16,73 +16,73 @@ from pathlib import Path
 from typing import Any
 
 BASES = {"LatentStory", "LinearStory", "NetworkStory", "StateSpaceStory", "Story"}
-"""What a story derives from, by one name."""
+"""Names of base classes of stories."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One story of the collection, as read from its file."""
+    """One story of the collection, as parsed from its file."""
 
     name: str
-    """The name on the command line: the file's, with hyphens."""
+    """Name on the command line: the file's, with hyphens."""
     class_name: str
-    """The name in Python."""
+    """Name of the class."""
     summary: str
     """First line of the class's docstring."""
     definition: ast.ClassDef
-    """The class, unexecuted: its constructor's signature and its docstring."""
+    """The parsed class definition: its constructor's signature and its docstring."""
     equations: str
-    """The file's docstring: the generative process, the guide, and where both come from."""
+    """The file's docstring: generative process, guide and references."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is to be known of a story before it is used, and is not in its equations."""
+    """Guidance on when to use a story."""
 
     title: str
-    """The story's name in words."""
+    """Title of the story."""
     rows: str
-    """What kind of rows it is for."""
+    """Kind of data it describes."""
     use: str
-    """When to take it."""
+    """When to use it."""
     avoid: str
-    """When not to, and what instead."""
-    held_against: str
-    """What the tests hold it against."""
+    """When not to use it, and alternatives."""
+    validated_against: str
+    """References that the tests compare it with."""
 
 
 @cache
 def collection() -> tuple[Entry, ...]:
-    """Return every story of the collection, by name."""
+    """Return all stories of the collection, sorted by name."""
     return tuple(_entry(path) for path in sorted(Path(__file__).parent.glob("*.py")) if not path.name.startswith("_"))
 
 
 @cache
 def cards() -> dict[str, Card]:
-    """Return what ``cards.toml`` says of each story, by its name on the command line."""
+    """Return the cards in ``cards.toml``, by the story's name on the command line."""
     with Path(__file__).with_name("cards.toml").open("rb") as file:
-        return {name: Card(**facts) for name, facts in tomllib.load(file).items()}
+        return {name: Card(**fields) for name, fields in tomllib.load(file).items()}
 
 
 @cache
 def calibrations() -> dict[str, dict[str, Any]]:
-    """Return what was recorded when stories were calibrated, or why one cannot be, by name."""
+    """Return the recorded calibration of each story, or why it cannot be calibrated, by name."""
     recorded: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("calibrations.json").read_text("utf-8"))
     return recorded
 
 
 def _entry(path: Path) -> Entry:
-    """Read the one story of a file."""
+    """Parse a file for its story."""
     file = ast.parse(path.read_text(encoding="utf-8"))
     for node in file.body:
         if isinstance(node, ast.ClassDef) and {b.id for b in node.bases if isinstance(b, ast.Name)} & BASES:
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
             return Entry(path.stem.replace("_", "-"), node.name, summary, node, ast.get_docstring(file) or "")
-    raise ImportError(f"{path.name} holds no class derived from {' or '.join(sorted(BASES))}")
+    raise ImportError(f"{path.name}: no class derived from {' or '.join(sorted(BASES))}")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a story from its file when it is first asked for."""
+    """Import a story from its file on first access."""
     for entry in collection():
         if entry.class_name == name:
             return getattr(importlib.import_module(f"{__name__}.{entry.name.replace('-', '_')}"), name)
@@ -90,5 +90,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Names of the stories."""
+    """Return module attributes and the stories' names."""
     return [*globals(), *(entry.class_name for entry in collection())]

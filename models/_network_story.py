@@ -1,4 +1,4 @@
-"""What stories share whose rows are decoded by a network: how rows are read and seen, and where learning starts."""
+"""Base class of stories whose decoder is a network: inputs, likelihood and initialisation."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pplgen.models._distributions.likelihoods import KINDS, NOISES, likelihood_of
-from pplgen.models._distributions.missing import WhereSeen
-from pplgen.models._guides.networks import DecoderNetwork, check_network, redraw
+from pplgen.models._distributions.likelihoods import KINDS, NOISES, make_likelihood
+from pplgen.models._distributions.missing import MarginalIndependent
+from pplgen.models._guides.networks import DecoderNetwork, check_network, reset_networks
 from pyro.nn import pyro_method
 from torch import Tensor
 
@@ -17,16 +17,16 @@ from pplgen.story.latent import LatentStory
 
 
 class NetworkStory(LatentStory):
-    """A story whose decoder is a network; a subclass adds it as ``decoder``, and encoders beside it.
+    """Base class of stories whose decoder is a network; a subclass sets ``decoder`` and its encoders.
 
     Parameters
     ----------
     num_features, num_latents
-        Entries of a row, and of a code.
+        Number of data columns, and of latent dimensions.
     hidden, activation, network
-        As ``check_network`` takes them.
+        As for ``check_network``.
     likelihood, noise, num_values
-        As ``likelihood_of`` takes them.
+        As for ``make_likelihood``.
     **config
         Options of the subclass.
     """
@@ -55,24 +55,24 @@ class NetworkStory(LatentStory):
             num_values=check_count("num_values", num_values, minimum=2),
             **config,
         )
-        self.seen = likelihood_of(likelihood, num_features, noise, num_values)
+        self.seen = make_likelihood(likelihood, num_features, noise, num_values)
 
     @pyro_method
-    def decode(self, z: Tensor) -> WhereSeen:
-        """Return the distribution of rows given codes, and what a story puts beside them, such as a class."""
-        return self.seen.of(self.decoder(z))
+    def decode(self, z: Tensor) -> MarginalIndependent:
+        """Return the distribution of rows given latent variables, including a class if the story has one."""
+        return self.seen.distribution(self.decoder(z))
 
-    def gaps_of(self, x: Tensor) -> Tensor | None:
-        """Tell which entries encoders are told to be missing; ``None`` as long as none ever was."""
+    def missing_mask(self, x: Tensor) -> Tensor | None:
+        """Return the mask of missing entries for encoders; ``None`` if no training data were missing."""
         return x.isnan() if self.has_missing else None
 
     def check_data(self, x: Tensor) -> None:
-        """Refuse rows of another width, and entries that the likelihood cannot see."""
+        """Raise ``InputError`` for rows of another width, or entries outside the likelihood's support."""
         super().check_data(x)
         self.seen.check(x)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Draw the networks, read rows on their columns' scale, and start the decoder at the columns as a whole."""
-        redraw(self)
-        self.decoder.begin(self.seen.begin(x, weights))
+        """Reset the networks, set the columns' scales, and set the decoder's output bias to the columns' means."""
+        reset_networks(self)
+        self.decoder.initialise(self.seen.initialise(x, weights))

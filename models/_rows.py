@@ -1,4 +1,4 @@
-"""What mixtures have in common beside their story: which rows they take, and how missing entries are drawn."""
+"""Mixins of mixtures: checks of rows and labels, and imputation of missing entries."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ from pplgen.story.base import InputError
 
 
 class ComponentRows:
-    """Rows of D columns from K components, whose missing entries are integrated out."""
+    """Mixin for rows of D columns from K components, missing entries integrated out."""
 
     accepts_missing = True
     K: int
     D: int
 
     def _draw(self) -> tuple[Tensor, Any]:
-        """Draw weights and the components' parameters, which all rows share."""
+        """Draw the global parameters: weights and the components' parameters."""
         raise NotImplementedError
 
     def _rows(self, drawn: Any, z: Tensor) -> Any:
-        """Return the distribution of rows of the components z."""
+        """Return the distribution of rows given components z."""
         raise NotImplementedError
 
     def _assign(self, weights: Tensor, drawn: Any, x: Tensor) -> Tensor:
         """Draw the component of each row, shape ``(num_rows,)``."""
-        every = torch.arange(self.K, device=x.device)[:, None]
-        joint = weights.log()[:, None] + self._rows(drawn, every).log_prob(x)
+        index = torch.arange(self.K, device=x.device)[:, None]
+        joint = weights.log()[:, None] + self._rows(drawn, index).log_prob(x)
         with pyro.plate("data", len(x)):
             z: Tensor = pyro.sample("z", dist.Categorical(logits=joint.T))
         return z
 
     @pyro_method
     def complete(self, x: Tensor) -> Tensor:
-        """Draw the missing entries of rows given the others, at the latents' values: first the components of rows."""
+        """Draw the missing entries of rows given the observed ones, after each row's component."""
         weights, drawn = self._draw()
         completed: Tensor = self._rows(drawn, self._assign(weights, drawn, x)).complete(x)
         return completed
 
     def check_data(self, x: Tensor) -> None:
-        """Refuse rows of another width."""
+        """Raise ``InputError`` for rows of another width."""
         if x.ndim != 2 or x.shape[1] != self.D:
             raise InputError(f"data of shape {tuple(x.shape)}: this {type(self).__name__} expects (num_rows, {self.D})")
 
     def check_training_data(self, x: Tensor) -> None:
-        """Refuse fewer rows than components."""
+        """Raise ``InputError`` for fewer rows than components."""
         if len(x) < max(2, self.K):
             raise InputError(f"{len(x)} rows are too few for {self.K} components; give at least {max(2, self.K)}")
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse labels of no component."""
+        """Raise ``InputError`` for labels that are not a component."""
         if (labels >= self.K).any():
             row = int((labels >= self.K).nonzero()[0])
-            expected = f"expected 0 to {self.K - 1}, or nothing"
+            expected = f"expected 0 to {self.K - 1}, or -1 if unknown"
             raise InputError(f"labels, row {row + 1}: {labels[row].item()}: {expected}")
 
 
 class GaussianRows(ComponentRows):
-    """Rows from Gaussian components."""
+    """Mixin for rows from Gaussian components."""
 
     components: GaussianComponents
 
@@ -76,5 +76,5 @@ class GaussianRows(ComponentRows):
         return {"prior_mean": self.components.m, "prior_scale": self.components.s}
 
     def observe_missing(self, x: Tensor) -> None:
-        """Integrate missing entries out from here on, where there are any."""
+        """Integrate out missing entries from now on, if there are any."""
         self.components.missing |= bool(x.isnan().any())

@@ -1,22 +1,21 @@
 r"""Autoencoder.
 
-The story, for rows x_i of D features and codes z_i of k entries::
+The story, for rows x_i of D features with codes z_i of k dimensions::
 
-    z_i        ~ flat: a density of one everywhere
+    z_i        ~ Flat                                   improper, density one
     x_ij | z_i ~ Normal(decoder(z_i)_j, sigma), or one of the likelihoods of ``pplgen.models.vae``
 
-The guide is a point mass at the encoder's output, ``q(z_i | x_i) = Delta(encoder(x_i))``. A flat prior and a point mass
-add nothing to the bound, which is what autoencoders maximise, with sigma fitted too::
+The guide is a point mass at the encoder's output, ``q(z_i | x_i) = Delta(encoder(x_i))``. With a flat prior and a
+point mass the ELBO is the log-likelihood of the reconstruction, the objective of autoencoders, with sigma fitted too::
 
     log p(x_i | z_i = encoder(x_i))
 
-It is how well rows are reconstructed, and no likelihood of rows, nor a bound on one. With a normal likelihood and
-one sigma for all it is squared error: if encoder and decoder are linear, the decoder spans the first k principal axes
-(Baldi and Hornik 1989).
+It is neither a likelihood of rows nor a bound on one. With a normal likelihood and a shared sigma it is squared error:
+if encoder and decoder are linear, the decoder spans the first k principal axes (Baldi and Hornik 1989).
 
-Nothing can be drawn from a flat prior. Draws are from a normal distribution that follows the codes of the rows, fitted
-to them by maximum likelihood beside everything else and without a say in where they are (in the spirit of the density
-that Ghosh et al. 2020 fit to codes afterwards); before a fit it is the standard normal.
+A flat prior cannot be sampled. Draws are from a normal distribution fitted to the codes of the rows by maximum
+likelihood during training, without a gradient into the codes (compare the density that Ghosh et al. 2020 fit to codes
+after training); before a fit it is the standard normal.
 
 References
 ----------
@@ -39,29 +38,29 @@ from torch.distributions import constraints
 
 
 class Autoencoder(NetworkStory):
-    """Rows that a network squeezes through a code of a few numbers, and another reconstructs.
+    """Deterministic autoencoder: one network compresses rows to codes, another reconstructs them.
 
     Parameters
     ----------
     num_features
         Number of data columns D.
     num_latents
-        Entries k of a code.
+        Number of code dimensions k.
     hidden
-        Widths of the encoder's hidden layers; the decoder's are the same the other way round. Empty: both are linear.
+        Widths of the encoder's hidden layers, reversed for the decoder. Empty: both are linear.
     activation
         ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
     network
-        ``dense``, or ``convolutional`` for square pictures.
+        ``dense``, or ``convolutional`` for square images.
     likelihood
         ``normal`` (squared error), ``bernoulli`` (cross-entropy), ``continuous-bernoulli`` or ``categorical``.
     noise
-        Whose the deviation of a normal likelihood is: ``shared`` by all, each ``feature``'s, or each ``entry``'s.
+        Standard deviation of a normal likelihood: ``shared`` by all, one per ``feature``, or one per ``entry``.
     num_values
-        Values of a categorical feature.
+        Number of values of a categorical feature.
     encoder, decoder
-        Networks of your own in place of the above: from what is read of a row to a code, and from a code to the
-        likelihood's parameters. A story with such is not rebuilt from its config.
+        Custom networks: from a row's inputs to a code, and from a code to the likelihood's parameters. A story with
+        custom networks cannot be rebuilt from its config.
     """
 
     def __init__(
@@ -96,19 +95,19 @@ class Autoencoder(NetworkStory):
 
     @pyro_method
     def prior(self) -> Any:
-        """Return a distribution of codes that is flat, and draws codes like those of the rows."""
-        return FlatFollower(self.code_mean, scale_tril=self.code_tril)
+        """Return a flat density of codes that draws from a normal fitted to the rows' codes."""
+        return FlatPrior(self.code_mean, scale_tril=self.code_tril)
 
     @pyro_method
     def encode(self, x: Tensor) -> Any:
-        """Return a point mass at the codes of rows."""
-        return dist.Delta(self.encoder(self.seen.read(x), self.gaps_of(x))).to_event(1)
+        """Return a point mass at the rows' codes."""
+        return dist.Delta(self.encoder(self.seen.read(x), self.missing_mask(x))).to_event(1)
 
 
-class FlatFollower(dist.MultivariateNormal):
-    """A density of one everywhere, that draws from a normal whose parameters follow what is scored.
+class FlatPrior(dist.MultivariateNormal):
+    """Flat density that draws from a normal fitted to the scored values.
 
-    The log density is zero; its gradient is that of the normal's by location and scale, and zero by the value.
+    The log density is zero; its gradient is the normal's in location and scale, and zero in the value.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:

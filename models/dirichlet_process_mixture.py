@@ -5,13 +5,13 @@ The story, for rows x_i of D features and at most K components::
     alpha          ~ Gamma(1, 1 / c)                       its mean c is ``concentration``
     v_k | alpha    ~ Beta(1, alpha),  k < K;   v_K = 1     stick-breaking
     pi_k           = v_k (1 - v_1) ... (1 - v_(k-1))
-    (mu_k, Sigma_k)  as in ``GaussianMixture``, K being the number of clusters that the data are started from
+    (mu_k, Sigma_k)  as in ``GaussianMixture``, with the same K
     z_i | pi       ~ Categorical(pi)
     x_i | z_i = k  ~ Normal(mu_k, Sigma_k)
 
-Sticks come in no particular order of size: the guide starts them in the order of its clusters' sizes. The guide is the
-conjugate family: q(alpha) Gamma, q(v_k) Beta, components as in ``GaussianMixture``. The index z is summed out exactly,
-and missing entries are integrated out. ``num_occupied`` counts the components that hold rows, a draw of z each.
+The guide is the conjugate family: q(alpha) Gamma, q(v_k) Beta, components as in ``GaussianMixture``; its sticks are
+initialised in order of decreasing cluster size. The index z is summed out exactly, and missing entries are integrated
+out. ``num_occupied`` is the number of components with at least one row, given a draw of z.
 
 References
 ----------
@@ -37,7 +37,7 @@ from pplgen.story.base import Story, check_count, check_positive, pyro_method
 
 
 class DirichletProcessMixture(GaussianRows, Story):
-    """Rows from as many Gaussian components as they need, at most K; the component of each row summed out.
+    """Gaussian mixture with an unknown number of components, at most K; the component of each row summed out.
 
     Parameters
     ----------
@@ -48,9 +48,9 @@ class DirichletProcessMixture(GaussianRows, Story):
     covariance
         ``full``, ``tied`` (one for all components), ``diag`` or ``spherical``.
     concentration
-        Prior mean of alpha; the larger, the more components are expected.
+        Prior mean of alpha; larger values favour more components.
     mean_precision
-        Rows that the prior on a location is worth, kappa.
+        Prior sample size kappa of the component locations, in rows.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class DirichletProcessMixture(GaussianRows, Story):
             return pyro.sample("x", self.components.rows(components, z), obs=x)
 
     def _draw(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Draw what all rows share."""
+        """Draw the global parameters."""
         one = self.components.m.new_ones(())
         alpha = pyro.sample("alpha", dist.Gamma(one, one / self.config["concentration"]))
         v = pyro.sample("sticks", dist.Beta(one, alpha).expand([self.K - 1]).to_event(1))
-        rest = torch.cumsum(torch.log1p(-v), -1)
-        broken = torch.cat([v.log(), rest.new_zeros(1)]) + torch.cat([rest.new_zeros(1), rest])
-        weights = pyro.deterministic("weights", broken.softmax(-1), event_dim=1)
+        log_rest = torch.cumsum(torch.log1p(-v), -1)
+        log_weights = torch.cat([v.log(), log_rest.new_zeros(1)]) + torch.cat([log_rest.new_zeros(1), log_rest])
+        weights = pyro.deterministic("weights", log_weights.softmax(-1), event_dim=1)
         return weights, self.components.draw()
 
     @pyro_method
@@ -114,36 +114,36 @@ class DirichletProcessMixture(GaussianRows, Story):
         self.components.draw_guide()
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse labels: sticks are in an order that the rows decide."""
+        """Raise ``InputError``: components are ordered by size, so labels have no meaning."""
         Story.check_labels(self, labels)
 
     @pyro_method
     def generated(self, x: Tensor) -> dict[str, Tensor]:
-        """Count the components that hold at least one row, with a draw of the component of each."""
+        """Return the number of components with at least one row, given a draw of each row's component."""
         weights, components = self._draw()
         z = self._assign(weights, components, x)
-        places = torch.arange(self.K, device=x.device)
-        return {"num_occupied": (z == places[:, None]).any(1).sum()}
+        index = torch.arange(self.K, device=x.device)
+        return {"num_occupied": (z == index[:, None]).any(1).sum()}
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Take m and s from the columns, and start q at the posterior given the best of up to K k-means clusters.
+        """Set m and s from the columns, and q to the posterior given the best of k-means with 1, ..., K clusters.
 
-        Clusters are compared by their probability given the data: the conjugate evidence of their rows, times the
-        Chinese restaurant's probability of their sizes. The largest comes first.
+        Clusterings are compared by their posterior probability: the conjugate evidence of their rows, times the Chinese
+        restaurant process probability of their sizes. Components are ordered by decreasing size.
         """
         scaled = self.components.learn_scales(x, weights=weights)
         filled = self.components.m + self.components.s * scaled
         tries = (kmeans_plus_plus(scaled, k, weights=weights) for k in range(1, self.K + 1))
         padded = [nn.functional.pad(clusters, (0, self.K - clusters.shape[1])) for clusters in tries]
         best = max(padded, key=lambda clusters: self._log_probability(filled, clusters))
-        n = self.components.begin(filled, best[:, best.sum(0).argsort(descending=True)])
+        n = self.components.initialise(filled, best[:, best.sum(0).argsort(descending=True)])
         self.q_sticks = torch.stack([1 + n[:-1], self.config["concentration"] + n.flip(0).cumsum(0).flip(0)[1:]])
         expected = (self.q_sticks[1].digamma() - self.q_sticks.sum(0).digamma()).sum()
         self.q_alpha = torch.stack([x.new_tensor(float(self.K)), 1 / self.config["concentration"] - expected])
 
     def _log_probability(self, x: Tensor, clusters: Tensor) -> float:
-        """Log joint density of rows and their clusters in nats, up to a constant, at the prior mean of alpha."""
+        """Return the log joint density of rows and clusters in nats, up to a constant, at the prior mean of alpha."""
         sizes = clusters.sum(0)
         sizes = sizes[sizes > 0]
         restaurant = len(sizes) * math.log(self.config["concentration"]) + sizes.lgamma().sum()

@@ -1,20 +1,20 @@
 r"""Factor analysis.
 
-The story, for rows x_i of D features and codes z_i of k entries, here called factors::
+The story, for rows x_i of D features and factors z_i of k dimensions::
 
     z_i       ~ Normal(0, I)
     x_i | z_i ~ Normal(W z_i + mu, diag(sigma_1^2, ..., sigma_D^2))
 
-W, mu and sigma are fitted by maximum likelihood. The guide is the posterior itself (``pplgen.models._linear_codes``)::
+W, mu and sigma are fitted by maximum likelihood. The guide is the exact posterior (``pplgen.models._linear_latent``)::
 
     M = I + W' diag(sigma)^-2 W        q(z_i | x_i) = Normal(M^-1 W' diag(sigma)^-2 (x_i - mu), M^-1)
 
-so that the bound is the log-likelihood. It is probabilistic PCA (``pplgen.models.ppca``) with a deviation of its own
-for each feature: codes explain what features have in common, and units do not matter. Missing entries are integrated
-out: the code's posterior is that given the seen ones.
+so that the ELBO is the log-likelihood. It is probabilistic PCA (``pplgen.models.ppca``) with a separate noise standard
+deviation for each feature: factors explain the covariances of features, and the fit does not depend on units. Missing
+entries are integrated out: the posterior of the factors is that given the observed ones.
 
-A code may take a feature over whole, so that its noise shrinks to nothing (a Heywood case); it stops at a thousandth of
-the column's deviation.
+A factor may explain a feature completely, so that its noise goes to zero (a Heywood case); the noise is bounded below
+by a thousandth of the column's standard deviation.
 
 References
 ----------
@@ -23,18 +23,18 @@ Rubin and Thayer (1982), EM algorithms for ML factor analysis. doi:10.1007/BF022
 
 from __future__ import annotations
 
-from pplgen.models._linear_codes import LinearStory
+from pplgen.models._linear_latent import LinearStory
 
 
 class FactorAnalysis(LinearStory):
-    """Rows that are linear in a few normal codes, with noise of its own on each feature.
+    """Rows linear in a few normal factors, with a separate noise variance for each feature.
 
     Parameters
     ----------
     num_features
         Number of data columns D.
     num_latents
-        Entries k of a code.
+        Number of factors k.
     """
 
     def __init__(self, num_features: int = 5, num_latents: int = 2) -> None:

@@ -3,17 +3,17 @@ r"""Bayesian hidden Markov model.
 The story, for series y of T steps, and K regimes::
 
     pi            ~ Dirichlet(1, ..., 1)
-    P_k           ~ Dirichlet(alpha, ..., alpha)              a row for each regime
+    P_k           ~ Dirichlet(alpha, ..., alpha)              row k of the transition matrix
     theta_k       ~ the prior of the kind of emissions        means mu_k, standard deviations sigma_k, ...
     s_1           ~ Categorical(pi)
     s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
     y_t | s_t     ~ the emissions of regime s_t               Normal(mu[s_t], diag(sigma[s_t]^2))
 
-``_distributions/emissions.py`` and ``discrete_emissions.py`` hold the kinds of emissions and their priors. By default
+The kinds of emissions and their priors are in ``_distributions/emissions.py`` and ``discrete_emissions.py``. By default
 the priors' scales are set from the columns by ``initialise``.
 
 The path of regimes is summed out exactly, and missing entries are integrated out. The guide of the parameters is normal
-on the unconstrained scale, and starts at a mode of the posterior with its curvature (``_guides/parameters.py``).
+on the unconstrained scale, initialised by Laplace's approximation (``_guides/parameters.py``).
 
 References
 ----------
@@ -32,7 +32,7 @@ from pplgen.models._distributions.chain import HiddenMarkovSeries
 from pplgen.models._distributions.discrete_emissions import EMISSIONS
 from pplgen.models._distributions.emissions import per_regime
 from pplgen.models._guides.parameters import Parameters, plain_known
-from pplgen.models._starts.first_regimes import first_regimes
+from pplgen.models._starts.hmm_start import initial_regimes
 from torch import Tensor
 
 from pplgen.story.base import InputError, check_choice, check_count, check_per_feature, check_positive, pyro_method
@@ -41,7 +41,7 @@ from pplgen.story.state_space import StateSpaceStory, series_lengths
 
 
 class GaussianHMM(StateSpaceStory):
-    """Series seen through a chain of K regimes, the path of regimes summed out.
+    """Hidden Markov model of series with K regimes, the path of regimes summed out.
 
     Parameters
     ----------
@@ -53,21 +53,21 @@ class GaussianHMM(StateSpaceStory):
         ``diag`` or ``full``, normal with a diagonal or a full covariance; ``poisson``, counts; or ``categorical``,
         whole numbers below ``num_categories``.
     num_categories
-        Number of categories C of every column, where these are categorical.
+        Number of categories C of each column, for categorical emissions.
     known
-        Values of parameters that are not learned, as numbers or nested lists: of ``pi``, shape ``(K,)``, ``P``
-        ``(K, K)``, ``mu``, ``sigma`` and ``rate`` ``(K, D)``, ``Sigma`` ``(K, D, D)``, ``probability`` ``(K, D, C)``.
+        Values of fixed parameters, as numbers or nested lists: ``pi``, shape ``(K,)``, ``P`` ``(K, K)``, ``mu``,
+        ``sigma`` and ``rate`` ``(K, D)``, ``Sigma`` ``(K, D, D)``, ``probability`` ``(K, D, C)``.
     concentration
         Prior concentration alpha of each transition.
     prior_mean
-        Expected means m (or rates), in data units: a number, one per feature, or one list per regime. Default: the
-        columns' means.
+        Prior means m of the means (or rates), in data units: a number, one per feature, or one list per regime.
+        Default: the columns' means.
     prior_mean_scale
-        Standard deviations w of the means, in data units, likewise. Default: twice the columns' standard deviations,
-        of rates their expected value.
+        Prior standard deviations w of the means, in data units, likewise. Default: twice the columns' standard
+        deviations; for rates, the prior mean.
     prior_scale
-        Scale s of the regimes, in data units: a number or one per feature. Default: .15 of the columns' standard
-        deviations.
+        Prior scale s of the standard deviations, in data units: a number or one per feature. Default: .15 of the
+        columns' standard deviations.
     """
 
     def __init__(
@@ -131,57 +131,59 @@ class GaussianHMM(StateSpaceStory):
 
     def _series(self, theta: dict[str, Tensor], num_steps: int) -> HiddenMarkovSeries:
         """Return the distribution of series, the regimes summed out."""
-        every = torch.arange(self.K, device=theta["pi"].device)
-        return HiddenMarkovSeries(theta["pi"].log(), theta["P"].log(), self.emission.steps(theta, every), num_steps)
+        all_regimes = torch.arange(self.K, device=theta["pi"].device)
+        return HiddenMarkovSeries(
+            theta["pi"].log(), theta["P"].log(), self.emission.distribution(theta, all_regimes), num_steps
+        )
 
     @pyro_method
     def state_space(self, y: Tensor) -> HiddenMarkov:
         """Return the chain of regimes, and the log density of each step in each regime."""
         theta = self.theta.draw(self._priors())
         chain = MarkovChain(theta["pi"].log(), theta["P"].log())
-        every = torch.arange(self.K, device=y.device)
-        return HiddenMarkov(chain, self._series(theta, y.shape[1]).log_emission(y), every)
+        all_regimes = torch.arange(self.K, device=y.device)
+        return HiddenMarkov(chain, self._series(theta, y.shape[1]).log_emission(y), all_regimes)
 
     @pyro_method
     def fill(self, y: Tensor, regimes: Tensor) -> Tensor:
-        """Draw the missing entries of y given its seen ones and a path of regimes, ``(num_series, num_steps)``."""
-        filled: Tensor = self.emission.steps(self.theta.draw(self._priors()), regimes).complete(y)
+        """Draw the missing entries of y given the observed ones and a path of regimes, ``(num_series, num_steps)``."""
+        filled: Tensor = self.emission.distribution(self.theta.draw(self._priors()), regimes).complete(y)
         return filled
 
     @torch.no_grad()
     def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Take priors from the columns unless they were given, and start the guide at a mode near random clusters."""
+        """Set unspecified priors from the columns, and the guide by EM and Laplace's approximation."""
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         self.num_steps.fill_(y.shape[1])
         self.observe_missing(y)
         self.emission.learn_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
-        known = {name: getattr(self.theta, f"known_{name}") for name in self.theta.given}
-        self.theta.begin(first_regimes(self.emission, y, weights, known, self.config["concentration"]))
+        known = {name: getattr(self.theta, f"known_{name}") for name in self.theta.known}
+        self.theta.initialise(initial_regimes(self.emission, y, weights, known, self.config["concentration"]))
 
         def weighted(y: Tensor) -> None:
             series = self._series(self.theta.draw(self._priors()), y.shape[1])
             pyro.factor("y", weights @ series.log_prob(y))
 
-        self.theta.settle(weighted, y)
+        self.theta.laplace_start(weighted, y)
 
     def observe_missing(self, x: Tensor) -> None:
-        """Note whether steps have some entries seen and others missing."""
+        """Record whether there are partly missing steps."""
         self.emission.observe_missing(x)
 
     def check_data(self, x: Tensor) -> None:
-        """Refuse what are no series, or cannot have been emitted."""
+        """Raise ``InputError`` for data of the wrong shape or outside the emissions' support."""
         super().check_data(x)
         self.emission.check(x)
 
     def check_training_data(self, x: Tensor) -> None:
-        """Refuse fewer steps than regimes."""
+        """Raise ``InputError`` for fewer steps than regimes."""
         super().check_training_data(x)
         if (steps := int(series_lengths(x).sum())) < self.K:
             raise InputError(f"{steps} steps are too few for {self.K} regimes; give at least {self.K}")
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """Means m and w of the priors of the means, shape ``(K, D)``, and scale s, ``(D,)``: those emissions have."""
-        of = self.emission
-        scales = {"prior_mean": of.m, "prior_mean_scale": of.w, "prior_scale": of.s}
-        return {name: value for name, value in scales.items() if name in of.takes}
+        """Prior constants that the emissions use: m and w, shape ``(K, D)``, and s, ``(D,)``."""
+        emission = self.emission
+        scales = {"prior_mean": emission.m, "prior_mean_scale": emission.w, "prior_scale": emission.s}
+        return {name: value for name, value in scales.items() if name in emission.accepted}

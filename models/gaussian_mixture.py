@@ -9,11 +9,11 @@ The story, for rows x_i of D features and K components::
     x_i | z_i = k  ~ Normal(mu_k, Sigma_k)
 
 With alpha = 1 and kappa = .01 this is the weak conjugate prior of Fraley and Raftery (2007), for narrower components:
-its density falls to zero faster than any likelihood can rise as a component collapses.
-``_distributions/gaussians.py`` holds the priors of the covariances. Unless given, m are the columns' means and s .15 of
-their standard deviations, set by ``initialise`` (from a sample of rows that are streamed), and before it 0 and 1.
+its density falls to zero faster than any likelihood can rise as a component collapses. The priors of the covariances
+are in ``_distributions/gaussians.py``. Defaults: m is the column mean, s is .15 of the column standard deviation, set
+by ``initialise`` (from a sample of streamed rows; 0 and 1 before).
 
-The guide is the conjugate family, each factor with parameters of its own: q(pi) is Dirichlet. The index z is summed out
+The guide is the conjugate family, each factor with separate parameters: q(pi) is Dirichlet. The index z is summed out
 exactly by ``TraceEnum_ELBO``, and missing entries are integrated out exactly.
 
 References
@@ -32,7 +32,7 @@ import torch
 from pplgen.models._distributions.covariances import gaussian_components
 from pplgen.models._guides.weights import weights_guide
 from pplgen.models._rows import GaussianRows
-from pplgen.models._starts.merge_split import soft_clusters
+from pplgen.models._starts.mixture_start import soft_clusters
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
@@ -41,7 +41,7 @@ from pplgen.story.base import Story, check_count, check_per_feature, check_posit
 
 
 class GaussianMixture(GaussianRows, Story):
-    """Rows from K Gaussian components, the component of each row summed out.
+    """Mixture of K Gaussians, the component of each row summed out.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ class GaussianMixture(GaussianRows, Story):
     covariance
         ``full``, ``tied`` (one for all components), ``diag`` or ``spherical``.
     concentration
-        Prior concentration alpha of each weight; below one, surplus components empty out.
+        Prior concentration alpha of each weight; values below one empty surplus components.
     prior_mean
-        Centre m of the component locations, in data units: a number or one per feature. Default: the column means.
+        Prior mean m of the component locations, in data units: a number or one per feature. Default: the column means.
     prior_scale
-        Scale s of the components, in data units: a number or one per feature. Default: .15 of the columns' standard
-        deviations.
+        Prior scale s of the components, in data units: a number or one per feature. Default: .15 of the columns'
+        standard deviations.
     mean_precision
-        Rows that the prior on a location is worth, kappa.
+        Prior sample size kappa of the component locations, in rows.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class GaussianMixture(GaussianRows, Story):
         )
         self.K, self.D = K, D
         self.components = gaussian_components(covariance, K, D, self.config["mean_precision"])
-        self.components.give_scales(self.config["prior_mean"], self.config["prior_scale"])
+        self.components.set_scales(self.config["prior_mean"], self.config["prior_scale"])
         self.auxiliary = self.components.auxiliary
         self.dims = {
             "weights": ("component",),
@@ -107,7 +107,7 @@ class GaussianMixture(GaussianRows, Story):
             return pyro.sample("x", self.components.rows(components, z), obs=x)
 
     def _draw(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Draw what all rows share."""
+        """Draw the global parameters."""
         alpha = self.components.m.new_full((self.K,), self.config["concentration"])
         return pyro.sample("weights", dist.Dirichlet(alpha)), self.components.draw()
 
@@ -119,8 +119,8 @@ class GaussianMixture(GaussianRows, Story):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Take m and s from the columns unless they were given, and start q at the posterior given clusters."""
+        """Set m and s from the columns unless specified, and q to the posterior given soft clusters."""
         scaled = self.components.learn_scales(x, self.config["prior_mean"], self.config["prior_scale"], weights)
         filled = self.components.m + self.components.s * scaled
-        n = self.components.begin(filled, soft_clusters(self.components, filled, scaled, labels, weights))
+        n = self.components.initialise(filled, soft_clusters(self.components, filled, scaled, labels, weights))
         self.q_weights = self.config["concentration"] + n

@@ -1,27 +1,27 @@
 r"""Linear Gaussian state space model, with structural time series and autoregressions as special cases.
 
-The story, for series y of T steps and E features, through D hidden states::
+The story, for series y of T steps and E features with D hidden states::
 
     x_1             ~ Normal(m0, S0)               S0 = diag(s0^2)
     x_t | x_{t-1}   ~ Normal(A x_{t-1}, Q)         Q  = diag(q^2)
     y_t | x_t       ~ Normal(C x_t + d, R)         R  = diag(r^2 + s^2 / 10^6)
 
-What is learned depends on the form; each feature has states of its own in all but the first:
+The learned parameters depend on the form; in all forms but the first each feature has separate states:
 
-- ``free``: A, C, d and r. The states' units are those of their noise, Q = 1, and their rotation is fixed by zeros:
-  where C stands above A, nothing is right of the diagonal. Where A or C is known there are no such zeros.
-- ``level``: q and r of a random walk seen in noise, y_t = x_t + noise.
-- ``trend``: q and r of a level that moves by a slope, itself a random walk: A = [[1, 1], [0, 1]], C = [1, 0].
-- ``autoregression``: phi, q and d in y_t - d = sum_k phi_k (y_{t-k} - d) + noise; x_t holds the last steps, r = 0.
+- ``free``: A, C, d and r. Q = 1 identifies the states' scale and zeros their rotation: C stacked on A is lower
+  triangular, unless A or C is known.
+- ``level``: q and r of a random walk observed with noise, y_t = x_t + noise.
+- ``trend``: q and r of a local linear trend, a level with a random walk slope: A = [[1, 1], [0, 1]], C = [1, 0].
+- ``autoregression``: phi, q and d in y_t - d = sum_k phi_k (y_{t-k} - d) + noise; x_t holds the lags, r = 0.
 
-With c and s the columns' means and standard deviations, and v and u centre and unit of the states (c and s for a level,
-0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states)::
+With c and s the columns' means and standard deviations, and v and u location and scale of the states (c and s for a
+level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states)::
 
     m0 ~ Normal(v, 3 u)    s0 ~ LogNormal(log u, 1)    q ~ LogNormal(log .3 u, 1)    r ~ LogNormal(log .5 s, 1)
-    d  ~ Normal(c, s)      phi ~ Normal(0, 1)          A ~ Normal(1/2, 1/2)          C ~ Normal(0, s)
+    d  ~ Normal(c, s)      phi ~ Normal(0, 1)          A ~ Normal(1/2 I, 1/2)        C ~ Normal(0, s)
 
-(A around 1/2 on its diagonal, 0 elsewhere.) No column is seen more exactly than to s / 1000, for constant stretches had
-no bound else. States and missing entries are integrated out exactly; the guide is normal on the unconstrained scale.
+The observation noise is bounded below by s / 1000; otherwise constant stretches make the likelihood unbounded. States
+and missing entries are integrated out exactly; the guide is normal on the unconstrained scale.
 
 References
 ----------
@@ -37,7 +37,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.linear_gaussian import LinearGaussianSeries
-from pplgen.models._distributions.zeros import NormalWithZeros, start_of_loadings
+from pplgen.models._distributions.zeros import NormalWithZeros, initial_loadings
 from pplgen.models._guides.parameters import Parameters, plain_known
 from pplgen.models._starts.seeding import column_scales
 from torch import Tensor
@@ -47,14 +47,14 @@ from pplgen.story.dynamics import LinearGaussian
 from pplgen.story.state_space import StateSpaceStory
 
 FORMS = ("free", "level", "trend", "autoregression")
-MOST_CORRELATED = 100  # parameters, up to which the guide holds their correlations
+MAX_CORRELATED = 100  # number of parameters up to which the guide has a full covariance
 VECTORS = {"m0": ("state",), "s0": ("state",), "q": ("noise",), "d": ("feature",), "r": ("feature",)}
 AXES = {**VECTORS, "phi": ("lag", "feature"), "A": ("state", "state_other"), "C": ("feature", "state")}
 OBSERVED = {"y": ("series", "time", "feature"), "centre": ("feature",), "scale": ("feature",)}
 
 
 class LinearGaussianSSM(StateSpaceStory):
-    """Series seen through linear Gaussian states, which are integrated out.
+    """Linear Gaussian state space model of series, the states integrated out.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class LinearGaussianSSM(StateSpaceStory):
     order
         Number of lags of an autoregression, by default 1.
     known
-        Values of parameters that are not learned, by name; a number stands for all entries.
+        Values of fixed parameters, by name; a number stands for all entries.
     """
 
     centre: Tensor
@@ -85,40 +85,40 @@ class LinearGaussianSSM(StateSpaceStory):
         E = check_count("num_features", num_features)
         for name, value, owner in (("num_states", num_states, "free"), ("order", order, "autoregression")):
             if value is not None and check_count(name, value) and check_choice("form", form, FORMS) != owner:
-                raise InputError(f"{name}={value!r}: only the form {owner} has it, and this is {form}")
+                raise InputError(f"{name}={value!r}: only form={owner!r} has this option; form={form!r} was given")
         super().__init__(num_states=num_states, num_features=E, form=form, order=order, known=plain_known(known))
         self.form, self.E = check_choice("form", form, FORMS), E
         self.D = {"free": num_states or 2, "level": E, "trend": 2 * E, "autoregression": (order or 1) * E}[form]
         self.missing: bool | None = None
         self.register_buffer("centre", torch.zeros(E))
         self.register_buffer("scale", torch.ones(E))
-        every = torch.ones(E + self.D, self.D, dtype=torch.bool)
-        self.register_buffer("free", every if {"A", "C"} & set(known or ()) else every.tril(), persistent=False)
+        full = torch.ones(E + self.D, self.D, dtype=torch.bool)
+        self.register_buffer("free", full if {"A", "C"} & set(known or ()) else full.tril(), persistent=False)
         priors = self._priors()
         size = sum(prior.shape().numel() for prior in priors.values())
-        self.theta = Parameters(priors, self.config["known"], correlated=size <= MOST_CORRELATED)
+        self.theta = Parameters(priors, self.config["known"], correlated=size <= MAX_CORRELATED)
         self.dims = {name: AXES[name] for name in priors} | OBSERVED
 
     @classmethod
     def local_level(cls, num_features: int = 1, *, known: Any = None) -> LinearGaussianSSM:
-        """Return a random walk seen in noise, for each feature."""
+        """Return the local level model, a random walk plus noise, for each feature."""
         return cls(num_features=num_features, form="level", known=known)
 
     @classmethod
     def local_linear_trend(cls, num_features: int = 1, *, known: Any = None) -> LinearGaussianSSM:
-        """Return a level that moves by a slope, both random walks, seen in noise, for each feature."""
+        """Return the local linear trend model, random walk level and slope plus noise, for each feature."""
         return cls(num_features=num_features, form="trend", known=known)
 
     @classmethod
     def autoregression(cls, order: int = 1, num_features: int = 1, *, known: Any = None) -> LinearGaussianSSM:
-        """Return an autoregression on so many lags, for each feature."""
+        """Return an autoregression with ``order`` lags, for each feature."""
         return cls(num_features=num_features, form="autoregression", order=order, known=known)
 
     @pyro_method
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score y of shape ``(num_series, num_steps, num_features)``."""
         theta, T = self.theta.draw(self._priors()), int(self.num_steps) if y is None else y.shape[1]
-        series = LinearGaussianSeries(self._assembled(theta), T, missing=self.missing is not False)
+        series = LinearGaussianSeries(self._assemble(theta), T, missing=self.missing is not False)
         with pyro.plate("data", num_rows if y is None else len(y)):
             return pyro.sample("y", series, obs=y)
 
@@ -129,11 +129,11 @@ class LinearGaussianSSM(StateSpaceStory):
 
     @pyro_method
     def state_space(self, y: Tensor) -> LinearGaussian:
-        """Return the model of every series, without batch or time axes."""
-        return self._assembled(self.theta.draw(self._priors()))
+        """Return the matrices of the model, without batch or time axes."""
+        return self._assemble(self.theta.draw(self._priors()))
 
     def _priors(self) -> dict[str, Any]:
-        """Return the priors of what this form learns."""
+        """Return the priors of the parameters of this form."""
         c, s, (v, u) = self.centre, self.scale, self._units()
         priors: dict[str, Any] = {"m0": dist.Normal(v, 3 * u), "s0": dist.LogNormal(u.log(), 1.0)}
         if self.form == "free":
@@ -151,7 +151,7 @@ class LinearGaussianSSM(StateSpaceStory):
         return {name: prior.to_event(len(prior.batch_shape)) for name, prior in priors.items()}
 
     def _units(self) -> tuple[Tensor, Tensor]:
-        """Return centre v and unit u of the states."""
+        """Return location v and scale u of the states."""
         c, s = self.centre, self.scale
         if self.form == "free":
             return s.new_zeros(self.D), s.new_ones(self.D)
@@ -159,8 +159,8 @@ class LinearGaussianSSM(StateSpaceStory):
             return torch.cat([c, 0 * c]), torch.cat([s, 0.1 * s])
         return (c, s) if self.form == "level" else (s.new_zeros(self.D), s.repeat(self.D // self.E))
 
-    def _assembled(self, theta: Mapping[str, Tensor]) -> LinearGaussian:
-        """Put the matrices together."""
+    def _assemble(self, theta: Mapping[str, Tensor]) -> LinearGaussian:
+        """Assemble the matrices from the parameters."""
         E, D, zero = self.E, self.D, self.scale.new_zeros(self.D)
         one = torch.eye(D, dtype=zero.dtype, device=zero.device)
         A, C, q, r = one, one[:E], theta.get("q", 1 + zero), theta.get("r", zero[:E])
@@ -183,12 +183,12 @@ class LinearGaussianSSM(StateSpaceStory):
         return {"centre": self.centre, "scale": self.scale}
 
     def observe_missing(self, x: Tensor) -> None:
-        """Integrate missing entries out from here on, where there are any."""
+        """Integrate out missing entries from now on, if there are any."""
         self.missing = bool(self.missing) or bool(x.isnan().any())
 
     @torch.no_grad()
     def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Take c and s from the columns, and start the guide at a mode of the posterior and its curvature there."""
+        """Set c and s from the columns, and the guide to Laplace's approximation."""
         self.observe_missing(y)
         self.num_steps.fill_(y.shape[1])
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
@@ -200,11 +200,11 @@ class LinearGaussianSSM(StateSpaceStory):
             start |= {"q": 0.3 * self.scale, "phi": torch.zeros_like(u).reshape(-1, self.E)}
         elif self.form == "free":
             start["A"] = (0.7 * torch.eye(self.D) + 0.3 * torch.randn(self.D, self.D)).to(u) * self.free[self.E :]
-            start["C"] = self.scale[:, None] * start_of_loadings(w.sqrt() * (steps - self.centre) / self.scale, self.D)
-        self.theta.begin(start)
+            start["C"] = self.scale[:, None] * initial_loadings(w.sqrt() * (steps - self.centre) / self.scale, self.D)
+        self.theta.initialise(start)
 
         def weighted(y: Tensor) -> None:
             series = LinearGaussianSeries(self.state_space(y), y.shape[1], missing=bool(self.missing))
             pyro.factor("y", weights @ series.log_prob(y))
 
-        self.theta.settle(weighted, y)
+        self.theta.laplace_start(weighted, y)

@@ -2,7 +2,7 @@ r"""Bayesian Markov switching autoregression.
 
 The story, for series y of one feature, K regimes and p lags::
 
-    P_k           ~ Dirichlet(alpha, ..., alpha)                   a row for each regime
+    P_k           ~ Dirichlet(alpha, ..., alpha)                   row k of the transition matrix
     mu_k          ~ Normal(m, w)
     sigma_k^2     ~ s^2 / ChiSquared(3)
     phi_i         ~ Normal(0, c),  i = 1, ..., p
@@ -10,13 +10,13 @@ The story, for series y of one feature, K regimes and p lags::
     s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
     y_t - mu[s_t] = sum_i phi_i (y_{t-i} - mu[s_{t-i}]) + Normal(0, sigma[s_t]),  t > p
 
-Means, variances and coefficients are each of one value or of one for each regime. The first p steps have no density:
-all is given them. In simulations they are ``mu[s_t] + Normal(0, sigma[s_t])`` and what autoregression they can have.
+Means, variances and coefficients may each be shared or switch with the regime. The density is conditional on the first
+p steps. Simulations start from previous steps at their means.
 
-Unless given, m and w are the mean and twice the standard deviation of the data, and s is .15 of the latter, set by
+Defaults: m and w are the mean and twice the standard deviation of the data, s is .15 of the standard deviation, set by
 ``initialise``. The path of regimes is summed out exactly, by a chain of windows of regimes
-(``_distributions/switching_autoregression.py``). The guide of the parameters is normal on the unconstrained scale, and
-starts at a mode of the posterior with its curvature (``_guides/parameters.py``).
+(``_distributions/switching_autoregression.py``). The guide of the parameters is normal on the unconstrained scale,
+initialised by Laplace's approximation (``_guides/parameters.py``).
 
 References
 ----------
@@ -35,38 +35,38 @@ from pplgen.models._distributions.emissions import DiagonalEmission, per_regime
 from pplgen.models._distributions.inverse_wishart import inverse_chi
 from pplgen.models._distributions.switching_autoregression import SwitchingAutoregression
 from pplgen.models._guides.parameters import Parameters, plain_known
-from pplgen.models._starts.first_regimes import autoregressive_start
+from pplgen.models._starts.hmm_start import autoregressive_start
 from torch import Tensor
 
 from pplgen.story.base import InputError, check_count, check_per_feature, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov
 from pplgen.story.state_space import StateSpaceStory, series_lengths, step_mask
 
-MOST_WINDOWS = 1024  # whose chain has a million transitions
+MAX_WINDOWS = 1024  # a chain with a million transitions
 
 
 class MarkovSwitchingAR(StateSpaceStory):
-    """Autoregressive series whose mean, variance or coefficients switch with a chain of K regimes, summed out.
+    """Autoregression whose mean, variance or coefficients switch between K regimes, the regimes summed out.
 
-    A shorter series ends in NaN; a gap inside a series is refused.
+    Shorter series are padded by NaN at the end; missing steps inside a series are not supported.
 
     Parameters
     ----------
     num_regimes, order
-        Numbers of regimes K, and of lags p, 0 for none.
+        Number of regimes K, and of lags p (0: none).
     switching_mean, switching_variance, switching_coefficients
-        What differs between regimes.
+        Whether each differs between regimes.
     num_features
-        Number of data columns, 1.
+        Number of data columns; must be 1.
     known
-        Values of parameters that are not learned: of ``P``, shape ``(K, K)``, ``mu`` and ``sigma``, ``(K,)`` or, where
-        they do not switch, ``()``, and ``phi``, ``(K, p)`` or ``(p,)``.
+        Values of fixed parameters: ``P``, shape ``(K, K)``, ``mu`` and ``sigma``, ``(K,)`` or, if they do not switch,
+        ``()``, and ``phi``, ``(K, p)`` or ``(p,)``.
     concentration
         Prior concentration alpha of each transition.
     prior_mean, prior_mean_scale
-        Expected means m and their deviations w, in data units: a number, or for each regime one, ``[[m1], [m2]]``.
+        Prior means m and standard deviations w of the means, data units: a number, or one per regime ``[[m1], [m2]]``.
     prior_scale, coefficient_scale
-        Scale s of the variances' prior, in data units, and standard deviation c of the coefficients.
+        Prior scale s of the standard deviations, in data units, and prior standard deviation c of the coefficients.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class MarkovSwitchingAR(StateSpaceStory):
         coefficient_scale: float = 0.5,
     ) -> None:
         if num_features != 1:
-            raise InputError(f"num_features={num_features!r}: a switching autoregression has one column of data")
+            raise InputError(f"num_features={num_features!r}: MarkovSwitchingAR takes one column of data")
         K, p = check_count("num_regimes", num_regimes), check_count("order", order, minimum=0)
-        if switching_mean and K ** (p + 1) > MOST_WINDOWS:
-            many = f"num_regimes={K} and order={p} make {K}^{p + 1} windows of regimes, more than {MOST_WINDOWS:,}"
-            raise InputError(f"{many}; give a lower order, or switching_mean=False")
+        if switching_mean and K ** (p + 1) > MAX_WINDOWS:
+            windows = f"num_regimes={K} and order={p} make {K}^{p + 1} windows of regimes, more than {MAX_WINDOWS:,}"
+            raise InputError(f"{windows}; give a lower order, or switching_mean=False")
         switching = {"mu": switching_mean, "sigma": switching_variance, "phi": switching_coefficients and p > 0}
         if K > 1 and not any(switching.values()):
-            raise InputError("nothing switches: let the mean, the variance or the coefficients differ between regimes")
+            raise InputError("nothing switches: set switching_mean, switching_variance or switching_coefficients")
         options = {
             "prior_mean": per_regime("prior_mean", prior_mean, K, 1),
             "prior_mean_scale": per_regime("prior_mean_scale", prior_mean_scale, K, 1, positive=True),
@@ -114,7 +114,7 @@ class MarkovSwitchingAR(StateSpaceStory):
         self.K, self.order, self.switching = K, p, switching
         self.emission = DiagonalEmission(K, 1, options)
         self.theta = Parameters(self._priors(), self.config["known"])
-        regime: dict[str, tuple[str, ...]] = {name: ("regime",) if of else () for name, of in switching.items()}
+        regime: dict[str, tuple[str, ...]] = {name: ("regime",) if on else () for name, on in switching.items()}
         self.dims = {
             "P": ("regime", "next_regime"),
             **regime | {"phi": (*regime["phi"], "lag")},
@@ -127,12 +127,12 @@ class MarkovSwitchingAR(StateSpaceStory):
         m, w, s = self.emission.m[:, 0], self.emission.w[:, 0], self.emission.s.expand(self.K)
         alpha = torch.full_like(m, self.config["concentration"]).expand(self.K, self.K)
         c = torch.full_like(m, self.config["coefficient_scale"])[:, None].expand(self.K, self.order)
-        of = {name: slice(None) if switches else 0 for name, switches in self.switching.items()}
+        index = {name: slice(None) if switches else 0 for name, switches in self.switching.items()}
         priors = {
             "P": dist.Dirichlet(alpha),
-            "mu": dist.Normal(m[of["mu"]], w[of["mu"]]),
-            "sigma": inverse_chi(s[of["sigma"]], 3.0),
-            "phi": dist.Normal(0 * c[of["phi"]], c[of["phi"]]),
+            "mu": dist.Normal(m[index["mu"]], w[index["mu"]]),
+            "sigma": inverse_chi(s[index["sigma"]], 3.0),
+            "phi": dist.Normal(0 * c[index["phi"]], c[index["phi"]]),
         }
         priors |= {name: prior.to_event(len(prior.batch_shape)) for name, prior in priors.items()}
         return {name: prior for name, prior in priors.items() if 0 not in prior.shape()}
@@ -158,53 +158,53 @@ class MarkovSwitchingAR(StateSpaceStory):
 
     @pyro_method
     def state_space(self, y: Tensor) -> HiddenMarkov:
-        """Return the chain of windows of regimes, and the log density of each step in each window."""
+        """Return the Markov chain of windows of regimes, and the log density of each step in each window."""
         series = self._series(self.theta.draw(self._priors()), y.shape[1])
         windows = torch.arange(self.K ** (series.memory + 1), device=y.device)
         return HiddenMarkov(series.chain(), series.log_emission(y), windows % self.K)
 
     @pyro_method
     def fill(self, y: Tensor, regimes: Tensor) -> Tensor:
-        """Continue series past their ends along a path of windows of regimes, ``(num_series, num_steps)``."""
+        """Continue series past their ends given a path of windows of regimes, ``(num_series, num_steps)``."""
         series = self._series(self.theta.draw(self._priors()), y.shape[1])
-        return series.continued(y, regimes % self.K)
+        return series.continue_series(y, regimes % self.K)
 
     @torch.no_grad()
     def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Take priors from the data unless they were given, and start the guide at a mode near random clusters."""
+        """Set unspecified priors from the data, and the guide by EM and Laplace's approximation."""
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         self.num_steps.fill_(y.shape[1])
         self.emission.learn_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
-        known = {name: getattr(self.theta, f"known_{name}") for name in self.theta.given}
+        known = {name: getattr(self.theta, f"known_{name}") for name in self.theta.known}
         alpha = self.config["concentration"]
-        self.theta.begin(autoregressive_start(self.emission, y, weights, known, alpha, self.order, self.switching))
+        self.theta.initialise(autoregressive_start(self.emission, y, weights, known, alpha, self.order, self.switching))
 
         def weighted(y: Tensor) -> None:
             series = self._series(self.theta.draw(self._priors()), y.shape[1])
             pyro.factor("y", weights @ series.expand(torch.Size([len(y)])).log_prob(y))
 
-        self.theta.settle(weighted, y)
+        self.theta.laplace_start(weighted, y)
 
     def check_data(self, x: Tensor) -> None:
-        """Refuse what are no series, and gaps inside of them."""
+        """Raise ``InputError`` for data of the wrong shape or missing steps inside a series."""
         super().check_data(x)
-        gap = x[..., 0].isnan() & step_mask(x)
-        if gap.any():
-            i, t = gap.nonzero()[0].tolist()
+        missing = x[..., 0].isnan() & step_mask(x)
+        if missing.any():
+            i, t = missing.nonzero()[0].tolist()
             if n := int((~x[i, :, 0].isnan()).nonzero()[0]):
-                many = "a missing step; drop it" if n == 1 else f"{n} missing steps; drop them"
-                raise InputError(f"series {i + 1} starts with {many}")
-            missing = f"series {i + 1}, step {t + 1}: the value is missing inside the series"
-            raise InputError(f"{missing}, which no finite chain of regimes can sum out; SwitchingLDS can")
+                leading = "a missing step; drop it" if n == 1 else f"{n} missing steps; drop them"
+                raise InputError(f"series {i + 1} starts with {leading}")
+            where = f"series {i + 1}, step {t + 1}: the value is missing inside the series"
+            raise InputError(f"{where}, which MarkovSwitchingAR cannot marginalise; use SwitchingLDS")
 
     def check_training_data(self, x: Tensor) -> None:
-        """Refuse series that are too short to tell regimes apart after the first lags."""
+        """Raise ``InputError`` for fewer steps after the first lags than regimes."""
         super().check_training_data(x)
         if (scored := int((series_lengths(x) - self.order).clamp_min(0).sum())) < max(self.K, 2):
             raise InputError(f"{scored} steps after the first {self.order} are too few for {self.K} regimes")
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """Means m and w of the priors of the means, shape ``(K,)``, and scale s of the variances."""
-        of = self.emission
-        return {"prior_mean": of.m[:, 0], "prior_mean_scale": of.w[:, 0], "prior_scale": of.s}
+        """Prior constants m and w, shape ``(K,)``, and s."""
+        emission = self.emission
+        return {"prior_mean": emission.m[:, 0], "prior_mean_scale": emission.w[:, 0], "prior_scale": emission.s}

@@ -1,15 +1,15 @@
-r"""Mixture for columns of mixed kinds, independent given the component: latent class analysis and its kin.
+r"""Mixture for columns of mixed types, independent given the component, such as latent class analysis.
 
-The story, for rows x_i whose columns are measurements, counts, yes and no, or categories, and K components::
+The story, for rows x_i of real, count, binary or categorical columns, and K components::
 
     pi              ~ Dirichlet(alpha, ..., alpha)
     theta_kd        ~ the prior of column d's kind
     z_i | pi        ~ Categorical(pi)
     x_id | z_i = k  ~ the likelihood of column d's kind, at theta_kd
 
-With columns that are all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture for
-counts; with ``student``, one that outliers do not pull. ``_distributions`` holds the kinds:
-their priors, likelihoods and guides. The index z is summed out exactly; missing entries count for nothing.
+With columns that are all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture
+for counts; with ``student``, a robust mixture. Priors, likelihoods and guides of the kinds of columns are in
+``_distributions/columns.py`` and ``categories.py``. The index z is summed out, and missing entries are integrated out.
 
 References
 ----------
@@ -24,9 +24,9 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.categories import columns_of
+from pplgen.models._distributions.categories import make_columns
 from pplgen.models._distributions.columns import Columns
-from pplgen.models._distributions.missing import SideBySide
+from pplgen.models._distributions.missing import Blockwise
 from pplgen.models._guides.weights import weights_guide
 from pplgen.models._rows import ComponentRows
 from pplgen.models._starts.seeding import column_scales, kmeans_plus_plus
@@ -38,7 +38,7 @@ from pplgen.story.base import InputError, Story, check_count, check_positive, py
 
 
 class MixedMixture(ComponentRows, Story):
-    """Rows of measurements, counts, yes and no, or categories from K components, columns independent in each.
+    """Mixture of K components for real, count, binary or categorical columns, independent in each component.
 
     Parameters
     ----------
@@ -47,10 +47,10 @@ class MixedMixture(ComponentRows, Story):
     num_features
         Number of data columns D.
     columns
-        Kinds of the columns, with commas between them, or one for all: ``normal``, ``student``, ``poisson``,
+        Comma-separated kinds of the columns, or one for all: ``normal``, ``student``, ``poisson``,
         ``binary``, or ``categorical3`` for three categories 0, 1, 2.
     concentration
-        Prior concentration alpha of each weight; below one, surplus components empty out.
+        Prior concentration alpha of each weight; values below one empty surplus components.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class MixedMixture(ComponentRows, Story):
             concentration=check_positive("concentration", concentration),
         )
         self.K, self.D = K, D
-        self.parts: Sequence[Columns] = PyroModule[nn.ModuleList](columns_of(kinds, K))
+        self.parts: Sequence[Columns] = PyroModule[nn.ModuleList](make_columns(kinds, K))
         self.auxiliary = frozenset(f"{part.kind}_{name}" for part in self.parts for name in part.auxiliary)
         self.dims = {"weights": ("component",), "z": ("row", "component"), "x": ("row", "feature")}
         for part in self.parts:
             axes = ("component", f"{part.kind}_feature")
             for name in (*part.sites, *part.auxiliary):
-                more = (f"{part.kind}_category",) if part.kind.startswith("categorical") else ()
-                self.dims[f"{part.kind}_{name}"] = (*axes, *more)
+                extra = (f"{part.kind}_category",) if part.kind.startswith("categorical") else ()
+                self.dims[f"{part.kind}_{name}"] = (*axes, *extra)
         self.register_buffer("alpha", torch.full((K,), self.config["concentration"]))
         self.q_weights = PyroParam(torch.ones(K), constraints.positive)
 
@@ -91,15 +91,15 @@ class MixedMixture(ComponentRows, Story):
             return pyro.sample("x", self._rows(drawn, z), obs=x)
 
     def _draw(self) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-        """Draw what all rows share."""
+        """Draw the global parameters."""
         weights = pyro.sample("weights", dist.Dirichlet(self.alpha))
         with pyro.plate("components", self.K):
             return weights, [part.draw() for part in self.parts]
 
-    def _rows(self, drawn: list[tuple[Tensor, ...]], z: Tensor) -> SideBySide:
-        """Return the distribution of rows of the components z."""
-        parts = [(part.places, part.rows(own, z)) for part, own in zip(self.parts, drawn, strict=True)]
-        return SideBySide(parts)
+    def _rows(self, drawn: list[tuple[Tensor, ...]], z: Tensor) -> Blockwise:
+        """Return the distribution of rows given components z."""
+        parts = [(part.indices, part.rows(parameters, z)) for part, parameters in zip(self.parts, drawn, strict=True)]
+        return Blockwise(parts)
 
     @pyro_method
     def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
@@ -110,31 +110,31 @@ class MixedMixture(ComponentRows, Story):
                 part.draw_guide()
 
     def labels(self, columns: Sequence[str]) -> dict[str, list[str]]:
-        """Label each kind's columns by their names."""
-        own = {f"{part.kind}_feature": [columns[place] for place in part.places] for part in self.parts}
-        return {"feature": list(columns), **own}
+        """Return coordinate labels: the column names of each kind."""
+        by_kind = {f"{part.kind}_feature": [columns[place] for place in part.indices] for part in self.parts}
+        return {"feature": list(columns), **by_kind}
 
     def check_data(self, x: Tensor) -> None:
-        """Refuse rows of another width, and entries that are not of their column's kind."""
+        """Raise ``InputError`` for rows of another width, or entries outside their column's support."""
         super().check_data(x)
         for part in self.parts:
-            part.check(x[:, part.places])
+            part.check(x[:, part.indices])
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Start q at the posterior given k-means clusters of the standardised columns."""
-        mean, deviation = column_scales(x, weights)
-        scaled = torch.where(x.isnan(), 0.0, (x - mean) / deviation)
-        shares = kmeans_plus_plus(scaled, self.K, labels, weights)
-        self.q_weights = self.config["concentration"] + shares.sum(0)
+        """Set q to the posterior given k-means clusters of the standardised columns."""
+        mean, sd = column_scales(x, weights)
+        scaled = torch.where(x.isnan(), 0.0, (x - mean) / sd)
+        responsibilities = kmeans_plus_plus(scaled, self.K, labels, weights)
+        self.q_weights = self.config["concentration"] + responsibilities.sum(0)
         for part in self.parts:
-            part.begin(x[:, part.places], shares)
+            part.initialise(x[:, part.indices], responsibilities)
 
     @staticmethod
     def _kinds(columns: str | Sequence[str], num_features: int) -> list[str]:
-        """Read one kind for each column."""
-        given = columns.split(",") if isinstance(columns, str) else list(columns)
-        kinds = [str(kind).strip() for kind in given]
+        """Return one kind for each column."""
+        parts = columns.split(",") if isinstance(columns, str) else list(columns)
+        kinds = [str(kind).strip() for kind in parts]
         kinds = kinds * num_features if len(kinds) == 1 else kinds
         if len(kinds) != num_features:
             raise InputError(f"columns={columns!r}: expected one kind, or one for each of {num_features} columns")

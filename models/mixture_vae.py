@@ -1,23 +1,23 @@
-r"""Variational autoencoder with clusters: discrete and continuous latents together.
+r"""Variational autoencoder with a Gaussian mixture prior: discrete and continuous latents.
 
-The story, for rows x_i of D features with a component y_i of K and a code z_i of k entries::
+The story, for rows x_i of D features with a component y_i of K and latent variables z_i of k dimensions::
 
     y_i             ~ Categorical(pi)
     z_i | y_i = c   ~ Normal(mu_c, sigma_c)
     x_ij | z_i      ~ Bernoulli, ContinuousBernoulli, Normal or Categorical, with the outputs decoder(z_i)_j
 
-so that a component that is normal among the codes is a cluster of any shape among the rows. The guide encodes,
-``q(z_i | x_i) = family(encoder(x_i))``, and the component is summed out exactly given the code, by ``TraceEnum_ELBO``::
+so that a normal component in latent space is a cluster of any shape in data space. The guide is amortised,
+``q(z_i | x_i) = family(encoder(x_i))``, and the component is summed out exactly given z_i, by ``TraceEnum_ELBO``::
 
     log p(x_i) >= E_q[log p(x_i | z_i) + log sum_c pi_c Normal(z_i | mu_c, sigma_c) - log q(z_i | x_i)]
 
-The probabilities of components, ``Fit.latents(x)["y"]``, are ``E_q[p(y_i | z_i)]``, the best q(y | x) beside q(z | x)
-(eq. 16 of the first reference). Weights pi, locations and deviations are learned by maximum likelihood. Known
-components are given as ``labels``, -1 or None where unknown.
+The probabilities of components, ``Fit.latents(x)["y"]``, are ``E_q[p(y_i | z_i)]``, the optimal q(y | x) given
+q(z | x) (eq. 16 of the first reference). Weights pi, means and standard deviations are learned by maximum likelihood.
+Known components are given as ``labels``, -1 or None if unknown.
 
-From an arbitrary start one component takes all rows and the bound keeps it so (second reference, section 4.2).
-``initialise`` therefore first trains encoder and decoder alone, with a weak standard normal prior, and then starts the
-components at clusters of the codes.
+From an arbitrary start one component takes all rows, a local optimum of the ELBO (second reference, section 4.2).
+``initialise`` therefore pretrains encoder and decoder with a down-weighted standard normal prior, and then sets the
+components to clusters of the latent variables.
 
 References
 ----------
@@ -34,9 +34,9 @@ import pyro.distributions as dist
 import torch
 from pplgen.models import VAE
 from pplgen.models._guides.classes import check_classes
-from pplgen.models._guides.code_families import LEAST, REAL
+from pplgen.models._guides.latent_families import MIN_SCALE, REAL
 from pplgen.models._network_story import NetworkStory
-from pplgen.models._starts.first_latents import cluster_codes, train_codes
+from pplgen.models._starts.mixture_vae_start import cluster_latents, pretrain_networks
 from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
@@ -45,30 +45,30 @@ from pplgen.story.base import InputError, check_choice
 
 
 class MixtureVAE(VAE, NetworkStory):
-    """Rows that a network decodes from codes that come in clusters, the cluster of each row summed out.
+    """Variational autoencoder with a Gaussian mixture prior, the component of each row summed out.
 
     Parameters
     ----------
     num_features
         Number of data columns D.
     num_latents
-        Entries k of a code.
+        Number of latent dimensions k.
     num_components
         Number of clusters K.
     hidden
-        Widths of the encoder's hidden layers; the decoder's are the same the other way round. Empty: both are linear.
+        Widths of the encoder's hidden layers, reversed for the decoder. Empty: both are linear.
     activation
         ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
     network
-        ``dense``, or ``convolutional`` for square pictures.
+        ``dense``, or ``convolutional`` for square images.
     likelihood
         ``bernoulli``, ``continuous-bernoulli``, ``normal`` or ``categorical``.
     noise
-        Whose the deviation of a normal likelihood is: each ``feature``'s, ``shared`` by all, or each ``entry``'s.
+        Standard deviation of a normal likelihood: one per ``feature``, ``shared`` by all, or one per ``entry``.
     num_values
-        Values of a categorical feature.
+        Number of values of a categorical feature.
     guide
-        Family of q, one of those of ``VAE`` on the whole line.
+        Variational family, one of those of ``VAE`` on the real line.
     """
 
     def __init__(
@@ -98,37 +98,37 @@ class MixtureVAE(VAE, NetworkStory):
             prior="mixture",
             num_components=num_components,
         )
-        del self.config["prior"]  # there is no other
+        del self.config["prior"]  # always "mixture"
         self.K = num_components
         self.dims = {**NetworkStory.dims, "y": ("row", "component")}
 
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        before = self.code_prior
+        prior = self.code_prior
         with pyro.plate("data", num_rows if x is None else len(x)):
             with poutine.scale(scale=self.kl_weight):
-                y = pyro.sample("y", dist.Categorical(logits=before.logits), infer={"enumerate": "parallel"})
-                z = pyro.sample("z", dist.Normal(before.mu[y], before.log_sigma[y].exp() + LEAST).to_event(1))
+                y = pyro.sample("y", dist.Categorical(logits=prior.logits), infer={"enumerate": "parallel"})
+                z = pyro.sample("z", dist.Normal(prior.mu[y], prior.log_sigma[y].exp() + MIN_SCALE).to_event(1))
             return pyro.sample("x", self.decode(z), obs=x)
 
     def check_training_data(self, x: Tensor) -> None:
-        """Refuse fewer rows than components, and rows of which nothing is seen."""
+        """Raise ``InputError`` for fewer rows than components, or rows without observed entries."""
         super().check_training_data(x)
         if len(x) < self.K:
             raise InputError(f"{len(x)} rows are too few for {self.K} components; give at least {self.K}")
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse labels of no component."""
+        """Raise ``InputError`` for labels that are not a component."""
         check_classes(labels, self.K)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Train encoder and decoder alone for a while, and start the components at clusters of the codes."""
+        """Pretrain encoder and decoder, and set the components to clusters of the latent variables."""
         super().initialise(x, labels, weights)
         with pyro.get_param_store().scope():
-            train_codes(self, x, weights)
-            n, mu, sigma = cluster_codes(self, x, self.K, labels, weights)
+            pretrain_networks(self, x, weights)
+            n, mu, sigma = cluster_latents(self, x, self.K, labels, weights)
         self.code_prior.logits.copy_(n.log())
         self.code_prior.mu.copy_(mu)
         self.code_prior.log_sigma.copy_(sigma.log())

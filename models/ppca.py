@@ -1,20 +1,20 @@
 r"""Probabilistic principal component analysis.
 
-The story, for rows x_i of D features and codes z_i of k entries::
+The story, for rows x_i of D features and latent variables z_i of k dimensions::
 
     z_i       ~ Normal(0, I)
     x_i | z_i ~ Normal(W z_i + mu, sigma^2 I)
 
-W, mu and sigma are fitted by maximum likelihood. The guide is the posterior itself (``pplgen.models._linear_codes``)::
+W, mu and sigma are fitted by maximum likelihood. The guide is the exact posterior (``pplgen.models._linear_latent``)::
 
     M = W' W + sigma^2 I        q(z_i | x_i) = Normal(M^-1 W' (x_i - mu), sigma^2 M^-1)
 
-so that the bound is the log-likelihood. At its maximum W spans the first k principal axes, sigma^2 is the mean variance
-along the others, and a rotation of the codes changes nothing. Missing entries are integrated out: the code's posterior
-is that given the seen ones.
+so that the ELBO is the log-likelihood. At its maximum W spans the first k principal axes, sigma^2 is the mean variance
+along the others, and W is identified up to a rotation. Missing entries are integrated out: the posterior of z_i is that
+given the observed ones.
 
-One deviation for all features means that units matter, as in any PCA: standardise columns that are not alike, or see
-``pplgen.models.factor_analysis``.
+The noise variance is shared by all features, so the fit depends on units, as in any PCA: standardise columns with
+different units, or use ``pplgen.models.factor_analysis``.
 
 References
 ----------
@@ -23,18 +23,18 @@ Tipping and Bishop (1999), Probabilistic principal component analysis, equations
 
 from __future__ import annotations
 
-from pplgen.models._linear_codes import LinearStory
+from pplgen.models._linear_latent import LinearStory
 
 
 class PPCA(LinearStory):
-    """Rows that are linear in a few normal codes, with the same noise on all features.
+    """Rows linear in a few normal latent variables, with the same noise variance for all features.
 
     Parameters
     ----------
     num_features
         Number of data columns D.
     num_latents
-        Entries k of a code.
+        Number of latent dimensions k.
     """
 
     def __init__(self, num_features: int = 5, num_latents: int = 2) -> None:

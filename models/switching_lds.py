@@ -7,8 +7,8 @@ The story, for series y of T steps with E features, K regimes and D states::
     y_t | x_t ~ Normal(C x_t + d, diag(r^2))
 
 With ``recurrent`` p(s_t | s_{t-1}, x_{t-1}) is proportional to P[s_{t-1}, s_t] exp(W[s_t] x_{t-1}) (Linderman et al.
-2017); with ``switching_emission`` C, d and r are those of the regime s_t. The Cholesky factor of Q is B diag(q), where
-B has ones on its diagonal and l below (``covariance="diag"``: zeros).
+2017); with ``switching_emission`` C, d and r depend on the regime s_t. Q has Cholesky factor B diag(q), B unit lower
+triangular with entries l (``covariance="diag"``: zero).
 
 Priors, with m and s the columns' means and standard deviations::
 
@@ -16,10 +16,9 @@ Priors, with m and s the columns' means and standard deviations::
     s0 ~ LogNormal(0, 1/2)      q ~ LogNormal(log .3, 1)      r ~ LogNormal(log(.3 s), 1)
     C  ~ Normal(0, s)           d ~ Normal(m, s)
 
-The guide draws the parameters, then each path x from a Gaussian chain: a network reads the series and emits soft
-regimes, and the chain is the exact posterior of the dynamics averaged under them (``_guides/recognition.py``, with
-simpler guides for comparison). Given a path its regimes are a hidden Markov chain, summed out exactly in log2 T rounds;
-``TraceEnum_ELBO`` over ``pyro.markov``, s_t enumerated, gives the same number along the path at many times the cost.
+The guide draws the parameters, then each path x from a Gaussian chain: a recognition network outputs soft regimes, and
+the chain is the exact posterior under the dynamics averaged over them (``_guides/recognition.py``). Given a path the
+regimes are a hidden Markov chain, summed out in log2 T rounds, many times faster than enumeration in ``pyro.markov``.
 
 References
 ----------
@@ -39,7 +38,7 @@ from pplgen.models._distributions.switching_emission import Emission, SwitchingO
 from pplgen.models._guides.parameters import Parameters, plain_known
 from pplgen.models._guides.recognition import KINDS, Recognition
 from pplgen.models._starts.seeding import column_scales
-from pplgen.models._starts.switching_start import begin, regimes_under
+from pplgen.models._starts.switching_start import smoothed_regimes, switching_start
 from torch import Tensor
 
 from pplgen.story.base import check_choice, check_count, check_positive, pyro_method
@@ -48,28 +47,28 @@ from pplgen.story.state_space import StateSpaceStory, step_mask
 
 
 class SwitchingLDS(StateSpaceStory):
-    """Series of a linear-Gaussian state whose dynamics switch between regimes.
+    """Linear Gaussian state space model whose dynamics switch between regimes.
 
     Parameters
     ----------
     num_regimes
         Number of regimes K.
     num_states
-        Dimensions D of the state.
+        Dimension D of the state.
     num_features
         Number of data columns E.
     recurrent
         Whether the next regime depends on the state.
     switching_emission
-        Whether C, d and r are the regime's.
+        Whether C, d and r depend on the regime.
     covariance
-        Of the state's noise in each regime: ``full`` or ``diag``.
+        Covariance of the state noise of each regime: ``full`` or ``diag``.
     stickiness
-        How many more transitions from a regime to itself than to another the prior is worth.
+        Extra prior concentration of transitions from a regime to itself.
     guide
-        Of the path: ``responsibilities``, or the simpler and looser ``markov`` and ``mean-field``.
+        Guide of the path: ``responsibilities``, or the simpler and looser ``markov`` and ``mean-field``.
     known
-        Parameters that are not learned, by name: a number, or a nested list of the parameter's shape.
+        Values of fixed parameters, by name: a number, or a nested list of the parameter's shape.
     """
 
     def __init__(
@@ -144,48 +143,48 @@ class SwitchingLDS(StateSpaceStory):
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, num_features)``."""
         theta = self.theta.draw(self._priors())
-        path = SwitchingPath(Dynamics.of(theta), self._inside(y, num_rows))
+        path = SwitchingPath(Dynamics.from_theta(theta), self._inside(y, num_rows))
         with pyro.plate("data", num_rows if y is None else len(y)):
             x = pyro.sample("x", path)
-            return pyro.sample("y", Emission.of(theta).given(path, x), obs=y)
+            return pyro.sample("y", Emission.from_theta(theta).observations(path, x), obs=y)
 
     @pyro_method
     def guide(self, y: Tensor | None = None, num_rows: int = 1) -> None:
-        """Draw the parameters, and given series the paths of their state."""
+        """Draw the parameters, and the paths of the state given series."""
         theta = self.theta.draw_guide()
         if y is not None:
-            parts = Dynamics.of(theta), Emission.of(theta)
+            parts = Dynamics.from_theta(theta), Emission.from_theta(theta)
             with pyro.plate("data", len(y)):
                 pyro.sample("x", self.recognition((y - self.m) / self.s, y, self._inside(y), *parts))
 
     def _inside(self, y: Tensor | None, num_rows: int = 1) -> Tensor:
-        """Tell which steps belong to their series, shape ``(num_series, T)``."""
+        """Return the mask of steps that belong to their series, shape ``(num_series, T)``."""
         if y is None:
             return torch.ones(num_rows, int(self.num_steps), dtype=torch.bool, device=self.m.device)
         return step_mask(y, at_least=1)
 
     @pyro_method
     def state_space(self, y: Tensor) -> SwitchingLinearGaussian:
-        """Return the model at the parameters' values; of a recurrent one, without its recurrence."""
+        """Return the model at the parameters' values; the recurrence, if any, is ignored."""
         theta = self.theta.draw(self._priors())
-        moves, emission = Dynamics.of(theta), (theta["C"], theta["d"], torch.diag_embed(theta["r"].square()))
-        start = theta["pi"], theta["P"], moves.m0, moves.L0 @ moves.L0.mT
-        return SwitchingLinearGaussian(*start, moves.A, moves.b, moves.L @ moves.L.mT, *emission)
+        dynamics, emission = Dynamics.from_theta(theta), (theta["C"], theta["d"], torch.diag_embed(theta["r"].square()))
+        start = theta["pi"], theta["P"], dynamics.m0, dynamics.L0 @ dynamics.L0.mT
+        return SwitchingLinearGaussian(*start, dynamics.A, dynamics.b, dynamics.L @ dynamics.L.mT, *emission)
 
     @pyro_method
     def regimes_given(self, y: Tensor, x: Tensor) -> HiddenMarkov:
-        """Return the chain of regimes that paths x tell of, with what series y add where regimes show differently."""
+        """Return the hidden Markov chain of regimes given paths x, and series y if the emissions switch."""
         theta = self.theta.draw(self._priors())
-        path, emission = SwitchingPath(Dynamics.of(theta), self._inside(y)), Emission.of(theta)
-        log_pi, links, seen = path.chain(x)
+        path, emission = SwitchingPath(Dynamics.from_theta(theta), self._inside(y)), Emission.from_theta(theta)
+        log_pi, log_P, log_emission = path.chain(x)
         if len(emission.C) > 1:
-            seen = seen + SwitchingObservations(path, x, emission).log_emission(y)
-        return HiddenMarkov(MarkovChain(log_pi, links), seen, torch.arange(self.K, device=x.device))
+            log_emission = log_emission + SwitchingObservations(path, x, emission).log_emission(y)
+        return HiddenMarkov(MarkovChain(log_pi, log_P), log_emission, torch.arange(self.K, device=x.device))
 
     @pyro_method
     def log_transition(self, x: Tensor) -> Tensor:
         """Return log probabilities of the next regime given states x, shape ``(..., K, K)`` or ``(K, K)``."""
-        return Dynamics.of(self.theta.draw(self._priors())).log_transition(x)
+        return Dynamics.from_theta(self.theta.draw(self._priors())).log_transition(x)
 
     @property
     def constants(self) -> dict[str, Tensor]:
@@ -194,17 +193,17 @@ class SwitchingLDS(StateSpaceStory):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Start at EM's parameters, for which all series count alike, and let the network read its regimes."""
+        """Set the parameters by Monte Carlo EM on equally weighted series, and pretrain the network on its regimes."""
         self.num_steps.fill_(x.shape[1])
-        every = None if weights is None else weights.repeat_interleave(x.shape[1])
-        self.m, self.s = column_scales(x.flatten(0, 1), every)
-        belongs, scaled = self._inside(x), (x - self.m) / self.s
-        start, regimes = begin(scaled, belongs, self.K, self.D)
+        step_weights = None if weights is None else weights.repeat_interleave(x.shape[1])
+        self.m, self.s = column_scales(x.flatten(0, 1), step_weights)
+        mask, scaled = self._inside(x), (x - self.m) / self.s
+        start, regimes = switching_start(scaled, mask, self.K, self.D)
         per_column = {"C": self.s[:, None] * start["C"], "d": self.m + self.s * start["d"], "r": self.s * start["r"]}
         if self.config["switching_emission"]:
             per_column = {name: value.expand(self.K, *value.shape) for name, value in per_column.items()}
-        self.theta.begin(start | per_column, spread=float(belongs.sum()) ** -0.5)
-        if self.theta.given:
-            theta = self.theta.typical()
-            regimes = regimes_under(x, belongs, Dynamics.of(theta), Emission.of(theta))
-        self.recognition.learn(scaled, belongs, regimes)
+        self.theta.initialise(start | per_column, scale=float(mask.sum()) ** -0.5)
+        if self.theta.known:
+            theta = self.theta.guide_mean()
+            regimes = smoothed_regimes(x, mask, Dynamics.from_theta(theta), Emission.from_theta(theta))
+        self.recognition.pretrain(scaled, mask, regimes)

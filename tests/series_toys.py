@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.chain import HiddenMarkovSeries
-from pplgen.models._distributions.missing import MarginalNormal, WhereSeen
+from pplgen.models._distributions.missing import MarginalIndependent, MarginalNormal
 from pplgen.models._guides.parameters import Parameters
 
 from pplgen.exact.hmm import log_normaliser
@@ -73,8 +73,8 @@ class Level(StateSpaceStory):
     @torch.no_grad()
     def initialise(self, y, labels=None, weights=None):
         self.num_steps.fill_(y.shape[1])
-        self.theta.begin({"q": torch.ones(()), "r": torch.ones(())})
-        self.theta.settle(self.model, y)
+        self.theta.initialise({"q": torch.ones(()), "r": torch.ones(())})
+        self.theta.laplace_start(self.model, y)
 
 
 class Coin(StateSpaceStory):
@@ -95,7 +95,7 @@ class Coin(StateSpaceStory):
         return {"P": P, "mu": dist.Normal(0.0, 5.0 * one[:, None]).to_event(2)}
 
     def _series(self, theta, num_steps):
-        emission = WhereSeen(dist.Normal(theta["mu"], 1.0))
+        emission = MarginalIndependent(dist.Normal(theta["mu"], 1.0))
         return HiddenMarkovSeries(torch.full((2,), 0.5).log(), theta["P"].log(), emission, num_steps)
 
     @pyro_method
@@ -124,8 +124,8 @@ class Coin(StateSpaceStory):
         self.num_steps.fill_(y.shape[1])
         stay = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
         low, high = y[~y.isnan()].quantile(torch.tensor([0.2, 0.8]))
-        self.theta.begin({"P": stay, "mu": torch.stack([low, high])[:, None]})
-        self.theta.settle(self.model, y)
+        self.theta.initialise({"P": stay, "mu": torch.stack([low, high])[:, None]})
+        self.theta.laplace_start(self.model, y)
 
 
 class Drift(StateSpaceStory):
@@ -185,7 +185,7 @@ class Drift(StateSpaceStory):
         num_steps = int(self.num_steps) if y is None else y.shape[1]
         with pyro.plate("data", num_rows if y is None else len(y)):
             x = pyro.sample("x", DriftPath(self, theta, num_steps))
-            return pyro.sample("y", WhereSeen(dist.Normal(x, 0.5)).to_event(1), obs=y)
+            return pyro.sample("y", MarginalIndependent(dist.Normal(x, 0.5)).to_event(1), obs=y)
 
     @pyro_method
     def guide(self, y=None, num_rows=1):
@@ -198,7 +198,7 @@ class Drift(StateSpaceStory):
     @torch.no_grad()
     def initialise(self, y, labels=None, weights=None):
         self.num_steps.fill_(y.shape[1])
-        self.theta.begin({"b": torch.tensor([1.0, -1.0])})
+        self.theta.initialise({"b": torch.tensor([1.0, -1.0])})
 
 
 class DriftPath(dist.TorchDistribution):

@@ -56,7 +56,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
 def test_the_table_agrees_with_the_cards(entry):
     card = models.cards()[entry.name]
     link = f"[`{entry.name}`](models/{entry.name.replace('-', '_')}.py)"
-    row = f"| {link} | {card.rows} | {card.held_against} | {calibration_word(models.calibrations().get(entry.name))} |"
+    calibrated = calibration_word(models.calibrations().get(entry.name))
+    row = f"| {link} | {card.rows} | {card.validated_against} | {calibrated} |"
     assert row in README.splitlines()
 
 

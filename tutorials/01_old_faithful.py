@@ -2,9 +2,9 @@
 # # Old Faithful: the whole workflow
 #
 # Visitors of Yellowstone ask one thing: *when is the next eruption?* The ranger has a watch, and has just timed the
-# last one. This tutorial answers from 272 rows of data, and goes the whole way of a Bayesian analysis: a question, a
-# story, what the story believes before it sees data, a fit, checks of the fit, checks of the story, how many
-# components, and a report. One check of our own fails, and we say what that means.
+# last one. This tutorial answers from 272 rows of data, and goes through a complete Bayesian workflow: a question, a
+# story (a generative model with its guide), a prior predictive check, a fit, checks of the fit, checks of the story,
+# model comparison, and a report. One custom check fails, and we discuss what that means.
 #
 # It takes a minute or two. With `PPLGEN_SMOKE=1` in the environment it takes fewer restarts and is done in seconds.
 
@@ -57,9 +57,9 @@ plt.show()
 #
 # ## Before the data: the prior predictive distribution
 #
-# A prior is easier to judge by the data that it makes up than by its parameters. `story.simulate` draws whole data
-# sets: parameters first, then rows. Say that we know what a guidebook says: eruptions last some minutes, and one waits
-# about an hour. We centre the prior there and compare two ways to be vague about the rest.
+# A prior is easier to judge by the data that it simulates than by its parameters. `story.simulate` draws whole data
+# sets: parameters first, then rows. Suppose that we know only what a guidebook says: eruptions last some minutes, and
+# one waits about an hour. We centre the prior there and compare two vague priors.
 
 # %%
 guidebook = {"prior_mean": [3.5, 70.0], "prior_scale": [0.6, 9.0]}
@@ -85,16 +85,15 @@ figure.suptitle("Five data sets from each prior; nothing lasts less than no time
 plt.show()
 
 # %% [markdown]
-# $\kappa$ is how many rows the prior on a location is worth. The default of a hundredth is right where one knows
-# nothing of the scale. Here it puts kinds of eruptions many minutes apart, and a good part of its rows at negative
-# times. A tenth of a row makes up geysers that could be in the guidebook. It is still worth next to nothing beside 272
-# rows.
+# $\kappa$ is the prior sample size of a location, in rows. The default of 0.01 is suitable if the scale is unknown.
+# Here it puts kinds of eruptions many minutes apart, and a large fraction of rows at negative times. With 0.1,
+# simulated geysers are plausible, and the prior is still negligible compared with 272 rows.
 #
 # ## The fit
 #
 # `pplgen.fit` takes a story and data. The kind $z_i$ of each eruption is summed out exactly; the guide is the conjugate
-# family over the parameters. A mixture has many local optima, so we run several restarts, which are one program, and
-# keep the best.
+# family over the parameters. A mixture has many local optima, so we run several restarts, batched in one program,
+# and keep the best.
 
 # %%
 story = GaussianMixture(2, 2, **guidebook, mean_precision=0.1)
@@ -105,7 +104,7 @@ tree = fit.to_datatree(draws=1000)
 # %% [markdown]
 # ## Can the fit be trusted?
 #
-# There are two questions, and they are easily mixed up. Is the *guide* close to the posterior of this story? And is the
+# There are two questions that are easily confused. Is the *guide* close to the posterior of this story? And is the
 # *story* any good for these data? `fit.diagnose()` asks both.
 
 # %%
@@ -114,11 +113,11 @@ verdicts = {check.name: str(check.verdict) for check in checks}
 k_hat = checks["k-hat of all latents"].value
 
 # %% [markdown]
-# k-hat tells how well the guide can be corrected towards the posterior by importance weights; below 0.7 it is close
-# enough. The value for our guide says that what follows is about the story, and not about the approximation.
+# k-hat measures how well importance weights can correct the guide to the posterior; below 0.7 it is close enough. The
+# value for our guide means that the results below are properties of the story, not of the approximation.
 #
-# Now something that was computed in another way. Expectation-maximisation, plain torch in
-# `pplgen.exact.em`, climbs to the maximum of the likelihood. With so many rows and so weak a prior, the posterior mean
+# Now we validate the fit against an independent computation. Expectation-maximisation, plain torch in
+# `pplgen.exact.em`, finds the maximum of the likelihood. With this many rows and a weak prior, the posterior mean
 # should lie close to it.
 
 # %%
@@ -137,12 +136,12 @@ plot_mixture(axes, tree)
 plt.show()
 
 # %% [markdown]
-# ## Does the story make data like these?
+# ## Does the story reproduce the data?
 #
-# The posterior predictive distribution is data that the fitted story makes up. In each column the data (black) are held
-# against the band of 90 % of the replicates. On the right, the same row by row: where does each value lie among its
-# predictions from all other rows? If the story is right these places are uniform, and their curve stays in the band. It
-# does, or all but: at the shortest eruptions, which end more sharply than a Gaussian, it touches the edge.
+# The posterior predictive distribution is that of data simulated from the fitted story. In each column the data (black)
+# are compared with the 90 % band of the replicates. On the right is the LOO-PIT: the quantile of each value in its
+# prediction from all other rows. If the story is right these are uniform, and their curve stays in the band. It nearly
+# does: at the shortest eruptions, which end more sharply than a Gaussian, it touches the edge.
 
 # %%
 observed, replicated = tree["observed_data"]["x"].values, tree["posterior_predictive"]["x"].values[0]
@@ -159,9 +158,9 @@ panels[2].set_title("Each row predicted from the others")
 plt.show()
 
 # %% [markdown]
-# All is well, one would say. But these checks look at one row at a time. The rows come in order of time, and the story
-# says that order means nothing: its kinds are drawn independently. Let us ask for that. A check of one's own is a
-# number computed from the data and from every replicate; here the correlation of each eruption with the next.
+# So far no check has failed. But these checks look at one row at a time. The rows are in temporal order, and the story
+# assumes that they are exchangeable: kinds are drawn independently. We test that assumption. A custom check is a test
+# statistic computed from the data and from every replicate; here the correlation of each eruption with the next.
 
 # %%
 
@@ -178,20 +177,20 @@ figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
 axes.hist(lag_made, bins=30, color=COLOURS[0], alpha=0.5, label="1,000 replicates")
 axes.axvline(lag_seen, color="0.15", lw=1.6, label=f"data: {lag_seen:.2f}")
 axes.set(xlabel="correlation of an eruption with the next", xlim=(-0.65, 0.25), yticks=[])
-axes.set_title("What the story does not know")
+axes.set_title("What the story does not model")
 axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# The data are nowhere near. Long and short eruptions alternate: after a short one comes a long one, nearly always. No
-# replicate does that. So the story must not be asked for sequences; a chain of hidden regimes could be
+# The data are far from the replicates. Long and short eruptions alternate: a short one is nearly always followed by a
+# long one. No replicate does that. So the story must not be used for sequences; a hidden Markov model could be
 # (`pplgen.models.GaussianHMM`, and [Switching regimes](03_switching_regimes.py)). For the ranger's question, the wait
-# given the eruption just timed, it may still do. We will test that on eruptions which the fit has not seen.
+# given the eruption just timed, it may still be adequate. We will test that on held-out eruptions.
 #
 # ## How many kinds?
 #
-# `pplgen.compare` ranks stories by how well they predict a row from all others (leave-one-out, LOO), in nats. No story
-# is fitted again: draws are weighed as if the row were missing, and the column `warning` tells where that is not safe.
+# `pplgen.compare` ranks stories by leave-one-out (LOO) predictive density, in nats. No story is refitted: draws are
+# importance-weighted as if the row were missing (PSIS-LOO), and the column `warning` flags unreliable weights.
 
 # %%
 candidates = {
@@ -201,25 +200,27 @@ ranked = pplgen.compare({"K = 2": fit, **candidates}, x, with_bic=True, **briefl
 print(ranked[["elpd", "elpd_diff", "dse", "p", "warning", "bic"]].round(1))
 
 # %% [markdown]
-# The second kind gains more than half a nat per eruption. Further ones gain less than a tenth: they bend the outline of
-# the long kind, and where `warning` is true, some eruption's weights are not to be trusted and neither is the last nat.
-# The BIC, which asks for the shape of the truth and not for predictions, prefers two. Neither counts kinds of
-# *eruptions*. They count Gaussians, and a kind of eruption need not be one.
+# The second kind gains more than half a nat per eruption. Further ones gain less than a tenth: they refine the shape of
+# the long kind, and where `warning` is true, some eruption's weights are unreliable, and so is a difference of about a
+# nat. The BIC, which targets the true model and not predictions, prefers two. Neither counts kinds of *eruptions*. They
+# count Gaussians, and a kind of eruption need not be Gaussian.
 #
-# A Dirichlet process mixture makes the number itself uncertain: it has more components than it needs, and leaves most
-# of them empty.
+# A Dirichlet process mixture infers the number: it has more components than needed, and leaves most of them empty.
 
 # %%
 process = pplgen.fit(DirichletProcessMixture(6 if SMOKE else 10, 2), x, **briefly)
 occupied = process.to_datatree(draws=1000, groups=["posterior"])["posterior"]["num_occupied"].values.ravel().astype(int)
-shares = np.bincount(occupied, minlength=6) / len(occupied)
-print("probability of each number of occupied components:", {k: float(p) for k, p in enumerate(shares) if p > 0.005})
+probabilities = np.bincount(occupied, minlength=6) / len(occupied)
+print(
+    "probability of each number of occupied components:",
+    {k: float(p) for k, p in enumerate(probabilities) if p > 0.005},
+)
 
 # %% [markdown]
 # ## The answer
 #
-# The ranger's question is a missing value: the eruption is known, the wait is not. `fit.impute` draws missing entries
-# given the others, with the uncertainty of everything else in it. First an exam: a story fitted to the first 200
+# The ranger's question is a missing value: the eruption is observed, the wait is not. `fit.impute` draws missing
+# entries given the observed ones, averaged over the posterior. First a held-out test: a story fitted to the first 200
 # eruptions predicts the waits after the other 72.
 
 # %%
@@ -232,8 +233,8 @@ def predicted_wait(fitted, durations, draws=2000):
 
 
 past, future = x.values[:200], x.values[200:]
-student = pplgen.fit(GaussianMixture(2, 2, **guidebook, mean_precision=0.1), past, **briefly)
-low, middle, high = predicted_wait(student, future[:, 0])
+training_fit = pplgen.fit(GaussianMixture(2, 2, **guidebook, mean_precision=0.1), past, **briefly)
+low, middle, high = predicted_wait(training_fit, future[:, 0])
 inside = (future[:, 1] > low) & (future[:, 1] < high)
 coverage, width = float(inside.float().mean()), float((high - low).mean())
 blind_low, blind_high = past[:, 1].quantile(torch.tensor([0.05, 0.95]))
@@ -247,8 +248,8 @@ figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
 axes.fill_between(grid, low_all, high_all, color=COLOURS[0], alpha=0.25, lw=0, label="90 % of waits")
 axes.plot(grid, middle_all, color=COLOURS[0], label="median")
 axes.scatter(*past.T, s=9, color="0.6", lw=0, label="first 200 eruptions")
-axes.scatter(*future[inside].T, s=12, color="0.1", lw=0, label="the other 72")
-axes.scatter(*future[~inside].T, s=24, color=COLOURS[1], marker="D", lw=0, label="of them outside")
+axes.scatter(*future[inside].T, s=12, color="0.1", lw=0, label="held-out eruptions")
+axes.scatter(*future[~inside].T, s=24, color=COLOURS[1], marker="D", lw=0, label="held-out, outside the interval")
 axes.set(
     xlabel="eruption just timed (minutes)", ylabel="wait for the next (minutes)", title="What to tell the visitors"
 )
@@ -262,8 +263,8 @@ print("after four and a half minutes wait {1:.0f} minutes ({0:.0f} to {2:.0f})".
 # %% [markdown]
 # ## The report
 #
-# One page holds all of it, to keep beside the answer: verdicts, remedies, pictures, what was fitted to what, and the
-# lines that fit it again. It needs no other file and no network.
+# One page documents the analysis: verdicts, remedies, figures, data and options of the fit, and code that reproduces
+# it. It is self-contained, without other files or network access.
 
 # %%
 with tempfile.TemporaryDirectory() as directory:
@@ -274,14 +275,14 @@ with tempfile.TemporaryDirectory() as directory:
 # %% [markdown]
 # ## What we claimed
 #
-# The claims that carry the argument are asserted here, so that this page cannot drift away from the package.
+# The main claims are asserted here, so that this page cannot drift from the package.
 
 # %%
 assert impossible["κ = 0.01, the default"] > 0.05 > 0.02 > impossible["κ = 0.1"]
 assert not any(verdict == "fail" for verdict in verdicts.values()), verdicts
 assert k_hat < 0.7
 assert abs(float(maximum.log_likelihoods[-1]) - -1130.26396) < 1e-3  # the maximum, to five decimals
-assert -1131.5 < float(log_likelihood) < -1130.26  # a point near a maximum costs little
+assert -1131.5 < float(log_likelihood) < -1130.26  # the likelihood is flat near its maximum
 assert np.abs(mean["mu"].values - maximum.parameters.mu[order].numpy()).max() < 0.5  # minutes of waiting
 assert lag_seen < -0.5 < lag_made.min()  # no replicate alternates as the data do
 assert ranked.loc["K = 1", "elpd_diff"] > 5 * ranked.loc["K = 1", "dse"]

@@ -1,10 +1,9 @@
 # %% [markdown]
 # # Switching regimes
 #
-# A series is more than its rows: what is known of today is what was known of yesterday, moved one step ahead, and
-# corrected by today's observation. This tutorial does those two steps by hand on the Nile, lets the parameters be
-# uncertain, and then lets the *rules* change from time to time: quarters of recession and growth, and a track that
-# turns in two ways, with gaps and a forecast.
+# In a state space model, today's belief is yesterday's, predicted one step ahead and updated by today's observation.
+# This tutorial does those two steps by hand on the Nile, infers the parameters, and then lets the *dynamics* switch:
+# quarters of recession and growth, and a track that turns in two ways, with missing steps and a forecast.
 
 # %%
 import math
@@ -30,20 +29,20 @@ options = {"steps": 300, "compile": "graph"} if SMOKE else {"restarts": 4}
 # %% [markdown]
 # ## Predict and update, by hand
 #
-# The Nile's flow at Aswan, 1871 to 1970. The story: a level $x_t$ that wanders, seen through noise,
+# The Nile's flow at Aswan, 1871 to 1970. The story: a random walk $x_t$, observed with noise,
 #
 # $$ x_t = x_{t-1} + \mathcal N(0, Q), \qquad y_t = x_t + \mathcal N(0, R). $$
 #
-# Everything is Gaussian, so what is known of the level is a mean $m$ and a variance $P$. **Predict**: the level may
-# have moved, so $P \leftarrow P + Q$. **Update**: an observation $y$ was expected at $m$ with variance $P + R$; its
-# surprise moves the mean by the share $K = P / (P + R)$ and takes that share of the variance away.
+# Everything is Gaussian, so the belief about the level is a mean $m$ and a variance $P$. **Predict**: the level may
+# have moved, so $P \leftarrow P + Q$. **Update**: the observation $y$ was predicted at $m$ with variance $P + R$; the
+# innovation $y - m$ is multiplied by the Kalman gain $K = P / (P + R)$, and the variance by $1 - K$.
 
 # %%
 nile = pplgen.load_data("nile", dtype=torch.float64).values[:, -1]  # needs 'pip install pplgen[data]'
 years = 1871 + np.arange(len(nile))
 Q, R = 1469.1, 15099.0  # maximum likelihood, Durbin and Koopman (2012)
 
-m, P = 1000.0, 1e6  # nothing much is known before 1871
+m, P = 1000.0, 1e6  # a vague prior before 1871
 means, variances, predictions, log_likelihood = [], [], [], 0.0
 for t, y in enumerate(nile.tolist()):
     if t > 0:
@@ -57,8 +56,8 @@ for t, y in enumerate(nile.tolist()):
 by_hand = torch.tensor(means, dtype=torch.float64)
 
 # %% [markdown]
-# Ten lines. Here they are beside the general filter of `pplgen.exact.kalman` (any dimensions, missing entries,
-# parameters that vary), and beside a reference value: with a *flat* start the log-likelihood is -633.46456 at the
+# Ten lines. We compare them with the general filter of `pplgen.exact.kalman` (any dimensions, missing entries,
+# time-varying parameters), and with a reference value: with a *diffuse* prior the log-likelihood is -633.46456 at the
 # variances of Durbin and Koopman (2012).
 
 # %%
@@ -66,9 +65,9 @@ one = torch.ones(1, 1, dtype=torch.float64)
 zero = torch.zeros(1, dtype=torch.float64)
 level = LinearGaussian(1000 * one[0], 1e6 * one, one, zero, Q * one, one, zero, R * one)
 filtered = kalman_filter(nile[:, None], level)
-flat = diffuse_log_likelihood(nile[:, None], level).item()
+diffuse = diffuse_log_likelihood(nile[:, None], level).item()
 print(f"log-likelihood by hand {log_likelihood:.5f}, by the filter {filtered.log_likelihood:.5f}")
-print(f"with a flat start {flat:.5f}")
+print(f"with a diffuse prior {diffuse:.5f}")
 
 # %%
 t = 28  # 1899: the year in which the flow fell
@@ -76,9 +75,9 @@ t = 28  # 1899: the year in which the flow fell
 grid = torch.linspace(600, 1300, 400)
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for mean, variance, colour, name in (
-    (before, spread, COLOURS[1], "predicted: what was known in 1898, moved on"),
-    (y, R, "0.5", f"likelihood of the level: {y:.0f} was seen"),
-    (means[t], variances[t], COLOURS[0], "updated: a compromise, narrower than both"),
+    (before, spread, COLOURS[1], "predicted from the years up to 1898"),
+    (y, R, "0.5", f"likelihood of the level given y = {y:.0f}"),
+    (means[t], variances[t], COLOURS[0], "updated: narrower than both"),
 ):
     axes.plot(grid, Normal(mean, variance**0.5).log_prob(grid).exp(), color=colour, label=name)
 axes.set(xlabel="level of the Nile (10⁸ m³ a year)", ylabel="density", title="One update, 1899")
@@ -87,11 +86,11 @@ axes.legend(frameon=False, fontsize="small", loc="upper left")
 plt.show()
 
 # %% [markdown]
-# ## The parameters are not known either
+# ## Inferring the parameters
 #
 # We took $Q$ and $R$ from a book. `LinearGaussianSSM` has priors on them, integrates the states out by the same filter
-# (in parallel over time), and learns a posterior of the standard deviations $q$ and $r$. Let us make it harder: we hide
-# the years 1911 to 1930, and ask for ten years ahead. A missing observation is a predict step without an update.
+# (in parallel over time), and infers the posterior of the standard deviations $q$ and $r$. To make it harder, we hide
+# the years 1911 to 1930, and forecast ten years ahead. A missing observation is a predict step without an update.
 
 # %%
 y = nile.float().clone()[None, :, None]
@@ -108,7 +107,7 @@ left.set_ylim(380, 1500)
 left.plot(np.arange(40, 60), nile[40:60], "x", color=COLOURS[1], ms=5, label="hidden")
 left.legend(fontsize="small", ncols=3, loc="upper right", framealpha=0.85, edgecolor="none")
 plot_forecast(right, y, years_ahead, past=25)
-for axes, title in ((left, "Smoothed: all years speak for each year"), (right, "Ten years ahead")):
+for axes, title in ((left, "Smoothed: given all years"), (right, "Ten years ahead")):
     axes.set(xlabel="year", ylabel="", title=title)
     axes.set_xticks(
         ticks := [step for step in axes.get_xticks() if 0 <= step < 111], [f"{1871 + step:.0f}" for step in ticks]
@@ -123,21 +122,21 @@ hidden_inside = int(((nile[40:60] > low) & (nile[40:60] < high)).sum())
 print(f"{hidden_inside} of the 20 hidden flows lie in their 90 % intervals")
 
 # %% [markdown]
-# Through the gap the interval widens, as nothing is learned there, and narrows again towards 1931, for a smoother looks
-# back too. The forecast has no other side, and only widens.
+# Through the gap the interval widens, as there are no observations, and narrows again towards 1931, since a smoother
+# also uses later observations. The forecast has none, and only widens.
 #
 # ## Recessions
 #
-# Hamilton (1989) asked whether an economy has two regimes, growth and recession, which nobody announces. The story:
+# Hamilton (1989) modelled an economy with two hidden regimes, growth and recession. The story:
 # growth of output scatters around a mean, and the mean is that of the current regime; the regime is a Markov chain.
 #
 # $$ s_t \mid s_{t-1} \sim \mathrm{Categorical}(P_{s_{t-1}}), \qquad y_t \mid s_t \sim \mathcal N(\mu_{s_t}, \sigma). $$
 #
 # (Hamilton's growth is an autoregression around that mean, with four lags: `order=4`. We leave the lags out.) All paths
-# of regimes are summed out exactly, by the same kind of recursion as above with sums in place of integrals.
+# of regimes are summed out exactly, by the forward algorithm, the discrete analogue of the filter above.
 #
 # The data are quarterly growth of US real GDP, 1959 to 2009, from statsmodels. The National Bureau of Economic Research
-# (NBER) says, months afterwards, when recessions were. The fit does not see these dates.
+# (NBER) dates recessions, months afterwards. The fit does not use these dates.
 
 # %%
 table = sm.datasets.macrodata.load_pandas().data
@@ -163,7 +162,7 @@ def posterior_mean(fitted):
 
 
 def agreement(probability):
-    """Probability that a quarter of recession is given a higher one than another quarter: the area under the curve."""
+    """Area under the ROC curve of the probability against NBER's recession dates."""
     return float((probability[recession][:, None] > probability[~recession]).mean())
 
 
@@ -189,7 +188,7 @@ above.plot(quarters, growth, color="0.2", lw=0.9, marker=".", ms=3)
 above.axhline(0, color="0.5", lw=0.6)
 for mean, colour in zip(found["mu"], (COLOURS[1], COLOURS[0]), strict=True):
     above.axhline(mean, color=colour, lw=1, ls="--", label=f"mean of a regime: {mean:.2f}")
-above.set(ylabel="growth (% a quarter)", title="US real GDP; NBER's recessions in grey, which the fit has not seen")
+above.set(ylabel="growth (% a quarter)", title="US real GDP; NBER's recessions in grey, not used by the fit")
 above.legend(frameon=False, fontsize="small", loc="upper right", ncols=2)
 below.plot(quarters, probability, color=COLOURS[1], label="averaged over the posterior")
 below.plot(
@@ -200,24 +199,24 @@ below.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(
 plt.show()
 
 # %% [markdown]
-# ### Regimes are what the likelihood makes of them
+# ### Regimes are defined by the likelihood
 #
-# The dates agree, but for the mild recession of 2001, to which the fit gives less than even odds. It is tempting to
-# call the regime "recession". Now let growth remember its last value, and let the *variance* switch as well: two small
-# and sensible changes. See what the regimes become.
+# The dates agree, except for the mild recession of 2001, whose probability is below one half. It is tempting to call
+# the regime "recession". Now we add one lag of autoregression, and let the *variance* switch as well: two small and
+# sensible changes. The regimes change their meaning.
 
 # %%
 volatile = pplgen.fit(MarkovSwitchingAR(2, order=1, switching_variance=True), y, **options)
 sigmas = posterior_mean(volatile)["sigma"]
-restless = int(sigmas.argmax())
+volatile_regime = int(sigmas.argmax())
 smoothed_volatile = volatile.smooth(draws=100)
-unrest = smoothed_volatile["regime_probability"].values[0, :, restless]
+unrest = smoothed_volatile["regime_probability"].values[0, :, volatile_regime]
 print(f"standard deviations of the two regimes: {sigmas.round(2)}")
 
 figure, axes = plt.subplots(figsize=(10, 3.2), layout="constrained")
 axes.plot(growth, color="0.2", lw=0.9, marker=".", ms=3)
 plot_regimes(axes, smoothed_volatile)
-axes.set(xlabel="year", ylabel="growth (% a quarter)", title="With a variance that switches: before 1984, and after")
+axes.set(xlabel="year", ylabel="growth (% a quarter)", title="With a switching variance: before 1984, and after")
 axes.set_xticks(ticks := range(3, len(growth), 40), [f"{quarters[step]:.0f}" for step in ticks])
 axes.legend(fontsize="small", loc="lower left", ncols=2)
 plt.show()
@@ -226,18 +225,18 @@ before_1984, after_1984 = (
     float(unrest[quarters < 1984].mean()),
     float(unrest[(quarters >= 1985) & (quarters < 2007)].mean()),
 )
-print(f"probability of the restless regime: {before_1984:.2f} before 1984, {after_1984:.2f} from 1985 to 2006")
+print(f"probability of the volatile regime: {before_1984:.2f} before 1984, {after_1984:.2f} from 1985 to 2006")
 print(f"area under the curve against NBER's dates: {agreement(unrest):.3f}")
 
 # %% [markdown]
-# Now the regimes are the restless decades and the calm ones, what economists call the Great Moderation. That is no
-# failure of the fit: it is what raises the likelihood most. A regime gets its meaning from the story and the data
-# together, and a name only from us. So hold it against something that it has not seen, as we did with the dates.
+# Now the regimes are the volatile decades and the calm ones, what economists call the Great Moderation. That is not a
+# failure of the fit: it is what increases the likelihood most. The story and the data define a regime; its name is our
+# interpretation. So validate it against external data, as we did with the dates.
 #
-# ## A track with gaps
+# ## A track with missing positions
 #
-# Last, states that are not seen *and* rules that switch. A float drifts in an eddy: it turns slowly one way, or fast
-# the other way. We simulate it, so that the truth is known; a sixth of the positions are lost, and twelve in a row.
+# Last, hidden states *and* switching dynamics. A float drifts in an eddy: it turns slowly one way, or fast the other
+# way. We simulate it, so that the truth is known; a sixth of the positions are missing, and twelve in a row.
 
 # %%
 rng = np.random.default_rng(4)
@@ -245,7 +244,7 @@ STEPS, AHEAD = (160, 15) if SMOKE else (240, 15)
 
 
 def turning(angle):
-    """Rotation by an angle in radians, drawing slowly inwards."""
+    """Rotation matrix by an angle in radians, with slow contraction."""
     return 0.995 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
@@ -261,7 +260,7 @@ positions = places + 0.15 * rng.normal(size=places.shape)
 seen = positions[:STEPS].copy()
 lost = rng.random(STEPS) < 1 / 6
 lost[100:112] = True
-lost[-1] = False  # missing steps at the end would mean that the series has ended
+lost[-1] = False  # missing steps at the end would shorten the series
 seen[lost] = np.nan
 
 y = torch.tensor(seen, dtype=torch.float32)[None]
@@ -269,9 +268,9 @@ drift = pplgen.fit(SwitchingLDS(2, 2, 2), y, **(options | ({"steps": 100, "resta
 print(drift)
 track = drift.smooth(draws=200)
 guess = track["regime_probability"].values[0].argmax(1)
-right = max((guess == regimes[:STEPS]).mean(), (guess != regimes[:STEPS]).mean())  # regimes have no names of their own
+right = max((guess == regimes[:STEPS]).mean(), (guess != regimes[:STEPS]).mean())  # labels of regimes are arbitrary
 steps = np.arange(STEPS)
-gap = lost & (steps >= 98) & (steps < 114)  # the twelve in a row, and what may be lost at their edges
+gap = lost & (steps >= 98) & (steps < 114)  # the twelve in a row, and missing steps at their edges
 filled = drift.impute(draws=200)[:, 0].numpy()
 low, high = np.quantile(filled, [0.05, 0.95], axis=0)
 inside = (positions[:STEPS] > low) & (positions[:STEPS] < high)
@@ -279,24 +278,23 @@ straight = np.stack([np.interp(steps, steps[~lost], seen[~lost, j]) for j in (0,
 
 
 def error(guesses, chosen):
-    """Root mean squared distance, per coordinate, of guesses from the true places, over the chosen steps."""
+    """Root mean squared error per coordinate of estimated positions, over the chosen steps."""
     return np.sqrt(((guesses - places[:STEPS])[chosen] ** 2).mean())
 
 
 print(f"{100 * right:.0f} % of steps are in the right regime: {track.attrs['estimator']}")
-for name, chosen in {"lost one by one": lost & ~gap, "lost in a row": gap}.items():
+for name, chosen in {"missing singly": lost & ~gap, "missing in a row": gap}.items():
     print(
-        f"{chosen.sum()} positions {name}: error {error(filled.mean(0), chosen):.2f}, of straight lines "
+        f"{chosen.sum()} positions {name}: error {error(filled.mean(0), chosen):.2f}, of linear interpolation "
         f"{error(straight, chosen):.2f}; {100 * inside[chosen].mean():.0f} % are inside their 90 % intervals"
     )
 
 # %% [markdown]
-# A single lost position is framed by its neighbours. Through the long gap lead several paths, for nothing in it says
-# when the rule changed. The guide of our fit is *one* Gaussian path around the regimes that it finds most likely:
-# good enough to learn from, and no account of the other paths. So `smooth` and `impute` do not ask it. They draw
-# regimes and states from a filter, last step first: once tomorrow is drawn, today is one of the filter's Gaussians,
-# moved by it. The filter keeps a few pasts of the regimes apart and lumps the others; what it loses by that is known
-# of each path, and weighs it.
+# A single missing position is constrained by its neighbours. Through the long gap several paths are possible, since the
+# time of the switch is unknown. The guide of our fit is *one* Gaussian path around the most probable regimes: good
+# enough to learn the parameters, but without the other paths. So `smooth` and `impute` do not use it. They draw regimes
+# and states by forward filtering, backward sampling, with a Gaussian sum filter. The filter keeps a few histories of
+# regimes apart and merges the others; importance weights correct each path for that approximation.
 
 # %%
 ahead = drift.forecast(AHEAD, draws=300, keep_draws=True)
@@ -306,23 +304,23 @@ axes = left.subplots()
 axes.plot(*places[:STEPS].T, color="0.8", lw=0.8, label="true path")
 for k in range(2):
     axes.plot(*track["y_mean"].values[0, guess == k].T, ".", ms=4, color=COLOURS[k + 1], label=f"smoothed, regime {k}")
-axes.plot(*positions[100:112].T, "x", ms=5, color="0.15", label="lost, twelve in a row")
+axes.plot(*positions[100:112].T, "x", ms=5, color="0.15", label="missing, twelve in a row")
 axes.set(xlabel="east", ylabel="north", title="The track")
 axes.set_aspect("equal", adjustable="datalim")
 axes.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 upper, lower = right_side.subplots(2, 1)
 plot_series(upper, y, track)
 upper.plot(steps[lost], positions[:STEPS][lost, 0], "x", color=COLOURS[1], ms=4)
-upper.set(ylabel="east", title="Smoothed through the gaps (crosses: lost positions)")
+upper.set(ylabel="east", title="Smoothed (crosses: missing positions)")
 plot_forecast(lower, y, ahead, past=40)
-lower.plot(STEPS + np.arange(AHEAD), positions[STEPS:, 0], ".", color="0.15", ms=5, label="what came")
-lower.set(ylabel="east", title="Forecast: the next regime is not known either")
+lower.plot(STEPS + np.arange(AHEAD), positions[STEPS:, 0], ".", color="0.15", ms=5, label="later positions")
+lower.set(ylabel="east", title="Forecast: the next regimes are unknown too")
 lower.legend(fontsize="small", loc="upper left", ncols=3, framealpha=0.85, edgecolor="none")
 plt.show()
 
 future_low, future_high = (np.quantile(ahead["y_draw"].values[:, 0], p, axis=0) for p in (0.05, 0.95))
-future_held = ((positions[STEPS:] > future_low) & (positions[STEPS:] < future_high)).mean()
-print(f"{100 * future_held:.0f} % of what came lies in the 90 % band of the forecast")
+future_coverage = ((positions[STEPS:] > future_low) & (positions[STEPS:] < future_high)).mean()
+print(f"{100 * future_coverage:.0f} % of later positions lie in the 90 % band of the forecast")
 
 # %% [markdown]
 # ## What we claimed
@@ -331,7 +329,7 @@ print(f"{100 * future_held:.0f} % of what came lies in the 90 % band of the fore
 assert abs(log_likelihood - filtered.log_likelihood.item()) < 1e-8
 assert (by_hand - filtered.mean[:, 0]).abs().max() < 1e-8
 assert abs(log_likelihood - -640.38054) < 1e-4
-assert abs(flat - -633.46456) < 1e-4
+assert abs(diffuse - -633.46456) < 1e-4
 assert hidden_inside >= 15  # 18 expected of 20
 assert level_sd[1][50] > 1.5 * level_sd[1][20]
 assert agreement(probability) > 0.95
@@ -343,6 +341,6 @@ assert after_1984 < 0.2
 assert agreement(unrest) < agreement(probability)
 assert right > 0.9
 assert inside[lost & ~gap].mean() > 0.75  # 90 % expected of 56 numbers or more: a standard error is 4 %
-assert inside[gap].mean() > 0.75  # at the least: intervals that hold several paths hold the true one more often
+assert inside[gap].mean() > 0.75  # a lower limit: intervals that cover several paths are wider
 assert error(filled.mean(0), lost & ~gap) < 0.8 * error(straight, lost & ~gap)
 assert error(filled.mean(0), gap) < 0.8 * error(straight, gap)

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # An autoencoder, then a variational one
 #
-# Eight by eight grey pixels are 64 numbers, but a handwritten digit is not 64 decisions. Somebody chose a numeral, a
-# slant, a pen, and the pixels follow. This tutorial looks for such a short description, a *code*, three times: by a
-# line (probabilistic PCA), by a network (an autoencoder), and by a network that says how sure it is (a variational
-# autoencoder). Then it uses what was found: it maps digits, completes them, and says which of them are strange. Each
-# step is held against something that we know from elsewhere, and where the method disappoints, we say so.
+# An image of 8 x 8 grey pixels has 64 numbers, but a handwritten digit has fewer degrees of freedom: a numeral, a
+# slant, a pen. This tutorial learns such a low-dimensional representation, the latent variables or *code*, three times:
+# by a linear map (probabilistic PCA), by a network (an autoencoder), and by a network with uncertainty (a variational
+# autoencoder). Then it uses them to map digits, to complete them, and to detect anomalies. Each step is validated
+# against a known result, and limitations are shown.
 #
 # It takes about three minutes on two cores. With `PPLGEN_SMOKE=1` in the environment it takes fewer steps, and half a
 # minute.
@@ -39,12 +39,12 @@ TRAINING = {
 }
 
 # %% [markdown]
-# ## The pictures
+# ## The data
 #
-# scikit-learn's digits: 1,797 pictures of 8 x 8 pixels, here on a scale from 0 (paper) to 1 (ink). We learn from
-# 1,400 and keep 397 aside. What numeral a picture shows is in `digits.target`; no fit below sees it, we only colour
-# and score with it. A few pixels at the border are blank in every picture. `fit` warns of such columns, rightly; here
-# they may stay, because a picture should keep its shape.
+# scikit-learn's digits: 1,797 images of 8 x 8 pixels, here on a scale from 0 (paper) to 1 (ink). We train on 1,400 and
+# hold out 397. The numerals are in `digits.target`; they are used for colours and scores only, not by the fits. A few
+# pixels at the border are blank in every image. `fit` warns of such constant columns; here they stay, to keep the shape
+# of the image.
 
 # %%
 warnings.filterwarnings("ignore", message="column 'x0' is constant")
@@ -53,21 +53,22 @@ digits = pplgen.load_data("digits-unit")
 order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
 x, x_new = digits.values[order[:1400]], digits.values[order[1400:]]
 numeral, numeral_new = digits.target[order[:1400]], digits.target[order[1400:]]
-print(f"{len(x)} pictures to learn from, {len(x_new)} kept aside; {x.shape[1]} pixels each")
+print(f"{len(x)} training images, {len(x_new)} held out; {x.shape[1]} pixels each")
 
 # %% [markdown]
-# ## A line: probabilistic PCA
+# ## A linear map: probabilistic PCA
 #
-# The oldest story of this kind says that a picture is linear in a code of a few normal numbers, plus noise:
+# The simplest story of this kind is linear in a few normal latent variables, plus noise:
 #
 # $$
 # z_i \sim \mathcal N(0, I_k), \qquad x_i \mid z_i \sim \mathcal N(W z_i + \mu,\ \sigma^2 I).
 # $$
 #
-# Everything about it is known. The code can be integrated out, $x_i \sim \mathcal N(\mu, W W^\top + \sigma^2 I)$; the
-# likelihood has its maximum where $W$ spans the first $k$ principal axes (Tipping and Bishop 1999); and the posterior
-# of a code is normal, so that our guide can *be* the posterior. The bound is then the log-likelihood itself. So
-# before we trust gradient ascent with anything harder, we look whether it gets here what linear algebra gets.
+# It is fully tractable. The latent variables can be integrated out, $x_i \sim \mathcal N(\mu, W W^\top + \sigma^2 I)$;
+# the likelihood has its maximum where $W$ spans the first $k$ principal axes (Tipping and Bishop 1999); and the
+# posterior of the latent variables is normal, so that our guide can *be* the posterior. The ELBO is then the
+# log-likelihood. So before we trust gradient ascent on harder stories, we check that it agrees with linear algebra
+# here.
 
 # %%
 line = pplgen.fit(PPCA(64, 2), x, learning_rate=0.1, steps=300 if SMOKE else 2000, progress=False)
@@ -75,36 +76,33 @@ closed, maximum = ppca(x.double(), 2)
 
 W = line.to_datatree(draws=2, groups=["constant_data"])["constant_data"]["W"].values
 angle = np.rad2deg(subspace_angles(W, closed.W.numpy()).max())
-print(f"log-likelihood per picture: {line.elbo / len(x):.4f} fitted, {float(maximum) / len(x):.4f} in closed form")
-print(f"largest angle between the fitted axes and the principal ones: {angle:.2f} degrees")
+print(f"log-likelihood per image: {line.elbo / len(x):.4f} fitted, {float(maximum) / len(x):.4f} in closed form")
+print(f"largest angle between the fitted and the principal axes: {angle:.2f} degrees")
 
 # %% [markdown]
 # ## A network: the autoencoder
 #
-# A digit is not linear in anything. An autoencoder puts a network in place of the line, and another in place of the
-# posterior: `encoder` turns a picture into a code, `decoder` turns the code into a picture, and both are trained to
-# bring back what was put in. Here they have one hidden layer of a hundred units. There is no prior and no posterior:
-# a code is a point, wherever it likes to be.
+# Digits are not linear. An autoencoder replaces the linear map by a network, and the posterior by another: `encoder`
+# maps an image to a code, `decoder` maps the code to an image, and both are trained to reconstruct the input. Here they
+# have one hidden layer of a hundred units. There is no prior and no posterior: a code is an unconstrained point.
 
 # %%
 points = pplgen.fit(Autoencoder(64, 2, hidden=(100,)), x, **TRAINING)
 
 
 def squared_error(fit):
-    """Return the mean squared error per pixel of pictures that were kept aside."""
+    """Return the mean squared error per pixel of held-out images."""
     return float((fit.reconstruct(x_new) - x_new).square().mean())
 
 
-print(
-    f"squared error of new pictures: {squared_error(line):.4f} by the line, {squared_error(points):.4f} by the network"
-)
+print(f"squared error of new images: {squared_error(line):.4f} linear, {squared_error(points):.4f} by the network")
 
 # %% [markdown]
-# The same two numbers now describe a picture much better. But what the network has learned is not a distribution of
-# pictures. It never paid for where codes lie, so a code drawn at random may decode to nothing at all, and there is no
-# density to compare with another model's.
+# Two numbers now describe an image much better. But the network has not learned a distribution of images. Nothing
+# regularises the codes, so a random code may not decode to a digit, and there is no density to compare with another
+# model's.
 #
-# ## A network that says how sure it is: the variational autoencoder
+# ## A network with uncertainty: the variational autoencoder
 #
 # Take the story of probabilistic PCA and change one thing, the decoder:
 #
@@ -112,42 +110,41 @@ print(
 # z_i \sim \mathcal N(0, I_k), \qquad x_i \mid z_i \sim \mathcal N(\mathrm{decoder}(z_i),\ \sigma^2 I).
 # $$
 #
-# Now the integral over $z_i$ has no closed form, and neither has the posterior. So the guide has an encoder that puts
-# out a mean and a deviation, $q(z_i \mid x_i) = \mathcal N(m(x_i), \mathrm{diag}\, s^2(x_i))$, and what is maximised
-# is the bound (Kingma and Welling 2014)
+# Now the integral over $z_i$ has no closed form, and neither has the posterior. So the guide has an encoder that
+# outputs a mean and a standard deviation, $q(z_i \mid x_i) = \mathcal N(m(x_i), \mathrm{diag}\, s^2(x_i))$, and what is
+# maximised is the ELBO (Kingma and Welling 2014)
 #
 # $$
 # \log p(x_i) \;\ge\; \mathbb E_q \log p(x_i \mid z_i) \;-\; \mathrm{KL}\big(q(z_i \mid x_i) \,\|\, p(z_i)\big).
 # $$
 #
-# The first term is what an autoencoder does. The second is the price of a code, in nats: how far the guide has to
-# move away from the prior in order to say which picture this is.
+# The first term is the objective of an autoencoder. The second is the KL divergence of the guide from the prior, in
+# nats: the information in the latent variables about the image.
 #
-# Is this really the old story with one thing changed? Then with *linear* networks it must come back to PCA. It does,
-# and a network with a hidden layer goes further.
+# With *linear* networks the result must agree with PCA. It does, and a network with a hidden layer improves on it.
 
 # %%
 linear = VAE(64, 2, hidden=(), likelihood="normal", noise="shared")
 linear = pplgen.fit(linear, x, elbo="analytic", learning_rate=0.05, steps=300 if SMOKE else 2000, progress=False)
 curved = pplgen.fit(VAE(64, 2, hidden=(100,), likelihood="normal", noise="shared"), x, elbo="analytic", **TRAINING)
 
-print(f"bound per picture: linear networks {linear.elbo / len(x):.3f}, the exact maximum {float(maximum) / len(x):.3f}")
+print(f"ELBO per image: linear networks {linear.elbo / len(x):.3f}, the exact maximum {float(maximum) / len(x):.3f}")
 held_out = {name: fit.log_likelihood(x_new, draws=500) for name, fit in {"pPCA": line, "VAE": curved}.items()}
-for name, found in held_out.items():
-    print(f"{name}: {found.mean():.2f} nats per new picture ({found.estimator})")
+for name, density in held_out.items():
+    print(f"{name}: {density.mean():.2f} nats per new image ({density.estimator})")
 
 # %% [markdown]
-# `log_likelihood` integrates the codes out by importance sampling from the guide, so that both numbers are densities
-# of the same pixels and may be compared. (The autoencoder has no such number: it has no density.) Of all that can be
-# said for the network, this is the most honest: it gives new pictures a higher density than the best line does.
+# `log_likelihood` integrates out the latent variables by importance sampling from the guide, so that both numbers are
+# densities of the same pixels and can be compared. (The autoencoder has no density.) This is the best evidence for the
+# network: it gives new images a higher density than the best linear map does.
 #
-# ## The map of codes
+# ## The latent map
 #
-# With two numbers to a code, the codes are a map. None of the three has seen a numeral; the colours are ours. Beneath
-# each is how often a new picture shows what most of its ten nearest neighbours on the map show.
+# Two latent dimensions can be plotted as a map. None of the three fits used the numerals; they only colour the points.
+# The titles give the accuracy of a classifier by the ten nearest neighbours on the map.
 
 # %%
-fits = {"a line": line, "points": points, "a VAE": curved}
+fits = {"pPCA": line, "autoencoder": points, "VAE": curved}
 nearest = {}
 figure, panels = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
 for axes, (name, fit) in zip(panels, fits.items(), strict=True):
@@ -155,29 +152,28 @@ for axes, (name, fit) in zip(panels, fits.items(), strict=True):
     neighbours = KNeighborsClassifier(10).fit(codes["z"].values, numeral)
     nearest[name] = neighbours.score(codes_new["z"].values, numeral_new)
     plot_latent_map(axes, codes, numeral)
-    axes.set_title(f"{name}: neighbours tell {100 * nearest[name]:.0f} % of new pictures")
+    axes.set_title(f"{name}: {100 * nearest[name]:.0f} % of new images classified")
     if axes is not panels[-1]:
         axes.get_legend().remove()
 plt.show()
 
 # %% [markdown]
-# What a variational autoencoder adds to the points is a prior that was there during training: codes lie around zero,
-# about one wide, and the decoder was trained on codes that jitter. Here are codes at the normal distribution's
-# quantiles, from 2 % to 98 % in both directions, and what they decode to. Beside them, codes are drawn for both: the
-# autoencoder's from a normal distribution that was laid over its codes afterwards. Neither draws digits alone.
-# Between two numerals there is a blend of them, on any plane.
+# A variational autoencoder has a prior during training: latent variables lie around zero, about one wide, and the
+# decoder is trained on noisy draws of them. Here are latent vectors at the normal quantiles from 2 % to 98 % in both
+# dimensions, decoded. Next to them are decoded draws from both models: for the autoencoder, from a normal distribution
+# fitted to its codes. Neither draws only digits. Between two numerals both interpolate.
 
 
 # %%
 def mosaic(pictures):
-    """Lay pictures out, shape ``(lines, columns, 64)``, with a blank pixel around each."""
+    """Arrange images, shape ``(rows, columns, 64)``, in a grid with a blank pixel around each."""
     framed = torch.nn.functional.pad(pictures.unflatten(-1, (8, 8)), (1, 1, 1, 1))
     lines, columns = framed.shape[:2]
     return framed.permute(0, 2, 1, 3).reshape(10 * lines, 10 * columns)
 
 
 def drawn_pictures(fit):
-    """Decode codes that are drawn from the story's prior, without the noise of single pixels."""
+    """Decode draws from the story's prior, without pixel noise."""
     with fit.pair.isolated(), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         z = fit.story.prior().sample((12, 6))
@@ -201,17 +197,17 @@ plt.show()
 # %% [markdown]
 # ## Three estimators of one gradient
 #
-# The bound is an expectation over codes, and its gradient is estimated from draws. There are three ways, all
+# The ELBO is an expectation over latent variables, and its gradient is estimated from draws. There are three ways, all
 # unbiased:
 #
-# - **analytic**: differentiate through the draw, with the divergence in closed form (`TraceMeanField_ELBO`);
+# - **analytic**: differentiate through the draw, with the KL divergence in closed form (`TraceMeanField_ELBO`);
 # - **sampled**: differentiate through the draw, all terms sampled (`Trace_ELBO`);
-# - **score function**: $\mathbb E_q\, f(z)\, \nabla \log q(z)$, which does not differentiate through the draw at all,
-#   and so needs no decoder that can be differentiated (Williams 1992).
+# - **score function**: $\mathbb E_q\, f(z)\, \nabla \log q(z)$, which does not differentiate through the draw,
+#   and so needs no differentiable decoder (Williams 1992).
 #
-# They agree on average. They do not agree in how long one has to average. We take the encoder's gradient at a batch
-# of 128 pictures two hundred times with each, before training and after it. These are plain Pyro bounds;
-# `fit.pair.isolated()` only hands Pyro the fit's parameters.
+# They have the same mean but different variances. We draw the encoder's gradient at a batch of 128 images two hundred
+# times with each, before training and after it. These are plain Pyro ELBOs; `fit.pair.isolated()` only provides the
+# fit's parameters to Pyro.
 
 # %%
 ESTIMATORS = {"analytic": TraceMeanField_ELBO(), "sampled": Trace_ELBO(), "score-function": ScoreFunction_ELBO()}
@@ -237,12 +233,12 @@ gradients = {
     for when, fit in {"before training": start, "after training": trained}.items()
     for name, bound in ESTIMATORS.items()
 }
-variance = {key: float(found.var(0).sum()) for key, found in gradients.items()}
+variance = {key: float(draws.var(0).sum()) for key, draws in gradients.items()}
 for (when, name), value in variance.items():
     print(f"{when}, {name}: {value / variance[when, 'analytic']:10.1f} times the variance of the analytic one")
 
 # %% [markdown]
-# And what is it worth in training? The same story and steps, three times.
+# Does it matter in training? The same story and steps, three times.
 
 # %%
 plan = {**TRAINING, "steps": 250 if SMOKE else 1500, "learning_rate": 0.004}
@@ -258,26 +254,26 @@ left.legend(frameon=False, fontsize="small")
 for colour, (name, fit) in zip(COLOURS[2:], courses.items(), strict=False):
     smooth = np.convolve(fit.best.history / len(x), np.ones(50) / 50, mode="valid")
     right.plot(np.arange(len(smooth)) + 50, smooth, color=colour, label=name)
-right.set(xlabel="step", ylabel="bound (nats per picture), mean of 50", title="What it does to training")
+right.set(xlabel="step", ylabel="ELBO (nats per image), mean of 50", title="Training")
 right.set_ylim(bottom=-40)
 right.legend(frameon=False, fontsize="small")
 plt.show()
 
 # %% [markdown]
-# The score function is the estimator that always works and the last one to take. The other two train alike here: the
-# analytic divergence saves much variance at the start, where the guide is wide, and little once codes are sharp;
-# there the noise comes from the reconstruction, which both sample. A story of ours takes `"sampled"` unless told
-# otherwise, because that one asks nothing of the guide's family.
+# The score function estimator always applies, but has the highest variance. The other two train equally well here: the
+# analytic KL divergence reduces the variance at the start, where the guide is wide, but little once it is narrow; then
+# the noise comes from the reconstruction, which both sample. The default is `"sampled"`, since it has no requirements
+# on the guide's family.
 #
-# ## How many entries, and collapse
+# ## Latent dimensions and posterior collapse
 #
-# How long should a code be? Twenty entries are more than these pictures need, and the price term notices: an entry
-# whose information is worth less than it costs is left at the prior, $q(z_j \mid x) = p(z_j)$, and its price falls to
-# nothing. That is called posterior collapse. An entry counts as active where its mean varies over pictures by more
-# than a hundredth of the prior's variance (Burda et al. 2016); `fit.diagnose()` has a check of that name.
+# How many latent dimensions are needed? Twenty are too many for these images. If the information of a dimension
+# improves the reconstruction by less than its KL divergence, it stays at the prior, $q(z_j \mid x) = p(z_j)$, with zero
+# KL divergence. That is called posterior collapse. A dimension is active if the variance of its mean over images is
+# more than a hundredth of the prior's variance (Burda et al. 2016); `fit.diagnose()` has a check of that name.
 #
-# There are remedies. `warm_up` brings the price in slowly, over half of the steps; `free_bits=0.5` makes the first
-# half nat of each entry free. We use them on the grey pictures, and on the same pictures in black and white, with a
+# There are remedies. `warm_up` increases the KL weight linearly, over half of the steps; `free_bits=0.5` exempts the
+# first half nat of each dimension. We use them on the grey images, and on the same images in black and white, with a
 # Bernoulli likelihood. Do they help?
 
 # %%
@@ -288,8 +284,8 @@ if SMOKE:
     del remedies["warm-up"]
 
 
-def price(fit, rows):
-    """Return the mean divergence of each entry of the codes from the prior, in nats, the largest first."""
+def kl_per_dimension(fit, rows):
+    """Return the mean KL divergence from the prior of each latent dimension, in nats, in decreasing order."""
     codes = fit.encode(rows)
     m, s = codes["z"].values, codes["z_sd"].values
     return np.sort((0.5 * (m**2 + s**2 - 1) - np.log(s)).mean(0))[::-1]
@@ -307,25 +303,29 @@ for axes, (kind, rows, rows_new, likelihood) in zip(panels, kinds, strict=True):
         density[key] = float(long_codes[key].log_likelihood(rows_new, draws=200).mean())
         label = f"{remedy}: {active[key]} active, {density[key]:.1f} nats"
         axes.bar(
-            np.arange(20) + 0.28 * place, price(long_codes[key], rows_new), 0.26, color=COLOURS[place], label=label
+            np.arange(20) + 0.28 * place,
+            kl_per_dimension(long_codes[key], rows_new),
+            0.26,
+            color=COLOURS[place],
+            label=label,
         )
-    axes.set(xlabel="entry of the code, the dearest first", ylabel="nats per picture", title=kind, xticks=[])
-    axes.legend(frameon=False, fontsize="small", title="remedy: entries, density of new pictures")
+    axes.set(xlabel="latent dimension, by decreasing KL divergence", ylabel="nats per image", title=kind, xticks=[])
+    axes.legend(frameon=False, fontsize="small", title="remedy: dimensions, density of new images")
 plt.show()
 
 # %% [markdown]
-# On grey pictures free bits pay: with every entry in use, new pictures get a higher density. On black and white ones
-# the same remedy brings all twenty entries to "active" and makes the model *worse*: the entries that had collapsed
-# were not needed, and now each is bought for the half nat that it may cost. Collapse is a fault only where codes say
-# less than they should. Judge it by the density of new pictures, not by the count of active entries.
+# On grey images free bits help: with every dimension in use, new images get a higher density. On black and white ones
+# the same remedy makes all twenty dimensions "active" and the model *worse*: the collapsed dimensions were not needed,
+# and now each has half a nat of KL divergence. Collapse is a fault only if the latent variables carry too little
+# information. Judge it by the density of new images, not by the number of active dimensions.
 #
 # ## Inpainting
 #
-# A generative story can be asked for any part of a picture given the rest. Missing entries are NaN; `impute` draws
-# them by weighing codes from the guide by how well they explain what is left. The encoder must have seen pictures
-# with gaps for its guesses to be of use, so we train on each picture twice, once whole and once with either its upper
-# or its lower half removed. Probabilistic PCA with as many entries is the rival to beat: its answer is exact, the
-# conditional normal.
+# A generative story can predict any part of an image given the rest. Missing entries are NaN; `impute` draws them by
+# importance resampling of latent variables from the guide, given the observed pixels. The encoder must be trained on
+# incomplete images to be a good proposal, so we train on each image twice, once complete and once with either its upper
+# or its lower half removed. Probabilistic PCA with the same number of dimensions is the baseline: its answer is exact,
+# the conditional normal.
 
 # %%
 upper = pplgen.mask_top(x_new, 0.5).values
@@ -335,11 +335,11 @@ both = torch.cat([x, either])
 
 completer = VAE(64, 12, hidden=(100,), likelihood="normal", noise="shared")
 completer = pplgen.fit(completer, both, elbo="analytic", **{**TRAINING, "steps": 2 * TRAINING["steps"]})
-rival = pplgen.fit(PPCA(64, 12), x, learning_rate=0.1, steps=300 if SMOKE else 2000, progress=False)
+baseline = pplgen.fit(PPCA(64, 12), x, learning_rate=0.1, steps=300 if SMOKE else 2000, progress=False)
 
 gone = upper.isnan()
-completed = {"the mean picture": x.mean(0).expand(len(upper), -1)}
-completed["pPCA"] = rival.impute(upper, draws=50).mean(0)
+completed = {"mean image": x.mean(0).expand(len(upper), -1)}
+completed["pPCA"] = baseline.impute(upper, draws=50).mean(0)
 drawn = completer.impute(upper, draws=50)
 completed["VAE"] = drawn.mean(0)
 missed = {name: float((filled - x_new)[gone].square().mean()) for name, filled in completed.items()}
@@ -352,16 +352,15 @@ plot_inpainting(axes, x_new[first], upper[first], drawn[:, first], num=10)
 plt.show()
 
 # %% [markdown]
-# Draws differ where the lower half leaves the numeral open, and agree where it does not: that is what one wants of
-# them. A single "best" completion would be the blur of all of these. (Each draw has the noise of its pixels too; that
-# is the speckle.)
+# Draws differ where the lower half does not determine the numeral, and agree where it does, as they should. A single
+# "best" completion would be a blurred average. (Each draw includes pixel noise; that is the speckle.)
 #
-# ## Strange pictures
+# ## Anomaly detection
 #
-# The density of a picture should tell whether it is like those that were learned. We hide one numeral from the fit
-# and ask for it afterwards. `anomaly` scores by minus the log density, and sets its threshold by normal pictures that
-# the fit has not seen, so that a normal picture is flagged with at most the probability that we ask for, here 5 %.
-# That guarantee holds whatever the model is worth. What is *caught* is up to the model.
+# The density of an image should tell whether it resembles the training data. We exclude one numeral from training and
+# score it afterwards. `anomaly` scores by minus the log density, and calibrates its threshold on held-out normal
+# images, so that a normal image is flagged with at most the given probability, here 5 %. That guarantee holds for any
+# model. The *detection* rate depends on the model.
 
 # %%
 caught, false_alarms = {}, {}
@@ -376,35 +375,33 @@ for axes, hidden in zip(panels, (4, 1), strict=True):
     caught[hidden] = float(found["flagged"].mean())
     false_alarms[hidden] = float(watcher.anomaly(others, held_out=threshold_by, rate=0.05)["flagged"].mean())
     plot_anomalies(axes, found)
-    axes.set(title=f"{hidden} was never seen: {100 * caught[hidden]:.0f} % of them caught", xlim=(-70, 150))
-    print(f"{hidden}: {100 * caught[hidden]:.0f} % caught; {100 * false_alarms[hidden]:.1f} % of normal ones flagged")
+    axes.set(title=f"{hidden} excluded from training: {100 * caught[hidden]:.0f} % detected", xlim=(-70, 150))
+    print(f"{hidden}: {100 * caught[hidden]:.0f} % detected; {100 * false_alarms[hidden]:.1f} % of normal ones flagged")
 plt.show()
 
 # %% [markdown]
-# Fours are caught; ones mostly pass. A one is a plain stroke, and the model that knows the others knows strokes. And
-# there is worse. What does the model think of the *mean* of all pictures, a grey smear that nobody would call a
-# digit?
+# Fours are detected; ones mostly are not. A one is a plain stroke, and a model of the others contains strokes. There is
+# a worse case: the *mean* of all images, a grey smear that nobody would call a digit.
 
 # %%
 smear = watcher.anomaly(x.mean(0, keepdim=True), held_out=threshold_by, rate=0.05)
 above = float((found["normal_score"] > float(smear["score"][0])).mean())
-print(f"the smear is more 'normal' than {100 * above:.0f} % of real pictures")
+print(f"the smear is more 'normal' than {100 * above:.0f} % of real images")
 
 figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
 shown = torch.cat([x.mean(0, keepdim=True), threshold_by[:7]])
 plot_reconstructions(axes, shown, watcher.reconstruct(shown), num=8)
-axes.set_title("The smear, seven real digits, and what the model makes of them")
+axes.set_title("The smear, seven real digits, and their reconstructions")
 plt.show()
 
 # %% [markdown]
-# It passes for a normal picture, and for one that is likelier than a good part of the real ones. A density is high
-# where pictures are *simple*, not where they are typical (Nalisnick et al. 2019). No tuning of the threshold mends
-# that. Use `anomaly` for the guarantee on false alarms, and look at examples of what you hope to catch before you
-# rely on catching it.
+# It is not flagged, and has a higher density than a large fraction of the real images. A density is high for *simple*
+# images, not for typical ones (Nalisnick et al. 2019). No threshold corrects that. Use `anomaly` for the guarantee on
+# false alarms, and test it on examples of the anomalies that you expect before you rely on it.
 #
 # ## What we claimed
 #
-# The claims that carry the argument are asserted here. Where the short mode gets less far, its tolerance is wider.
+# The main claims are asserted here. The short mode converges less, so its tolerances are wider.
 
 # %%
 assert abs(line.elbo - float(maximum)) / len(x) < (0.01 if SMOKE else 0.001)  # nats per picture
@@ -412,13 +409,13 @@ assert angle < (2 if SMOKE else 0.5)  # degrees
 assert squared_error(points) < 0.8 * squared_error(line)
 assert abs(linear.elbo - float(maximum)) / len(x) < (0.5 if SMOKE else 0.1)
 assert held_out["VAE"].mean() > held_out["pPCA"].mean() + 5
-assert min(nearest["points"], nearest["a VAE"]) > nearest["a line"] + 0.05
+assert min(nearest["autoencoder"], nearest["VAE"]) > nearest["pPCA"] + 0.05
 
 for when in ("before training", "after training"):
     assert variance[when, "analytic"] < variance[when, "sampled"] < variance[when, "score-function"] / 30
     means = {name: gradients[when, name].mean(0) for name in ("analytic", "sampled")}
     apart = float((means["analytic"] - means["sampled"]).square().sum())
-    # of equal expectations, means of S draws are apart by a random sum whose expectation is this
+    # if the expectations are equal, this is the expected squared distance of the means of S draws
     expected = (variance[when, "analytic"] + variance[when, "sampled"]) / len(gradients[when, "analytic"])
     assert apart < 3 * expected
 assert variance["before training", "sampled"] > 2 * variance["before training", "analytic"]
@@ -427,13 +424,13 @@ assert courses["score-function"].elbo < courses["sampled"].elbo - 5 * len(x)
 assert abs(courses["analytic"].elbo - courses["sampled"].elbo) < 2 * len(x)
 
 assert active["grey", "free bits"] == active["black and white", "free bits"] == 20
-if not SMOKE:  # the short run is too short to tell which entries collapse, and what that costs
+if not SMOKE:  # the short run is too short for collapse
     assert active["grey", "none"] < 20
     assert active["black and white", "none"] < 16
     assert density["grey", "free bits"] > density["grey", "none"] + 1
 assert density["black and white", "free bits"] < density["black and white", "none"] - 0.2
 
-assert missed["VAE"] < missed["pPCA"] < missed["the mean picture"]
+assert missed["VAE"] < missed["pPCA"] < missed["mean image"]
 assert max(false_alarms.values()) < 0.05 + 3 * (0.05 / 170 + 0.05 / 180) ** 0.5  # its errors, of both halves
 assert caught[4] > 0.8 > 0.6 > caught[1]
 assert not smear["flagged"].any()

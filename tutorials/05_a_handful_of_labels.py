@@ -1,11 +1,11 @@
 # %% [markdown]
 # # A handful of labels
 #
-# Pictures are cheap, and somebody who says what they show is not. Suppose that of 1,400 handwritten digits thirty
-# have been labelled, three of each numeral. A classifier can learn from thirty pictures. But the other 1,370 are not
-# nothing: they show how a three may look that is not one of our three threes. The *semi-supervised* variational
-# autoencoder (M2 of Kingma et al. 2014) learns from both. This tutorial compares it with classifiers that see the
-# labels alone, with few labels and with many, and ends with a question for which it is the wrong tool.
+# Images are cheap, labels are not. Suppose that of 1,400 handwritten digits thirty are labelled, three of each numeral.
+# A classifier can be trained on thirty images. But the other 1,370 also carry information about the variation of each
+# numeral. The *semi-supervised* variational autoencoder (M2 of Kingma et al. 2014) learns from both. This tutorial
+# compares it with classifiers trained on the labelled images only, with few labels and with many, and ends with a task
+# for which it is unsuitable.
 #
 # It takes about four minutes on two cores. With `PPLGEN_SMOKE=1` in the environment it takes fewer steps, and half a
 # minute.
@@ -40,28 +40,28 @@ warnings.filterwarnings("ignore", message="column 'x0' is constant")  # blank pi
 # %% [markdown]
 # ## The story
 #
-# A picture has a class $y$, the numeral, and a code $z$ for all else: slant, width, pen. The class is known of some
-# pictures and not of the others, and that is the only difference between them:
+# An image has a class $y$, the numeral, and latent variables $z$ for everything else: slant, width, pen. The class is
+# observed for some images and latent for the others:
 #
 # $$
 # y_i \sim \mathrm{Categorical}(1/10), \qquad z_i \sim \mathcal N(0, I), \qquad
 # x_i \mid y_i, z_i \sim \mathrm{Bernoulli}\big(\mathrm{decoder}(z_i, y_i)\big).
 # $$
 #
-# The guide classifies first and encodes then, $q(y \mid x)\, q(z \mid x, y)$. Where the class is known, the bound of
-# a picture is $\mathcal L(x, y)$. Where it is not, the class is summed out, all ten of them, exactly:
+# The guide is a classifier and an encoder, $q(y \mid x)\, q(z \mid x, y)$. The ELBO of a labelled image is
+# $\mathcal L(x, y)$. For an unlabelled image the class is summed out exactly:
 #
 # $$
 # \mathcal U(x) = \sum_y q(y \mid x)\big(\mathcal L(x, y) - \log q(y \mid x)\big).
 # $$
 #
-# Nothing in this bound teaches the classifier from known classes. So the story adds $\alpha \log q(y \mid x)$ for
-# these, weighed by `classification`. All of it is in `pplgen.models.SemiSupervisedVAE`, a Pyro pair of two dozen
+# This bound does not train the classifier on labelled images. So the story adds $\alpha \log q(y \mid x)$ for these,
+# weighted by `classification`. All of it is in `pplgen.models.SemiSupervisedVAE`, a Pyro pair of two dozen
 # lines.
 #
-# ## Three labels of each
+# ## Three labels per class
 #
-# `labels` holds a number for each row, -1 where it is not known. Four hundred pictures are kept aside to score.
+# `labels` holds a number for each row, -1 if unknown. Four hundred images are held out for scoring.
 
 # %%
 digits = pplgen.load_data("digits-unit")
@@ -71,18 +71,18 @@ y, y_new = digits.target[order[:1400]], digits.target[order[1400:]]
 
 
 def keep_labels(y, per_class, seed):
-    """Keep the labels of so many random rows of each class, -1 for the others."""
+    """Keep the labels of ``per_class`` random rows of each class, -1 for the others."""
     generator = torch.Generator().manual_seed(seed)
-    kept = torch.full_like(y, -1)
+    labels = torch.full_like(y, -1)
     for k in y.unique():
         rows = (y == k).nonzero()[:, 0]
         chosen = rows[torch.randperm(len(rows), generator=generator)[:per_class]]
-        kept[chosen] = k
-    return kept
+        labels[chosen] = k
+    return labels
 
 
 def fit_with(labels, num_classes=10, seed=0):
-    """Fit the story to all pictures, and the labels that there are."""
+    """Fit the story to all images, some of them labelled."""
     story = SemiSupervisedVAE(64, 8, num_classes=num_classes, hidden=(64,), classification=1.0)
     return pplgen.fit(story, x, labels=labels, seed=seed, **TRAINING)
 
@@ -93,7 +93,7 @@ def probabilities(fit, rows):
 
 
 def accuracies(fit, labels, y_new):
-    """Score the fit, and two classifiers that see the labelled pictures alone, on pictures that were kept aside."""
+    """Return held-out accuracies of the fit, and of two classifiers trained on the labelled images only."""
     known = labels >= 0
     alone = {"logistic regression": LogisticRegression(max_iter=2000), "support vectors": SVC(C=10)}
     scores = {name: each.fit(x[known], labels[known]).score(x_new, y_new) for name, each in alone.items()}
@@ -103,7 +103,7 @@ def accuracies(fit, labels, y_new):
 labels = keep_labels(y, 3, seed=0)
 few = fit_with(labels)
 by_three = accuracies(few, labels, y_new)
-print(f"{int((labels >= 0).sum())} labels of {len(labels)} pictures; right of {len(x_new)} new ones:")
+print(f"{int((labels >= 0).sum())} labels of {len(labels)} images; accuracy on {len(x_new)} new ones:")
 for name, score in by_three.items():
     print(f"  {name}: {100 * score:.1f} %")
 
@@ -112,17 +112,17 @@ for k, column in enumerate(axes.T):
     for cell, picture in zip(column, x[labels == k], strict=True):
         cell.imshow(picture.reshape(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1)
         cell.set(xticks=[], yticks=[])
-figure.suptitle("All that is labelled")
+figure.suptitle("All labelled images")
 plt.show()
 
 # %% [markdown]
-# The classifiers and the story had the same thirty labels. What the story had beside them are pictures without any,
-# and an assumption: that pictures which differ by slant and pen alone come from one class.
+# The classifiers and the story had the same thirty labels. The story also had the unlabelled images, and an assumption:
+# that images which differ only by slant and pen come from one class.
 #
-# ## What is class, and what is code
+# ## Class and latent variables
 #
-# That assumption can be looked at. Take the code of a picture, keep it, and decode it with each class in turn: the
-# same hand, if the two are apart, writes ten numerals.
+# That assumption can be checked. Encode an image, keep its latent variables, and decode them with each class in turn:
+# if class and style are disentangled, the result is ten numerals in the same style.
 
 # %%
 shown = torch.tensor([int((y_new == k).nonzero()[i, 0]) for k, i in ((0, 1), (4, 2), (7, 5), (3, 9), (6, 3))])
@@ -134,92 +134,96 @@ for line, picture, decoded in zip(axes, x_new[shown], written, strict=True):
     for cell, content in zip(line, (picture, *decoded), strict=True):
         cell.imshow(np.asarray(content).reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
         cell.set(xticks=[], yticks=[])
-for cell, title in zip(axes[0], ("picture", *map(str, range(10))), strict=True):
+for cell, title in zip(axes[0], ("image", *map(str, range(10))), strict=True):
     cell.set_title(title, fontsize="small")
-figure.suptitle("The code of the picture on the left, decoded with each class")
+figure.suptitle("Latent variables of the left image, decoded with each class")
 plt.show()
 
 classes = torch.eye(10)[probabilities(few, x_new).argmax(-1)]
 without = few.decode(torch.cat([torch.zeros(len(x_new), 8), classes], -1))
-error_without, error_with = (float((again - x_new).square().mean()) for again in (without, few.reconstruct(x_new)))
-print(f"squared error of a pixel: {error_without:.4f} by the class alone, {error_with:.4f} by class and code")
+error_without, error_with = (float((decoded - x_new).square().mean()) for decoded in (without, few.reconstruct(x_new)))
+print(f"squared error of a pixel: {error_without:.4f} by the class alone, {error_with:.4f} by class and latents")
 
 # %% [markdown]
-# The columns are what the class says, and that is most of a picture. What the code adds is slant, width and ink.
+# The class determines most of an image. The latent variables add slant, width and ink.
 
 # %% [markdown]
-# ## Is it as sure as it is right?
+# ## Is it calibrated?
 #
-# The class is a latent variable with a posterior, so there is a probability to go with each answer. A number that
-# calls itself a probability should be held to it: of the pictures of which the story is 90 % sure, nine in ten should
-# be right.
+# The class is a latent variable with a posterior, so each prediction has a probability. If it is calibrated, 90 % of
+# the predictions with probability 0.9 are correct.
 
 # %%
 certainty = probabilities(few, x_new).max(-1)
 right = probabilities(few, x_new).argmax(-1) == y_new.numpy()
 known_rows = probabilities(few, None)[(labels >= 0).numpy()]
-print(f"mean certainty {certainty.mean():.3f}, share that is right {right.mean():.3f}")
-print(f"surest half: {right[certainty >= np.median(certainty)].mean():.3f} right; the other half: ", end="")
+print(f"mean confidence {certainty.mean():.3f}, accuracy {right.mean():.3f}")
+print(
+    f"accuracy of the more confident half: {right[certainty >= np.median(certainty)].mean():.3f}; the other: ", end=""
+)
 print(f"{right[certainty < np.median(certainty)].mean():.3f}")
 
 edges = {"under 70 %": 0.7, "to 90 %": 0.9, "to 97 %": 0.97, "to 99 %": 0.99, "to 99.9 %": 0.999, "above": 1.01}
 place = np.digitize(certainty, list(edges.values()))
 figure, axes = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
 for b in np.unique(place):
-    share, count = right[place == b].mean(), (place == b).sum()
-    error = 2 * np.sqrt(share * (1 - share) / count)
-    axes.errorbar(b, share, error, fmt="o", color=COLOURS[0], label="share that is right, 2 s.e." if b == 5 else None)
+    accuracy, count = right[place == b].mean(), (place == b).sum()
+    error = 2 * np.sqrt(accuracy * (1 - accuracy) / count)
+    axes.errorbar(b, accuracy, error, fmt="o", color=COLOURS[0], label="accuracy, 2 s.e." if b == 5 else None)
     axes.plot(
-        b, certainty[place == b].mean(), "_", color=COLOURS[1], ms=18, mew=2, label="certainty" if b == 5 else None
+        b,
+        certainty[place == b].mean(),
+        "_",
+        color=COLOURS[1],
+        ms=18,
+        mew=2,
+        label="mean confidence" if b == 5 else None,
     )
-axes.set_xticks(
-    range(6), [f"{name}\n{(place == b).sum()} pictures" for b, name in enumerate(edges)], fontsize="x-small"
-)
-axes.set(xlabel="certainty of the answer", ylabel="share", title="As sure as right?")
+axes.set_xticks(range(6), [f"{name}\n{(place == b).sum()} images" for b, name in enumerate(edges)], fontsize="x-small")
+axes.set(xlabel="confidence", ylabel="accuracy", title="Calibration of the classifier")
 axes.legend(frameon=False, fontsize="small", loc="lower right")
 plt.show()
 
 # %% [markdown]
-# It is too sure. A network classifier that thirty labels have taught claims more than it knows, and summing the class
-# out does not mend it. The *order* is good, though: the surer half of its answers has a fraction of the other half's
-# errors. So use the probabilities to choose what to ask somebody about next, and not as odds to bet on.
+# It is overconfident. So is any network classifier trained on thirty labels, and summing out the class does not correct
+# that. The *ranking* is good, though: the more confident half has a fraction of the other half's errors. So use the
+# probabilities for active learning, and not as calibrated probabilities.
 #
 # ## When it helps, and when it does not
 #
-# Now with more labels, on several random choices of them.
+# Now with more labels, for several random subsets.
 
 # %%
 curve = {}
 for per_class in PER_CLASS:
-    found = []
+    scores = []
     for seed in range(SPLITS):
         chosen = keep_labels(y, per_class, seed)
-        again = few if (per_class, seed) == (3, 0) else fit_with(chosen, seed=seed)
-        found.append(accuracies(again, chosen, y_new))
-    curve[per_class] = {name: np.mean([each[name] for each in found]) for name in found[0]}
-    print(f"{per_class:3d} of each: " + ", ".join(f"{name} {100 * v:.1f} %" for name, v in curve[per_class].items()))
+        refit = few if (per_class, seed) == (3, 0) else fit_with(chosen, seed=seed)
+        scores.append(accuracies(refit, chosen, y_new))
+    curve[per_class] = {name: np.mean([each[name] for each in scores]) for name in scores[0]}
+    print(f"{per_class:3d} per class: " + ", ".join(f"{name} {100 * v:.1f} %" for name, v in curve[per_class].items()))
 
 figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
 for colour, name in zip((COLOURS[1], COLOURS[2], COLOURS[0]), by_three, strict=True):
     axes.plot(PER_CLASS, [100 * (1 - curve[n][name]) for n in PER_CLASS], "o-", color=colour, label=name)
-axes.set(xscale="log", xlabel="labels of each class", ylabel="new pictures that are wrong (%)", ylim=(0, None))
+axes.set(xscale="log", xlabel="labels per class", ylabel="error rate on new images (%)", ylim=(0, None))
 axes.set_xticks(PER_CLASS, [str(n) for n in PER_CLASS], minor=False)
 axes.minorticks_off()
-axes.set_title("What unlabelled pictures are worth")
+axes.set_title("The value of unlabelled images")
 axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Where labels are very few, one or three of each class, unlabelled pictures save a good part of the errors, up to
-# half. With five of each the gain is small. From ten on there is little left for them to say, and a support vector
-# machine, which only ever wanted to tell classes apart, is as good and then better: a generative story spends its
-# network on how pictures look. (The short run shows three and a hundred alone.)
+# With one or three labels per class, unlabelled images avoid up to half of the errors. With five the gain is small.
+# From ten on there is no gain, and a support vector machine, a purely discriminative model, is as good and then better:
+# a generative story uses its capacity for the distribution of images. (The short run shows only three and a hundred.)
 #
-# ## The wrong question
+# ## An unsuitable task
 #
-# The story assumes that classes are what pictures cluster by. Ask instead whether the numeral is **even or odd**,
-# with fifteen labels of each. There are still two classes, and still 1,370 pictures without labels. But "even" looks
-# like nothing: a zero and an eight have no more in common than a zero and a nine.
+# The story assumes that images cluster by class. Predict instead whether the numeral is **even or odd**, with fifteen
+# labels of each. There are two classes, and still 1,370 unlabelled images. But even numerals do not form a cluster: a
+# zero and an eight are no more similar than a zero and a nine.
 
 # %%
 parity, parity_new = y % 2, y_new % 2
@@ -229,20 +233,19 @@ by_parity = accuracies(odd, parity_labels, parity_new)
 through_numerals = float(((probabilities(few, x_new).argmax(-1) % 2) == parity_new.numpy()).mean())
 for name, score in by_parity.items():
     print(f"{name}: {100 * score:.1f} %")
-print(f"the numeral's fit above, asked for the parity of its answer: {100 * through_numerals:.1f} %")
+print(f"the fit to numerals above, parity of its prediction: {100 * through_numerals:.1f} %")
 
 # %% [markdown]
-# The gain is gone. The pictures without labels vote for whatever split of them decodes best, and evenness is none of
-# the candidates. No larger network mends that, for the assumption is wrong and not the fit. The way to this answer
-# leads through classes that pictures do have: thirty labels of *numerals* answer the question about parity far better
-# than thirty labels of parity do.
+# There is no gain. The unlabelled images favour the split that decodes best, which is not parity. A larger network does
+# not help, since the assumption is wrong and not the fit. Classes that do form clusters help: thirty labels of
+# *numerals* predict parity far better than thirty labels of parity do.
 #
-# Before you rely on unlabelled rows, then: keep some labelled rows aside, and see whether a classifier of the labels
-# alone is worse. That costs a few labels and a second.
+# So before you rely on unlabelled rows, hold out some labelled rows, and check that a classifier trained on the labels
+# alone is worse.
 #
 # ## What we claimed
 #
-# The claims that carry the argument are asserted here.
+# The main claims are asserted here.
 
 # %%
 rivals = ("logistic regression", "support vectors")
@@ -251,7 +254,7 @@ for per_class in () if SMOKE else (10, 30):
     assert curve[per_class]["M2"] < curve[per_class]["support vectors"] + 0.02
 assert SMOKE or curve[1]["M2"] > max(curve[1][name] for name in rivals) + 0.03
 assert curve[100]["M2"] < curve[100]["support vectors"] + 0.01
-assert (known_rows.max(-1) == 1).all()  # what is known is certain
+assert (known_rows.max(-1) == 1).all()  # labelled rows have probability one
 assert error_with < 0.95 * error_without
 assert certainty.mean() > right.mean() + 0.02
 assert right[certainty >= np.median(certainty)].mean() > right[certainty < np.median(certainty)].mean() + 0.05

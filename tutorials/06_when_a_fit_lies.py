@@ -4,11 +4,11 @@
 # A variational fit always ends with numbers: means, intervals, an ELBO. They can be wrong without looking wrong. This
 # page breaks fits in the three ways that happen most, on real data, each beside an answer computed another way:
 #
-# 1. a guide of the **wrong shape** (eight schools, centred and not; NUTS as second opinion);
+# 1. a guide of the **wrong shape** (eight schools, centred and non-centred; NUTS as second opinion);
 # 2. a **missed mode** (a mixture with two readings; quadrature as the truth);
 # 3. a guide that is **too narrow** (a regression; the posterior in closed form, and calibration).
 #
-# For each we ask which check tells, and which does not.
+# For each we ask which check detects it, and which does not.
 
 # %%
 import os
@@ -38,7 +38,7 @@ def verdict_of(checks, name):
 # ## 1. The wrong shape: eight schools
 #
 # Eight schools coached pupils for a test; for each we have the estimated effect and its standard error (Rubin 1981).
-# The story says that the schools' true effects $\theta_j$ are alike, and how much is to be learned:
+# In the story the schools' true effects $\theta_j$ are similar, to a degree $\tau$ that is inferred:
 #
 # $$ \mu \sim \mathcal N(0, 5), \quad \tau \sim \mathrm{HalfCauchy}(5), \quad \theta_j \sim \mathcal N(\mu, \tau), \quad
 # y_j \sim \mathcal N(\theta_j, \sigma_j). $$
@@ -59,8 +59,8 @@ def centred(effects, errors):
         pyro.sample("y", dist.Normal(theta, errors), obs=effects)
 
 
-def not_centred(effects, errors):
-    """The same story, its effects as standard normals that are stretched and moved."""
+def non_centred(effects, errors):
+    """The same story in non-centred parameterisation."""
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))
     with pyro.plate("schools", 8):
@@ -71,13 +71,13 @@ def not_centred(effects, errors):
 
 schools = (effects, errors)
 fits = {
-    name: pplgen.fit(model, schools, **options) for name, model in (("centred", centred), ("not centred", not_centred))
+    name: pplgen.fit(model, schools, **options) for name, model in (("centred", centred), ("non-centred", non_centred))
 }
-exact = pplgen.fit(not_centred, schools, method="nuts", **chains)
+exact = pplgen.fit(non_centred, schools, method="nuts", **chains)
 exact.summary()
 
 # %% [markdown]
-# Two fits of one and the same story, and NUTS, which samples from the posterior and is slow and exact. Do they agree?
+# Two fits of the same story, and NUTS, which is slow but asymptotically exact. Do they agree?
 
 # %%
 trees = {name: fit.to_datatree(draws=2000) for name, fit in fits.items()} | {"NUTS": exact.to_datatree()}
@@ -101,24 +101,24 @@ for axes, name, colour in zip(panels, trees, (COLOURS[1], COLOURS[0], "0.35"), s
     axes.scatter(of(name, "theta")[:2000, 0], np.log(of(name, "tau")[:2000]), s=4, color=colour, alpha=0.4, lw=0)
     axes.set(xlabel="effect of the first school", xlim=(-20, 45), ylim=(-5, 4.5), title=name)
 panels[0].set_ylabel("log τ")
-figure.suptitle("The same posterior, three times: a funnel, of which a centred guide sees the mouth")
+figure.suptitle("The same posterior, three times: a funnel, whose neck the centred guide misses")
 plt.show()
 
 # %% [markdown]
 # Where $\tau$ is small, all effects must lie close together: the posterior is a **funnel**. A guide of independent
-# normals over $(\mu, \log\tau, \theta)$ cannot be wide at the top and narrow at the bottom, so it stays out of the
-# neck, and claims that schools differ for certain. Without centring the funnel is in the *story*, and what is left for
-# the guide is nearly round. The ELBO of the second is higher, but one number without a scale convinces nobody. k-hat
-# has a scale.
+# normals over $(\mu, \log\tau, \theta)$ cannot be wide at the top and narrow at the bottom, so it misses the neck, and
+# excludes that the schools are equal. In the non-centred parameterisation the funnel is in the *story*, and the
+# posterior of the guide's latents is nearly isotropic. The ELBO of the second is higher, but its differences have no
+# absolute scale. k-hat has one.
 
 # %%
 checks = {name: fit.diagnose() for name, fit in fits.items()}
-k_hat = {name: verdict_of(found, "k-hat of all latents") for name, found in checks.items()}
+k_hat = {name: verdict_of(table, "k-hat of all latents") for name, table in checks.items()}
 print("k-hat:", {name: (round(value, 2), verdict) for name, (value, verdict) in k_hat.items()})
 
 # %% [markdown]
-# `side_by_side` compares with the second opinion scalar by scalar: `shift` in standard deviations of the reference, and
-# the ratio of the deviations.
+# `side_by_side` compares a fit with NUTS for each scalar: `shift` is the difference of means in standard deviations of
+# the reference, `sd_ratio` the ratio of standard deviations.
 
 # %%
 opinion = {name: side_by_side(fit, exact) for name, fit in fits.items()}
@@ -126,18 +126,18 @@ for name, table in opinion.items():
     print(f"\n{name}\n{table.loc[['mu', 'tau'], ['mean', 'reference_mean', 'shift', 'sd_ratio']].round(2)}")
 
 # %% [markdown]
-# Not centring helps here because eight noisy schools say little about each effect. With much data per school it is the
-# other way round. The check decides, not a rule.
+# The non-centred parameterisation helps here because the data are only weakly informative about each effect. With much
+# data per school it is the other way round. Use the check, not a rule.
 #
 # ## 2. A missed mode
 #
 # Somebody has timed twelve eruptions of Old Faithful, and has read that about 40 % of them are short. The story: each
-# eruption is of a kind, the second kind having probability 0.6; each kind has a mean of its own. Durations are told in
-# minutes above three, so that zero is in the middle.
+# eruption is of a kind, the second kind having probability 0.6; each kind has its own mean. Durations are in minutes
+# above three, to centre them.
 
 # %%
 durations = pplgen.load_data("faithful").values[:12, 0] - 3
-shares = torch.tensor([0.4, 0.6])
+probabilities = torch.tensor([0.4, 0.6])
 print("twelve eruptions (minutes above three):", np.round(durations.tolist(), 1).tolist())
 
 
@@ -147,7 +147,7 @@ def two_kinds(durations):
     more = pyro.sample("more", dist.Normal(0.0, 1.5))
     mean = torch.stack([fewer, more])
     with pyro.plate("eruptions", len(durations)):
-        kind = pyro.sample("kind", dist.Categorical(shares), infer={"enumerate": "parallel"})
+        kind = pyro.sample("kind", dist.Categorical(probabilities), infer={"enumerate": "parallel"})
         pyro.sample("duration", dist.Normal(mean[kind], 0.4), obs=durations)
 
 
@@ -161,7 +161,7 @@ alone_checks = alone.diagnose()
 axis = torch.linspace(-2.5, 3, 221)
 first, second = torch.meshgrid(axis, axis, indexing="ij")
 kinds = torch.stack([dist.Normal(m[..., None], 0.4).log_prob(durations) for m in (first, second)])
-log_density = (kinds + shares.log()[:, None, None, None]).logsumexp(0).sum(-1)
+log_density = (kinds + probabilities.log()[:, None, None, None]).logsumexp(0).sum(-1)
 log_density += dist.Normal(0.0, 1.5).log_prob(first) + dist.Normal(0.0, 1.5).log_prob(second)
 mass = (log_density - log_density.logsumexp((0, 1))).exp()
 posterior = alone.to_datatree(draws=2000)["posterior"]
@@ -180,9 +180,9 @@ plt.show()
 
 # %% [markdown]
 # Twelve eruptions cannot rule out that the *long* ones are the 40 %. The posterior has two modes, neither of them
-# negligible. The guide matches the one that it found, so its weights are alike. **k-hat only knows where the guide
-# goes.** Nothing that is computed from this one fit can tell. What tells are restarts, if they end in different places:
-# the check of missed modes then puts a weight on each of them.
+# negligible. The guide matches one of them, so its importance weights are nearly equal. **k-hat depends only on the
+# region that the guide covers.** No check of this single fit can detect the other mode. Restarts can, if they converge
+# to different modes: the check of missed modes then estimates the posterior mass of each.
 
 # %%
 several = pplgen.fit(two_kinds, durations, restarts=8, **options)
@@ -193,10 +193,10 @@ print(f"one fit: k-hat {alone_k:.2f}, {alone_verdict}")
 print(f"eight restarts: {100 * elsewhere:.0f} % of the posterior missed by the best of them, {elsewhere_verdict}")
 
 # %% [markdown]
-# So give restarts to whatever may have several modes. They are one program, and cheap. They are no proof either: starts
-# that all lie on one side of the data may all end in the same mode. (Modes that differ in the names of components alone
-# are another matter: nothing is lost by having one of them, and the stories of `pplgen.models` are relabelled before
-# anything is compared. Here the kinds have different shares, and the modes mean different things.)
+# So use restarts if there may be several modes. They are batched in one program, and cheap. They prove nothing, though:
+# all starts may converge to the same mode. (Modes that differ only by a permutation of components are another matter:
+# one of them suffices, and the stories of `pplgen.models` are relabelled before anything is compared. Here the kinds
+# have different probabilities, and the modes are not equivalent.)
 #
 # ## 3. Too narrow: a regression
 #
@@ -254,37 +254,36 @@ panels[0].legend(frameon=False, fontsize="small")
 plt.show()
 
 # %% [markdown]
-# A line through points far from zero can be tilted if one moves its intercept along: the two are correlated, by some
-# $\rho$. The best independent normals fit into the ring at its narrowest. Their means are right, and their deviations
-# too small by the factor $\sqrt{1 - \rho^2}$. The weights have a tail whose shape one can work out: here k-hat is
-# $|\rho|$, above 0.7. (`diagnose` warns rather than fails where the replicates of k-hat lie on both sides of 0.7.)
-# There are two remedies: a guide with the posterior's shape, or a story without the correlation (subtract the mean
-# duration, and not a minute).
+# For covariates far from zero, intercept and slope are correlated, by some $\rho$. The best independent normals match
+# the posterior's conditional standard deviations. Their means are right, and their standard deviations too small by the
+# factor $\sqrt{1 - \rho^2}$. The tail of the weights is known: here k-hat is $|\rho|$, above 0.7. (`diagnose` warns
+# rather than fails where the replicates of k-hat lie on both sides of 0.7.) There are two remedies: a guide with the
+# posterior's shape, or a parameterisation without the correlation (subtract the mean duration, and not a minute).
 #
-# What does "too narrow" mean for someone who uses the intervals? **Calibration** answers: draw parameters from the
-# prior, data from the parameters, fit each data set, and count how often the truth lies where the fit says. All the
-# fits are one program.
+# What does "too narrow" mean for the intervals? Simulation-based **calibration** answers: draw parameters from the
+# prior, data from the parameters, fit each data set, and count how often the intervals cover the truth. All fits are
+# batched in one program.
 
 # %%
 calibration = {"num_datasets": 50 if SMOKE else 200, "steps": 1000}
-found = {
+calibrations = {
     "independent normals": pplgen.calibrate(line, (further, wait), **calibration),
     "mean subtracted": pplgen.calibrate(line, (eruptions - eruptions.mean(), wait), **calibration),
 }
-for each in found.values():
+for each in calibrations.values():
     each.summary()
-coverage = {name: float(each.coverage.loc["beta[0]", 0.9]) for name, each in found.items()}
-print("how often a 90 % interval holds the truth:", coverage)
+coverage = {name: float(each.coverage.loc["beta[0]", 0.9]) for name, each in calibrations.items()}
+print("coverage of the 90 % intervals:", coverage)
 
 # %%
 figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
 places = np.linspace(0, 1, 21)
-for (name, each), colour in zip(found.items(), (COLOURS[1], COLOURS[0]), strict=True):
+for (name, each), colour in zip(calibrations.items(), (COLOURS[1], COLOURS[0]), strict=True):
     ranks = (each.ranks[:, each.quantities.index("beta[0]")] + 0.5) / (each.num_draws + 1)
     axes.hist(ranks, places, density=True, histtype="step", lw=1.6, color=colour, label=name)
 axes.axhline(1, color="0.4", lw=0.8, ls="--", label="calibrated")
 axes.set(
-    xlabel="where the true intercept lies among the draws",
+    xlabel="rank of the true intercept among the draws",
     ylabel="density",
     title="Ranks pile up at both ends: too narrow",
 )
@@ -292,30 +291,29 @@ axes.legend(frameon=False, fontsize="small")
 plt.show()
 
 # %% [markdown]
-# ## What sees what
+# ## Which check detects what
 #
-# | lie | ELBO | k-hat | restarts | calibration | NUTS |
+# | failure | ELBO | k-hat | restarts | calibration | NUTS |
 # |---|---|---|---|---|---|
 # | wrong shape | no scale | fails | - | - | disagrees |
-# | missed mode | - | **passes** | tell | - | - |
+# | missed mode | - | **passes** | detect it | - | - |
 # | too narrow | no scale | above 0.7 | - | ranks pile up at the ends | disagrees |
 #
-# A dash is not a no: it was not tried above. No single check is enough, and that is why `fit.diagnose()` prints some
-# twenty of them. And none of these says that the *story* is right. That is a question to the data, as in [Old
-# Faithful](01_old_faithful.py).
+# A dash means not tried above. No single check is enough, so `fit.diagnose()` runs about twenty. And none of these
+# checks whether the *story* is right. For that, compare it with the data, as in [Old Faithful](01_old_faithful.py).
 #
 # ## What we claimed
 
 # %%
 assert k_hat["centred"][1] == "fail"
-assert k_hat["not centred"][1] in ("pass", "warn")
-assert k_hat["not centred"][0] < k_hat["centred"][0]
-assert fits["not centred"].elbo > fits["centred"].elbo
+assert k_hat["non-centred"][1] in ("pass", "warn")
+assert k_hat["non-centred"][0] < k_hat["centred"][0]
+assert fits["non-centred"].elbo > fits["centred"].elbo
 # published: E mu 4.41, E tau 3.60; Monte Carlo errors of some hundred effective draws
 assert abs(of("NUTS", "mu").mean() - 4.41) < (1.0 if SMOKE else 0.4)
 assert abs(of("NUTS", "tau").mean() - 3.60) < (1.0 if SMOKE else 0.4)
-assert (of("centred", "tau") < 1).mean() < 0.5 * (of("NUTS", "tau") < 1).mean()  # it stays out of the neck
-assert abs(opinion["not centred"].loc["mu", "shift"]) < 0.25
+assert (of("centred", "tau") < 1).mean() < 0.5 * (of("NUTS", "tau") < 1).mean()  # it misses the neck
+assert abs(opinion["non-centred"].loc["mu", "shift"]) < 0.25
 assert alone_verdict == "pass"
 assert 0.2 < missed < 0.8
 assert abs(float(mass[first < second].sum()) - 0.70) < 0.01
@@ -330,5 +328,5 @@ assert max(np.abs(each).max() for each in shift.values()) < 0.25
 assert abs(narrow_k[0] - abs(correlation)) < 0.15  # an estimate from the largest of 10,000 weights
 assert coverage["independent normals"] < 0.65
 assert coverage["mean subtracted"] > 0.8
-assert not found["independent normals"].passed
-assert found["mean subtracted"].passed
+assert not calibrations["independent normals"].passed
+assert calibrations["mean subtracted"].passed

@@ -1,15 +1,15 @@
 # %% [markdown]
-# # Fast: what happens to a Pyro pair
+# # Performance: how a Pyro pair is compiled
 #
-# A step of Pyro's SVI is mostly Python: handlers that wrap each `sample`, checks of each shape, dozens of small
-# kernels called one by one. The mathematics in between is a few hundred operations that are the same at every step.
-# This tutorial shows what `pplgen.fit` makes of that: it *traces* the pair once into a graph of tensor operations,
-# *proves* the graph against Pyro, *batches* it over many starts, and *compiles* it. And it shows what happens where
-# that cannot be done.
+# A step of Pyro's SVI is mostly Python overhead: effect handlers for each `sample`, shape checks, dozens of small
+# kernels called one by one. The computation itself is a few hundred operations that are the same at every step. This
+# tutorial shows how `pplgen.fit` uses that: it *traces* the pair once into a graph of tensor operations, *validates*
+# the graph against Pyro, *batches* it over restarts, and *compiles* it. And it shows what happens if that is not
+# possible.
 #
-# It prints ratios of times, and asserts none: they depend on your machine and on what else it does. What it does
-# assert is that all ways compute the same thing. It takes two minutes or so, most of it compiling; with
-# `PPLGEN_SMOKE=1` in the environment nothing is compiled, and it takes half a minute.
+# It prints ratios of times, and asserts none: they depend on the hardware and its load. It does assert that all paths
+# compute the same result. It takes about two minutes, most of it compiling; with `PPLGEN_SMOKE=1` in the environment
+# nothing is compiled, and it takes half a minute.
 
 # %%
 import os
@@ -34,13 +34,13 @@ RESTARTS = 16 if SMOKE else 64
 # ## A pair
 #
 # Thirteen measurements of 178 Italian wines, from three cultivars. The pair is a mixture of six normals with diagonal
-# covariances (a cultivar may well have more than one kind), as anyone would write it in Pyro: no class, no base
-# class, nothing from this package. The guide's locations start at random.
+# covariances (a cultivar may have more than one component), in plain Pyro without anything from this package. The
+# guide's locations are initialised at random.
 
 # %%
 wine = pplgen.load_data("wine")
 x = (wine.values - wine.values.mean(0)) / wine.values.std(0)
-cultivar = wine.target.numpy()  # seen by no fit
+cultivar = wine.target.numpy()  # not used by any fit
 K, D = 6, x.shape[1]
 
 
@@ -55,7 +55,7 @@ def model(x):
 
 
 def guide(x):
-    """Draw what all rows share; the component is summed out."""
+    """Draw the global parameters; the component is summed out."""
     positive = constraints.positive
     pyro.sample("weights", dist.Dirichlet(pyro.param("q_weights", 20.0 * torch.ones(K), constraint=positive)))
     mean = pyro.param("q_mean", lambda: 0.5 * torch.randn(K, D))
@@ -69,9 +69,9 @@ def guide(x):
 # %% [markdown]
 # ## Trace
 #
-# `pplgen.compiler.graph.trace` runs the pair's bound and its backward pass once and writes down each tensor operation.
-# Handlers, constraints, plates and the sum over components are gone from what is left; there is nothing but
-# arithmetic and random numbers. (`fit` does all of this by itself. We do it by hand here in order to look.)
+# `pplgen.compiler.graph.trace` runs the pair's ELBO and its backward pass once and records each tensor operation.
+# Handlers, constraints, plates and enumeration are gone; only arithmetic and random numbers remain. (`fit` does this
+# automatically. Here we do it explicitly, to inspect the graph.)
 
 # %%
 fit = pplgen.fit(model, x, guide, steps=1, progress=False)
@@ -82,11 +82,11 @@ print(f"{len(operations)} operations, {sum(shape.numel() for shape in graph.shap
 print("\n".join(line.split("  #")[0].rstrip()[:110] for line in graph.module.code.strip().splitlines()[1:9]))
 
 # %% [markdown]
-# ## Prove
+# ## Validate
 #
-# A trace is a recording, and a recording of the wrong thing plays the wrong thing for ever. So `trace` does not
-# return before the graph has given Pyro's own loss and gradients, at other parameters and on resampled rows, with the
-# same random numbers. Here is that comparison once more, by hand.
+# A trace may be wrong for other inputs than those recorded. So `trace` returns only after the graph has reproduced
+# Pyro's loss and gradients, at other parameters and on resampled rows, with the same random numbers. Here is that
+# comparison again, explicitly.
 
 # %%
 with fit.pair.isolated():
@@ -102,8 +102,8 @@ print(f"loss at seed {seed}: Pyro {by_pyro:.6f}, the graph {float(by_graph):.6f}
 #
 # The same fit on the three paths. `compile="off"` is Pyro's own `SVI`, `"graph"` runs the traced graph operation by
 # operation, `"inductor"` compiles it, with Adam's step inside and several steps to a call. The default, `"auto"`,
-# starts with the graph and compiles where the run is long enough to repay it. We take the clock between the first
-# report and the last, so that tracing and compiling do not count.
+# starts with the graph and compiles if the run is long enough to amortise it. We measure the time between the first and
+# the last progress report, so that tracing and compiling are excluded.
 
 
 # %%
@@ -119,29 +119,28 @@ def timed(compile, steps, **options):  # noqa: A002
         progress=lambda at: reports.append((at.step, time.perf_counter())),
         **options,
     )
-    (first, began), (last, ended) = reports[0], reports[-1]
-    return run, 1e3 * (ended - began) / (last - first)
+    (first, start), (last, end) = reports[0], reports[-1]
+    return run, 1e3 * (end - start) / (last - first)
 
 
 paths = {"off": 200, "graph": 600} if SMOKE else {"off": 600, "graph": 1000, "inductor": 3000}
 one = {name: timed(name, steps) for name, steps in paths.items()}
 fastest = min(milliseconds for _, milliseconds in one.values())
 for name, (run, milliseconds) in one.items():
-    print(f"{name:9s} {milliseconds / fastest:6.1f} times the fastest; {run.path}")
+    print(f"{name:9s} {milliseconds / fastest:6.1f} times as slow as the fastest; {run.path}")
 
 # %% [markdown]
 # ## Many restarts, one program
 #
-# A mixture's bound has many maxima, and where a fit ends depends on where it began. The usual remedy is to begin
-# often. Since the graph is a pure function of the parameters, many sets of them are one more axis: `restarts=64` maps
-# the graph over 64 starts, each with random numbers of its own, and what was many small operations becomes as many
-# larger ones.
+# A mixture's ELBO has many local maxima, and the result depends on the initialisation. The usual remedy is restarts.
+# Since the graph is a pure function of the parameters, restarts are a batch axis: `restarts=64` maps the graph over 64
+# starts, each with separate random numbers, and many small operations become as many larger ones.
 
 # %%
 many, milliseconds = timed(
     "graph" if SMOKE else "inductor", 800 if SMOKE else 2500, restarts=RESTARTS, learning_rate=0.05
 )
-print(f"{RESTARTS} restarts: {milliseconds / one['off'][1]:.2f} times a step of plain Pyro for one ({many.path})")
+print(f"{RESTARTS} restarts: {milliseconds / one['off'][1]:.2f} times the cost of one plain Pyro step ({many.path})")
 
 
 def clusters(run):
@@ -150,7 +149,7 @@ def clusters(run):
 
 
 def purity(components):
-    """Return the share of wines that are of the commonest cultivar of their component."""
+    """Return the fraction of wines of the most common cultivar of their component."""
     return sum(np.bincount(cultivar[components == k]).max() for k in np.unique(components)) / len(cultivar)
 
 
@@ -165,35 +164,35 @@ for run in many.runs:
     left.plot(
         np.arange(len(smooth)) + 20, smooth, color=colour, lw=1.6 if run is best else 0.6, alpha=0.8, zorder=front
     )
-left.set(xlabel="step", ylabel="bound (nats), mean of 20", title=f"{RESTARTS} starts of one pair; the best in orange")
+left.set(xlabel="step", ylabel="ELBO (nats), mean of 20", title=f"{RESTARTS} restarts of one pair; the best in orange")
 left.set_ylim(finals.min() - 100, finals.max() + 30)
 right.hist(finals, bins=24, color=COLOURS[0])
 right.axvline(finals.max(), color=COLOURS[1], lw=1.5)
-right.set(xlabel="final bound (nats)", ylabel="restarts", title="Where they ended")
+right.set(xlabel="final ELBO (nats)", ylabel="restarts", title="Final ELBOs")
 plt.show()
 print(f"{many.num_agreeing} of {len(finals)} restarts end within a nat of the best; the worst {many.spread:.0f} below")
-print(f"{100 * agreement:.0f} % of wines are of the commonest cultivar of their component, which no fit has seen")
+print(f"{100 * agreement:.0f} % of wines are of the most common cultivar of their component")
 
 # %% [markdown]
-# A single start would have been any of these lines. (Where lines step up together, learning rates were cut at a
-# plateau.) `fit.diagnose()` therefore has a check of how many restarts reach the best bound: where it is one of 64,
-# there may be a better one that none has found.
+# A single start would have been any of these lines. (Lines that step up together show a cut of the learning rate at a
+# plateau.) `fit.diagnose()` therefore has a check of how many restarts reach the best ELBO: if it is one of 64, there
+# may be a better maximum that none has reached.
 #
-# The same mechanism runs elsewhere under other names. `pplgen.calibrate` is a few hundred fits to simulated data
-# sets, each restart having rows of its own; draws for tables and scores are mapped likewise.
+# The same mechanism is used elsewhere. `pplgen.calibrate` is a few hundred fits to simulated data sets, one per batch
+# element; posterior draws and densities are batched likewise.
 #
 # ## What cannot be traced
 #
-# A graph has no `if`. A pair that looks at a value and decides, or that counts its calls, or that draws from NumPy,
-# is not the same function at every step, and no recording of it is right. Then `fit` does not guess: it runs plain
-# Pyro, slower and right, and `fit.path` says why.
+# A graph has no control flow. A pair that branches on a value, or that counts its calls, or that draws from NumPy, is
+# not the same function at every step, and cannot be traced. Then `fit` falls back to plain Pyro, slower but correct,
+# and `fit.path` gives the reason.
 
 # %%
 calls = []
 
 
 def branches(x):
-    """Look at a value, and decide."""
+    """Branch on a value."""
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     scale = 1.0 if mu > 0 else 2.0
     with pyro.plate("data", len(x)):
@@ -201,7 +200,7 @@ def branches(x):
 
 
 def counts(x):
-    """Depend on how often it was called."""
+    """Depend on the number of calls."""
     calls.append(1)
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
@@ -209,71 +208,70 @@ def counts(x):
 
 
 def draws_from_numpy(x):
-    """Take random numbers that torch does not know of."""
+    """Draw random numbers outside torch."""
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(mu, float(np.random.default_rng().uniform(1, 2))), obs=x)
 
 
 def chooses(x):
-    """Decide inside the graph: both values are computed, and one is taken."""
+    """Select inside the graph: both values are computed."""
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     scale = torch.where(mu > 0, 1.0, 2.0)
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(mu, scale), obs=x)
 
 
-told = {}
+paths_taken = {}
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
     for pair in (branches, counts, draws_from_numpy, chooses):
-        told[pair.__name__] = pplgen.fit(pair, x[:, 0], steps=100, compile="graph", progress=False).path
-for name, path in told.items():
+        paths_taken[pair.__name__] = pplgen.fit(pair, x[:, 0], steps=100, compile="graph", progress=False).path
+for name, path in paths_taken.items():
     print(f"{name}: {path}")
 
 # %% [markdown]
-# The last is the first one, mended: `torch.where` in place of `if`. That is the whole art of writing pairs that
-# trace. Shapes may decide things (they do not change from step to step); values may not.
+# The last is a fix of the first: `torch.where` in place of `if`. Control flow may depend on shapes, which are the same
+# at every step, but not on values.
 #
 # ## On a GPU
 #
-# The same code runs there; `device` says where. Data and parameters move, the graph is traced there, and `"inductor"`
-# compiles kernels for it. On small data such as these wines a GPU has nothing to do and is slower than a processor;
-# it comes into its own with many restarts, wide networks or many rows. Where this page was made without one, the next
-# lines say so.
+# The same code runs on a GPU; select it by `device`. Data and parameters are moved, the graph is traced there, and
+# `"inductor"` compiles kernels for it. On small data such as these wines a GPU is slower than a CPU; it pays off with
+# many restarts, wide networks or many rows. If this page was built without a GPU, the next lines say so.
 
 # %%
 if torch.cuda.is_available():
     on_gpu = pplgen.fit(
         model, x, guide, device="cuda", restarts=RESTARTS, steps=800, learning_rate=0.05, progress=False
     )
-    print(f"best bound on the GPU {on_gpu.elbo:.1f} nats, on the processor {many.elbo:.1f}")
+    print(f"best ELBO on the GPU {on_gpu.elbo:.1f} nats, on the CPU {many.elbo:.1f}")
 else:
-    print("no GPU here: pplgen.fit(model, x, guide, device='cuda') is all that would change")
+    print("no GPU here; with one: pplgen.fit(model, x, guide, device='cuda')")
 
 # %% [markdown]
-# On the command line that is `pplgen fit STORY DATA --device cuda`. Several processes, on one machine or several
-# GPUs, share a fit when torchrun starts them:
+# On the command line that is `pplgen fit STORY DATA --device cuda`. Several processes, on CPUs or GPUs, share a fit if
+# started by torchrun:
 #
 # ```sh
 # torchrun --nproc-per-node=4 -m pplgen fit vae pictures.npy --batch-size 512 --shard rows
 # torchrun --nproc-per-node=4 -m pplgen fit gaussian-mixture rows.csv --restarts 256 --shard restarts
 # ```
 #
-# With `rows`, each process has a part of the rows and all of them take each step together; with `restarts`, each has
-# a part of the restarts, and the best of all is kept.
+# With `rows`, each process has a shard of the rows and all take each step together (data parallelism); with `restarts`,
+# each has a shard of the restarts, and the best of all is returned.
 #
 # ## Rules of thumb
 #
-# - Leave `compile` alone. `"auto"` traces where a run is longer than a hundred steps, and compiles where it expects
-#   half a minute.
-# - Ask for restarts. Sixteen together cost less than sixteen times one.
+# - Keep the default of `compile`. `"auto"` traces if a run is longer than a hundred steps, and compiles if it expects
+#   more than half a minute.
+# - Use restarts. Sixteen together cost less than sixteen times one.
 # - When something is slow, print `fit.path` first.
-# - Many rows: `batch_size=`, and `pplgen.stream_data(path)` where they do not fit into memory.
+# - For many rows, use `batch_size=`, and `pplgen.stream_data(path)` if they do not fit into memory.
 #
 # ## What we claimed
 #
-# No time is asserted. That all paths compute the same is.
+# Times are not asserted; that all paths compute the same result is.
 
 # %%
 assert abs(by_pyro - float(by_graph)) < 1e-4 * abs(by_pyro)  # single precision
@@ -284,5 +282,5 @@ assert len(finals) == RESTARTS
 assert many.spread > 10  # nats: some starts end at another maximum
 assert many.elbo >= max(run.elbo for run in many.runs)
 assert agreement > 0.85
-assert all(told[name].startswith("plain Pyro") for name in ("branches", "counts", "draws_from_numpy"))
-assert told["chooses"] == "the traced graph"
+assert all(paths_taken[name].startswith("plain Pyro") for name in ("branches", "counts", "draws_from_numpy"))
+assert paths_taken["chooses"] == "the traced graph"

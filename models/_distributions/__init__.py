@@ -1,1 +1,1 @@
-"""Distributions that stories share and Pyro lacks."""
+"""Distributions shared by stories and missing from Pyro."""

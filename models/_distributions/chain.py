@@ -1,4 +1,4 @@
-"""Chains of regimes: the sum over all paths, regime probabilities, draws, and series whose regimes are summed out."""
+"""Hidden Markov chains: normalising constant, posterior marginals, draws, and series with the regimes summed out."""
 
 from __future__ import annotations
 
@@ -9,60 +9,60 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-FEW = 6
-"""Regimes up to which products are summed entry by entry in logarithms, which loses nothing to underflow; beyond them,
-products are matrix products in double precision, and paths 700 nats below the best of their step are lost."""
-LEAST = -1e30
-"""Logarithm of what is impossible: finite, so that gradients are, and below any density, however often it is added."""
+MAX_ELEMENTWISE_REGIMES = 6
+"""Up to this many regimes products are computed entry by entry in log space, without underflow; above it, as matrix
+products in double precision, which lose paths 700 nats below the best of their step."""
+LOG_ZERO = -1e30
+"""Log probability of impossible transitions: finite, so that gradients are, and below any sum of log densities."""
 
 
 def log_normaliser(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor) -> Tensor:
-    """Sum the weights of all paths of regimes, by products of neighbouring steps: log2 T rounds for T steps.
+    """Log normaliser of a hidden Markov chain, by a parallel scan in log2 T rounds for T steps.
 
-    Weights need not sum to one; where no path is possible the sum is minus infinity, and its gradient zero. Otherwise
-    its gradient in ``log_emission`` is the probabilities of regimes, in ``log_transition`` those of neighbours.
+    Weights need not sum to one; where no path is possible the result is minus infinity, with gradient zero. Otherwise
+    the gradient in ``log_emission`` is the marginals of regimes, in ``log_transition`` those of successive pairs.
 
     Parameters
     ----------
     log_initial
         ``log p(s_1)``, shape ``(..., K)``.
     log_transition
-        ``log p(s_{t+1} | s_t)``, from rows to columns, shape ``(..., K, K)``, or ``(..., T - 1, K, K)`` as long as it
-        has more axes than ``log_initial`` by two.
+        ``log p(s_{t+1} | s_t)``, from rows to columns, shape ``(..., K, K)``, or ``(..., T - 1, K, K)``, which has
+        two more axes than ``log_initial``.
     log_emission
-        ``log p(y_t | s_t)``, zero where nothing is seen, shape ``(..., T, K)``.
+        ``log p(y_t | s_t)``, zero for missing steps, shape ``(..., T, K)``.
 
     Returns
     -------
     Tensor
         ``log p(y_1:T)`` in nats, shape ``(...)``.
     """
-    first = (log_initial + log_emission[..., 0, :]).clamp_min(LEAST)
+    first = (log_initial + log_emission[..., 0, :]).clamp_min(LOG_ZERO)
     if log_emission.shape[-2] > 1:
         timed = log_transition if log_transition.ndim == log_initial.ndim + 2 else log_transition.unsqueeze(-3)
         first = (first.unsqueeze(-1) + log_product(timed, log_emission[..., 1:, :])).flatten(-2)
     total = first.logsumexp(-1)
-    return torch.where(total > LEAST / 2, total, -torch.inf)
+    return torch.where(total > LOG_ZERO / 2, total, -torch.inf)
 
 
 def log_product(links: Tensor, emission: Tensor | None = None) -> Tensor:
-    """Multiply matrices, given by their logarithms, one after the other: neighbours at once, log2 T rounds.
+    """Log of the product of matrices given by their logs: a parallel scan in log2 T rounds.
 
     Parameters
     ----------
     links
-        Shape ``(..., T, K, K)``, or ``(..., 1, K, K)`` where all are the same.
+        Log matrices, shape ``(..., T, K, K)``, or ``(..., 1, K, K)`` if all are the same.
     emission
-        What is added to the columns of each, shape ``(..., T, K)``.
+        Added to the columns of each log matrix, shape ``(..., T, K)``.
 
     Returns
     -------
     Tensor
-        Logarithm of the product, shape ``(..., K, K)``, no more than ``LEAST`` where it is impossible.
+        Log of the product, shape ``(..., K, K)``, at most ``LOG_ZERO`` where it is zero.
     """
     K = links.shape[-1]
-    if K > FEW:
-        return _product_of_many((links if emission is None else links + emission.unsqueeze(-2)).clamp_min(LEAST))
+    if K > MAX_ELEMENTWISE_REGIMES:
+        return _product_by_matmul((links if emission is None else links + emission.unsqueeze(-2)).clamp_min(LOG_ZERO))
     T = links.shape[-3] if emission is None else emission.shape[-2]
     L = 2 ** (((T - 1).bit_length() + 1) // 2)
     B = -(-T // L)
@@ -73,14 +73,14 @@ def log_product(links: Tensor, emission: Tensor | None = None) -> Tensor:
     if emission is not None:
         grid = grid + _fold(emission, L, B).unsqueeze(-4)
     inside = torch.arange(L, device=links.device)[:, None] + L * torch.arange(B, device=links.device) < T
-    nothing = LEAST * (1 - torch.eye(K, dtype=links.dtype, device=links.device))
-    return _product_of_few(torch.where(inside, grid.clamp_min(LEAST), nothing[..., None, None]))
+    identity = LOG_ZERO * (1 - torch.eye(K, dtype=links.dtype, device=links.device))
+    return _product_elementwise(torch.where(inside, grid.clamp_min(LOG_ZERO), identity[..., None, None]))
 
 
 def marginals(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``log p(y_1:T)``, and the probabilities of regimes and of neighbours given y.
+    """Return ``log p(y_1:T)``, and the marginals of regimes and of successive pairs given y.
 
-    Arguments as of ``log_normaliser``; shapes ``(...)``, ``(..., T, K)`` and ``(..., T - 1, K, K)``.
+    Parameters are those of ``log_normaliser``; shapes ``(...)``, ``(..., T, K)`` and ``(..., T - 1, K, K)``.
     """
     T, K = log_emission.shape[-2:]
     timed = log_transition if log_transition.ndim == log_initial.ndim + 2 else log_transition.unsqueeze(-3)
@@ -93,16 +93,16 @@ def marginals(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor)
 
 
 def sample_chain(log_initial: Tensor, log_transition: Tensor, num_steps: int) -> Tensor:
-    """Draw paths of regimes, shape ``(..., num_steps)``, in log2 T rounds.
+    """Draw paths of a Markov chain, shape ``(..., num_steps)``, in log2 T rounds.
 
-    For each step and each regime before it the next regime is drawn; these maps are then composed.
+    The next regime is drawn for each step and each previous regime; these maps are then composed.
 
     Parameters
     ----------
     log_initial
         ``log p(s_1)``, shape ``(..., K)``.
     log_transition
-        ``log p(s_{t+1} | s_t)``, shape ``(..., K, K)``, of the same batch axes.
+        ``log p(s_{t+1} | s_t)``, shape ``(..., K, K)``, with the same batch axes.
     num_steps
         Length T of the paths.
     """
@@ -111,7 +111,7 @@ def sample_chain(log_initial: Tensor, log_transition: Tensor, num_steps: int) ->
         return first
     K = log_initial.shape[-1]
     links = log_transition.unsqueeze(-3).expand(*log_transition.shape[:-2], num_steps - 1, K, K)
-    maps = dist.Categorical(logits=links.clamp_min(LEAST)).sample()
+    maps = dist.Categorical(logits=links.clamp_min(LOG_ZERO)).sample()
     stride = 1
     while stride < num_steps - 1:
         reached = torch.gather(maps[..., stride:, :], -1, maps[..., :-stride, :])
@@ -122,14 +122,14 @@ def sample_chain(log_initial: Tensor, log_transition: Tensor, num_steps: int) ->
 
 
 class HiddenMarkovSeries(dist.TorchDistribution):
-    """Series seen through a chain of regimes, which are summed out.
+    """Hidden Markov model of series, the regimes summed out.
 
     Parameters
     ----------
     log_initial, log_transition
-        Of the chain, shapes ``(..., K)`` and ``(..., K, K)``.
+        Log probabilities of the chain, shapes ``(..., K)`` and ``(..., K, K)``.
     emission
-        Distribution of one step of each regime, NaN being missing: batch shape ``(..., K)``, event shape ``(D,)``.
+        Distribution of one step in each regime, NaN meaning missing: batch shape ``(..., K)``, event shape ``(D,)``.
     num_steps
         Length T of the series.
     """
@@ -144,13 +144,13 @@ class HiddenMarkovSeries(dist.TorchDistribution):
         super().__init__(batch, torch.Size([num_steps, *emission.event_shape]), validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> HiddenMarkovSeries:
-        """Repeat along new axes of series."""
+        """Expand to more batch axes."""
         series = HiddenMarkovSeries(self.log_initial, self.log_transition, self.emission, self.num_steps)
         series._batch_shape = torch.Size(batch_shape)
         return series
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of the seen entries in nats, shape ``batch_shape``."""
+        """Log density of the observed entries in nats, shape ``batch_shape``."""
         return log_normaliser(self.log_initial, self.log_transition, self.log_emission(value))
 
     def log_emission(self, value: Tensor) -> Tensor:
@@ -166,40 +166,40 @@ class HiddenMarkovSeries(dist.TorchDistribution):
             self.log_transition.expand(*shape, *self.batch_shape, K, K),
             self.num_steps,
         )
-        every = self.emission.expand((*self.batch_shape, K)).sample(torch.Size([self.num_steps, *shape]))
-        chosen = path.movedim(-1, 0)[..., None, None].expand(*every.shape[:-2], 1, every.shape[-1])
-        return torch.gather(every, -2, chosen).squeeze(-2).movedim(0, -2).to(self.log_initial.dtype)
+        draws = self.emission.expand((*self.batch_shape, K)).sample(torch.Size([self.num_steps, *shape]))
+        chosen = path.movedim(-1, 0)[..., None, None].expand(*draws.shape[:-2], 1, draws.shape[-1])
+        return torch.gather(draws, -2, chosen).squeeze(-2).movedim(0, -2).to(self.log_initial.dtype)
 
 
 def _fold(x: Tensor, L: int, B: int) -> Tensor:
-    """Fold time into B stretches of L steps, shape ``(..., T, M)`` to ``(..., M, L, B)``, zeros being added at the end.
+    """Fold time into B blocks of L steps, shape ``(..., T, M)`` to ``(..., M, L, B)``, padded by zeros at the end.
 
-    Stretches are the axis of neighbours in memory: the entries of many small matrices lie side by side, as vector
-    units want them, and are paired along L. Stacking makes compilers lay them out so.
+    Blocks are the contiguous axis: entries of many small matrices are adjacent in memory, as vector units require,
+    and are paired along L. Stacking makes compilers keep this layout.
     """
     x = torch.nn.functional.pad(x, (0, 0, 0, L * B - x.shape[-2])).unflatten(-2, (B, L))
     return torch.stack([x[..., m].mT for m in range(x.shape[-1])], -3)
 
 
-def _product_of_few(grid: Tensor) -> Tensor:
-    """Sum entry by entry: a grid of shape ``(..., K, K, L, B)``, L a power of two, to shape ``(..., K, K)``."""
+def _product_elementwise(grid: Tensor) -> Tensor:
+    """Multiply entry by entry in log space: shape ``(..., K, K, L, B)``, L a power of two, to ``(..., K, K)``."""
     while (L := grid.shape[-2]) > 1:
         pairs = grid.unflatten(-2, (L // 2, 2))
         grid = (pairs[..., 0, :].unsqueeze(-3) + pairs[..., 1, :].unsqueeze(-5)).logsumexp(-4)
     return log_product(grid.squeeze(-2).movedim(-1, -3)) if grid.shape[-1] > 1 else grid[..., 0, 0]
 
 
-def _product_of_many(steps: Tensor) -> Tensor:
-    """Take matrix products, each line and each column on a scale of its own."""
+def _product_by_matmul(steps: Tensor) -> Tensor:
+    """Multiply as matrices, each row and each column scaled by its maximum."""
     product = steps.double()
     eye = torch.eye(steps.shape[-1], dtype=product.dtype, device=product.device)
     while (T := product.shape[-3]) > 1:
         if T % 2:
-            product = torch.cat([product, (LEAST * (1 - eye)).expand(*product.shape[:-3], 1, *eye.shape)], -3)
+            product = torch.cat([product, (LOG_ZERO * (1 - eye)).expand(*product.shape[:-3], 1, *eye.shape)], -3)
         pairs = product.unflatten(-3, (-1, 2))
         earlier, later = pairs[..., 0, :, :], pairs[..., 1, :, :]
         rows, columns = earlier.amax(-1, keepdim=True).detach(), later.amax(-2, keepdim=True).detach()
         linear = (earlier - rows).exp() @ (later - columns).exp()
         logarithm = linear.clamp_min(torch.finfo(linear.dtype).tiny).log()
-        product = torch.where(linear > 0, logarithm, LEAST) + rows + columns
+        product = torch.where(linear > 0, logarithm, LOG_ZERO) + rows + columns
     return product.squeeze(-3).to(steps.dtype)

@@ -1,4 +1,4 @@
-"""Gaussian components with full covariances, or with one for all of them."""
+"""Gaussian components with full covariances, one for each or one shared by all."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.distributions import constraints
 
 
 class CorrelatedComponents(GaussianComponents):
-    """Components with covariances from the inverse Wishart; see ``GaussianComponents`` for the priors.
+    """Components with inverse Wishart covariances; see ``GaussianComponents`` for the priors.
 
-    The inverse Wishart is written by Bartlett's decomposition (Smith and Hocking 1972, algorithm AS 53), with
+    The inverse Wishart is parameterised by Bartlett's decomposition (Smith and Hocking 1972, algorithm AS 53), with
     b_i = B_ii^2 for a lower triangular B::
 
         b_i ~ ChiSquared(nu - D + i),  i = 1, ..., D;   B_ij ~ Normal(0, 1),  i > j
@@ -38,12 +38,12 @@ class CorrelatedComponents(GaussianComponents):
         self.q_diagonal_log_mean = Offset(*shape, num_features)
         self.q_lower_slope = Offset(*shape, pairs)
         self.q_lower_scale = PyroParam(torch.ones(*shape, pairs), constraints.positive)
-        which = () if tied else ("component",)
+        axes = () if tied else ("component",)
         self.dims = {
             "mu": ("component", "feature"),
-            "Sigma": (*which, "feature", "other_feature"),
-            "bartlett_diagonal": (*which, "feature"),
-            "bartlett_lower": (*which, "feature_pair"),
+            "Sigma": (*axes, "feature", "other_feature"),
+            "bartlett_diagonal": (*axes, "feature"),
+            "bartlett_lower": (*axes, "feature_pair"),
         }
 
     def draw(self) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class CorrelatedComponents(GaussianComponents):
             return pyro.sample("mu", dist.MultivariateNormal(self.m, scale_tril=L / self.kappa**0.5)), L
 
     def _draw_factor(self) -> Tensor:
-        diagonal = pyro.sample("bartlett_diagonal", dist.Chi2(self.freedom).to_event(1))
+        diagonal = pyro.sample("bartlett_diagonal", dist.Chi2(self.df).to_event(1))
         lower = pyro.sample(
             "bartlett_lower", dist.Normal(self.m.new_zeros(self.D * (self.D - 1) // 2), 1.0).to_event(1)
         )
@@ -82,24 +82,24 @@ class CorrelatedComponents(GaussianComponents):
         diagonal = pyro.sample(
             "bartlett_diagonal", dist.Gamma(shape, shape / self.q_diagonal_log_mean.value.exp()).to_event(1)
         )
-        lower = pyro.sample("bartlett_lower", dist.Normal(self._lower_centre(diagonal), self.q_lower_scale).to_event(1))
+        lower = pyro.sample("bartlett_lower", dist.Normal(self._lower_loc(diagonal), self.q_lower_scale).to_event(1))
         return self.scale_tril(diagonal, lower)
 
-    def _lower_centre(self, diagonal: Tensor) -> Tensor:
+    def _lower_loc(self, diagonal: Tensor) -> Tensor:
         row, _ = torch.tril_indices(self.D, self.D, -1)
-        centre: Tensor = self.q_lower_slope.value * diagonal.sqrt()[..., row]
-        return centre
+        loc: Tensor = self.q_lower_slope.value * diagonal.sqrt()[..., row]
+        return loc
 
-    def typical(self) -> tuple[Tensor, Tensor]:
-        """Return locations and Cholesky factors at the guide's centre."""
-        return self.q_location.value, self._typical_factor()
+    def guide_mean(self) -> tuple[Tensor, Tensor]:
+        """Return the guide's mean as locations and Cholesky factors."""
+        return self.q_location.value, self._guide_mean_factor()
 
-    def _typical_factor(self) -> Tensor:
+    def _guide_mean_factor(self) -> Tensor:
         diagonal = self.q_diagonal_log_mean.value.exp()
-        return self.scale_tril(diagonal, self._lower_centre(diagonal))
+        return self.scale_tril(diagonal, self._lower_loc(diagonal))
 
     def rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
-        """Return the distribution of rows of the components z."""
+        """Return the distribution of rows given components z."""
         mu, L = drawn
         normal = MarginalNormal if self.missing else dist.MultivariateNormal
         return normal(mu[z], scale_tril=L if self.tied else L[z])
@@ -115,7 +115,7 @@ class CorrelatedComponents(GaussianComponents):
         return torch.linalg.solve_triangular(B, self.prior_tril.expand_as(B), upper=False, left=False)
 
     @property
-    def freedom(self) -> Tensor:
+    def df(self) -> Tensor:
         """Prior degrees of freedom of each squared diagonal entry of B, shape ``(D,)``: nu - D + i, i = 1, ..., D."""
         return 2 + torch.arange(1, self.D + 1, device=self.m.device, dtype=self.m.dtype)
 
@@ -124,22 +124,22 @@ class CorrelatedComponents(GaussianComponents):
         """Cholesky factor of Psi, diagonal, shape ``(D, D)``."""
         return torch.diag(self.s / self.K ** (1 / self.D))
 
-    def _begin_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
-        """Given the clusters, B = B* T for a Bartlett factor B* of nu + n degrees of freedom."""
+    def _initialise_scales(self, n: Tensor, scatter: Tensor) -> Tensor:
+        """Set q(Sigma) to the posterior given clusters: B = B* T, B* a Bartlett factor of nu + n degrees of freedom."""
         n, Psi = self._pooled(n, scatter)
         T = torch.linalg.solve_triangular(torch.linalg.cholesky(Psi), self.prior_tril, upper=False)
         T_diagonal = T.diagonal(dim1=-2, dim2=-1)
         i, j = torch.tril_indices(self.D, self.D, -1)
-        self.q_diagonal_shape = (self.freedom + n) / 2
-        self.q_diagonal_log_mean.begin(
+        self.q_diagonal_shape = (self.df + n) / 2
+        self.q_diagonal_log_mean.initialise(
             (2 * self.q_diagonal_shape * T_diagonal.square()).log(), self.q_diagonal_shape.rsqrt()
         )
         self.q_lower_scale = T.square().cumsum(dim=-2)[..., i - 1, j].sqrt()
-        deviation = (2 * self.q_diagonal_shape).sqrt() * T_diagonal
-        self.q_lower_slope.begin(T[..., i, j] / T_diagonal[..., i], self.q_lower_scale / deviation[..., i])
-        return self._typical_factor() * self.q_spread.unsqueeze(-2)
+        diagonal = (2 * self.q_diagonal_shape).sqrt() * T_diagonal
+        self.q_lower_slope.initialise(T[..., i, j] / T_diagonal[..., i], self.q_lower_scale / diagonal[..., i])
+        return self._guide_mean_factor() * self.q_spread.unsqueeze(-2)
 
-    def _evidence_of_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
+    def _scale_evidence(self, n: Tensor, scatter: Tensor) -> Tensor:
         n, Psi = self._pooled(n, scatter)
         nu = self.D + 2
         half, prior = (nu + n.squeeze(-1)) / 2, n.new_tensor(nu / 2)
@@ -147,6 +147,6 @@ class CorrelatedComponents(GaussianComponents):
         return (gammas + nu * self.prior_tril.logdet() - half * Psi.logdet()).sum()
 
     def _pooled(self, n: Tensor, scatter: Tensor) -> tuple[Tensor, Tensor]:
-        """Count rows for each covariance and add their scatter to the prior's scale."""
+        """Pool rows by covariance: their count, and their scatter plus the prior's scale."""
         n, scatter = (n.sum(0), scatter.sum(0)) if self.tied else (n, scatter)
         return n, self.prior_tril @ self.prior_tril.mT + scatter

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pplgen.models._distributions.correlated import CorrelatedComponents
-from pplgen.models._distributions.gaussians import AxisAlignedComponents, GaussianComponents
+from pplgen.models._distributions.gaussians import DiagonalComponents, GaussianComponents
 
 from pplgen.story.base import check_choice
 
 COVARIANCES: dict[str, tuple[type[GaussianComponents], dict[str, bool]]] = {
     "full": (CorrelatedComponents, {"tied": False}),
     "tied": (CorrelatedComponents, {"tied": True}),
-    "diag": (AxisAlignedComponents, {"spherical": False}),
-    "spherical": (AxisAlignedComponents, {"spherical": True}),
+    "diag": (DiagonalComponents, {"spherical": False}),
+    "spherical": (DiagonalComponents, {"spherical": True}),
 }
 
 
 def gaussian_components(
     covariance: str, num_components: int, num_features: int, mean_precision: float
 ) -> GaussianComponents:
-    """Return the components with that covariance, or raise ``InputError``."""
+    """Return components with this kind of covariance, or raise ``InputError``."""
     kind, options = COVARIANCES[check_choice("covariance", covariance, COVARIANCES)]
     return kind(num_components, num_features, mean_precision, **options)

@@ -1,4 +1,4 @@
-"""What a regime emits where it is counted or one of several categories, and the list of all kinds of emissions.
+"""Categorical and Poisson emissions, and the table of all kinds of emissions.
 
 ===========  =============================================================================================
 kind         likelihood in regime k, and the prior of its parameters
@@ -15,76 +15,78 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.emissions import DiagonalEmission, Emission, FullEmission
-from pplgen.models._distributions.missing import WhereSeen
+from pplgen.models._distributions.missing import MarginalIndependent
 from torch import Tensor
 
 from pplgen.story.base import InputError, check_count
 
 
 class CategoricalEmission(Emission):
-    """One of C categories in each column, as 0, ..., C - 1."""
+    """Categorical emissions, coded as 0, ..., C - 1 in each column."""
 
     dims = {"probability": ("regime", "feature", "category")}  # noqa: RUF012
-    centre, takes = "probability", ("num_categories",)
+    ordered_by, accepted = "probability", ("num_categories",)
 
-    def __init__(self, num_regimes: int, num_features: int, given: dict[str, Any]) -> None:
-        super().__init__(num_regimes, num_features, given)
-        if given.get("num_categories") is None:
-            raise InputError("num_categories: categorical emissions need it; give the number of categories of a column")
-        self.C = check_count("num_categories", given["num_categories"], minimum=2)
+    def __init__(self, num_regimes: int, num_features: int, options: dict[str, Any]) -> None:
+        super().__init__(num_regimes, num_features, options)
+        if options.get("num_categories") is None:
+            raise InputError(
+                "num_categories: required by categorical emissions; give the number of categories of a column"
+            )
+        self.C = check_count("num_categories", options["num_categories"], minimum=2)
 
     def priors(self) -> dict[str, Any]:
         """Return the prior of the categories' probabilities, ``(K, D, C)``."""
         return {"probability": dist.Dirichlet(self.m.new_ones(self.K, self.D, self.C)).to_event(2)}
 
-    def steps(self, theta: dict[str, Tensor], z: Tensor) -> Any:
-        """Return categorical steps."""
-        return WhereSeen(dist.Categorical(theta["probability"][z]))
+    def distribution(self, theta: dict[str, Tensor], z: Tensor) -> Any:
+        """Return the categorical distribution of steps."""
+        return MarginalIndependent(dist.Categorical(theta["probability"][z]))
 
-    def fitted(self, x: Tensor, shares: Tensor) -> dict[str, Tensor]:
-        """Estimate probabilities."""
-        counts = 1 + torch.einsum("nk,ndc->kdc", shares, self._hits(x))
+    def m_step(self, x: Tensor, responsibilities: Tensor) -> dict[str, Tensor]:
+        """Return the posterior mean of the probabilities given responsibilities."""
+        counts = 1 + torch.einsum("nk,ndc->kdc", responsibilities, self._one_hot(x))
         return {"probability": counts / counts.sum(-1, keepdim=True)}
 
     def check(self, y: Tensor) -> None:
-        """Refuse what is no category."""
-        self._refuse((y < 0) | (y >= self.C) | (y != y.round()), y, f"a whole number below num_categories={self.C}")
+        """Raise ``InputError`` for entries that are not a category."""
+        self._raise_if((y < 0) | (y >= self.C) | (y != y.round()), y, f"a whole number below num_categories={self.C}")
 
-    def coordinates(self, x: Tensor) -> Tensor:
-        """Return a column of zeros and ones for each category."""
-        return self._hits(x).flatten(1)
+    def clustering_features(self, x: Tensor) -> Tensor:
+        """Return one-hot columns, one for each category."""
+        return self._one_hot(x).flatten(1)
 
-    def _hits(self, x: Tensor) -> Tensor:
+    def _one_hot(self, x: Tensor) -> Tensor:
         return (x.unsqueeze(-1) == torch.arange(self.C, device=x.device)).to(x.dtype)
 
 
 class PoissonEmission(Emission):
-    """Counts."""
+    """Poisson emissions."""
 
     dims = {"rate": ("regime", "feature")}  # noqa: RUF012
-    centre, takes = "rate", ("prior_mean", "prior_mean_scale")
+    ordered_by, accepted = "rate", ("prior_mean", "prior_mean_scale")
 
-    def set_scales(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set m and w, both the columns' means, unless they were given."""
-        super().set_scales(torch.where(mean > 0, mean, 1.0), deviation)
-        self.w = self._given("prior_mean_scale", self.m)
+    def set_scales(self, mean: Tensor, sd: Tensor) -> None:
+        """Set m and w, by default the columns' means."""
+        super().set_scales(torch.where(mean > 0, mean, 1.0), sd)
+        self.w = self._option("prior_mean_scale", self.m)
 
     def priors(self) -> dict[str, Any]:
         """Return the prior of the rates, ``(K, D)``."""
         return {"rate": dist.Gamma((self.m / self.w).square(), self.m / self.w.square()).to_event(2)}
 
-    def steps(self, theta: dict[str, Tensor], z: Tensor) -> Any:
-        """Return Poisson steps."""
-        return WhereSeen(dist.Poisson(theta["rate"][z]))
+    def distribution(self, theta: dict[str, Tensor], z: Tensor) -> Any:
+        """Return the Poisson distribution of steps."""
+        return MarginalIndependent(dist.Poisson(theta["rate"][z]))
 
-    def fitted(self, x: Tensor, shares: Tensor) -> dict[str, Tensor]:
-        """Estimate rates."""
-        seen, total = shares.T @ x.isfinite().to(x.dtype), shares.T @ x.nan_to_num()
-        return {"rate": (1 + total) / (1 / self.m + seen)}
+    def m_step(self, x: Tensor, responsibilities: Tensor) -> dict[str, Tensor]:
+        """Return the posterior mean of the rates given responsibilities."""
+        observed, total = responsibilities.T @ x.isfinite().to(x.dtype), responsibilities.T @ x.nan_to_num()
+        return {"rate": (1 + total) / (1 / self.m + observed)}
 
     def check(self, y: Tensor) -> None:
-        """Refuse what is no count."""
-        self._refuse((y < 0) | (y != y.round()), y, "a count 0, 1, 2, ...")
+        """Raise ``InputError`` for entries that are not counts."""
+        self._raise_if((y < 0) | (y != y.round()), y, "a count 0, 1, 2, ...")
 
 
 EMISSIONS: dict[str, type[Emission]] = {

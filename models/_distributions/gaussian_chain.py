@@ -1,11 +1,11 @@
-r"""A Gaussian over paths whose precision is block tridiagonal: what the guides of a continuous state draw from.
+r"""Gaussian over paths with a block tridiagonal precision, the guide of a continuous state.
 
-Every other step is eliminated given its neighbours, then every other of those that are left, and so on: a Cholesky
-factorisation in log2 T rounds (odd-even reduction: Heller 1976, SIAM Journal on Numerical Analysis 13, 484-496). Going
-back through the rounds draws a path, or whitens a given one, which is its log density.
+The odd steps are eliminated given their neighbours, then the odd ones of the remaining steps, and so on: a Cholesky
+factorisation in log2 T rounds (odd-even reduction: Heller 1976, SIAM Journal on Numerical Analysis 13, 484-496).
+Back-substitution through the rounds draws a path; forward substitution whitens one, for its log density.
 
-The density is differentiable in the path alone. What is left out of the bound's gradient so has mean zero, and at a
-guide that is exact it is all of the gradient's noise (Roeder, Wu and Duvenaud 2017, Sticking the landing).
+The density is differentiable in the path alone: the omitted score term of the ELBO's gradient has mean zero, and is
+all of the gradient's noise if the guide is exact (Roeder, Wu and Duvenaud 2017, Sticking the landing).
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from torch.distributions import constraints
 
 
 class _Round(NamedTuple):
-    """What one round eliminates: every other step, ``x_odd ~ N(L^-T (h - left x_left - right x_right), (L L')^-1)``."""
+    """Conditionals of the steps eliminated in one round.
+
+    ``x_odd ~ Normal(L^-T (h - left x_left - right x_right), (L L')^-1)``.
+    """
 
     L: Tensor
     h: Tensor
@@ -35,7 +38,7 @@ class GaussianChain(dist.TorchDistribution):
     Parameters
     ----------
     diagonal
-        Blocks ``J[t, t]``, shape ``(..., T, D, D)``; the whole of J is positive definite.
+        Blocks ``J[t, t]``, shape ``(..., T, D, D)``; J is positive definite.
     lower
         Blocks ``J[t + 1, t]``, shape ``(..., T - 1, D, D)``.
     information
@@ -50,29 +53,30 @@ class GaussianChain(dist.TorchDistribution):
         super().__init__(information.shape[:-2], information.shape[-2:], validate_args=False)
         self._rounds: list[_Round] = []
         D = information.shape[-1]
-        left_over = torch.cat([information.unsqueeze(-1), diagonal], -1)
-        while (num_left := left_over.shape[-3]) > 1:
+        remaining = torch.cat([information.unsqueeze(-1), diagonal], -1)
+        while (num_left := remaining.shape[-3]) > 1:
             num_odd, num_even = num_left // 2, num_left - num_left // 2
-            h, diagonal = left_over[..., 1::2, :, :].split([1, D], -1)
+            h, diagonal = remaining[..., 1::2, :, :].split([1, D], -1)
             L = torch.linalg.cholesky(diagonal)
             # the last odd step may have no neighbour to its right: a block of zeros
             before, after = _resize(lower, 0, 2 * num_odd).unflatten(-3, (num_odd, 2)).unbind(-3)
             whitened = torch.linalg.solve_triangular(L, torch.cat([h, before, after.mT], -1), upper=False)
             white, left, right = whitened.split([1, D, D], -1)
             self._rounds.append(_Round(L, white, left, right))
-            pulled_left, _ = (left.mT @ whitened).split([1 + D, D], -1)
-            pulled, turned, own = (right.mT @ whitened).split([1, D, D], -1)
-            taken = _resize(pulled_left, 0, num_even) + _resize(torch.cat([pulled, own], -1), -1, num_even)
-            left_over = left_over[..., 0::2, :, :] - taken
-            lower = _resize(-turned, 0, num_even - 1)
-        h, diagonal = left_over.split([1, D], -1)
+            from_left, _ = (left.mT @ whitened).split([1 + D, D], -1)
+            h_right, fill_in, diagonal_right = (right.mT @ whitened).split([1, D, D], -1)
+            from_right = torch.cat([h_right, diagonal_right], -1)
+            correction = _resize(from_left, 0, num_even) + _resize(from_right, -1, num_even)
+            remaining = remaining[..., 0::2, :, :] - correction
+            lower = _resize(-fill_in, 0, num_even - 1)
+        h, diagonal = remaining.split([1, D], -1)
         self._first = torch.linalg.cholesky(diagonal)
         self._white = torch.linalg.solve_triangular(self._first, h, upper=False)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> GaussianChain:
-        """Return itself: paths are never repeated."""
+        """Return itself; other batch shapes are not supported."""
         if torch.Size(batch_shape) != self.batch_shape:
-            raise NotImplementedError(f"a chain of batch shape {tuple(self.batch_shape)} does not expand")
+            raise NotImplementedError(f"GaussianChain of batch shape {tuple(self.batch_shape)} cannot be expanded")
         return self
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -91,38 +95,38 @@ class GaussianChain(dist.TorchDistribution):
         total: Tensor = value.new_zeros(())
         for each in (_Round(*(part.detach() for part in each)) for each in self._rounds):
             even, odd = x[..., 0::2, :, :], x[..., 1::2, :, :]
-            total = total + _log_density(each.L, each.L.mT @ odd - each.h + _pull(each, even))
+            total = total + _log_density(each.L, each.L.mT @ odd - each.h + _neighbour_term(each, even))
             x = even
         first, white = self._first.detach(), self._white.detach()
         return total + _log_density(first, first.mT @ x - white)
 
     def _path(self, noise: Tensor) -> Tensor:
-        """Turn white noise, shape ``(..., T, D, 1)``, into a path."""
+        """Transform white noise, shape ``(..., T, D, 1)``, to a path."""
         x = torch.linalg.solve_triangular(self._first.mT, self._white + noise[..., :1, :, :], upper=True)
         used = 1
         for each in reversed(self._rounds):
             num_odd = each.L.shape[-3]
-            own = noise[..., used : used + num_odd, :, :]
-            odd = torch.linalg.solve_triangular(each.L.mT, own + each.h - _pull(each, x), upper=True)
+            white = noise[..., used : used + num_odd, :, :]
+            odd = torch.linalg.solve_triangular(each.L.mT, white + each.h - _neighbour_term(each, x), upper=True)
             pairs = torch.stack([x[..., :num_odd, :, :], odd], -3).flatten(-4, -3)
             x = torch.cat([pairs, x[..., num_odd:, :, :]], -3)
             used += num_odd
         return x.squeeze(-1)
 
 
-def _pull(each: _Round, even: Tensor) -> Tensor:
-    """Return what the neighbours of each odd step contribute to its whitened mean, with the sign turned."""
+def _neighbour_term(each: _Round, even: Tensor) -> Tensor:
+    """Return minus the contribution of the neighbours to the whitened mean of each odd step."""
     num_odd = each.L.shape[-3]
     return each.left @ even[..., :num_odd, :, :] + each.right @ _resize(even, 1, num_odd)
 
 
 def _resize(steps: Tensor, start: int, length: int) -> Tensor:
-    """Take ``length`` steps from ``start`` on; there are zeros where there are none."""
+    """Return ``length`` steps from ``start`` on, padded by zeros."""
     end = start + length - steps.shape[-3]
     return torch.nn.functional.pad(steps, (0, 0, 0, 0, -start, end))
 
 
 def _log_density(L: Tensor, noise: Tensor) -> Tensor:
-    """Log density in nats of steps whose whitened values are ``noise``, summed."""
+    """Sum of log densities in nats of steps with whitened values ``noise``."""
     per_step = L.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * noise.square().sum((-2, -1))
     return (per_step - 0.5 * noise.shape[-2] * math.log(2 * math.pi)).sum(-1)

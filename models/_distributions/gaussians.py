@@ -1,6 +1,6 @@
-r"""Gaussian components: their prior, their variational posterior, and where it starts; columns independent here.
+r"""Gaussian components: prior, guide and initialisation; and components with diagonal or spherical covariances.
 
-Fraley and Raftery's conjugate prior (2007), with degrees of freedom nu and scale Psi::
+The conjugate prior of Fraley and Raftery (2007), with degrees of freedom nu and scale Psi::
 
     full, tied    Sigma ~ InverseWishart(D + 2, diag(s^2) / K^(2/D))           one for each component, or one for all
     diag          sigma_d^2 ~ psi_d / ChiSquared(3),         psi_d = s_d^2 / K^(2/D)
@@ -8,7 +8,7 @@ Fraley and Raftery's conjugate prior (2007), with degrees of freedom nu and scal
     mu_k | Sigma  ~ Normal(m, Sigma / kappa)
 
 Its density falls to zero faster than any likelihood can rise as a component collapses onto a point, a line or a tie.
-The guide is the conjugate family in the same coordinates, each factor with parameters of its own.
+The guide is the conjugate family in the same coordinates, each factor with separate parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.missing import WhereSeen
+from pplgen.models._distributions.missing import MarginalIndependent
 from pplgen.models._guides.offset import Offset
 from pplgen.models._starts.seeding import column_scales
 from pyro.nn import PyroModule, PyroParam
@@ -28,14 +28,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 TINY = 1e-30
-"""Rows of a component that holds none."""
-WIDTH = 0.15
-"""Scale s of components by default, in standard deviations of the columns. A wide prior blurs narrow components (at one
-standard deviation, by a tenth of a nat per row among 100,000 rows of 16 columns); a narrow one empties surplus ones."""
+"""Smallest row count of a component, against division by zero."""
+SCALE = 0.15
+"""Default prior scale s, in standard deviations of the columns. A wide prior blurs narrow components (at one standard
+deviation, by a tenth of a nat per row for 100,000 rows of 16 columns); a narrow one empties surplus components."""
 
 
 class GaussianComponents(PyroModule):
-    """What all covariances share: m, s, the locations, and the posterior of everything given clusters."""
+    """Base class of all covariance structures: m, s, the locations, and the posterior given soft clusters."""
 
     def __init__(
         self, num_components: int, num_features: int, mean_precision: float, *, correlated: bool = False
@@ -45,7 +45,7 @@ class GaussianComponents(PyroModule):
         self.missing = False
         self.register_buffer("m", torch.zeros(num_features))
         self.register_buffer("s", torch.ones(num_features))
-        self.q_location = Offset(self.K, self.D, correlated=correlated, spread=1.0)
+        self.q_location = Offset(self.K, self.D, correlated=correlated, initial_scale=1.0)
         self.q_spread = PyroParam(torch.full((self.K, self.D), 0.1), constraints.positive)
 
     def learn_scales(
@@ -55,71 +55,71 @@ class GaussianComponents(PyroModule):
         scale: Sequence[float] | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Set m and s, from the columns' seen entries where they are not given; return the rows in these units.
+        """Set m and s, by default from the columns' observed entries; return the rows in these units.
 
-        Missing entries of the rows that are returned are zero, the column mean.
+        Missing entries of the returned rows are zero, the column mean.
         """
-        average, deviation = column_scales(x, weights)
-        self.m, self.s = average, WIDTH * deviation
-        self.give_scales(mean, scale)
+        average, sd = column_scales(x, weights)
+        self.m, self.s = average, SCALE * sd
+        self.set_scales(mean, scale)
         return torch.where(x.isnan(), 0.0, (x - self.m) / self.s)
 
-    def give_scales(self, mean: Sequence[float] | None, scale: Sequence[float] | None) -> None:
-        """Set m and s where they are given."""
+    def set_scales(self, mean: Sequence[float] | None, scale: Sequence[float] | None) -> None:
+        """Set m and s to the given values, if not None."""
         self.m = self.m if mean is None else self.m.new_tensor(mean)
         self.s = self.s if scale is None else self.s.new_tensor(scale)
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """Draw locations and spreads from the prior."""
+        """Draw locations and scales from the prior."""
         raise NotImplementedError
 
     def draw_guide(self) -> None:
         """Draw the same sites from the guide."""
         raise NotImplementedError
 
-    def typical(self) -> tuple[Tensor, Tensor]:
-        """Return locations and spreads at the guide's centre, as ``draw`` does."""
+    def guide_mean(self) -> tuple[Tensor, Tensor]:
+        """Return the guide's mean as locations and scales, as ``draw`` does."""
         raise NotImplementedError
 
     def rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
-        """Return the distribution of rows of the components z."""
+        """Return the distribution of rows given components z."""
         raise NotImplementedError
 
-    def begin(self, x: Tensor, responsibilities: Tensor) -> Tensor:
-        """Set the guide to the posterior given soft clusters, shape ``(num_rows, K)``; return the rows of each."""
+    def initialise(self, x: Tensor, responsibilities: Tensor) -> Tensor:
+        """Set the guide to the posterior given responsibilities, ``(num_rows, K)``; return the row counts ``(K,)``."""
         n, means, scatter = self._statistics(x, responsibilities)
         n = n[:, None]
         self.q_spread = (1 / (self.kappa + n).sqrt()).expand(self.K, self.D)
-        unit = self._begin_spread(n, scatter)
-        self.q_location.begin((self.kappa * self.m + n * means) / (self.kappa + n), unit)
+        preconditioner = self._initialise_scales(n, scatter)
+        self.q_location.initialise((self.kappa * self.m + n * means) / (self.kappa + n), preconditioner)
         return n.squeeze(-1)
 
     def evidence(self, x: Tensor, responsibilities: Tensor) -> Tensor:
-        """Log marginal likelihood in nats of rows given their clusters, the conjugate closed form."""
+        """Log marginal likelihood in nats of rows given their clusters, in conjugate closed form."""
         n, _, scatter = self._statistics(x, responsibilities)
         locations = 0.5 * self.D * (self.kappa / (self.kappa + n)).log().sum()
-        return locations - 0.5 * self.D * n.sum() * math.log(math.pi) + self._evidence_of_spread(n[:, None], scatter)
+        return locations - 0.5 * self.D * n.sum() * math.log(math.pi) + self._scale_evidence(n[:, None], scatter)
 
     def _statistics(self, x: Tensor, responsibilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Count rows, average them, and scatter them around their mean and, as the prior says, around m."""
+        """Return row counts, means, and scatter around the means plus the prior's term for their distance from m."""
         n = responsibilities.sum(0)
         means = self.m + responsibilities.T @ (x - self.m) / n.clamp(min=TINY)[:, None]
         scatter = torch.stack(
-            [(share * (x - c)).T @ (x - c) for share, c in zip(responsibilities.T.unsqueeze(-1), means, strict=True)]
+            [(r * (x - c)).T @ (x - c) for r, c in zip(responsibilities.T.unsqueeze(-1), means, strict=True)]
         )
         shift = (means - self.m) * (self.kappa * n / (self.kappa + n)).sqrt()[:, None]
         return n, means, scatter + shift.unsqueeze(-1) * shift.unsqueeze(-2)
 
-    def _begin_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
-        """Begin the spreads; return the unit of the locations, after ``q_spread`` is set."""
+    def _initialise_scales(self, n: Tensor, scatter: Tensor) -> Tensor:
+        """Initialise the scales; return the preconditioner of the locations. ``q_spread`` must be set."""
         raise NotImplementedError
 
-    def _evidence_of_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
+    def _scale_evidence(self, n: Tensor, scatter: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-class AxisAlignedComponents(GaussianComponents):
-    """Components with independent columns, each with a standard deviation of its own, or all with one.
+class DiagonalComponents(GaussianComponents):
+    """Components with diagonal covariances: one standard deviation per column, or one for all (spherical).
 
     The guide: q(b) Gamma(a, a / exp(l)) for b = psi / sigma^2, q(mu | sigma) Normal with standard deviation t sigma.
     """
@@ -129,21 +129,21 @@ class AxisAlignedComponents(GaussianComponents):
     def __init__(self, num_components: int, num_features: int, mean_precision: float, *, spherical: bool) -> None:
         super().__init__(num_components, num_features, mean_precision)
         self.spherical, width = spherical, 1 if spherical else num_features
-        self.freedom = num_features + 2.0 if spherical else 3.0
+        self.df = num_features + 2.0 if spherical else 3.0
         self.q_shape = PyroParam(torch.full((num_components, width), 2.0), constraints.positive)
         self.q_log_mean = Offset(num_components, width)
-        which = ("component",) if spherical else ("component", "feature")
+        axes = ("component",) if spherical else ("component", "feature")
         self.dims = {
             "mu": ("component", "feature"),
-            "sigma": which,
+            "sigma": axes,
             "relative_precision": ("component", "shared" if spherical else "feature"),
         }
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Draw locations and standard deviations from the prior, shapes ``(K, D)`` and ``(K, D)`` or ``(K, 1)``."""
         with pyro.plate("components", self.K):
-            freedom = self.psi.new_tensor(self.freedom).expand(self.psi.shape)
-            sigma = self._sigma(pyro.sample("relative_precision", dist.Chi2(freedom).to_event(1)))
+            df = self.psi.new_tensor(self.df).expand(self.psi.shape)
+            sigma = self._sigma(pyro.sample("relative_precision", dist.Chi2(df).to_event(1)))
             pyro.deterministic(
                 "sigma", sigma.squeeze(-1) if self.spherical else sigma, event_dim=int(not self.spherical)
             )
@@ -156,15 +156,15 @@ class AxisAlignedComponents(GaussianComponents):
             sigma = self._sigma(pyro.sample("relative_precision", dist.Gamma(self.q_shape, rate).to_event(1)))
             pyro.sample("mu", dist.Normal(self.q_location.value, sigma * self.q_spread).to_event(1))
 
-    def typical(self) -> tuple[Tensor, Tensor]:
-        """Return locations and standard deviations at the guide's centre."""
+    def guide_mean(self) -> tuple[Tensor, Tensor]:
+        """Return the guide's mean as locations and standard deviations."""
         return self.q_location.value, self._sigma(self.q_log_mean.value.exp())
 
     def rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
-        """Return the distribution of rows of the components z."""
+        """Return the distribution of rows given components z."""
         mu, sigma = drawn
         columns = dist.Normal(mu[z], sigma[z])
-        return WhereSeen(columns) if self.missing else columns.to_event(1)
+        return MarginalIndependent(columns) if self.missing else columns.to_event(1)
 
     @property
     def psi(self) -> Tensor:
@@ -175,19 +175,19 @@ class AxisAlignedComponents(GaussianComponents):
     def _sigma(self, relative_precision: Tensor) -> Tensor:
         return (self.psi / relative_precision).sqrt()
 
-    def _begin_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
+    def _initialise_scales(self, n: Tensor, scatter: Tensor) -> Tensor:
         n, squares = self._pooled(n, scatter)
-        self.q_shape = ((self.freedom + n) / 2).expand(squares.shape)
-        self.q_log_mean.begin(((self.freedom + n) * self.psi / (self.psi + squares)).log(), self.q_shape.rsqrt())
-        return self.typical()[1] * self.q_spread
+        self.q_shape = ((self.df + n) / 2).expand(squares.shape)
+        self.q_log_mean.initialise(((self.df + n) * self.psi / (self.psi + squares)).log(), self.q_shape.rsqrt())
+        return self.guide_mean()[1] * self.q_spread
 
-    def _evidence_of_spread(self, n: Tensor, scatter: Tensor) -> Tensor:
+    def _scale_evidence(self, n: Tensor, scatter: Tensor) -> Tensor:
         n, squares = self._pooled(n, scatter)
-        half, prior = (self.freedom + n) / 2, self.psi.new_tensor(self.freedom / 2)
+        half, prior = (self.df + n) / 2, self.psi.new_tensor(self.df / 2)
         gammas = (half.lgamma() - prior.lgamma()).expand(squares.shape)
         return (gammas + prior * self.psi.log() - half * (self.psi + squares).log()).sum()
 
     def _pooled(self, n: Tensor, scatter: Tensor) -> tuple[Tensor, Tensor]:
-        """Count entries and sum squares for each standard deviation."""
+        """Return the count and the sum of squares for each standard deviation."""
         squares = scatter.diagonal(dim1=-2, dim2=-1)
         return (n * self.D, squares.sum(-1, keepdim=True)) if self.spherical else (n, squares)

@@ -1,4 +1,4 @@
-"""Priors of scales and covariances that keep them away from zero, however many points lie on one line."""
+"""Inverse chi and inverse Wishart priors, which keep scales and covariances away from zero."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transforms
 
 
-def inverse_chi(scale: Tensor, freedom: float) -> Any:
-    """Return the prior of ``sigma`` with ``sigma^2 ~ scale^2 / ChiSquared(freedom)``, of the shape of ``scale``."""
-    half = torch.full_like(scale, freedom / 2)
+def inverse_chi(scale: Tensor, df: float) -> Any:
+    """Return the distribution of ``sigma`` where ``sigma^2 ~ scale^2 / ChiSquared(df)``, shape of ``scale``."""
+    half = torch.full_like(scale, df / 2)
     precision = dist.Gamma(half, scale.square() / 2)
     return dist.TransformedDistribution(precision, [transforms.PowerTransform(scale.new_tensor(-0.5))])
 
 
 class _Covariance(type(constraints.positive_definite)):  # type: ignore[misc]
-    """Positive definite matrices, which unconstrained vectors are mapped to one to one."""
+    """Positive definite matrices, with a bijection from unconstrained vectors."""
 
 
 class InverseWishart(dist.TorchDistribution):
-    """Covariances ``Sigma ~ InverseWishart(freedom, diag(scale^2))``.
+    """Inverse Wishart distribution, ``Sigma ~ InverseWishart(df, diag(scale^2))``.
 
     Parameters
     ----------
-    freedom
+    df
         Degrees of freedom, above D - 1.
     scale
         Square roots of the scale matrix's diagonal, shape ``(..., D)``.
@@ -38,18 +38,18 @@ class InverseWishart(dist.TorchDistribution):
     support = _Covariance()
     has_rsample = False
 
-    def __init__(self, freedom: float, scale: Tensor) -> None:
-        self.freedom, self.scale = freedom, scale
+    def __init__(self, df: float, scale: Tensor) -> None:
+        self.df, self.scale = df, scale
         D = scale.shape[-1]
         super().__init__(scale.shape[:-1], torch.Size([D, D]), validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> InverseWishart:
-        """Repeat along new axes."""
-        return InverseWishart(self.freedom, self.scale.expand(*batch_shape, self.scale.shape[-1]))
+        """Expand to more batch axes."""
+        return InverseWishart(self.df, self.scale.expand(*batch_shape, self.scale.shape[-1]))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats, with respect to the entries on and below the diagonal."""
-        D, nu = self.scale.shape[-1], self.freedom
+        D, nu = self.scale.shape[-1], self.df
         factor = torch.linalg.cholesky(value)
         whitened = torch.linalg.solve_triangular(factor, torch.diag_embed(self.scale), upper=False)
         log_volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -60,15 +60,15 @@ class InverseWishart(dist.TorchDistribution):
         """Draw covariances, by Bartlett's decomposition of their inverse."""
         D = self.scale.shape[-1]
         scale = self.scale.expand(*sample_shape, *self.scale.shape)
-        freedom = self.freedom - torch.arange(D, dtype=scale.dtype, device=scale.device)
-        diagonal = dist.Chi2(freedom.expand(scale.shape)).sample().sqrt()
+        df = self.df - torch.arange(D, dtype=scale.dtype, device=scale.device)
+        diagonal = dist.Chi2(df.expand(scale.shape)).sample().sqrt()
         bartlett = torch.randn_like(scale.unsqueeze(-1).expand(*scale.shape, D)).tril(-1) + torch.diag_embed(diagonal)
         root = torch.linalg.solve_triangular(bartlett, torch.diag_embed(scale), upper=False)
         return root.mT @ root
 
 
 class FromLogCholesky(transforms.Transform):
-    """Unconstrained vectors, the Cholesky factor's entries with logarithms on the diagonal, to covariances."""
+    """Transform from unconstrained vectors, the Cholesky factor with a log diagonal, to covariances."""
 
     domain = constraints.real_vector
     codomain = InverseWishart.support
@@ -112,10 +112,10 @@ biject_to.register(_Covariance, lambda constraint: FromLogCholesky())
 
 
 def _width(size: int) -> int:
-    """Return D where D (D + 1) / 2 is the size."""
+    """Return D, given the size D (D + 1) / 2."""
     return (math.isqrt(8 * size + 1) - 1) // 2
 
 
 def _log_gamma(a: float, D: int) -> float:
-    """Logarithm of the multivariate gamma function."""
+    """Log of the multivariate gamma function."""
     return D * (D - 1) / 4 * math.log(math.pi) + sum(math.lgamma(a - i / 2) for i in range(D))

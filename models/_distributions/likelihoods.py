@@ -1,11 +1,11 @@
-r"""How rows are seen given what a decoder puts out, entry by entry; NaN is missing and counts for nothing.
+r"""Likelihoods of rows given a decoder's outputs, independent entries; NaN means missing and is integrated out.
 
 ``bernoulli``             x_ij in [0, 1]        Bernoulli(sigmoid(a_ij)); grey values by their cross-entropy
 ``continuous-bernoulli``  x_ij in [0, 1]        its normalised twin (Loaiza-Ganem and Cunningham 2019)
 ``normal``                any number            Normal(m_j + s_j a_ij, sigma), sigma learned
 ``categorical``           0, 1, ..., C - 1      Categorical(softmax(a_ij))
 
-Each also says what a network reads of a row: a scale of its own, with zeros where entries are missing.
+Each also defines the encoder's inputs: standardised entries, with zeros where entries are missing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.missing import WhereSeen
+from pplgen.models._distributions.missing import MarginalIndependent
 from pplgen.models._starts.seeding import column_scales
 from torch import Tensor, nn
 
 from pplgen.story.base import InputError
 
 NOISES = ("feature", "shared", "entry")
-"""Whose the deviation of a normal likelihood is: each feature's, all features', or each entry's own."""
+"""Standard deviation of a normal likelihood: one per feature, one shared by all, or one per entry."""
 KINDS = ("bernoulli", "continuous-bernoulli", "normal", "categorical")
 
 
-def likelihood_of(kind: str, num_features: int, noise: str, num_values: int) -> Likelihood:
-    """Return the likelihood of a kind."""
+def make_likelihood(kind: str, num_features: int, noise: str, num_values: int) -> Likelihood:
+    """Return the likelihood of this kind."""
     if kind == "normal":
         return NormalEntries(num_features, noise)
     if kind == "categorical":
@@ -36,18 +36,18 @@ def likelihood_of(kind: str, num_features: int, noise: str, num_values: int) -> 
 
 
 class Likelihood(nn.Module):
-    """What the kinds share.
+    """Base class of likelihoods.
 
     Parameters
     ----------
     num_features
-        Entries of a row.
+        Number of entries of a row.
     """
 
     m: Tensor
     s: Tensor
     per_feature = 1
-    """Numbers that the decoder puts out for each feature."""
+    """Decoder outputs for each feature."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -57,54 +57,56 @@ class Likelihood(nn.Module):
 
     @property
     def num_inputs(self) -> int:
-        """Numbers that a network reads of a row."""
+        """Number of encoder inputs for a row."""
         return self.num_features
 
     def read(self, x: Tensor) -> Tensor:
-        """Return what a network reads of rows."""
+        """Return the encoder's inputs for rows."""
         return torch.where(x.isnan(), 0.0, (x - self.m) / self.s)
 
-    def of(self, outputs: Tensor) -> WhereSeen:
+    def distribution(self, outputs: Tensor) -> MarginalIndependent:
         """Return the distribution of rows given a decoder's outputs, shape ``(..., per_feature * num_features)``."""
         raise NotImplementedError
 
     def check(self, x: Tensor) -> None:
-        """Refuse rows that cannot be seen so."""
+        """Raise ``InputError`` for entries outside the support."""
 
-    def begin(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        """Learn the columns' scales; return outputs that fit the columns as a whole, shape of one row's."""
+    def initialise(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Set the columns' scales; return initial decoder outputs for one row that match the column means."""
         self.m, self.s = column_scales(x, weights)
         return torch.zeros_like(self.m)
 
 
 class Pixels(Likelihood):
-    """Entries from 0 to 1."""
+    """Bernoulli or continuous Bernoulli entries in [0, 1]."""
 
     def __init__(self, num_features: int, *, continuous: bool) -> None:
         super().__init__(num_features)
         self.kind: Any = dist.ContinuousBernoulli if continuous else dist.Bernoulli
 
-    def of(self, outputs: Tensor) -> WhereSeen:
-        """Take outputs for logits."""
-        return WhereSeen(self.kind(logits=outputs, validate_args=False))
+    def distribution(self, outputs: Tensor) -> MarginalIndependent:
+        """Return the distribution with outputs as logits."""
+        return MarginalIndependent(self.kind(logits=outputs, validate_args=False))
 
     def check(self, x: Tensor) -> None:
-        """Refuse entries outside of [0, 1]."""
+        """Raise ``InputError`` for entries outside [0, 1]."""
         outside = (x < 0) | (x > 1)
         if outside.any():
             i, j = outside.nonzero()[0].tolist()
-            expected = "expected numbers from 0 to 1, as pplgen.rescale or the data set digits-unit gives"
-            raise InputError(f"row {i + 1}, column {j + 1}: {x[i, j]:g} is no pixel; {expected}, or another likelihood")
+            expected = "expected a number from 0 to 1 (use pplgen.rescale or the data set digits-unit)"
+            raise InputError(
+                f"row {i + 1}, column {j + 1}: {x[i, j]:g} is not a pixel value; {expected} or another likelihood"
+            )
 
-    def begin(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        """Centre pixels without stretching them, and start at their means."""
-        super().begin(x, weights)
+    def initialise(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Centre pixels without scaling them; return the logits of their means."""
+        super().initialise(x, weights)
         self.s.fill_(1.0)
         return torch.logit(self.m.clamp(0.01, 0.99))
 
 
 class NormalEntries(Likelihood):
-    """Entries of any size."""
+    """Normal entries."""
 
     def __init__(self, num_features: int, noise: str) -> None:
         super().__init__(num_features)
@@ -114,30 +116,30 @@ class NormalEntries(Likelihood):
         else:
             self.log_sigma = nn.Parameter(torch.zeros(num_features if noise == "feature" else 1))
 
-    def of(self, outputs: Tensor) -> WhereSeen:
-        """Take outputs for means, and deviations where these are the entries' own, on the columns' scale."""
+    def distribution(self, outputs: Tensor) -> MarginalIndependent:
+        """Return the distribution with outputs as standardised means and, for ``entry``, standard deviations."""
         mean = outputs[..., : self.num_features]
         sigma = self.sigma
         if self.noise == "entry":
             sigma = self.s * (nn.functional.softplus(outputs[..., self.num_features :]) + 1e-3)
-        return WhereSeen(dist.Normal(self.m + self.s * mean, sigma, validate_args=False))
+        return MarginalIndependent(dist.Normal(self.m + self.s * mean, sigma, validate_args=False))
 
     @property
     def sigma(self) -> Tensor:
-        """Deviation of each feature, shape ``(num_features,)``; nothing where each entry has its own."""
+        """Standard deviation of each feature, shape ``(num_features,)``; empty if each entry has its own."""
         if self.noise == "entry":
             return self.s.new_empty(0)
         unit = self.s.square().mean().sqrt() if self.noise == "shared" else self.s
         return unit * self.log_sigma.exp().clamp_min(1e-3).expand(self.num_features)
 
-    def begin(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        """Start at the columns' means."""
-        start = super().begin(x, weights)
+    def initialise(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Set the columns' scales; return outputs for the column means."""
+        start = super().initialise(x, weights)
         return start if self.noise != "entry" else torch.cat([start, torch.full_like(start, 0.5)])
 
 
 class Categories(Likelihood):
-    """Entries that are one of C values, read as indicators."""
+    """Categorical entries, read as one-hot indicators."""
 
     def __init__(self, num_features: int, num_values: int) -> None:
         super().__init__(num_features)
@@ -145,41 +147,41 @@ class Categories(Likelihood):
 
     @property
     def num_inputs(self) -> int:
-        """One indicator for each value of each feature."""
+        """Number of indicators: one per value of each feature."""
         return self.num_features * self.per_feature
 
     def read(self, x: Tensor) -> Tensor:
-        """Return indicators, those of a value side by side, all zero where an entry is missing."""
+        """Return indicators, grouped by value, all zero where an entry is missing."""
         values = torch.arange(self.per_feature, device=x.device)
         return (x.unsqueeze(-2) == values[:, None]).to(x.dtype).flatten(-2)
 
-    def of(self, outputs: Tensor) -> WhereSeen:
-        """Take outputs for logits of the values."""
-        return WhereSeen(Values(logits=outputs.unflatten(-1, (self.per_feature, -1)).mT, validate_args=False))
+    def distribution(self, outputs: Tensor) -> MarginalIndependent:
+        """Return the distribution with outputs as logits of the values."""
+        return MarginalIndependent(Values(logits=outputs.unflatten(-1, (self.per_feature, -1)).mT, validate_args=False))
 
     def check(self, x: Tensor) -> None:
-        """Refuse what is none of the values."""
-        wrong = ~x.isnan() & ((x < 0) | (x >= self.per_feature) | (x != x.round()))
-        if wrong.any():
-            i, j = wrong.nonzero()[0].tolist()
+        """Raise ``InputError`` for entries that are not one of the values."""
+        invalid = ~x.isnan() & ((x < 0) | (x >= self.per_feature) | (x != x.round()))
+        if invalid.any():
+            i, j = invalid.nonzero()[0].tolist()
             expected = f"expected a whole number from 0 to {self.per_feature - 1}"
-            raise InputError(f"row {i + 1}, column {j + 1}: {x[i, j]:g} is none of the values; {expected}")
+            raise InputError(f"row {i + 1}, column {j + 1}: {x[i, j]:g} is not one of the values; {expected}")
 
-    def begin(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        """Start at the values' frequencies."""
-        every = torch.ones_like(x[:, 0]) if weights is None else weights
-        count = (every @ self.read(x)).unflatten(-1, (self.per_feature, -1)) + 1
+    def initialise(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the logits of the values' frequencies."""
+        weights = torch.ones_like(x[:, 0]) if weights is None else weights
+        count = (weights @ self.read(x)).unflatten(-1, (self.per_feature, -1)) + 1
         return (count / count.sum(0)).log().flatten()
 
 
 class Values(dist.Categorical):
-    """A categorical distribution of numbers, whose ``mean`` is the most probable."""
+    """Categorical distribution with float values, whose ``mean`` is the mode."""
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw values as numbers of the type of the logits."""
+        """Draw values, with the dtype of the logits."""
         return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)
 
     @property
     def mean(self) -> Tensor:
-        """The most probable value."""
+        """Mode of each entry."""
         return self.logits.argmax(-1).to(self.logits.dtype)

@@ -1,9 +1,9 @@
-"""Series of a linear Gaussian state space model, their states and missing entries integrated out exactly.
+"""Linear Gaussian state space model of series, with states and missing entries integrated out exactly.
 
-The gradient is that of reverse accumulation in closed form (``_distributions/kalman.py``): once the derivatives of
-``log p(y)`` in each step's predicted mean and covariance are known, what is left is the derivative of one step of the
-filter, at all steps at once. Pyro's ``GaussianHMM`` has the same density for noise of full rank and complete series; it
-works with precisions, which in float32 lose nats where states hardly move.
+The gradient is reverse accumulation in closed form (``_distributions/kalman.py``): given the derivatives of
+``log p(y)`` in each step's predicted mean and covariance, it remains to differentiate one filter step, at all times at
+once. Pyro's ``GaussianHMM`` has the same density for noise of full rank and complete series, but works with precisions,
+which in float32 lose nats if the state noise is small.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.kalman import adjoints, one_step, predicted, transposed
+from pplgen.models._distributions.kalman import adjoints, one_step, predict, transposed
 from torch import Tensor
 
 from pplgen.story.dynamics import LinearGaussian
 
 
 class LinearGaussianSeries(dist.TorchDistribution):
-    """Series whose states are integrated out, and whose missing entries are.
+    """Distribution of series, with states and missing entries integrated out.
 
     Parameters
     ----------
     parameters
-        Constant, without axes of batch or time.
+        Matrices of the model, without batch or time axes.
     num_steps
         Length T of the series.
     missing
-        Whether entries may be NaN; complete series are cheaper.
+        Whether entries may be NaN; complete series are faster.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -47,14 +47,14 @@ class LinearGaussianSeries(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of the seen entries in nats, shape ``batch_shape``."""
+        """Log density of the observed entries in nats, shape ``batch_shape``."""
         shape = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
         y = value.expand(*shape, *self.event_shape).reshape(-1, *self.event_shape).permute(2, 0, 1).unsqueeze(1)
-        density: Any = _LogDensity.apply(self.missing, y, *(_untimed(part) for part in self.parameters))
+        density: Any = _LogDensity.apply(self.missing, y, *(_with_batch_axes(part) for part in self.parameters))
         return density.reshape(shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw series: the sum of all noise so far, moved on by powers of A, in log2 T rounds."""
+        """Draw series, by a parallel scan of the noise with powers of A in log2 T rounds."""
         with torch.no_grad():
             m0, S0, A, b, Q, C, d, R = self.parameters
             shape = (*sample_shape, *self.batch_shape)
@@ -67,55 +67,55 @@ class LinearGaussianSeries(dist.TorchDistribution):
 
 
 class _LogDensity(torch.autograd.Function):
-    """``log p(y)`` of each series, with the gradient in closed form; it can be differentiated again."""
+    """``log p(y)`` of each series, with a closed-form gradient that is itself differentiable."""
 
     @staticmethod
     def forward(ctx: Any, missing: bool, y: Tensor, *parameters: Tensor) -> Tensor:
         ctx.missing = missing
         ctx.save_for_backward(y, *parameters)
-        ctx.predicted = predicted(*_seen(missing, y, LinearGaussian(*parameters)))
+        ctx.predicted = predict(*_mask_missing(missing, y, LinearGaussian(*parameters)))
         return ctx.predicted[2].log_density.sum(-1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        again = torch.is_grad_enabled()
-        y, *given = ctx.saved_tensors
-        seen, parts = _seen(ctx.missing, y, LinearGaussian(*given))
-        m, P, *following = predicted(seen, parts) if again else ctx.predicted
-        m_gradient, P_gradient = adjoints(*following)
+        create_graph = torch.is_grad_enabled()
+        y, *parameters = ctx.saved_tensors
+        filled, parts = _mask_missing(ctx.missing, y, LinearGaussian(*parameters))
+        m, P, *steps = predict(filled, parts) if create_graph else ctx.predicted
+        m_gradient, P_gradient = adjoints(*steps)
         weight = gradient.unsqueeze(-1)
         with torch.enable_grad():
-            # one step of the filter, its input held: neither m, P nor their gradients lead back to what is local
-            local = [part.view_as(part).requires_grad_() for part in given]
-            parts = _seen(ctx.missing, y, LinearGaussian(*local))[1]
-            step = one_step(seen, m, P, parts)
+            # differentiate one filter step only: m, P and their gradients do not depend on `local`
+            local = [part.view_as(part).requires_grad_() for part in parameters]
+            parts = _mask_missing(ctx.missing, y, LinearGaussian(*local))[1]
+            step = one_step(filled, m, P, parts)
             means = torch.cat([parts.m0.expand_as(m[..., :1]), step.mean[..., :-1]], -1)
             total = (weight * (step.log_density + (m_gradient * means).sum((0, 1)))).sum()
             P_gradient = weight * P_gradient
             total = total + (P_gradient[..., :1] * parts.S0).sum()
             total = total + (P_gradient[..., 1:] * step.covariance[..., :-1]).sum()
-            gradients = torch.autograd.grad(total, local, create_graph=again, materialize_grads=True)
+            gradients = torch.autograd.grad(total, local, create_graph=create_graph, materialize_grads=True)
         return (None, None, *gradients)
 
 
-def _seen(missing: bool, y: Tensor, parts: LinearGaussian) -> tuple[Tensor, LinearGaussian]:
-    """Replace missing entries by ones that say nothing: 0 seen, 0 expected, noise of density one at 0 of their own."""
+def _mask_missing(missing: bool, y: Tensor, parts: LinearGaussian) -> tuple[Tensor, LinearGaussian]:
+    """Replace missing entries by uninformative ones: value 0, mean 0, independent noise with density one at 0."""
     if not missing:
         return y, parts
     gap = y.isnan()
-    alone = torch.eye(len(y), dtype=y.dtype, device=y.device).reshape(len(y), -1, 1, 1) / (2 * math.pi)
+    independent = torch.eye(len(y), dtype=y.dtype, device=y.device).reshape(len(y), -1, 1, 1) / (2 * math.pi)
     C, d = torch.where(gap, 0.0, parts.C), torch.where(gap, 0.0, parts.d)
-    R = torch.where(gap | transposed(gap), alone, parts.R)
+    R = torch.where(gap | transposed(gap), independent, parts.R)
     return torch.where(gap, 0.0, y), parts._replace(C=C, d=d, R=R)
 
 
-def _untimed(part: Tensor) -> Tensor:
-    """Give a vector or matrix the axes of series and steps."""
+def _with_batch_axes(part: Tensor) -> Tensor:
+    """Append axes of series and steps to a vector or matrix."""
     return part.reshape(*part.shape, *[1] * (4 - part.ndim))
 
 
 def _noise(covariance: Tensor, shape: Sequence[int]) -> Tensor:
-    """Draw from a normal distribution whose covariance may be singular."""
+    """Draw from a zero-mean normal distribution whose covariance may be singular."""
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp_min(0).sqrt()
     return torch.randn(*shape, len(covariance), dtype=root.dtype, device=root.device) @ root.mT

@@ -1,4 +1,4 @@
-"""Distributions of rows in which entries may be missing: NaN is summed or integrated out, never filled in."""
+"""Distributions of rows with missing entries: NaN is summed or integrated out, never imputed."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from torch import Tensor
 
 
 class MarginalNormal(dist.MultivariateNormal):
-    """A multivariate normal whose density at a row with missing entries is that of the others.
+    """Multivariate normal whose density of a row with missing entries is the marginal density of the observed ones.
 
-    With S the diagonal matrix of ones where an entry is seen, the covariance ``S Sigma S + (1 - S)`` leaves the seen
-    block as it is and makes the others standard normal and independent, so that one Cholesky factor serves every
-    pattern; their share of the density is left out.
+    With S the diagonal 0-1 matrix of observed entries, the covariance ``S Sigma S + (1 - S)`` keeps the observed block
+    and makes the others independent standard normals, so that every pattern of missing entries needs one Cholesky
+    factor of the same size; the terms of the missing entries are left out.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of the seen entries in nats, shape ``batch_shape``; zero where nothing is seen."""
-        seen, difference, factor = self._seen(value)
+        """Log density of the observed entries in nats, shape ``batch_shape``; zero if there are none."""
+        observed, difference, factor = self._observed(value)
         whitened = torch.linalg.solve_triangular(factor, difference.unsqueeze(-1), upper=False).squeeze(-1)
         log_volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * (whitened.square() + seen * math.log(2 * math.pi)).sum(-1) - log_volume
+        return -0.5 * (whitened.square() + observed * math.log(2 * math.pi)).sum(-1) - log_volume
 
     def complete(self, value: Tensor) -> Tensor:
-        """Draw the missing entries given the others: a draw of the whole row, shifted by what is known of it."""
+        """Draw the missing entries given the observed ones: a joint draw, shifted by Matheron's rule."""
         drawn = self.sample()
-        seen, difference, factor = self._seen(value, drawn)
+        observed, difference, factor = self._observed(value, drawn)
         solved = torch.cholesky_solve(difference.unsqueeze(-1), factor).squeeze(-1)
-        shift = (self.covariance_matrix @ (seen * solved).unsqueeze(-1)).squeeze(-1)
+        shift = (self.covariance_matrix @ (observed * solved).unsqueeze(-1)).squeeze(-1)
         return torch.where(value.isnan(), drawn + shift, value)
 
-    def _seen(self, value: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what is seen as ones and zeros, its difference from the centre, and the Cholesky factor."""
+    def _observed(self, value: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the 0-1 mask of observed entries, their difference from the centre, and the Cholesky factor."""
         gap = value.isnan()
-        seen = (~gap).to(self.loc.dtype)
-        difference = seen * (torch.where(gap, 0.0, value) - (self.loc if centre is None else centre))
+        observed = (~gap).to(self.loc.dtype)
+        difference = observed * (torch.where(gap, 0.0, value) - (self.loc if centre is None else centre))
         covariance = self.scale_tril @ self.scale_tril.mT
-        covariance = seen.unsqueeze(-1) * covariance * seen.unsqueeze(-2) + torch.diag_embed(1 - seen)
-        return seen, difference, torch.linalg.cholesky(covariance)
+        covariance = observed.unsqueeze(-1) * covariance * observed.unsqueeze(-2) + torch.diag_embed(1 - observed)
+        return observed, difference, torch.linalg.cholesky(covariance)
 
 
-class WhereSeen(dist.TorchDistribution):
-    """Independent columns of one distribution, in which missing entries count for nothing.
+class MarginalIndependent(dist.TorchDistribution):
+    """Independent columns of one distribution, with missing entries integrated out.
 
     Parameters
     ----------
     columns
-        A distribution of single entries, with zero in its support; its last batch axis are the columns.
+        Distribution of single entries, with zero in its support; its last batch axis indexes the columns.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -59,9 +59,9 @@ class WhereSeen(dist.TorchDistribution):
         self.columns = columns
         super().__init__(columns.batch_shape[:-1], columns.batch_shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> WhereSeen:
-        """Repeat along new axes of rows."""
-        return WhereSeen(self.columns.expand((*batch_shape, *self.event_shape)))
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> MarginalIndependent:
+        """Expand to more batch axes."""
+        return MarginalIndependent(self.columns.expand((*batch_shape, *self.event_shape)))
 
     @property
     def mean(self) -> Tensor:
@@ -70,55 +70,55 @@ class WhereSeen(dist.TorchDistribution):
         return mean
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw whole rows."""
+        """Draw complete rows."""
         return self.columns.sample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of the seen entries in nats, shape ``batch_shape``; zero where nothing is seen."""
+        """Log density of the observed entries in nats, shape ``batch_shape``; zero if there are none."""
         gap = value.isnan()
         return torch.where(gap, 0.0, self.columns.log_prob(torch.where(gap, 0.0, value))).sum(-1)
 
     def complete(self, value: Tensor) -> Tensor:
-        """Draw the missing entries."""
+        """Draw the missing entries given the observed ones."""
         return torch.where(value.isnan(), self.columns.sample(), value)
 
 
-class SideBySide(dist.TorchDistribution):
-    """Rows whose columns come from several distributions, independent of one another.
+class Blockwise(dist.TorchDistribution):
+    """Rows whose columns come from several independent distributions.
 
     Parameters
     ----------
     parts
-        Places of columns in the row, and the distribution of these columns.
+        Pairs of column indices in the row and the distribution of these columns.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
 
-    def __init__(self, parts: Sequence[tuple[list[int], WhereSeen]]) -> None:
+    def __init__(self, parts: Sequence[tuple[list[int], MarginalIndependent]]) -> None:
         self.parts = list(parts)
-        places = [place for part, _ in self.parts for place in part]
-        self._order = [places.index(place) for place in range(len(places))]
+        indices = [index for part, _ in self.parts for index in part]
+        self._order = [indices.index(index) for index in range(len(indices))]
         batch = torch.broadcast_shapes(*(part.batch_shape for _, part in self.parts))
-        super().__init__(batch, torch.Size([len(places)]), validate_args=False)
+        super().__init__(batch, torch.Size([len(indices)]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> SideBySide:
-        """Repeat along new axes of rows."""
-        return SideBySide([(places, part.expand(batch_shape)) for places, part in self.parts])
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> Blockwise:
+        """Expand to more batch axes."""
+        return Blockwise([(indices, part.expand(batch_shape)) for indices, part in self.parts])
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw whole rows."""
+        """Draw complete rows."""
         drawn = [part.sample(sample_shape).to(torch.get_default_dtype()) for _, part in self.parts]
         return torch.cat(drawn, -1)[..., self._order]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of the seen entries in nats, shape ``batch_shape``."""
-        terms = [part.log_prob(value[..., places]) for places, part in self.parts]
+        """Log density of the observed entries in nats, shape ``batch_shape``."""
+        terms = [part.log_prob(value[..., indices]) for indices, part in self.parts]
         total = terms[0]
         for term in terms[1:]:
             total = total + term
         return total
 
     def complete(self, value: Tensor) -> Tensor:
-        """Draw the missing entries."""
+        """Draw the missing entries given the observed ones."""
         return torch.where(value.isnan(), self.sample(), value)

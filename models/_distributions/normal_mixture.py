@@ -1,4 +1,4 @@
-"""Mixture of normals with independent entries, whose log density is one matrix product."""
+"""Mixture of diagonal normals, with its log density as one matrix product."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.distributions import constraints
 
 
 class NormalMixture(TorchDistribution):
-    """Vectors of a mixture of normals; the index is summed out.
+    """Mixture of diagonal normals, the component summed out.
 
-    The square in a component's exponent is multiplied out, so that all of them are a product of ``(z, z^2)`` with a
-    matrix, where ``MixtureSameFamily`` spreads every vector over components and entries.
+    The squares in the exponents are expanded, so that all components' log densities are one product of ``(z, z^2)``
+    with a matrix; ``MixtureSameFamily`` broadcasts every vector over components and entries instead.
 
     Parameters
     ----------
     logits
         Log weights of components, up to a constant, shape ``(K,)``.
     mu, sigma
-        Locations and deviations, shape ``(K, D)``.
+        Means and standard deviations, shape ``(K, D)``.
     batch_shape
-        Of equal mixtures.
+        Batch shape, of identical mixtures.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -37,7 +37,7 @@ class NormalMixture(TorchDistribution):
         super().__init__(torch.Size(batch_shape), mu.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> NormalMixture:
-        """Return as many equal mixtures."""
+        """Expand to another batch shape."""
         return type(self)(self.logits, self.mu, self.sigma, batch_shape)
 
     @property
@@ -62,13 +62,13 @@ class NormalMixture(TorchDistribution):
         return torch.normal(self.mu[z], self.sigma[z])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats; around the mean of the locations, where least is lost in multiplying out."""
+        """Log density in nats; centred at the mean of the locations, to lose least precision in expanding squares."""
         centre = self.mu.mean(0).detach()
-        around, mu = value - centre, self.mu - centre
+        centred, mu = value - centre, self.mu - centre
         precision = self.sigma.square().reciprocal()
         D = mu.shape[-1]
         constant = self.logits.log_softmax(0) - self.sigma.log().sum(-1) - 0.5 * D * math.log(2 * math.pi)
         constant = constant - 0.5 * (precision * mu.square()).sum(-1)
-        terms = torch.cat((around, around.square()), -1) @ torch.cat((precision * mu, -0.5 * precision), -1).T
+        terms = torch.cat((centred, centred.square()), -1) @ torch.cat((precision * mu, -0.5 * precision), -1).T
         density = (terms + constant).logsumexp(-1)
         return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))

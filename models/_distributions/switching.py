@@ -1,10 +1,10 @@
-r"""Paths of a continuous state whose dynamics switch, the regimes summed out.
+r"""Paths of a continuous state with switching dynamics, the regimes summed out.
 
-Given a path x the regimes are a hidden Markov chain that is seen through the steps of the path::
+Given a path x the regimes are a hidden Markov chain whose emissions are the steps of the path::
 
     p(x) = p(x_1) sum_s p(s_1) prod_t p(s_t | s_{t-1}, x_{t-1}) Normal(x_t; A[s_t] x_{t-1} + b[s_t], Q[s_t])
 
-so the sum is a normaliser of ``_chain``.
+so the sum is a ``log_normaliser`` of ``_distributions/chain.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.distributions import constraints
 
 
 class Dynamics(NamedTuple):
-    """How regime and state move: K regimes, D dimensions."""
+    """Parameters of the dynamics of regime and state: K regimes, D dimensions."""
 
     log_pi: Tensor
     """``log p(s_1)``, shape ``(K,)``."""
@@ -41,16 +41,16 @@ class Dynamics(NamedTuple):
     """``p(s_t | s_{t-1}, x_{t-1})`` is proportional to ``P exp(W x_{t-1})``, shape ``(K, D)``; ``None`` for ``P``."""
 
     @classmethod
-    def of(cls, theta: Mapping[str, Tensor]) -> Dynamics:
-        """Sort parameters by name; the Cholesky factor of each Q is ``B diag(q)``, with ones and ``l`` in B."""
+    def from_theta(cls, theta: Mapping[str, Tensor]) -> Dynamics:
+        """Collect parameters by name; Q has Cholesky factor ``B diag(q)``, B unit lower triangular with entries l."""
         L = torch.diag_embed(theta["q"])
         if "l" in theta:
-            L = L + (theta["l"] @ _below(L)).unflatten(-1, L.shape[1:]) * theta["q"].unsqueeze(-2)
+            L = L + (theta["l"] @ _lower_triangle_basis(L)).unflatten(-1, L.shape[1:]) * theta["q"].unsqueeze(-2)
         start = theta["m0"], torch.diag_embed(theta["s0"])
         return cls(theta["pi"].log(), theta["P"].log(), *start, theta["A"], theta["b"], L, theta.get("W"))
 
     def log_transition(self, x: Tensor) -> Tensor:
-        """Log probabilities of the next regime given the state, shape ``(..., K, K)``, or ``(K, K)`` where they agree.
+        """Log transition probabilities of regimes given the state, ``(..., K, K)``, or ``(K, K)`` if not recurrent.
 
         Parameters
         ----------
@@ -62,7 +62,7 @@ class Dynamics(NamedTuple):
         return (self.log_P + (x @ self.W.mT).unsqueeze(-2)).log_softmax(-1)
 
     def log_steps(self, x: Tensor) -> Tensor:
-        """Log density in nats of each step of a path but the first in each regime, shape ``(..., T - 1, K)``."""
+        """Log density in nats of each step of a path in each regime, except the first, shape ``(..., T - 1, K)``."""
         K, D, _ = self.A.shape
         whiten = torch.linalg.solve_triangular(self.L, torch.eye(D, dtype=x.dtype, device=x.device), upper=False)
         now, before = whiten.reshape(K * D, D), (whiten @ self.A).reshape(K * D, D)
@@ -73,15 +73,15 @@ class Dynamics(NamedTuple):
 
 
 class SwitchingPath(dist.TorchDistribution):
-    """Paths of the state.
+    """Distribution of paths of the state.
 
     Parameters
     ----------
     dynamics
-        Of regime and state.
+        Dynamics of regime and state.
     inside
-        Steps that belong to the series, shape ``(..., T)``. Past a series' end its steps are standard normal, as they
-        are in the guides, and so count for nothing.
+        Steps that belong to the series, shape ``(..., T)``. Steps past a series' end are standard normal here and in
+        the guides, and so cancel in the ELBO.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -94,7 +94,7 @@ class SwitchingPath(dist.TorchDistribution):
         super().__init__(inside.shape[:-1], event, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> SwitchingPath:
-        """Repeat along new axes of series."""
+        """Expand to more batch axes."""
         return SwitchingPath(self.dynamics, self.inside.expand(*batch_shape, -1))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -102,12 +102,12 @@ class SwitchingPath(dist.TorchDistribution):
         return self._start(value) + log_normaliser(*self.chain(value))
 
     def chain(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the chain of regimes that a path tells of, as ``log_normaliser`` takes it."""
+        """Return the hidden Markov chain of regimes given a path, as arguments of ``log_normaliser``."""
         steps = torch.where(self.inside[..., 1:, None], self.dynamics.log_steps(x), 0.0)
-        # the first step says nothing of its regime
-        seen = torch.nn.functional.pad(steps, (0, 0, 1, 0))
-        log_pi = self.dynamics.log_pi.expand(*seen.shape[:-2], -1)
-        return log_pi, self.dynamics.log_transition(x[..., :-1, :]), seen
+        # the first step does not depend on its regime
+        log_emission = torch.nn.functional.pad(steps, (0, 0, 1, 0))
+        log_pi = self.dynamics.log_pi.expand(*log_emission.shape[:-2], -1)
+        return log_pi, self.dynamics.log_transition(x[..., :-1, :]), log_emission
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw paths."""
@@ -121,8 +121,8 @@ class SwitchingPath(dist.TorchDistribution):
         x = m0 + (L0 @ torch.randn(*shape, len(m0), 1, dtype=m0.dtype, device=m0.device)).squeeze(-1)
         states, regimes = [x], [s]
         for _ in range(1, self.event_shape[0]):
-            every = self.dynamics.log_transition(x).expand(*shape, *self.dynamics.log_P.shape)
-            logits = torch.gather(every, -2, s[..., None, None].expand(*shape, 1, every.shape[-1])).squeeze(-2)
+            log_P = self.dynamics.log_transition(x).expand(*shape, *self.dynamics.log_P.shape)
+            logits = torch.gather(log_P, -2, s[..., None, None].expand(*shape, 1, log_P.shape[-1])).squeeze(-2)
             s = dist.Categorical(logits=logits).sample()
             noise = torch.randn(*shape, len(m0), 1, dtype=m0.dtype, device=m0.device)
             x = (A[s] @ x.unsqueeze(-1) + L[s] @ noise).squeeze(-1) + b[s]
@@ -131,14 +131,14 @@ class SwitchingPath(dist.TorchDistribution):
         return torch.stack(states, -2), torch.stack(regimes, -1)
 
     def _start(self, x: Tensor) -> Tensor:
-        """Log density of the first step, and of those past the end."""
+        """Log density in nats of the first step and of those past the end."""
         first = dist.MultivariateNormal(self.dynamics.m0, scale_tril=self.dynamics.L0).log_prob(x[..., 0, :])
         outside = -0.5 * (x.square() + math.log(2 * math.pi)).sum(-1)
         return first + torch.where(self.inside, 0.0, outside).sum(-1)
 
 
-def _below(L: Tensor) -> Tensor:
-    """Places below the diagonal of a matrix, row by row, as unit vectors of its entries."""
+def _lower_triangle_basis(L: Tensor) -> Tensor:
+    """One-hot vectors of the entries below the diagonal of a flattened matrix, row by row."""
     D = L.shape[-1]
-    every = torch.eye(D * D, dtype=L.dtype, device=L.device)
-    return torch.stack([every[D * i + j] for i in range(D) for j in range(i)])
+    identity = torch.eye(D * D, dtype=L.dtype, device=L.device)
+    return torch.stack([identity[D * i + j] for i in range(D) for j in range(i)])

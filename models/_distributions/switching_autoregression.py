@@ -1,9 +1,9 @@
-r"""Autoregressions whose regimes are summed out: a chain of windows of regimes.
+r"""Markov switching autoregressions, the regimes summed out by a chain of windows of regimes.
 
 With ``d_t = y_t - mu[s_t]`` the step ``d_t = sum_i phi_i[s_t] d_{t-i} + N(0, sigma[s_t]^2)`` depends on the regimes
-``s_{t-w}, ..., s_t``, where w is the order p, or 0 where all regimes have one mean. Such a window is one of
-``H = K^(w + 1)`` hidden states, numbered as digits in base K with ``s_t`` the last. Windows that are w + 1 steps apart
-share no regime: w + 1 steps make one matrix without structural zeros, whose entries are sums and no products.
+``s_{t-w}, ..., s_t``, where w is the order p, or 0 if all regimes share a mean. Such a window is one of
+``H = K^(w + 1)`` hidden states, numbered in base K with ``s_t`` the last digit. Windows w + 1 steps apart share no
+regime: the transition matrix over w + 1 steps has no structural zeros, and its log entries are plain sums.
 
 References
 ----------
@@ -23,20 +23,20 @@ from pplgen.story.dynamics import MarkovChain
 
 
 class SwitchingAutoregression(dist.TorchDistribution):
-    """Series of one feature given their first p steps, which have no density; shorter ones end in NaN.
+    """Distribution of univariate series given their first p steps; shorter series are padded by NaN.
 
     Parameters
     ----------
     P
-        Transitions from rows to columns, rows summing to one, shape ``(K, K)``.
+        Transition probabilities, rows summing to one, shape ``(K, K)``.
     mu, sigma
         Mean and standard deviation of each regime, shape ``(K,)``.
     phi
-        Coefficients of the lags 1, ..., p, shape ``(K, p)``.
+        Coefficients of lags 1, ..., p, shape ``(K, p)``.
     num_steps
         Length T of the series.
     memory
-        How many regimes before the present one matter: w.
+        Number w of previous regimes that a step depends on.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -49,13 +49,13 @@ class SwitchingAutoregression(dist.TorchDistribution):
         super().__init__(torch.Size(), torch.Size([num_steps, 1]), validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> SwitchingAutoregression:
-        """Repeat along new axes of series."""
+        """Expand to more batch axes."""
         new = SwitchingAutoregression(self.P, self.mu, self.sigma, self.phi, self.num_steps, self.memory)
         new._batch_shape = torch.Size(batch_shape)
         return new
 
     def chain(self) -> MarkovChain:
-        """Return the chain of windows, which begins as it would after a long time."""
+        """Return the Markov chain of windows, started at its stationary distribution."""
         log_P, log_initial = self.P.log(), stationary(self.P).log()
         H = self.K ** (self.memory + 1)
         for _ in range(self.memory):
@@ -67,7 +67,7 @@ class SwitchingAutoregression(dist.TorchDistribution):
         return MarkovChain(log_initial, torch.where(follows, links, -torch.inf))
 
     def log_emission(self, value: Tensor) -> Tensor:
-        """Log density of each step in each window in nats, zero in the first p and past the end, ``(..., T, H)``."""
+        """Log density in nats of each step in each window, zero for the first p and past the end, ``(..., T, H)``."""
         y, q, T = value.squeeze(-1), self.memory + 1, value.shape[-2]
         gap = y.isnan()
         y = torch.where(gap, 0.0, y)
@@ -94,17 +94,17 @@ class SwitchingAutoregression(dist.TorchDistribution):
         return (first.unsqueeze(-1) + log_product(blocks)).flatten(-2).logsumexp(-1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw series; their first p steps as if those before them were at their means."""
+        """Draw series, with the steps before the first at their means."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         K, initial = self.K, stationary(self.P).log()
         path = sample_chain(initial.expand(*shape, K), self.P.log().expand(*shape, K, K), self.num_steps)
-        return self.continued(self.mu.new_full((*shape, self.num_steps, 1), torch.nan), path)
+        return self.continue_series(self.mu.new_full((*shape, self.num_steps, 1), torch.nan), path)
 
-    def continued(self, y: Tensor, regimes: Tensor) -> Tensor:
-        """Draw the missing ends of series along paths of regimes, shape ``(..., T)``.
+    def continue_series(self, y: Tensor, regimes: Tensor) -> Tensor:
+        """Draw the missing ends of series given paths of regimes, shape ``(..., T)``.
 
-        The last p deviations ``d_t, ..., d_{t-p+1}`` are an affine map of those before, a constant one where y is
-        seen. Maps of neighbours are composed, which takes log2 T rounds.
+        The last p deviations ``d_t, ..., d_{t-p+1}`` are an affine map of the previous ones, constant where y is
+        observed. Maps are composed by a parallel scan in log2 T rounds.
         """
         y, mean, phi = y.squeeze(-1), self.mu[regimes], self.phi[regimes]
         gap, p = y.isnan(), self.order
@@ -124,12 +124,12 @@ class SwitchingAutoregression(dist.TorchDistribution):
         return torch.where(gap, mean + deviation, y).unsqueeze(-1)
 
     def _blocks(self, emission: Tensor) -> Tensor:
-        """Return the log weights from windows to those w + 1 steps later, shape ``(..., blocks, H, H)``."""
+        """Return the log weights between windows w + 1 steps apart, shape ``(..., blocks, H, H)``."""
         q, K, T = self.memory + 1, self.K, emission.shape[-2]
-        emission = torch.nn.functional.pad(emission, (0, 0, 0, -T % q))  # further steps without y weigh nothing
+        emission = torch.nn.functional.pad(emission, (0, 0, 0, -T % q))  # padded steps have log weight zero
         emission = emission.unflatten(-2, (-1, q))
         total = emission.new_zeros([1] * 2 * q)
-        for step in range(q):  # regimes of the windows before and after are 2q axes
+        for step in range(q):  # the regimes of both windows are 2q axes
             ones_before, ones_after = [1] * (step + 1), [1] * (q - 1 - step)
             link = self.P.log().reshape(*[1] * (q - 1 + step), K, K, *ones_after)
             weight = emission[..., step, :].unflatten(-1, [K] * q)
@@ -138,14 +138,14 @@ class SwitchingAutoregression(dist.TorchDistribution):
         return total.flatten(-q).flatten(-q - 1, -2)
 
     def _along(self, values: Tensor, axis: int, axes: int) -> Tensor:
-        """Lay one value for each regime along one axis of several."""
+        """Reshape one value per regime to lie along one of several axes."""
         return values.reshape(*[1] * axis, -1, *[1] * (axes - 1 - axis))
 
 
 def stationary(P: Tensor) -> Tensor:
-    """Return the probabilities that transitions leave as they are, shape ``(K,)``.
+    """Return the stationary distribution of a transition matrix, shape ``(K,)``.
 
-    One regime after the other is taken out of the chain, without subtractions, in which digits would be lost.
+    Gaussian elimination of one regime after the other without subtractions, which would lose precision.
 
     References
     ----------
@@ -163,10 +163,10 @@ def stationary(P: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply small matrices."""
+    """Multiply small matrices as a broadcast sum."""
     return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
 
 
 def _contiguous(x: Tensor) -> Tensor:
-    """Lay a tensor out so that its axes can be joined, whatever axes of batches are added to it later."""
+    """Copy to contiguous memory, so that axes can be flattened under ``vmap``."""
     return x.clone(memory_format=torch.contiguous_format)

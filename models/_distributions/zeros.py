@@ -1,4 +1,4 @@
-"""Matrices with zeros in given places and normal entries elsewhere, such as loadings that do not rotate."""
+"""Normal distributions of matrices with structural zeros, such as loadings identified up to signs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.distributions.transforms import Transform
 
 
 class ZeroPattern(constraints.Constraint):
-    """Matrices that are zero wherever a mask is not set.
+    """Constraint: matrices that are zero wherever a mask is False.
 
     Parameters
     ----------
     free
-        The mask.
+        Mask of the nonzero entries.
     """
 
     event_dim = 2
@@ -30,12 +30,12 @@ class ZeroPattern(constraints.Constraint):
         return f"zero except in {int(self.free.sum())} of {self.free.numel()} entries"
 
     def check(self, value: Tensor) -> Tensor:
-        """Say whether matrices are zero where they should be."""
+        """Return whether matrices satisfy the constraint."""
         return ((value == 0) | self.free.to(value.device)).flatten(-2).all(-1)
 
 
 class _FreeEntries(Transform):
-    """From the vector of free entries, row by row, to the matrix."""
+    """Transform from the vector of free entries, row by row, to the matrix."""
 
     bijective = True
     domain = constraints.real_vector
@@ -46,15 +46,15 @@ class _FreeEntries(Transform):
         self.codomain = ZeroPattern(free)
 
     def _call(self, x: Tensor) -> Tensor:
-        return (x @ self._places(x)).unflatten(-1, self.free.shape)
+        return (x @ self._one_hot(x)).unflatten(-1, self.free.shape)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return y.flatten(-2) @ self._places(y).mT
+        return y.flatten(-2) @ self._one_hot(y).mT
 
-    def _places(self, like: Tensor) -> Tensor:
-        """Rows of the identity that say where each free entry goes."""
-        every = torch.eye(self.free.numel(), dtype=like.dtype, device=like.device)
-        return every[self.free.flatten().nonzero().squeeze(-1).to(like.device)]
+    def _one_hot(self, like: Tensor) -> Tensor:
+        """One-hot vectors of the free entries in the flattened matrix."""
+        identity = torch.eye(self.free.numel(), dtype=like.dtype, device=like.device)
+        return identity[self.free.flatten().nonzero().squeeze(-1).to(like.device)]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return zero: entries keep their values."""
@@ -75,14 +75,14 @@ def _free_entries(constraint: ZeroPattern) -> _FreeEntries:
 
 
 class NormalWithZeros(dist.TorchDistribution):
-    """Matrices of independent normal entries, except for zeros.
+    """Matrices of independent normal entries and structural zeros.
 
     Parameters
     ----------
     loc, scale
         Means and standard deviations; they broadcast to the mask.
     free
-        Where entries are not zero.
+        Mask of the nonzero entries.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -107,8 +107,8 @@ class NormalWithZeros(dist.TorchDistribution):
         return (self.entries.log_prob(value) * self.free.to(self.entries.loc)).sum((-2, -1))
 
 
-def start_of_loadings(steps: Tensor, num_states: int) -> Tensor:
-    """Return principal loadings, jittered and turned until they are lower trapezoidal.
+def initial_loadings(steps: Tensor, num_states: int) -> Tensor:
+    """Return jittered principal loadings, rotated to be lower trapezoidal.
 
     Parameters
     ----------
@@ -120,12 +120,12 @@ def start_of_loadings(steps: Tensor, num_states: int) -> Tensor:
     Returns
     -------
     Tensor
-        Loadings of states of unit variance, halved, shape ``(num_features, D)``.
+        Half the loadings of states of unit variance, shape ``(num_features, D)``.
     """
     filled = steps.nan_to_num()
     _, variances, directions = torch.linalg.svd(filled.mT @ filled / len(filled))
     loadings = filled.new_zeros(filled.shape[1], num_states)
-    kept = min(loadings.shape)
-    loadings[:, :kept] = directions[:kept].mT * variances[:kept].sqrt()
+    rank = min(loadings.shape)
+    loadings[:, :rank] = directions[:rank].mT * variances[:rank].sqrt()
     loadings += 0.3 * torch.randn_like(loadings)
     return torch.linalg.qr(loadings.mT, mode="complete").R.mT / 2

@@ -1,1 +1,1 @@
-"""What the guides of stories share: networks, families, coordinates."""
+"""Parts shared by guides: networks, variational families, unconstrained parameters."""

@@ -1,4 +1,4 @@
-"""Laplace's approximation: a mode, found by a quasi-Newton climb, and the curvature there."""
+"""Laplace's approximation: a mode found by L-BFGS, and the Hessian there."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ import pyro
 import torch
 from torch import Tensor
 
-MOST_CURVED, LEAST_CURVED = 1e8, 1e-2
-"""Bounds of the eigenvalues of the curvature; a flat direction is as wide as ten units at most."""
+MAX_CURVATURE, MIN_CURVATURE = 1e8, 1e-2
+"""Bounds of the Hessian's eigenvalues: posterior standard deviations are at most ten."""
 
 
 def laplace(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Climb to a mode, and invert the curvature there.
+    """Find a mode and the inverse Hessian there.
 
     Parameters
     ----------
     loss
         Negative log density in nats of a vector.
     start
-        Where to start, shape ``(P,)``.
+        Initial value, shape ``(P,)``.
     steps
-        Of the climb, at most.
+        Maximum number of L-BFGS iterations.
 
     Returns
     -------
     tuple or None
-        The mode ``(P,)``, the inverse of the curvature ``(P, P)`` and the curvature's diagonal ``(P,)``, both within
-        bounds; ``None`` where there is no finite mode or curvature.
+        Mode ``(P,)``, inverse Hessian ``(P, P)`` and the Hessian's diagonal ``(P,)``, both bounded; ``None`` if the
+        mode or the Hessian is not finite.
     """
     with torch.enable_grad(), pyro.validation_enabled(False):
-        u = _climb(loss, start, steps)
-        curvature = torch.autograd.functional.hessian(loss, u)
-    if not (u.isfinite().all() and curvature.isfinite().all()):
+        u = _minimise(loss, start, steps)
+        hessian = torch.autograd.functional.hessian(loss, u)
+    if not (u.isfinite().all() and hessian.isfinite().all()):
         return None
-    values, vectors = torch.linalg.eigh((curvature + curvature.mT).double() / 2)
-    inverse = vectors @ (vectors / values.clamp(LEAST_CURVED, MOST_CURVED)).mT
-    return u, inverse.to(u.dtype), curvature.diagonal().clamp(LEAST_CURVED, MOST_CURVED)
+    values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
+    inverse = vectors @ (vectors / values.clamp(MIN_CURVATURE, MAX_CURVATURE)).mT
+    return u, inverse.to(u.dtype), hessian.diagonal().clamp(MIN_CURVATURE, MAX_CURVATURE)
 
 
-def _climb(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
-    """Minimise by L-BFGS with a line search; where it breaks down the best point so far is kept."""
+def _minimise(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
+    """Minimise by L-BFGS with a line search; return the best point even if it breaks down."""
     u = start.clone().requires_grad_()
     optimiser = torch.optim.LBFGS([u], max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-5)
     best = (float("inf"), start.clone())

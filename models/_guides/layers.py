@@ -1,4 +1,4 @@
-"""Layers that networks are made of: dense ones, and small convolutions for square pictures."""
+"""Layers of the networks: dense, and small convolutions for square images."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
 }
 CHANNELS = (16, 32)
-"""Of the two convolutions of a picture."""
+"""Channels of the two convolutions."""
 
 
 def dense(widths: Sequence[int], activation: str) -> nn.Sequential:
-    """Return linear layers with an activation between each two."""
+    """Return linear layers with activations in between."""
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 
-def picture_side(num_features: int) -> int:
-    """Return the side of a square picture that two convolutions can halve, or raise ``InputError``."""
+def image_side(num_features: int) -> int:
+    """Return the side of a square image that two convolutions can halve, or raise ``InputError``."""
     side = math.isqrt(num_features)
     if side * side != num_features or side % 4:
         raise InputError(
-            f"network='convolutional': {num_features} features are no square picture with sides that are multiples of 4"
+            f"network='convolutional': {num_features} features are not a square image with sides a multiple of 4"
         )
     return side
 
 
-class PictureEncoder(nn.Module):
-    """Two convolutions that halve a picture each, and dense layers."""
+class ImageEncoder(nn.Module):
+    """Two strided convolutions, each halving the image, and dense layers."""
 
     def __init__(
         self, hidden: Sequence[int], activation: str, num_inputs: int, num_features: int, num_outputs: int
     ) -> None:
         super().__init__()
-        self.side = picture_side(num_features)
+        self.side = image_side(num_features)
         self.per_pixel = num_inputs // num_features
         first, second = CHANNELS
         self.convolutions = nn.Sequential(
@@ -60,21 +60,21 @@ class PictureEncoder(nn.Module):
         self.layers = dense((second * (self.side // 4) ** 2, *hidden, num_outputs), activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Read pictures that are laid out as rows, numbers of a kind side by side: ``(..., per_pixel * side^2)``."""
-        pictures = x.reshape(-1, self.per_pixel, self.side, self.side)
-        outputs: Tensor = self.layers(self.convolutions(pictures))
+        """Encode flattened images, channels first, shape ``(..., per_pixel * side^2)``."""
+        images = x.reshape(-1, self.per_pixel, self.side, self.side)
+        outputs: Tensor = self.layers(self.convolutions(images))
         return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
 
 
-class PictureDecoder(nn.Module):
-    """Dense layers, and two transposed convolutions that double a picture each."""
+class ImageDecoder(nn.Module):
+    """Dense layers and two transposed convolutions, each doubling the image."""
 
     def __init__(
         self, hidden: Sequence[int], activation: str, num_inputs: int, num_features: int, per_pixel: int
     ) -> None:
         super().__init__()
         first, second = CHANNELS
-        self.side = picture_side(num_features)
+        self.side = image_side(num_features)
         self.layers = dense((num_inputs, *reversed(hidden), second * (self.side // 4) ** 2), activation)
         self.convolutions = nn.Sequential(
             ACTIVATIONS[activation](),
@@ -84,6 +84,6 @@ class PictureDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return outputs of every pixel, shape ``(..., per_pixel * side^2)``, those of a kind side by side."""
+        """Return the outputs of all pixels, channels first, shape ``(..., per_pixel * side^2)``."""
         small = self.layers(z).reshape(-1, CHANNELS[1], self.side // 4, self.side // 4)
         return torch.reshape(self.convolutions(small), (*z.shape[:-1], -1))

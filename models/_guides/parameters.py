@@ -1,12 +1,12 @@
-r"""Parameters that all series share: their posterior is normal on the unconstrained scale, or they are known.
+r"""Global parameters: a normal guide on the unconstrained scale, or known values.
 
-With T the map from the unconstrained reals to the support of each prior (torch's ``biject_to``), the guide is::
+With T the bijection from the reals to the support of each prior (torch's ``biject_to``), the guide is::
 
     u ~ Normal(a + U b, U L L' U')        theta = T(u)
 
-where b and the triangular L are learned. ``settle`` climbs to the mode a of the log joint density and takes for U the
-Cholesky factor of its inverse curvature there (Laplace's approximation), so that learning begins with b = 0 and L = 1,
-and a step of fixed length is a step in posterior deviations however many series there are.
+where b and the lower triangular L are learned. ``laplace_start`` sets a to a mode of the log joint density and U to the
+Cholesky factor of the inverse Hessian there (Laplace's approximation), so that optimisation starts at b = 0 and L = 1,
+with steps in units of posterior standard deviations for any number of series.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Parameters(PyroModule):
     Parameters
     ----------
     priors
-        A distribution for each parameter, without batch axes; ``draw`` takes others of the same shape and support.
+        Distribution of each parameter, without batch axes; ``draw`` accepts others with the same shape and support.
     known
-        Values of some of them, as numbers or nested lists; a number stands for all entries.
+        Known values of some parameters, as numbers or nested lists; a number stands for all entries.
     correlated
-        Whether L is a triangular matrix, or diagonal.
-    spread
-        Posterior deviation on the unconstrained scale where ``settle`` is never called.
+        Whether L is lower triangular instead of diagonal.
+    initial_scale
+        Standard deviation of the guide on the unconstrained scale before ``laplace_start``.
     """
 
     def __init__(
@@ -47,15 +47,17 @@ class Parameters(PyroModule):
         known: Mapping[str, Any] | None = None,
         *,
         correlated: bool = True,
-        spread: float = 0.1,
+        initial_scale: float = 0.1,
     ) -> None:
         super().__init__()
-        self.given = dict(known or {})
-        for name, value in self.given.items():
+        self.known = dict(known or {})
+        for name, value in self.known.items():
             if name not in priors:
-                raise InputError(f"known: {name!r} is no parameter here; expected some of {', '.join(priors)}")
+                raise InputError(
+                    f"known: {name!r} is not a parameter of this story; expected some of {', '.join(priors)}"
+                )
             self.register_buffer(f"known_{name}", _known_value(name, value, priors[name]))
-        self.names = [name for name in priors if name not in self.given]
+        self.names = [name for name in priors if name not in self.known]
         self.supports = {name: priors[name].support for name in self.names}
         self.shapes = {
             name: torch.Size(biject_to(support).inverse_shape(priors[name].shape()))
@@ -66,7 +68,7 @@ class Parameters(PyroModule):
         if not self.names:
             return
         self.register_buffer("start", torch.zeros(size))
-        self.register_buffer("unit", spread * (torch.eye(size) if correlated else torch.ones(size)))
+        self.register_buffer("unit", initial_scale * (torch.eye(size) if correlated else torch.ones(size)))
         self.q_offset = PyroParam(0.1 * torch.randn(size))
         if correlated:
             self.q_tril = PyroParam(torch.eye(size), constraints.lower_cholesky)
@@ -74,22 +76,22 @@ class Parameters(PyroModule):
             self.q_scale = PyroParam(torch.ones(size), constraints.positive)
 
     def draw(self, priors: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Draw the parameters from their priors; known ones are what they are."""
+        """Draw the parameters from their priors; known ones are constant."""
         return {
-            name: getattr(self, f"known_{name}") if name in self.given else pyro.sample(name, priors[name])
+            name: getattr(self, f"known_{name}") if name in self.known else pyro.sample(name, priors[name])
             for name in priors
         }
 
     def draw_guide(self) -> dict[str, Tensor]:
-        """Draw the parameters from the guide; known ones are what they are."""
+        """Draw the parameters from the guide; known ones are constant."""
         drawn = self._known
         if not self.names:
             return drawn
-        centre = self._centre
+        mean = self._mean
         if self.correlated:
-            joint: Any = dist.MultivariateNormal(centre, scale_tril=self.unit @ self.q_tril)
+            joint: Any = dist.MultivariateNormal(mean, scale_tril=self.unit @ self.q_tril)
         else:
-            joint = dist.Normal(centre, self.unit * self.q_scale).to_event(1)
+            joint = dist.Normal(mean, self.unit * self.q_scale).to_event(1)
         u = pyro.sample("unconstrained", joint, infer={"is_auxiliary": True})
         for name, part in self._split(u).items():
             transform = biject_to(self.supports[name])
@@ -99,38 +101,38 @@ class Parameters(PyroModule):
             drawn[name] = pyro.sample(name, dist.Delta(value, log_density=density, event_dim=value.ndim))
         return drawn
 
-    def typical(self) -> dict[str, Tensor]:
-        """Return the parameters at the guide's centre."""
+    def guide_mean(self) -> dict[str, Tensor]:
+        """Return the parameters at the guide's unconstrained mean."""
         if not self.names:
             return self._known
-        parts = self._split(self._centre)
+        parts = self._split(self._mean)
         learned = {name: biject_to(self.supports[name])(part) for name, part in parts.items()}
         return learned | self._known
 
-    def begin(self, values: Mapping[str, Tensor], spread: float | None = None) -> None:
-        """Start the guide at values of the parameters; those that are known are passed over.
+    def initialise(self, values: Mapping[str, Tensor], scale: float | None = None) -> None:
+        """Set the guide's mean to values of the parameters; known ones are ignored.
 
-        ``spread`` is the posterior deviation on the unconstrained scale to begin with, by default the one there is.
+        ``scale`` is its standard deviation on the unconstrained scale, by default unchanged.
         """
         if not self.names:
             return
         parts = [biject_to(self.supports[name]).inv(values[name]).reshape(-1) for name in self.names]
         self.start.copy_(torch.cat(parts))
-        if spread is not None:
-            self.unit.copy_(spread * (torch.eye(len(self.start)) if self.correlated else torch.ones(len(self.start))))
+        if scale is not None:
+            self.unit.copy_(scale * (torch.eye(len(self.start)) if self.correlated else torch.ones(len(self.start))))
         self.q_offset = torch.zeros_like(self.start)
 
-    def settle(self, model: Callable[..., Any], *data: Any, steps: int = 100) -> None:
-        """Climb from the start to a mode of the log joint density, and take the guide's units from the curvature there.
+    def laplace_start(self, model: Callable[..., Any], *data: Any, steps: int = 100) -> None:
+        """Set the guide to Laplace's approximation: a mode of the log joint density, and the inverse Hessian there.
 
         Parameters
         ----------
         model
-            All of whose latents are these parameters.
+            Pyro model whose latent sites are these parameters.
         *data
-            Its arguments.
+            Arguments of the model.
         steps
-            Of the quasi-Newton climb, at most.
+            Maximum number of L-BFGS iterations.
         """
         if not self.names:
             return
@@ -146,61 +148,61 @@ class Parameters(PyroModule):
                 trace = poutine.trace(poutine.condition(model, values)).get_trace(*data)
             return -(trace.log_prob_sum() + jacobian)
 
-        found = laplace(loss, self.start, steps)
-        if found is None:
+        approximation = laplace(loss, self.start, steps)
+        if approximation is None:
             return
-        u, inverse, precision = found
+        u, inverse, precision = approximation
         self.start.copy_(u)
         self.unit.copy_(torch.linalg.cholesky(inverse) if self.correlated else precision.rsqrt())
         self.q_offset = torch.zeros_like(u)
 
     def _split(self, u: Tensor) -> dict[str, Tensor]:
-        """Cut the unconstrained vector into the parameters' shares."""
+        """Split the unconstrained vector by parameter."""
         sizes = [shape.numel() for shape in self.shapes.values()]
         return {
             name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), u.split(sizes), strict=True)
         }
 
     @property
-    def _centre(self) -> Tensor:
-        """Centre of the guide on the unconstrained scale."""
+    def _mean(self) -> Tensor:
+        """Mean of the guide on the unconstrained scale."""
         return self.start + (self.unit @ self.q_offset if self.correlated else self.unit * self.q_offset)
 
     @property
     def _known(self) -> dict[str, Tensor]:
-        return {name: getattr(self, f"known_{name}") for name in self.given}
+        return {name: getattr(self, f"known_{name}") for name in self.known}
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
-        """Move, or change type; known values are read again, or doubles would keep the rounding of floats."""
+        """Move, or change dtype; known values are set again, or float64 would keep the rounding of float32."""
         applied = super()._apply(*arguments, **options)
         for name, value in self._known.items():
-            value.copy_(torch.as_tensor(self.given[name], dtype=torch.float64))
+            value.copy_(torch.as_tensor(self.known[name], dtype=torch.float64))
         return applied
 
 
 def plain_known(known: Any) -> dict[str, Any] | None:
-    """Return known values by name, as numbers and nested lists, or raise ``InputError``."""
+    """Return known values by name, converted to numbers and nested lists, or raise ``InputError``."""
     if known is not None and not isinstance(known, Mapping):
-        raise InputError(f"known={known!r}: expected values of parameters by name")
+        raise InputError(f"known={known!r}: expected a mapping from parameter names to values")
     return None if known is None else {name: _plain(value) for name, value in known.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Turn tensors and arrays, and lists of them, into nested lists."""
+    """Convert tensors and arrays, and lists of them, to nested lists."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def _known_value(name: str, given: Any, prior: Any) -> Tensor:
+def _known_value(name: str, raw: Any, prior: Any) -> Tensor:
     """Return a known value in the shape of its prior, or raise ``InputError``."""
     try:
-        value = torch.as_tensor(given, dtype=torch.get_default_dtype())
+        value = torch.as_tensor(raw, dtype=torch.get_default_dtype())
         value = value.expand(prior.shape()).clone() if value.ndim == 0 else value
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"known: {name!r} is not a number or nested list of numbers") from None
     if value.shape != prior.shape():
         raise InputError(f"known: {name!r} has shape {tuple(value.shape)}; expected {tuple(prior.shape())}")
     if not prior.support.check(value).all():
-        raise InputError(f"known: {name!r} has values outside of its support, {prior.support}")
+        raise InputError(f"known: {name!r} has values outside its support, {prior.support}")
     return value

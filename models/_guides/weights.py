@@ -1,4 +1,4 @@
-"""The guide's weights of components."""
+"""Guide of mixture weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def weights_guide(concentration: Tensor) -> dist.Dirichlet:
-    """Return the Dirichlet distribution of weights, concentrations of shape ``(K,)``.
+    """Return the Dirichlet guide of weights, with concentrations of shape ``(K,)``.
 
-    One component's weight is 1 whatever its concentration, and torch's gradient of the draw is NaN now and then.
+    The weight of a single component is always 1, and torch's gradient of its draw is sometimes NaN.
     """
     return dist.Dirichlet(concentration if len(concentration) > 1 else concentration.detach())

@@ -1,1 +1,1 @@
-"""Where stories start: functions from rows to values."""
+"""Initialisation of guides and networks from data: k-means++, EM, projections."""

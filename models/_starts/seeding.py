@@ -1,4 +1,4 @@
-"""Where the components of a mixture start: the columns' scales, k-means++ seeds and a few of Lloyd's steps."""
+"""Column scales, and k-means++ clusters with a few steps of Lloyd's algorithm."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def column_scales(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column's seen entries, the latter one where it is zero."""
-    share = x.isfinite().to(x.dtype) * (1.0 if weights is None else weights[:, None])
-    total = share.sum(0)
+    """Return mean and standard deviation of each column's observed entries; an sd of zero is replaced by one."""
+    w = x.isfinite().to(x.dtype) * (1.0 if weights is None else weights[:, None])
+    total = w.sum(0)
     total = torch.where(total > 0, total, 1.0)
-    mean = (share * x.nan_to_num()).sum(0) / total
-    deviation = ((share * (x - mean).nan_to_num().square()).sum(0) / total).sqrt()
-    return mean, torch.where(deviation > 0, deviation, 1.0)
+    mean = (w * x.nan_to_num()).sum(0) / total
+    sd = ((w * (x - mean).nan_to_num().square()).sum(0) / total).sqrt()
+    return mean, torch.where(sd > 0, sd, 1.0)
 
 
 def kmeans_plus_plus(
@@ -23,7 +23,7 @@ def kmeans_plus_plus(
     weights: Tensor | None = None,
     num_steps: int = 10,
 ) -> Tensor:
-    """Assign rows to clusters: seeds far apart in squared distance, then Lloyd's algorithm.
+    """Cluster rows: k-means++ seeding, then Lloyd's algorithm.
 
     Parameters
     ----------
@@ -32,17 +32,17 @@ def kmeans_plus_plus(
     num_clusters
         At most ``num_rows``.
     labels
-        The cluster of each row, -1 where it is not known: known rows stay, and their clusters are seeded by their mean.
+        Cluster of each row, -1 if unknown: labelled rows stay, and seed their clusters by their mean.
     weights
         Weight of each row.
     num_steps
-        Lloyd steps after seeding; a start needs only a few.
+        Lloyd steps after seeding.
 
     Returns
     -------
     Tensor
-        The weight of each row (one, without weights) in the column of its cluster, zeros elsewhere, shape
-        ``(num_rows, num_clusters)``. Without labels, clusters are numbered by the first feature of their mean.
+        Row weights (default: one) in the column of the row's cluster, zeros elsewhere, shape
+        ``(num_rows, num_clusters)``. Without labels, clusters are ordered by the first feature of their mean.
 
     References
     ----------
@@ -53,12 +53,12 @@ def kmeans_plus_plus(
     labelled = known[known >= 0].unique().tolist()
     centres = {k: _mean(x, weights * (known == k)) for k in labelled}
     for k in [k for k in range(num_clusters) if k not in centres]:
-        chances = weights.clone()
+        probabilities = weights.clone()
         if centres:
             distance = torch.cdist(x, torch.stack(list(centres.values()))).amin(dim=1).square() * weights
-            # where all rows coincide with a centre every further seed is as good as any other
-            chances = distance if distance.sum() > 0 else chances
-        centres[k] = x[torch.multinomial(chances, 1)[0]]
+            # if all rows coincide with a centre, any row is a seed
+            probabilities = distance if distance.sum() > 0 else probabilities
+        centres[k] = x[torch.multinomial(probabilities, 1)[0]]
     stacked = torch.stack([centres[k] for k in range(num_clusters)])
     for _ in range(num_steps):
         nearest = _nearest(x, stacked, known)

@@ -1,4 +1,4 @@
-"""EM for switching dynamics: of given paths, from random divisions of time, and of paths drawn given series."""
+"""EM for switching dynamics: given paths, from random segmentations, and given series, with sampled paths."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from pplgen.models._guides.recognition import responsibilities_chain
 from torch import Tensor
 
 TRIES, ROUNDS = 6, 25
-MOST_STEPS = 10_000
-"""Steps of all series together on which several divisions are tried."""
-DRAWN_ROUNDS, PATHS = 15, 4
-LEAST_NOISE = 0.05
-"""Standard deviation of what is seen given the state, at least, in those of the columns."""
+MAX_STEPS = 10_000
+"""Total number of steps of the series on which several segmentations are compared."""
+MONTE_CARLO_ROUNDS, PATHS = 15, 4
+MIN_NOISE = 0.05
+"""Smallest observation noise, in standard deviations of the columns."""
 RIDGE = 1e-3
-"""Of the regressions, in units of the states' variance and of steps' share."""
+"""Ridge penalty of the regressions, in units of the states' variance, per step."""
 
 
-def switching_autoregression(x: Tensor, inside: Tensor, num_regimes: int) -> tuple[Dynamics, Tensor]:
-    """Fit given paths from several random starts at once, and keep the best.
+def fit_switching_autoregression(x: Tensor, inside: Tensor, num_regimes: int) -> tuple[Dynamics, Tensor]:
+    """Fit a switching autoregression to given paths by EM from several random starts; return the best.
 
-    Each round finds the probabilities of regimes given every regime's autoregression, then the autoregressions and
-    transitions given those.
+    The E-step computes the marginals of regimes, the M-step the autoregressions and transitions.
 
     Parameters
     ----------
@@ -37,75 +36,75 @@ def switching_autoregression(x: Tensor, inside: Tensor, num_regimes: int) -> tup
     Returns
     -------
     dynamics : Dynamics
-        Regimes numbered by how often they are at work.
+        Dynamics, regimes ordered by decreasing frequency.
     probabilities : Tensor
-        Of the regimes, shape ``(num_series, T, K)``.
+        Marginals of the regimes, shape ``(num_series, T, K)``.
     """
-    kept = max(1, MOST_STEPS // x.shape[1])
-    few, here = x[:kept], inside[:kept]
-    every = torch.func.vmap(_maximised, in_dims=(None, None, 0, 0))
-    regimes, pairs = _divisions(few, num_regimes)
+    num_series = max(1, MAX_STEPS // x.shape[1])
+    subset, mask = x[:num_series], inside[:num_series]
+    m_steps = torch.func.vmap(_m_step, in_dims=(None, None, 0, 0))
+    regimes, pairs = _random_segmentations(subset, num_regimes)
     for _ in range(ROUNDS):
-        log_pi, log_P, *rest = every(few, here, regimes, pairs)
-        steps = torch.func.vmap(lambda *parts: Dynamics(*parts).log_steps(few))(log_pi, log_P, *rest)
-        seen = torch.nn.functional.pad(torch.where(here[:, 1:, None], steps, 0.0), (0, 0, 1, 0))
-        total, regimes, pairs = marginals(log_pi[:, None], log_P[:, None], seen)
+        log_pi, log_P, *rest = m_steps(subset, mask, regimes, pairs)
+        steps = torch.func.vmap(lambda *parts: Dynamics(*parts).log_steps(subset))(log_pi, log_P, *rest)
+        log_emission = torch.nn.functional.pad(torch.where(mask[:, 1:, None], steps, 0.0), (0, 0, 1, 0))
+        total, regimes, pairs = marginals(log_pi[:, None], log_P[:, None], log_emission)
     best = int(total.sum(-1).argmax())
-    moves = Dynamics(*(part[best] for part in (log_pi, log_P, *rest)))
-    regimes = regimes_of(x, inside, moves)[1]
+    dynamics = Dynamics(*(part[best] for part in (log_pi, log_P, *rest)))
+    regimes = regime_marginals(x, inside, dynamics)[1]
     order = (regimes * inside.unsqueeze(-1)).sum((0, 1)).argsort(descending=True)
-    log_P = moves.log_P[order][:, order]
-    per_regime = {name: getattr(moves, name)[order] for name in ("log_pi", "A", "b", "L")}
-    return moves._replace(log_P=log_P, **per_regime), regimes[..., order]
+    log_P = dynamics.log_P[order][:, order]
+    per_regime = {name: getattr(dynamics, name)[order] for name in ("log_pi", "A", "b", "L")}
+    return dynamics._replace(log_P=log_P, **per_regime), regimes[..., order]
 
 
-def refined(
+def monte_carlo_em(
     y: Tensor, inside: Tensor, dynamics: Dynamics, emission: Emission, regimes: Tensor
 ) -> tuple[Dynamics, Emission, Tensor]:
-    """Climb on from rough parameters, with paths drawn given the series under the soft regimes of the round before.
+    """Refine rough parameters by Monte Carlo EM, with paths drawn given the series and the last round's soft regimes.
 
     Parameters
     ----------
     y
-        Series on a common scale, NaN where missing, shape ``(num_series, T, E)``.
+        Standardised series, NaN where missing, shape ``(num_series, T, E)``.
     inside
         Steps that belong to their series, shape ``(num_series, T)``.
     dynamics, emission
-        Where to start; the regimes share the emission.
+        Initial parameters; the regimes share the emission.
     regimes
-        Probabilities of regimes, shape ``(num_series, T, K)``.
+        Initial marginals of regimes, shape ``(num_series, T, K)``.
     """
-    everywhere = inside.repeat(PATHS, 1)
-    for _ in range(DRAWN_ROUNDS):
+    mask = inside.repeat(PATHS, 1)
+    for _ in range(MONTE_CARLO_ROUNDS):
         logits = regimes.clamp_min(1e-4).log()
         corrections = (0, 2 + len(dynamics.m0))
         chain = responsibilities_chain(torch.nn.functional.pad(logits, corrections), y, inside, dynamics, emission)
         x = chain.rsample((PATHS,))
-        _, drawn, pairs = regimes_of(x.flatten(0, 1), everywhere, dynamics)
-        dynamics = Dynamics(*_maximised(x.flatten(0, 1), everywhere, drawn, pairs))
-        emission = _regressed(y, x)
-        regimes = drawn.unflatten(0, (PATHS, len(y))).mean(0)
+        _, marginal, pairs = regime_marginals(x.flatten(0, 1), mask, dynamics)
+        dynamics = Dynamics(*_m_step(x.flatten(0, 1), mask, marginal, pairs))
+        emission = _emission_m_step(y, x)
+        regimes = marginal.unflatten(0, (PATHS, len(y))).mean(0)
     return dynamics, emission, regimes
 
 
-def regimes_of(x: Tensor, inside: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the probabilities of regimes, and of neighbours, given paths."""
+def regime_marginals(x: Tensor, inside: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log normaliser, marginals of regimes, and of successive pairs, given paths."""
     steps = torch.where(inside[:, 1:, None], dynamics.log_steps(x), 0.0)
     return marginals(dynamics.log_pi, dynamics.log_P, torch.nn.functional.pad(steps, (0, 0, 1, 0)))
 
 
-def _divisions(x: Tensor, num_regimes: int) -> tuple[Tensor, Tensor]:
-    """Divide time into stretches of random regimes, several times."""
+def _random_segmentations(x: Tensor, num_regimes: int) -> tuple[Tensor, Tensor]:
+    """Segment time into blocks of random regimes, several times."""
     N, T, _ = x.shape
     length = max(1, T // (5 * num_regimes))
-    stretches = torch.randint(num_regimes, (TRIES, N, -(-T // length)), device=x.device)
-    hard = torch.nn.functional.one_hot(stretches.repeat_interleave(length, -1)[..., :T], num_regimes).to(x.dtype)
+    blocks = torch.randint(num_regimes, (TRIES, N, -(-T // length)), device=x.device)
+    hard = torch.nn.functional.one_hot(blocks.repeat_interleave(length, -1)[..., :T], num_regimes).to(x.dtype)
     regimes = 0.9 * hard + 0.1 / num_regimes
     return regimes, regimes[..., :-1, :, None] * regimes[..., 1:, None, :]
 
 
-def _maximised(x: Tensor, inside: Tensor, regimes: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:
-    """Fit every regime's autoregression and the transitions, given the probabilities of regimes."""
+def _m_step(x: Tensor, inside: Tensor, regimes: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:
+    """Fit each regime's autoregression and the transitions, given the marginals of regimes and pairs."""
     D = x.shape[-1]
     later = inside[:, 1:, None].to(x.dtype)
     weights = (regimes[:, 1:] * later).flatten(0, 1)
@@ -118,11 +117,11 @@ def _maximised(x: Tensor, inside: Tensor, regimes: Tensor, pairs: Tensor) -> tup
     residual = now - design @ coefficients
     scatter = (weights.mT.unsqueeze(-1) * residual).mT @ residual
     Q = (scatter + RIDGE * (D + count) * eye[1:, 1:]) / (1 + count)
-    moves = (pairs * later.unsqueeze(-1)).sum((0, 1)) + 1
+    transitions = (pairs * later.unsqueeze(-1)).sum((0, 1)) + 1
     start = regimes[:, 0].sum(0) + 1
     return (
         (start / start.sum()).log(),
-        (moves / moves.sum(-1, keepdim=True)).log(),
+        (transitions / transitions.sum(-1, keepdim=True)).log(),
         x.new_zeros(D),
         torch.eye(D, dtype=x.dtype, device=x.device),
         coefficients[:, :D].mT,
@@ -131,17 +130,17 @@ def _maximised(x: Tensor, inside: Tensor, regimes: Tensor, pairs: Tensor) -> tup
     )
 
 
-def _regressed(y: Tensor, x: Tensor) -> Emission:
-    """Fit how series are seen along paths, shape ``(num_paths, num_series, T, D)``, from the entries that are there."""
+def _emission_m_step(y: Tensor, x: Tensor) -> Emission:
+    """Fit the emission by regression on paths, ``(num_paths, num_series, T, D)``, from the observed entries."""
     D = x.shape[-1]
     design = torch.cat([x, torch.ones_like(x[..., :1])], -1).flatten(1, 2)
-    seen = (~y.isnan()).to(x.dtype).flatten(0, 1)
+    observed = (~y.isnan()).to(x.dtype).flatten(0, 1)
     values = y.nan_to_num().flatten(0, 1)
     eye = torch.eye(D + 1, dtype=x.dtype, device=x.device)
-    count = len(x) * seen.sum(0)
-    gram = torch.einsum("te,mti,mtj->eij", seen, design, design) + RIDGE * (1 + count)[:, None, None] * eye
-    cross = torch.einsum("te,mti->ei", seen * values, design)
+    count = len(x) * observed.sum(0)
+    gram = torch.einsum("te,mti,mtj->eij", observed, design, design) + RIDGE * (1 + count)[:, None, None] * eye
+    cross = torch.einsum("te,mti->ei", observed * values, design)
     coefficients = torch.linalg.solve(gram, cross.unsqueeze(-1)).squeeze(-1)
-    residual = seen * (values - design @ coefficients.mT)
-    r = (residual.square().sum((0, 1)) / count.clamp_min(1)).sqrt().clamp_min(LEAST_NOISE)
+    residual = observed * (values - design @ coefficients.mT)
+    r = (residual.square().sum((0, 1)) / count.clamp_min(1)).sqrt().clamp_min(MIN_NOISE)
     return Emission(coefficients[None, :, :D], coefficients[None, :, D], r[None])

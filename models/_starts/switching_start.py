@@ -1,4 +1,4 @@
-"""Where a switching model starts: a projection of the series, a switching autoregression of it, and EM from there."""
+"""Start of switching linear dynamical systems: projection, a switching autoregression of it, and Monte Carlo EM."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import torch
 from pplgen.models._distributions.switching import Dynamics
 from pplgen.models._distributions.switching_emission import Emission
 from pplgen.models._guides.recognition import responsibilities_chain
-from pplgen.models._starts.projection import interpolated, projected
-from pplgen.models._starts.switching_em import LEAST_NOISE, refined, regimes_of, switching_autoregression
+from pplgen.models._starts.projection import interpolate, project
+from pplgen.models._starts.switching_em import (
+    MIN_NOISE,
+    fit_switching_autoregression,
+    monte_carlo_em,
+    regime_marginals,
+)
 from torch import Tensor
 
 
-def begin(y: Tensor, inside: Tensor, num_regimes: int, num_states: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Find where parameters and soft regimes are to start, from series of mean 0 and variance 1.
+def switching_start(y: Tensor, inside: Tensor, num_regimes: int, num_states: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Estimate initial parameters and soft regimes from standardised series.
 
     Parameters
     ----------
     y
-        NaN where missing, shape ``(num_series, T, E)``.
+        Series, NaN where missing, shape ``(num_series, T, E)``.
     inside
         Steps that belong to their series, shape ``(num_series, T)``.
     num_regimes, num_states
@@ -26,26 +31,26 @@ def begin(y: Tensor, inside: Tensor, num_regimes: int, num_states: int) -> tuple
     Returns
     -------
     parameters : dict
-        By name, on the scale of y.
+        Values by name, on the scale of y.
     probabilities : Tensor
-        Of the regimes, shape ``(num_series, T, K)``.
+        Marginals of the regimes, shape ``(num_series, T, K)``.
     """
-    x, C, r = projected(interpolated(y), inside, num_states)
-    moves, regimes = switching_autoregression(x, inside, num_regimes)
-    rough = Emission(C[None], torch.zeros_like(r)[None], r.clamp_min(LEAST_NOISE)[None])
-    moves, (C, d, r), regimes = refined(y, inside, moves, rough, regimes)
-    q = moves.L.diagonal(dim1=-2, dim2=-1)
+    x, C, r = project(interpolate(y), inside, num_states)
+    dynamics, regimes = fit_switching_autoregression(x, inside, num_regimes)
+    rough = Emission(C[None], torch.zeros_like(r)[None], r.clamp_min(MIN_NOISE)[None])
+    dynamics, (C, d, r), regimes = monte_carlo_em(y, inside, dynamics, rough, regimes)
+    q = dynamics.L.diagonal(dim1=-2, dim2=-1)
     i, j = torch.tril_indices(num_states, num_states, offset=-1)
     parameters = {
-        "pi": moves.log_pi.exp(),
-        "P": moves.log_P.exp(),
-        "m0": moves.m0,
-        "s0": torch.ones_like(moves.m0),
-        "A": moves.A,
-        "b": moves.b,
+        "pi": dynamics.log_pi.exp(),
+        "P": dynamics.log_P.exp(),
+        "m0": dynamics.m0,
+        "s0": torch.ones_like(dynamics.m0),
+        "A": dynamics.A,
+        "b": dynamics.b,
         "q": q,
-        "l": (moves.L / q.unsqueeze(-2))[:, i, j],
-        "W": torch.zeros_like(moves.b),
+        "l": (dynamics.L / q.unsqueeze(-2))[:, i, j],
+        "W": torch.zeros_like(dynamics.b),
         "C": C[0],
         "d": d[0],
         "r": r[0],
@@ -53,8 +58,8 @@ def begin(y: Tensor, inside: Tensor, num_regimes: int, num_states: int) -> tuple
     return parameters, regimes
 
 
-def regimes_under(y: Tensor, inside: Tensor, dynamics: Dynamics, emission: Emission) -> Tensor:
-    """Probabilities of the regimes at the path that given dynamics, averaged over regimes, make likely."""
-    alike = y.new_zeros(*y.shape[:-1], len(dynamics.log_pi) + 2 + len(dynamics.m0))
-    path = responsibilities_chain(alike, y, inside, dynamics, emission).mean
-    return regimes_of(path, inside, dynamics)[1]
+def smoothed_regimes(y: Tensor, inside: Tensor, dynamics: Dynamics, emission: Emission) -> Tensor:
+    """Return the marginals of regimes at the smoothed path under equally weighted regimes."""
+    logits = y.new_zeros(*y.shape[:-1], len(dynamics.log_pi) + 2 + len(dynamics.m0))
+    path = responsibilities_chain(logits, y, inside, dynamics, emission).mean
+    return regime_marginals(path, inside, dynamics)[1]

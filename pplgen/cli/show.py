@@ -52,7 +52,7 @@ def story_page(
         *_section("When not to use it", [card.avoid]),
         *_section("Defaults", [f"{option.name:<{width}}  {_default(option.default)}" for option in options]),
         f"'pplgen fit {entry.name} --help' describes them.",
-        *_section("Validated against", [card.held_against]),
+        *_section("Validated against", [card.validated_against]),
         *_section("Measured", [_claim_line(claim) for claim in claims] or ["Nothing is recorded."]),
         *_section("Calibrated", calibration_lines(calibration)),
     ]

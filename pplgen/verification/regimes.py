@@ -88,7 +88,7 @@ def _hamilton(sources: Sources) -> tuple[float, Tensor]:
     story = MarkovSwitchingAR(2, 4).double()
     story.initialise(y)
     supports = {name: biject_to(support) for name, support in story.theta.supports.items()}
-    start = {name: value.detach() for name, value in story.theta.typical().items()}
+    start = {name: value.detach() for name, value in story.theta.guide_mean().items()}
     u = {name: supports[name].inv(value).clone().requires_grad_() for name, value in start.items()}
     optimiser = torch.optim.LBFGS(list(u.values()), max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-12)
 

@@ -222,7 +222,7 @@ def test_an_existing_run_is_not_overwritten_without_force(run):
         ("fit gaussian-mixture single.csv", "1 row is too few to train on"),
         ("fit vae digits --hidden 20,x", "--hidden 20,x: expected whole numbers separated by commas"),
         ("fit vae faithful --encoder mine", "No such option: --encoder"),
-        ("fit vae faithful", "row 1, column 1: 3.6 is no pixel; expected numbers from 0 to 1"),
+        ("fit vae faithful", "row 1, column 1: 3.6 is not a pixel value; expected a number from 0 to 1"),
         ("sample nowhere --seed -1", "Invalid value for '--seed'"),
         ("fit gaussian-mixture faithful --device meta", "device='meta' is not available here"),
         ("sample nowhere", "'nowhere' contains no run: there is no header.json"),

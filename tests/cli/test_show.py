@@ -21,7 +21,7 @@ def test_every_story_has_a_card_and_every_card_a_story():
 def test_a_page_shows_the_card_and_references(entry):
     page = story_page(entry, cards()[entry.name], calibrations().get(entry.name))
     words = " ".join(page.split())
-    for text in (cards()[entry.name].use, cards()[entry.name].avoid, cards()[entry.name].held_against):
+    for text in (cards()[entry.name].use, cards()[entry.name].avoid, cards()[entry.name].validated_against):
         assert " ".join(text.split()) in words
     assert "References\n----------" in page
     assert "~ " in page

@@ -147,7 +147,7 @@ def test_margins_of_pictures_are_no_cause_for_a_warning():
 def test_the_remedy_for_grey_values_is_named():
     pytest.importorskip("sklearn")
     with pytest.raises(
-        InputError, match=r"row 1, column 3: 5 is no pixel; .* pplgen\.rescale or the data set digits-unit"
+        InputError, match=r"row 1, column 3: 5 is not a pixel value; .* pplgen\.rescale or the data set digits-unit"
     ):
         pplgen.fit(pplgen.models.VAE(64, 2), "digits", steps=2)
 

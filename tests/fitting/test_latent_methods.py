@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import VAE, GaussianMixture, SemiSupervisedVAE
-from pplgen.models._distributions.missing import WhereSeen
+from pplgen.models._distributions.missing import MarginalIndependent
 
 import pplgen
 from pplgen.checks.inputs import CheckInputs
@@ -54,7 +54,7 @@ class Lines(LatentStory):
 
     def decode(self, z):
         mean = z * self.w + 0 * self.nothing
-        return WhereSeen(dist.Normal(mean, torch.full_like(mean, 0.5)))
+        return MarginalIndependent(dist.Normal(mean, torch.full_like(mean, 0.5)))
 
     def encode(self, x):
         seen = (~x.isnan()).to(x.dtype) * self.w

@@ -128,7 +128,7 @@ def test_a_wrong_entry_anywhere_is_found(tmp_path):
     x = (torch.rand(3000, 2, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     x[2500, 1] = 2
     np.save(tmp_path / "rows.npy", x.numpy())
-    with pytest.raises(InputError, match=r"rows, counting from row 2251: column 2, row 251: 2 is no entry"):
+    with pytest.raises(InputError, match=r"rows, counting from row 2251: column 2, row 251: 2 is not a valid entry"):
         pplgen.fit(MixedMixture(2, 2, columns="binary"), pplgen.stream_data(tmp_path / "rows.npy"), progress=False)
 
 

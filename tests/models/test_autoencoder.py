@@ -113,7 +113,7 @@ def test_a_picture_of_categories_is_read_as_a_picture_of_each():
 
 
 def test_refuses_what_the_likelihood_cannot_see():
-    with pytest.raises(InputError, match=r"row 2, column 2: 1\.5 is no pixel"):
+    with pytest.raises(InputError, match=r"row 2, column 2: 1\.5 is not a pixel value"):
         Autoencoder(2, 1, likelihood="bernoulli").check_data(torch.tensor([[0.0, 1.0], [0.5, 1.5]]))
 
 

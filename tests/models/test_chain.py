@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from pplgen.models._distributions.chain import HiddenMarkovSeries, log_normaliser, log_product, marginals, sample_chain
-from pplgen.models._distributions.missing import WhereSeen
+from pplgen.models._distributions.missing import MarginalIndependent
 from pyro.distributions import Normal
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -151,7 +151,9 @@ def test_sampled_paths_have_the_chain_s_frequencies():
 def test_series_of_regimes():
     """Draws have the moments of the mixture that each step is, and the density is that of the chain."""
     pi, P = torch.tensor([0.25, 0.75]), torch.tensor([[0.5, 0.5], [0.125, 0.875]])
-    emission = WhereSeen(Normal(torch.tensor([[-1.0, 0.0], [3.0, 5.0]]), torch.tensor([[1.0, 2.0], [1.0, 0.5]])))
+    emission = MarginalIndependent(
+        Normal(torch.tensor([[-1.0, 0.0], [3.0, 5.0]]), torch.tensor([[1.0, 2.0], [1.0, 0.5]]))
+    )
     series = HiddenMarkovSeries(pi.log(), P.log(), emission, 4)
     assert series.expand([3]).batch_shape == (3,)
     y = series.expand([20_000]).sample()

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from pplgen.models import GaussianHMM, LinearGaussianSSM, _first_regimes
+from pplgen.models import GaussianHMM, LinearGaussianSSM
 from pplgen.models._distributions.inverse_wishart import InverseWishart, inverse_chi
+from pplgen.models._starts import hmm_start
 from pyro import poutine
 from torch.distributions import Categorical, MultivariateNormal, Normal, Poisson, Wishart, biject_to
 
@@ -140,7 +141,7 @@ def test_starts_find_regimes_that_differ_in_spread_alone():
     for _ in range(3):
         story = GaussianHMM(2, 1).double()
         story.initialise(y)
-        sigma = story.theta.typical()["sigma"].detach().sort(dim=0).values[:, 0]
+        sigma = story.theta.guide_mean()["sigma"].detach().sort(dim=0).values[:, 0]
         # each regime has hundreds of steps, so that a deviation is known to some per cent
         torch.testing.assert_close(sigma, torch.tensor([0.5, 2.0]).double(), rtol=0.2, atol=0)
 
@@ -152,9 +153,9 @@ def test_weights_are_repetitions():
     once.initialise(y, weights=torch.tensor([2.0, 1.0, 0.0]))
     torch.manual_seed(1)
     repeated.initialise(y[[0, 0, 1]])
-    for name, value in once.theta.typical().items():
+    for name, value in once.theta.guide_mean().items():
         # both stand at the same mode, which the climb finds to the root of its tolerance
-        torch.testing.assert_close(value, repeated.theta.typical()[name], rtol=0, atol=1e-3)
+        torch.testing.assert_close(value, repeated.theta.guide_mean()[name], rtol=0, atol=1e-3)
     torch.testing.assert_close(once.theta.unit, repeated.theta.unit, rtol=1e-2, atol=1e-3)
 
 
@@ -183,19 +184,19 @@ def test_regimes_are_numbered_by_their_first_mean_or_as_their_priors_are():
     for prior, expected in (([[-1.0, 0.0], [2.0, 0.0]], [0, 1]), ([[2.0, 0.0], [-1.0, 0.0]], [1, 0]), (None, [0, 1])):
         story = story_of("diag", prior_mean=prior)
         story.initialise(y)
-        assert story.theta.typical()["mu"][:, 0].argsort().tolist() == expected
+        assert story.theta.guide_mean()["mu"][:, 0].argsort().tolist() == expected
 
 
 def test_starts_are_chosen_by_whole_series_where_first_steps_are_missing(monkeypatch):
     y = story_of("diag", K=2, D=1, known={"mu": [[-3.0], [3.0]], "sigma": 0.5}).simulate(2, 60)
     y[:, 0] = NAN
-    totals, climb = [], _first_regimes._climb
+    totals, run_em = [], hmm_start._run_em
 
-    def climbed(*arguments):
-        totals.append(climb(*arguments)[0])
-        return climb(*arguments)
+    def recorded(*arguments):
+        totals.append(run_em(*arguments)[0])
+        return run_em(*arguments)
 
-    monkeypatch.setattr(_first_regimes, "_climb", climbed)
+    monkeypatch.setattr(hmm_start, "_run_em", recorded)
     story_of("diag", D=1).initialise(y)
     assert all(total < 0 for total in totals)
 
@@ -294,15 +295,15 @@ def test_bad_data():
     [
         ({"num_regimes": 0}, "num_regimes=0: expected a whole number of at least 1"),
         ({"emission": "round"}, "emission='round': expected one of diag, full, categorical, poisson"),
-        ({"emission": "categorical"}, "num_categories: categorical emissions need it"),
-        ({"num_categories": 3}, "num_categories=3: the emissions take prior_mean"),
-        ({"emission": "poisson", "prior_scale": 1.0}, "the emissions take prior_mean, prior_mean_scale"),
+        ({"emission": "categorical"}, "num_categories: required by categorical emissions"),
+        ({"num_categories": 3}, "num_categories=3: these emissions accept only prior_mean"),
+        ({"emission": "poisson", "prior_scale": 1.0}, "these emissions accept only prior_mean, prior_mean_scale"),
         ({"emission": "poisson", "prior_mean": -1.0}, "prior_mean.*positive, finite"),
         ({"prior_mean": [[1.0], [2.0], [3.0]]}, "expected one list for each of 2 regimes"),
         ({"concentration": 0}, "concentration=0: expected a positive"),
-        ({"known": [3]}, r"known=\[3\]: expected values of parameters by name"),
-        ({"known": {"rate": 1.0}}, "known: 'rate' is no parameter here; expected some of pi, P, mu, sigma"),
-        ({"known": {"P": [[0.5, 0.6], [0.1, 0.9]]}}, "known: 'P' has values outside of its support"),
+        ({"known": [3]}, r"known=\[3\]: expected a mapping from parameter names to values"),
+        ({"known": {"rate": 1.0}}, "known: 'rate' is not a parameter of this story; expected some of pi, P, mu, sigma"),
+        ({"known": {"P": [[0.5, 0.6], [0.1, 0.9]]}}, "known: 'P' has values outside its support"),
     ],
 )
 def test_bad_options(options, sentence):

@@ -320,12 +320,15 @@ def test_bad_data():
     [
         ({"num_states": 0}, "num_states=0: expected a whole number of at least 1"),
         ({"form": "cycle"}, "form='cycle': expected one of free, level, trend, autoregression"),
-        ({"form": "level", "num_states": 2}, "num_states=2: only the form free has it, and this is level"),
-        ({"order": 2}, "order=2: only the form autoregression has it, and this is free"),
-        ({"form": "level", "known": {"phi": 1.0}}, "known: 'phi' is no parameter here; expected some of m0, s0, q, r"),
+        ({"form": "level", "num_states": 2}, "num_states=2: only form='free' has this option; form='level' was given"),
+        ({"order": 2}, "order=2: only form='autoregression' has this option; form='free' was given"),
+        (
+            {"form": "level", "known": {"phi": 1.0}},
+            "known: 'phi' is not a parameter of this story; expected some of m0, s0, q, r",
+        ),
         ({"known": {"r": [1.0, 2.0]}}, r"known: 'r' has shape \(2,\); expected \(1,\)"),
-        ({"known": 3.0}, "known=3.0: expected values of parameters by name"),
-        ({"known": {"r": -1.0}}, "known: 'r' has values outside of its support"),
+        ({"known": 3.0}, "known=3.0: expected a mapping from parameter names to values"),
+        ({"known": {"r": -1.0}}, "known: 'r' has values outside its support"),
         ({"known": {"r": float("nan")}}, "options must be plain, finite values"),
     ],
 )
@@ -343,9 +346,9 @@ def test_weights_are_repetitions(form):
     once.initialise(y, weights=torch.tensor([2.0, 1.0, 0.0]))
     repeated.initialise(y[[0, 0, 1]])
     torch.testing.assert_close(once.scale, repeated.scale)
-    for name, value in once.theta.typical().items():
+    for name, value in once.theta.guide_mean().items():
         # both stand at the same mode, which the climb finds to the root of its tolerance
-        torch.testing.assert_close(value, repeated.theta.typical()[name], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(value, repeated.theta.guide_mean()[name], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(once.theta.unit, repeated.theta.unit, rtol=1e-2, atol=1e-3)
 
 

@@ -233,7 +233,7 @@ def test_regimes_are_numbered_as_their_priors_or_known_values_are(options, name)
     y = MarkovSwitchingAR(2, 0, known=truth, **switching).double().simulate(2, 200)
     story = MarkovSwitchingAR(2, 0, **options).double()
     story.initialise(y)
-    found = story.theta.typical()[name].detach()
+    found = story.theta.guide_mean()[name].detach()
     values = found if name == "mu" else found.diagonal()
     assert values[0] > values[1]
 
@@ -290,8 +290,8 @@ def test_bad_data():
         ({"order": 0, "switching_mean": False, "switching_coefficients": True}, "nothing switches"),
         ({"prior_mean": [[1.0], [2.0], [3.0]]}, "one list for each of 2 regimes"),
         ({"order": 10}, r"num_regimes=2 and order=10 make 2\^11 windows .* more than 1,024; .*switching_mean=False"),
-        ({"known": [3]}, r"known=\[3\]: expected values of parameters by name"),
-        ({"known": {"psi": 1.0}}, "'psi' is no parameter here"),
+        ({"known": [3]}, r"known=\[3\]: expected a mapping from parameter names to values"),
+        ({"known": {"psi": 1.0}}, "'psi' is not a parameter of this story"),
         ({"known": {"mu": [1.0, 2.0, 3.0]}}, r"'mu' has shape \(3,\); expected \(2,\)"),
     ],
 )

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import GaussianMixture
-from pplgen.models._distributions.missing import MarginalNormal, WhereSeen
+from pplgen.models._distributions.missing import MarginalIndependent, MarginalNormal
 
 import pplgen
 from pplgen.exact.em import GaussianMixtureParameters, em
@@ -30,7 +30,7 @@ def test_the_density_of_a_row_is_that_of_what_is_seen(seen):
     block = torch.distributions.MultivariateNormal(MU[seen], SIGMA[seen][:, seen]) if seen else None
     expected = block.log_prob(row[seen]) if block else torch.zeros((), dtype=torch.float64)
     torch.testing.assert_close(ours, expected)
-    columns = WhereSeen(dist.Normal(MU, SIGMA.diagonal().sqrt()))
+    columns = MarginalIndependent(dist.Normal(MU, SIGMA.diagonal().sqrt()))
     apart = torch.distributions.Normal(MU, SIGMA.diagonal().sqrt()).log_prob(row.nan_to_num())[seen].sum()
     torch.testing.assert_close(columns.log_prob(row), apart)
 
@@ -39,7 +39,7 @@ def test_gradients_are_finite_where_entries_are_missing():
     L = torch.linalg.cholesky(SIGMA).requires_grad_()
     mu = MU.clone().requires_grad_()
     row = torch.tensor([0.3, NAN, 2.0], dtype=torch.float64)
-    for density in (MarginalNormal(mu, scale_tril=L), WhereSeen(dist.Normal(mu, L.diagonal()))):
+    for density in (MarginalNormal(mu, scale_tril=L), MarginalIndependent(dist.Normal(mu, L.diagonal()))):
         gradients = torch.autograd.grad(density.log_prob(row), (mu, L))
         assert all(gradient.isfinite().all() for gradient in gradients)
         assert gradients[0][1] == 0 or isinstance(density, MarginalNormal)

@@ -137,9 +137,13 @@ def test_outliers_pull_students_less():
 @pytest.mark.parametrize(
     ("columns", "entry", "sentence"),
     [
-        ("binary", 2.0, "column 2, row 3: 2 is no entry of a column of kind 'binary'; expected 0 or 1"),
-        ("poisson", -1.0, "row 3: -1 is no entry of a column of kind 'poisson'; expected 0, 1, 2"),
-        ("categorical3", 3.0, "row 3: 3 is no entry of a column of kind 'categorical3'; expected a whole number below"),
+        ("binary", 2.0, "column 2, row 3: 2 is not a valid entry of a column of kind 'binary'; expected 0 or 1"),
+        ("poisson", -1.0, "row 3: -1 is not a valid entry of a column of kind 'poisson'; expected 0, 1, 2"),
+        (
+            "categorical3",
+            3.0,
+            "row 3: 3 is not a valid entry of a column of kind 'categorical3'; expected a whole number below",
+        ),
     ],
 )
 def test_entries_of_another_kind_are_named(columns, entry, sentence):

@@ -80,7 +80,7 @@ def test_finds_clusters_and_heeds_labels(crescents):
 def test_mistakes_are_told(crescents):
     x, y = crescents
     story = MixtureVAE(2, 2, num_components=3, hidden=(8,), likelihood="normal")
-    with pytest.raises(InputError, match="labels, row 4: 3: expected 0 to 2, or nothing"):
+    with pytest.raises(InputError, match="labels, row 4: 3: expected 0 to 2, or -1 if unknown"):
         pplgen.fit(story, x, labels=torch.where(torch.arange(450) == 3, 3, y), steps=2, progress=False)
     with pytest.raises(InputError, match="guide='gamma': expected one of normal, laplace"):
         MixtureVAE(2, 2, guide="gamma")

@@ -205,9 +205,9 @@ def test_trains_without_labels_and_with_all(rings):
 def test_mistakes_are_told(rings):
     x, y, _ = rings
     story = SemiSupervisedVAE(6, 1, num_classes=3, hidden=(8,), likelihood="normal")
-    with pytest.raises(InputError, match="labels, row 3: 3: expected 0 to 2, or nothing"):
+    with pytest.raises(InputError, match="labels, row 3: 3: expected 0 to 2, or -1 if unknown"):
         pplgen.fit(story, x, labels=torch.where(y == 2, 3, y), steps=2, progress=False)
-    with pytest.warns(DataWarning, match="no row is known to be of class 0, 2"):
+    with pytest.warns(DataWarning, match="no row is labelled as class 0, 2"):
         pplgen.fit(story, x, labels=torch.where(y == 1, 1, -1), steps=2, progress=False)
     with pytest.raises(InputError, match="weights: the guide sums out"):
         pplgen.fit(story, x, weights=torch.ones(600), steps=2, progress=False)

@@ -28,9 +28,9 @@ OPTIONS = [{}, {"recurrent": True}, {"switching_emission": True}, {"covariance":
 MISTAKES = [
     ({"guide": "exact"}, "guide='exact': expected one of responsibilities, markov, mean-field"),
     ({"num_regimes": 0}, "num_regimes=0: expected a whole number of at least 1"),
-    ({"known": {"a": 1.0}}, "known: 'a' is no parameter here"),
+    ({"known": {"a": 1.0}}, "known: 'a' is not a parameter of this story"),
     ({"known": {"A": [1.0]}}, "known: 'A' has shape (1,); expected (2, 2, 2)"),
-    ({"known": {"q": -1.0}}, "known: 'q' has values outside of its support"),
+    ({"known": {"q": -1.0}}, "known: 'q' has values outside its support"),
 ]
 
 
@@ -56,7 +56,7 @@ def drawn_series(story, num_steps, seed=0):
 
 def markov_model(theta, x, y, recurrent):
     """The story with its regimes enumerated one after the other, at a given path."""
-    moves, (C, d, r) = Dynamics.of(theta), Emission.of(theta)
+    moves, (C, d, r) = Dynamics.from_theta(theta), Emission.from_theta(theta)
     several = len(C) > 1
     s = None
     for t in pyro.markov(range(x.shape[0])):
@@ -194,10 +194,10 @@ def test_learns_from_scratch():
     }
     source = SwitchingLDS(2, 2, 6, known=truth)
     with seeded(0), torch.no_grad():
-        theta = source.theta.typical()
-        path = SwitchingPath(Dynamics.of(theta), torch.ones(2, 300, dtype=torch.bool))
+        theta = source.theta.guide_mean()
+        path = SwitchingPath(Dynamics.from_theta(theta), torch.ones(2, 300, dtype=torch.bool))
         x, s = path.sample_with_regimes()
-        y = Emission.of(theta).given(path, x).sample()
+        y = Emission.from_theta(theta).observations(path, x).sample()
     fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, steps=300, progress=False)
     assert not fit.path.startswith("plain Pyro")
     regimes = fit.smooth(draws=50)["regime_probability"].values.argmax(-1)

@@ -186,7 +186,7 @@ def test_columns_of_the_table_can_be_named(tmp_path, rows):
     [
         ({"labels": [0, 1]}, "labels: 2 values for 120 rows"),
         ({"labels": [0.5] * 120}, r"labels, row 1: 0.5: expected 0, 1, 2, \.\.\., or nothing"),
-        ({"labels": [0] * 119 + [2]}, "labels, row 120: 2: expected 0 to 1, or nothing"),
+        ({"labels": [0] * 119 + [2]}, "labels, row 120: 2: expected 0 to 1, or -1 if unknown"),
         ({"labels": "kind"}, "labels='kind': expected one of the columns x0, x1"),
         ({"labels": ["a"] * 120}, "labels: expected one number for each row"),
         ({"weights": [1.0] * 119 + [-1.0]}, "weights, row 120: -1: expected a finite number of at least 0"),

@@ -1,14 +1,14 @@
-r"""Distributions of codes: what an encoder's outputs mean, and what codes are like before a row is seen.
+r"""Variational families of latent variables, and their priors.
 
 Each family is reparameterised by one of the three routes of Kingma and Welling (2014), section 2.4:
 
 - location and scale: ``normal``, ``full`` (a normal with all covariances), ``laplace``, ``student-t`` (5 degrees)
 - inverse CDF: ``logistic``, ``kumaraswamy``
-- composition: ``lognormal``, ``gamma``, ``beta``, ``dirichlet``, and ``flow``: a normal code pushed through
+- composition: ``lognormal``, ``gamma``, ``beta``, ``dirichlet``, and ``flow``: a normal pushed forward by
   autoregressive transforms (inverse autoregressive flow, Kingma et al. 2016)
 
-Codes on the whole line have the priors of ``PRIORS``; others the one of their support: Gamma(2, 2), LogNormal(0, 1),
-Uniform(0, 1), Dirichlet(1).
+Families on the real line have the priors of ``PRIORS``; others a fixed prior with their support: Gamma(2, 2),
+LogNormal(0, 1), Uniform(0, 1), Dirichlet(1).
 
 References
 ----------
@@ -32,19 +32,19 @@ REAL = ("normal", "laplace", "student-t", "logistic", "full", "flow")
 BOUNDED = ("lognormal", "gamma", "beta", "kumaraswamy", "dirichlet")
 GUIDES = (*REAL, *BOUNDED)
 PRIORS = ("normal", "mixture", "vamp")
-LEAST = 1e-4
-"""Of deviations and concentrations."""
+MIN_SCALE = 1e-4
+"""Smallest standard deviation or concentration."""
 
 
-class Codes(nn.Module):
-    """The guide's distribution of codes, from the encoder's outputs.
+class LatentFamily(nn.Module):
+    """Variational family of the latent variables, parameterised by the encoder's outputs.
 
     Parameters
     ----------
     kind
         One of ``GUIDES``.
     num_latents
-        Entries of a code.
+        Number of latent dimensions.
     """
 
     def __init__(self, kind: str, num_latents: int) -> None:
@@ -56,17 +56,17 @@ class Codes(nn.Module):
 
     @property
     def num_outputs(self) -> int:
-        """Numbers that the encoder puts out for a row."""
+        """Number of encoder outputs for a row."""
         k = self.num_latents
         return {"full": 2 * k + k * k, "dirichlet": k}.get(self.kind, 2 * k)
 
-    def of(self, outputs: Tensor) -> Any:
-        """Return the distribution of codes, event shape ``(num_latents,)``."""
+    def distribution(self, outputs: Tensor) -> Any:
+        """Return the distribution given the encoder's outputs, event shape ``(num_latents,)``."""
         k, kind = self.num_latents, self.kind
         a = outputs[..., :k]
         if kind == "dirichlet":
             return dist.Dirichlet(softplus(a) + 0.1)
-        b = softplus(outputs[..., k : 2 * k]) + LEAST
+        b = softplus(outputs[..., k : 2 * k]) + MIN_SCALE
         if kind == "full":
             below = outputs[..., 2 * k :].unflatten(-1, (k, k)).tril(-1)
             return dist.MultivariateNormal(a, scale_tril=torch.diag_embed(b) + below)
@@ -86,9 +86,9 @@ class Codes(nn.Module):
 
 
 def _kumaraswamy(a: Tensor, b: Tensor) -> Any:
-    """Return Kumaraswamy's distribution by its inverse CDF, its last hundred-thousandths cut off.
+    """Return the Kumaraswamy distribution by its inverse CDF, truncated at the 1e-5 and 1 - 1e-5 quantiles.
 
-    So neither draws nor their uniform origins round to 0 or 1 in single precision, where densities are infinite.
+    Otherwise draws round to 0 or 1 in single precision, where densities are infinite.
     """
     a, b = softplus(a).clamp_max(50.0) + 0.5, b.clamp_max(50.0) + 0.5
     uniform = dist.Uniform(torch.full_like(a, 1e-5), torch.full_like(a, 1 - 1e-5))
@@ -100,8 +100,8 @@ def _kumaraswamy(a: Tensor, b: Tensor) -> Any:
     return dist.TransformedDistribution(uniform, steps)
 
 
-def natural_prior(kind: str, like: Tensor) -> Any:
-    """Return the prior of codes of a family whose support is not the whole line; ``like`` has a code's shape."""
+def prior_on_support(kind: str, like: Tensor) -> Any:
+    """Return the fixed prior of a family in ``BOUNDED``; ``like`` has the shape ``(num_latents,)``."""
     zeros, ones = torch.zeros_like(like), torch.ones_like(like)
     if kind == "dirichlet":
         return dist.Dirichlet(ones)
@@ -110,53 +110,53 @@ def natural_prior(kind: str, like: Tensor) -> Any:
     return (dist.LogNormal(zeros, ones) if kind == "lognormal" else dist.Uniform(zeros, ones)).to_event(1)
 
 
-class CodePrior(nn.Module):
-    """What codes are like before a row is seen: standard normal, or a mixture whose index is summed out.
+class LatentPrior(nn.Module):
+    """Prior of the latent variables: standard normal, or a mixture with the component summed out.
 
     Parameters
     ----------
     kind
-        ``normal``; ``mixture``: normals with locations, deviations and weights that are learned; ``vamp``: the guide's
-        distributions of pseudo-rows that are learned.
-    codes
-        The guide's family.
+        ``normal``; ``mixture``: normals with learned means, standard deviations and weights; ``vamp``: the guide at
+        learned pseudo-inputs.
+    family
+        Variational family of the guide.
     num_inputs
-        Numbers that the encoder reads of a row.
+        Number of encoder inputs for a row.
     num_components
-        Of the mixtures.
+        Number of components of a mixture.
     """
 
     origin: Tensor
 
-    def __init__(self, kind: str, codes: Codes, num_inputs: int, num_components: int) -> None:
+    def __init__(self, kind: str, family: LatentFamily, num_inputs: int, num_components: int) -> None:
         super().__init__()
-        self.kind, self.family = kind, codes.kind
-        self.register_buffer("origin", torch.zeros(codes.num_latents))
-        if codes.kind in BOUNDED or kind == "normal":
+        self.kind, self.family = kind, family.kind
+        self.register_buffer("origin", torch.zeros(family.num_latents))
+        if family.kind in BOUNDED or kind == "normal":
             return
         self.logits = nn.Parameter(torch.zeros(num_components))
         if kind == "mixture":
-            self.mu = nn.Parameter(torch.empty(num_components, codes.num_latents))
-            self.log_sigma = nn.Parameter(torch.zeros(num_components, codes.num_latents))
+            self.mu = nn.Parameter(torch.empty(num_components, family.num_latents))
+            self.log_sigma = nn.Parameter(torch.zeros(num_components, family.num_latents))
         else:
             self.pseudo_rows = nn.Parameter(torch.empty(num_components, num_inputs))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw where the components of a mixture are."""
+        """Draw the locations of a mixture's components."""
         for name, std in (("mu", 1.0), ("pseudo_rows", 0.5)):
             if hasattr(self, name):
                 nn.init.normal_(getattr(self, name), std=std)
 
-    def of(self, encoded: Callable[[Tensor], Any]) -> Any:
-        """Return the distribution of a code; ``encoded`` is the guide's of what a network reads."""
+    def distribution(self, encode: Callable[[Tensor], Any]) -> Any:
+        """Return the prior of one row's latent variables; ``encode`` maps encoder inputs to the guide."""
         if self.family in BOUNDED:
-            return natural_prior(self.family, self.origin)
+            return prior_on_support(self.family, self.origin)
         if self.kind == "normal":
             return dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1)
         if self.kind == "mixture":
-            return NormalMixture(self.logits, self.mu, self.log_sigma.exp() + LEAST)
-        parts = encoded(self.pseudo_rows)
+            return NormalMixture(self.logits, self.mu, self.log_sigma.exp() + MIN_SCALE)
+        components = encode(self.pseudo_rows)
         if self.family == "normal":
-            return NormalMixture(self.logits, parts.mean, parts.stddev)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), parts)
+            return NormalMixture(self.logits, components.mean, components.stddev)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)

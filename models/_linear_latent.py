@@ -1,12 +1,12 @@
-r"""Rows that are linear in normal codes: what probabilistic PCA and factor analysis share, all but the noise.
+r"""Linear Gaussian latent-variable models: base of probabilistic PCA and factor analysis, which differ in the noise.
 
-With codes ``z_i ~ Normal(0, I)``, rows ``x_i | z_i ~ Normal(W z_i + mu, diag(sigma^2))``, and S_i the diagonal matrix
-of ones where an entry of x_i is seen, the posterior of a code is Bayes' rule for linear Gaussian models::
+With latent variables ``z_i ~ Normal(0, I)``, rows ``x_i | z_i ~ Normal(W z_i + mu, diag(sigma^2))``, and S_i the
+diagonal 0-1 matrix of observed entries of x_i, the posterior of z_i is that of a linear Gaussian model::
 
     M_i = I + W' S_i diag(sigma^-2) W        z_i | x_i ~ Normal(M_i^-1 W' S_i diag(sigma^-2) (x_i - mu), M_i^-1)
 
-The guide is this very posterior, at the current W, mu and sigma, so that the bound is the log-likelihood whatever code
-is drawn: ``log p(x_i, z_i) - log p(z_i | x_i) = log p(x_i)``. Its gradient has no variance.
+The guide is this posterior, at the current W, mu and sigma, so that the ELBO is the log-likelihood for every draw:
+``log p(x_i, z_i) - log p(z_i | x_i) = log p(x_i)``. Its gradient has no variance.
 
 References
 ----------
@@ -21,7 +21,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.likelihoods import NormalEntries
-from pplgen.models._distributions.missing import WhereSeen
+from pplgen.models._distributions.missing import MarginalIndependent
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
@@ -29,14 +29,14 @@ from pplgen.story.latent import LatentStory
 
 
 class LinearStory(LatentStory):
-    """A story of rows that are linear in normal codes, with the exact posterior as guide.
+    """Base class of linear Gaussian latent-variable stories, with the exact posterior as guide.
 
     Parameters
     ----------
     num_features, num_latents
-        Entries of a row, and of a code.
+        Number of data columns, and of latent dimensions.
     noise
-        Whose the deviation of the noise is: each ``feature``'s, or ``shared`` by all.
+        Noise standard deviation: one per ``feature``, or ``shared`` by all.
     """
 
     origin: Tensor
@@ -48,21 +48,21 @@ class LinearStory(LatentStory):
         self.offset = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("origin", torch.zeros(num_latents))
         self.dims = {**self.dims, "W": ("feature", "latent"), "mu": ("feature",), "sigma": ("feature",)}
-        self._scatter()
+        self._reset_loadings()
 
     @pyro_method
     def prior(self) -> Any:
-        """Return the distribution of a code."""
+        """Return the prior of one row's latent variables."""
         return dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1)
 
     @pyro_method
-    def decode(self, z: Tensor) -> WhereSeen:
-        """Return the distribution of rows given codes."""
-        return self.seen.of(z @ self.loadings.mT + self.offset)
+    def decode(self, z: Tensor) -> MarginalIndependent:
+        """Return the distribution of rows given latent variables."""
+        return self.seen.distribution(z @ self.loadings.mT + self.offset)
 
     @pyro_method
     def encode(self, x: Tensor) -> Any:
-        """Return the posterior of the codes of rows; without missing entries all rows have one covariance."""
+        """Return the posterior of the rows' latent variables; complete rows share one covariance."""
         W, mu, sigma = self._fitted
         scaled = W / sigma[:, None]
         difference = x - mu
@@ -72,28 +72,28 @@ class LinearStory(LatentStory):
             M = M + torch.einsum("...j,jk,jl->...kl", (~x.isnan()).to(x.dtype), scaled, scaled)
         else:
             M = M + scaled.mT @ scaled
-        # a triangular factor of M^-1, which the mean needs too
+        # a triangular factor of M^-1, shared with the mean
         factor = dist.MultivariateNormal(self.origin, precision_matrix=M).scale_tril
         mean = factor @ (factor.mT @ (difference / sigma @ scaled).unsqueeze(-1))
         return dist.MultivariateNormal(mean.squeeze(-1), scale_tril=factor)
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """Loadings W, means mu and deviations sigma of the noise in the data's units: fitted, and so not drawn."""
+        """Maximum-likelihood loadings W, means mu and noise standard deviations sigma, in data units."""
         return {name: value.detach() for name, value in zip(("W", "mu", "sigma"), self._fitted, strict=True)}
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Start at the columns' means and scales, with loadings at random."""
-        self.offset.copy_(self.seen.begin(x, weights))
-        self._scatter()
+        """Start at the columns' means and scales, with random loadings."""
+        self.offset.copy_(self.seen.initialise(x, weights))
+        self._reset_loadings()
 
     @property
     def _fitted(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W, mu and sigma; the parameters behind them are on the columns' scale."""
+        """W, mu and sigma in data units, from the standardised parameters."""
         m, s = self.seen.m, self.seen.s
         return s[:, None] * self.loadings, m + s * self.offset, self.seen.sigma
 
-    def _scatter(self) -> None:
-        """Draw loadings at random, with which codes explain a column's variance."""
+    def _reset_loadings(self) -> None:
+        """Draw random loadings, scaled so that the latent variables explain a column's variance."""
         nn.init.normal_(self.loadings, std=1 / math.sqrt(self.num_latents))
