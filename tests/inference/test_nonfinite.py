@@ -219,8 +219,8 @@ def test_a_model_that_cannot_start_is_one_sentence(by):
     def guide(x):
         pyro.sample("rho", dist.Delta(pyro.param("at", torch.tensor(1.25))))
 
-    named = f"cannot be evaluated where it starts: x: .*{by} of MultivariateNormal is not positive definite, smallest"
-    with pytest.raises(InputError, match=f"{named} eigenvalue -0.25 at row 3"):
+    named = f"evaluated at its initial parameters: x: .*{by} of MultivariateNormal is not positive definite"
+    with pytest.raises(InputError, match=f"cannot be {named}, smallest eigenvalue -0.25 at row 3"):
         pplgen.fit(covariances(by, [2]), X, guide, progress=False)
 
     def other(x):
