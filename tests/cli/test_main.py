@@ -47,7 +47,7 @@ def test_a_fit_prints_its_summary_and_no_warnings(run):
     _, done = run
     assert "GaussianMixture on own, 30 rows" in done.stdout
     assert "mu[1, b]" in done.stdout
-    assert "the steps ran out" in done.stdout
+    assert "maximum number of steps was reached" in done.stdout
     assert "Written to runs/gaussian-mixture-own" in done.stdout
     assert done.stderr == ""
 

@@ -207,7 +207,7 @@ def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, cap
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pplgen.inference.restarts._Run._ended", interrupted)
+    monkeypatch.setattr("pplgen.inference.restarts._Run._results", interrupted)
     command = ["pplgen", "fit", "gaussian-mixture", "faithful", "--compile", "graph", "--steps", "200", "--out", "run"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="2"):
