@@ -138,7 +138,7 @@ def test_a_header_names_nothing_that_runs(run, mark, tmp_path, monkeypatch, stor
     header = json.loads((run / store.HEADER).read_text())
     told = {"story": story, "config": {"path": str(mark)}}
     (run / store.HEADER).write_text(json.dumps(with_digest(header | told)))
-    with pytest.raises(InputError, match=r"nothing that a run names is executed|is not a Story"):
+    with pytest.raises(InputError, match=r"no other code that a run names is executed|is not a Story"):
         pplgen.load(run)
 
 
@@ -155,8 +155,8 @@ def test_draws_refer_to_no_other_file(run, tmp_path):
         file.create_dataset("posterior/x", (4,), "f8", external=[(str(secret), 0, 32)])
 
     ways = {
-        "kept in another file": outside,
-        "kept in another": lambda file: file.create_virtual_dataset("x", layout),
+        "is stored in another file": outside,
+        "stored in another": lambda file: file.create_virtual_dataset("x", layout),
         "is a link": lambda file: file.__setitem__("posterior", h5py.ExternalLink(str(tmp_path / "other.nc"), "/")),
     }
     for sentence, way in ways.items():

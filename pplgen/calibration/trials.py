@@ -149,7 +149,7 @@ def _train(
         if alone:
             raise
         return {}, "the traced graph"
-    return {index: run for index, run in enumerate(runs) if run and not run.broke_down}, path
+    return {index: run for index, run in enumerate(runs) if run and not run.failed}, path
 
 
 def _best_restart(indices: Iterable[int], runs: Mapping[int, Training]) -> int | None:

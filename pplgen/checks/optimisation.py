@@ -112,7 +112,7 @@ def faults(inputs: CheckInputs) -> Check:
     best = inputs.runs[0]
     if not best.faults:
         return Check(name, 0, 0, source, Verdict.PASS)
-    verdict = Verdict.FAIL if best.broke_down else Verdict.WARN
+    verdict = Verdict.FAIL if best.failed else Verdict.WARN
     remedy = "; inspect the model at these values, or use a lower learning_rate"
     return Check(name, len(best.faults), 0, source, verdict, "; ".join(best.faults) + remedy)
 

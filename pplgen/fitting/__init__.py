@@ -1,4 +1,4 @@
-"""`fit()`, `Fit` and what is asked of it: thin, each method one call into the room that does the work.
+"""`fit()`, `Fit` and its methods: thin, each one call into the package that does the work.
 
 May import: report, timeseries, storage. Start reading at `fit.py`, then `result.py`.
 """

@@ -1,4 +1,4 @@
-"""``compare``: several stories, or fits, on the same rows, ranked by leave-one-out predictive density."""
+"""Comparison of stories or fits on the same rows by leave-one-out predictive density."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ def compare(
     with_bic: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    """Rank stories by how well each predicts rows that it has not seen, best first.
+    """Rank stories by their expected log predictive density for new rows, best first.
 
     Parameters
     ----------
     candidates
-        Stories, which are fitted here, or fits of the same rows, by a name for the table.
+        Stories, which are fitted here, or fits to the same rows, by their names in the table.
     data
-        The rows, for stories among the candidates: whatever ``load_data`` takes, or ``load_series``.
+        Rows to which stories among the candidates are fitted: any input of ``load_data`` or ``load_series``.
     draws
-        Posterior draws of each.
+        Posterior draws per candidate.
     with_bic
-        Whether to add ``bic``, for those who ask; smaller is better there.
+        Whether to add a column ``bic``; smaller is better.
     **options
-        As for ``fit``.
+        Options of ``fit``.
 
     Returns
     -------
     pandas.DataFrame
-        ``elpd``: expected log predictive density of new rows in nats, by Pareto-smoothed importance sampling (LOO) of
-        draws of the guide, weighed towards the posterior;
-        ``elpd_diff``: the best's minus this one's, with its standard error ``dse``; ``se`` that of ``elpd``; ``p``: the
-        effective number of parameters; ``weight``: of a stacked prediction; ``warning``: whether some row has a Pareto
-        k above ``min(1 - 1 / log10(draws), .7)``, so that its term is not to be trusted.
+        ``elpd``: expected log predictive density for new rows in nats, estimated by PSIS-LOO from draws of the guide,
+        importance-weighted towards the posterior; ``se``: its standard error; ``elpd_diff``: that of the best minus
+        this one's, with its standard error ``dse``; ``p``: effective number of parameters; ``weight``: stacking weight;
+        ``warning``: whether some row has a Pareto k above ``min(1 - 1 / log10(draws), .7)``, so that its term is
+        unreliable.
 
     Raises
     ------
     InputError
-        Where there are fewer than two candidates, a story comes without data, fits are of different rows, or these
-        are a single series, for which there is ``Fit.leave_future_out``.
+        If there are fewer than two candidates, a story has no data, fits are to different rows, or the data are a
+        single series, for which ``Fit.leave_future_out`` is meant.
 
     References
     ----------
@@ -78,7 +78,7 @@ def compare(
         if isinstance(candidate, Fit):
             fits[name] = candidate
         elif table is None:
-            raise InputError(f"candidate {name!r} is not fitted yet: give data")
+            raise InputError(f"candidate {name!r} is not fitted yet: expected data to fit it to")
         else:
             fits[name] = fit(candidate, table, **options)
     _require_same_rows(fits)
@@ -87,11 +87,11 @@ def compare(
     scores = {}
     for name, fitted in fits.items():
         if fitted.pair.weights is not None:
-            raise InputError(f"candidate {name!r} was fitted to weighted rows, which cannot be left out one at a time")
+            raise InputError(f"candidate {name!r} was fitted to weighted rows, for which LOO is not defined")
         if fitted.pair.structure.why_no_row_densities():
-            raise InputError(f"candidate {name!r} has no likelihood of single rows to compare")
+            raise InputError(f"candidate {name!r} has no likelihood of single rows")
         scores[name] = fitted.loo(draws=draws)
-    with _arvizs_own_warnings():
+    with _ignore_arviz_warnings():
         ranked = pd.DataFrame(arviz_stats.compare(scores))
     if with_bic:
         ranked["bic"] = [bic(fits[name]) for name in ranked.index]
@@ -99,13 +99,13 @@ def compare(
 
 
 def bic(fitted: Fit, *, draws: int = 1000) -> float:
-    """Compute Schwarz's criterion ``-2 log p(x | mean) + P log N`` at the posterior mean; smaller is better.
+    """Return the Bayesian information criterion ``-2 log p(x | mean) + P log N`` at the posterior mean (Schwarz 1978).
 
-    A row counts as often as its weight says, and N is the sum of the weights. P counts the scalars that all rows share,
-    without those that constraints determine; discrete latents are summed out.
+    Log densities of rows are multiplied by their weights, and N is the sum of the weights. P is the number of free
+    scalar parameters shared by all rows; discrete latents are summed out. Smaller is better.
     """
     if not fitted.has_rows:
-        raise InputError(f"{fitted.name}: its rows are not at hand to be scored; give them to pplgen.load")
+        raise InputError(f"{fitted.name}: BIC needs the training rows; give them to pplgen.load")
     pair = fitted.pair
     with seeded(fitted.seed), pair.isolated():
         shared = draw_shared(pair, draws)
@@ -118,8 +118,8 @@ def bic(fitted: Fit, *, draws: int = 1000) -> float:
 
 
 @contextlib.contextmanager
-def _arvizs_own_warnings() -> Iterator[None]:
-    """Leave out what the table's last column says, and what pandas says of ArviZ."""
+def _ignore_arviz_warnings() -> Iterator[None]:
+    """Suppress ArviZ's Pareto k warning, which is a column of the table, and pandas' warning about ArviZ."""
     with warnings.catch_warnings():
         for message in ("Estimated shape parameter", "The inplace keyword"):
             warnings.filterwarnings("ignore", message=message)
@@ -128,23 +128,23 @@ def _arvizs_own_warnings() -> Iterator[None]:
 
 @torch.no_grad()
 def _number_of_parameters(pair: Pair) -> int:
-    """Count the unconstrained scalars of the latents that all rows share."""
+    """Return the number of unconstrained scalars of the latents shared by all rows."""
     trace = poutine.trace(pair.model).get_trace(*pair.data)
     nodes = [trace.nodes[name] for name in pair.structure.shared_latent]
     return sum(biject_to(node["fn"].support).inv(node["value"]).numel() for node in nodes)
 
 
 def _require_several(num_rows: int, story: Story | None) -> None:
-    """Refuse a single series, which cannot be left out."""
+    """Raise ``InputError`` for a single series, for which LOO is not defined."""
     if story is not None and story.takes_series and num_rows == 1:
         raise InputError(
-            "one series cannot be left out of the only one there is, so LOO does not rank stories by it; score each "
-            "fit's one-step-ahead predictions with fit.leave_future_out() instead"
+            "LOO needs at least two series, and the data are one series; score each fit's one-step-ahead predictions "
+            "with fit.leave_future_out() instead"
         )
 
 
 def _require_same_rows(fits: Mapping[str, Fit]) -> None:
-    """Refuse fits of different data, whose densities do not compare."""
+    """Raise ``InputError`` for fits to different data, whose densities are not comparable."""
     prints = {name: None if fitted.table is None else fitted.table.fingerprint for name, fitted in fits.items()}
     first, *others = prints
     for name in others:

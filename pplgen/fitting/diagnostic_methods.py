@@ -1,4 +1,4 @@
-"""What can be asked of any fit about how far it can be trusted."""
+"""Diagnostic methods of any fit: checks, report, PSIS-LOO."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["DiagnosticMethods"]
 
 
 class DiagnosticMethods(FittedPair):
-    """Checks of any fit, and the report of them."""
+    """Diagnostic methods of any fit."""
 
     def diagnose(self, x: Any = None, *, seed: int | None = None) -> Checks:
-        """Check how far the fit can be trusted; print values, thresholds, verdicts, remedies, and return them.
+        """Run all checks of the fit; print values, thresholds, verdicts and remedies, and return them.
 
-        What is returned is a tuple of checks, which also takes their names; at a prompt it shows counts of verdicts.
+        The result is a tuple of checks that can also be indexed by name; its representation counts the verdicts.
 
-        Rows ``x``, as in ``log_likelihood``, take the place of the training rows where predictions and latents of
-        single rows are checked. A fit without its rows at hand is checked for what needs none.
+        With rows ``x``, as in ``log_likelihood``, predictions and per-row latents are checked on those rows instead of
+        the training rows. Without training rows in memory, checks that need them are skipped.
         """
         checks = self._checks(x, seed)
         print_checks(self.name, checks)
@@ -42,48 +42,48 @@ class DiagnosticMethods(FittedPair):
         checks: tuple[Check, ...] | None = None,
         seed: int | None = None,
     ) -> Path:
-        """Write ``report.html``, one page that needs nothing else, and the same as ``report.json``.
+        """Write ``report.html``, a self-contained page, and ``report.json`` with the same content.
 
-        They hold every check with its threshold, source and remedy, what was fitted to what, pictures, the table of
-        parameters, and what reproduces the fit.
+        They contain every check with its threshold, source and remedy, the story and data, plots, the table of
+        parameters, and the options that reproduce the fit.
 
         Parameters
         ----------
         directory
-            Where they go, new or old; a report that is there is replaced.
+            Output directory, created if needed; an existing report is replaced.
         tree
-            Draws that are at hand; otherwise some are made.
+            Posterior draws; default: new draws.
         checks
-            What ``diagnose`` returned; otherwise they are run.
+            Result of ``diagnose``; default: all checks are run.
         seed
-            Of checks that are run; the fit's own where not given.
+            Random seed of the checks; default: the fit's.
 
         Returns
         -------
         pathlib.Path
-            The page.
+            Path of the page.
         """
         from pplgen.report.page import report_draws, write_report
 
         fit: Any = self
         draws = report_draws(fit) if tree is None else tree
-        found = self._checks(None, seed) if checks is None else checks
-        return write_report(fit, draws, found, Path(directory))
+        results = self._checks(None, seed) if checks is None else checks
+        return write_report(fit, draws, results, Path(directory))
 
     def loo(self, *, draws: int = 1000, seed: int | None = None) -> ELPDData:
-        """Leave one row out at a time, without a fit to each; see ``pplgen.posterior.leave_one_out.leave_one_out``.
+        """Return leave-one-out predictive densities by PSIS-LOO; see ``pplgen.posterior.leave_one_out.leave_one_out``.
 
-        Draws are weighed towards the posterior first, so that a guide that is too wide or too narrow is corrected for
-        as far as its Pareto k allow.
+        Draws of the guide are importance-weighted towards the posterior, which corrects a guide that is too wide or too
+        narrow as far as the Pareto k values allow.
         """
         if self.pair.weights is not None:
-            raise InputError("loo: the fit was to weighted rows, which cannot be left out one at a time")
+            raise InputError("loo: the fit has weighted rows, for which LOO is not defined")
         self._rows(None)
         with self._ready(seed):
             return leave_one_out(weighted_draws(self.pair, check_count("draws", draws, minimum=2)))
 
     def _checks(self, x: Any, seed: int | None) -> Checks:
-        """Run checks on rows ``x``."""
+        """Run all checks, on rows ``x`` or the training rows."""
         rows = None if x is None else self._rows(x)
         runs = tuple(sorted(self.runs, key=lambda run: run.rank, reverse=True))
         with self._ready(seed):

@@ -1,4 +1,4 @@
-"""``fit``: a story, or any Pyro pair, and data become a ``Fit``."""
+"""``fit``: train a story, or any Pyro model and guide, on data."""
 
 from __future__ import annotations
 
@@ -53,101 +53,106 @@ def fit(
     shard: Literal["rows", "restarts"] | None = "rows",
     progress: bool | ProgressCallback = True,
 ) -> Fit:
-    """Fit a story, or any Pyro model and guide, by stochastic variational inference.
+    """Fit a story, or any Pyro model and guide, by stochastic variational inference or NUTS.
 
-    Nothing that is given is changed: modules are copied, Pyro's parameter store and every random generator are left as
-    they were found. The same seed gives the same numbers.
+    Arguments are not modified: modules are copied, and Pyro's parameter store and all random generators are restored.
+    The same seed gives the same result.
 
     Parameters
     ----------
     model
         A ``Story``, or a Pyro model.
     data
-        For a story, whatever ``load_data`` takes, or what ``stream_data`` returns: rows that stay in their file and
-        come in batches, so that ten million of them need little memory. For a bare model its argument, or a tuple of
-        them.
+        For a story, any input of ``load_data`` (``load_series`` for series), or a stream of ``stream_data``, which
+        reads minibatches from a file that need not fit in memory. For a bare model, its argument, or a tuple of its
+        arguments. NaN is missing.
     guide
-        The guide of a bare model; ``None`` for ``AutoNormal`` over its continuous latents, discrete ones summed out.
+        Guide of a bare model; ``None`` for ``AutoNormal`` over its continuous latents, discrete ones summed out.
     labels
-        Known values of the rows' discrete latent, counted from 0, one for each row: missing or -1 where it is not
-        known. For a story also the name of the column that holds them. Known rows have that value for certain, and
-        inform its probability; others are summed out.
+        Observed values of the discrete latent of each row, counted from 0; missing or -1 if unobserved. For a story
+        also the name of a column. Labelled rows are conditioned on; in others the latent is summed out.
     weights
-        How much each row counts, one number of at least 0 for each, or the name of a column: the density of a row is
-        raised to its weight, as if the row were there so many times.
+        Weight of each row: its log density is multiplied by it. At least 0; or the name of a column. Default: 1.
     method
-        ``"svi"``; or ``"nuts"`` to sample from the posterior by Pyro's NUTS, discrete latents summed out: slower, and
-        exact but for the Monte Carlo error that ``summary`` tells. Of the options below it takes ``seed``, ``steps``,
-        ``restarts``, ``warm_up``, ``device``, ``compile`` and ``progress``; the guide is where chains start.
+        ``"svi"``; or ``"nuts"`` for draws from the posterior by Pyro's NUTS, discrete latents summed out: slower, and
+        exact up to the Monte Carlo error that ``summary`` prints. NUTS supports the options ``seed``, ``steps``,
+        ``restarts``, ``warm_up``, ``device``, ``compile`` and ``progress``; chains are initialised from the guide.
     seed
-        Of initialisation and optimisation.
+        Random seed of initialisation and optimisation.
     steps
-        At most so many for each restart, 10,000 by default; it stops earlier once the smoothed ELBO has stopped
-        improving. Of NUTS, draws of each chain: 1,000.
+        Maximum number of steps of each restart (default: 10,000); a restart stops earlier once the smoothed ELBO has
+        stopped improving. For NUTS, number of draws per chain after warm-up (default: 1,000).
     learning_rate
-        Adam's first one; it is cut at each plateau, and to a tenth where the ELBO or its gradient is not finite: the
-        restart goes back to its last good state then, twice, and ends there the third time.
+        Initial learning rate of Adam. It is multiplied by .3 at each plateau of the smoothed ELBO, and by .1 when the
+        ELBO or its gradient is not finite: the restart returns to its last good state, and stops there the third time.
     clip
-        Largest absolute value of an entry of the gradient, as in Pyro's ``ClippedAdam``; ``None`` for any.
+        Clip gradient entries at this absolute value, as Pyro's ``ClippedAdam`` does (default: off).
     decay
-        Factor of the learning rate at each step, ``ClippedAdam``'s ``lrd``; at most one.
+        Factor on the learning rate per step, ``lrd`` of ``ClippedAdam``; at most 1 (default: no decay).
     patience
-        Steps over which the ELBO is averaged before its trend is judged, in hundreds. ``None``: 100; for minibatches
-        of a ``LatentStory`` a pass over the rows, for its networks go on learning where single steps no longer tell.
+        Steps per average of the ELBO when plateaus are detected; at least 100, rounded up to hundreds. Default: 100;
+        for minibatches of a ``LatentStory``, one epoch.
     restarts
-        Independent runs, one by default, of which that with the best final ELBO is kept. Of NUTS, chains: four.
+        Number of independent optimisations (default: 1); the one with the best final ELBO is returned. For NUTS, number
+        of chains (default: 4).
     batch_size
-        Rows per step, the row plate being scaled to all of them. ``None``: all; 10,000 of a stream; 500 of a
-        ``LatentStory``, where its rows are a stream or more than 10,000.
+        Rows per step; the row plate is scaled to all rows. Default: all rows; 10,000 for a stream; 500 for a
+        ``LatentStory`` whose rows are a stream or more than 10,000.
     device
-        Where to compute, such as ``"cuda"``. ``None``: the CPU for a story, where the data are for a bare pair.
+        Device to compute on, such as ``"cuda"``. Default: the CPU for a story, the device of the data for a bare pair.
     elbo
-        ``"sampled"``: ``TraceEnum_ELBO`` where discrete latents are summed out, else ``Trace_ELBO``, and so for
-        ``None``. ``"analytic"``: divergences in closed form where there is one, ``TraceMeanField_ELBO``.
-        ``"score-function"``: the sampled one, its gradients not through the draws. ``"importance"``: the
-        importance-weighted bound of each row. Or a bound of Pyro's.
+        ``"sampled"`` (default): Pyro's ``Trace_ELBO``, or ``TraceEnum_ELBO`` if discrete latents are summed out.
+        ``"analytic"``: ``TraceMeanField_ELBO``, with KL divergences in closed form where available.
+        ``"score-function"``: ``"sampled"`` with score-function gradients. ``"importance"``: the importance-weighted
+        bound of each row. Or an instance of Pyro's ``ELBO``.
     num_particles
-        Draws of the guide in each step: L of the first three, K of the last.
+        Draws from the guide over which each gradient is averaged; for ``"importance"``, importance samples per row.
     free_bits
-        Nats that each entry of a row's latents may diverge from the prior for nothing, on average over the rows of a
-        step; with ``elbo="analytic"``. The ELBO is then that with this allowance, which is lower.
+        Free bits per latent dimension, in nats (default: none): the KL divergence of a dimension, averaged over the
+        rows of a step, is not penalised below this value. Requires ``elbo="analytic"``. Lowers the reported ELBO.
     warm_up
-        Steps over which the weight of a ``LatentStory``'s codes rises from 0 to 1, linearly. No plateau is looked for
-        before, and the final ELBO has the whole weight. Of NUTS, steps of adaptation: 1,000.
+        Steps of KL warm-up for a ``LatentStory``: the weight of its latent variables' KL terms rises linearly from 0 to
+        1 (default: 0). Plateaus are detected afterwards; the final ELBO has weight 1. For NUTS, number of adaptation
+        steps (default: as many as ``steps``).
     augment
-        Function applied to the rows of every step, at random by torch's generators; or ``"bernoulli"``, which draws
-        pixels anew from grey values. The final ELBO is that of such rows; what comes after sees the rows as given.
+        Random transformation of the rows of each step, a function; or ``"bernoulli"``, which redraws binary pixels from
+        grey values. The final ELBO is for transformed rows; checks and predictions use the original rows.
     compile
-        ``"graph"``: the pair is traced once into a graph of tensor operations, and all restarts run as one program.
-        ``"inductor"``: that program is compiled, which takes from seconds to a minute. ``"auto"``: each where the run
-        is long enough to repay it. ``"off"``: Pyro's own SVI, one restart after the other. Where a
-        pair has no graph that agrees with Pyro, Pyro's own SVI runs, and ``Fit.path`` says why.
+        ``"graph"``: trace the pair into a graph of tensor operations, and run all restarts as one batched program.
+        ``"inductor"``: also compile that program, which takes up to a minute. ``"auto"``: trace and compile if the run
+        is long enough to repay it. ``"off"``: Pyro's ``SVI``, one restart after the other. A pair whose graph does not
+        reproduce Pyro's loss is trained by Pyro's ``SVI``; ``Fit.path`` gives the reason.
     checkpoint
-        Directory in which to keep, now and then and at the end, where the fit stands; the last two files stay. The same
-        call continues from there, after it was killed or for more ``steps``, and ends where it would have ended had it
-        run on, up to the rounding of another ``compile`` path. Plain Pyro keeps none.
+        Directory for checkpoints of the training state, written periodically and at the end; the last two are retained.
+        The same call resumes from the latest, after an interruption or with more ``steps``, and gives the result of an
+        uninterrupted run, up to rounding under another ``compile`` path. Not supported by plain Pyro.
     checkpoint_every
-        Seconds between two of them, at least.
+        Minimum number of seconds between two checkpoints.
     shard
-        What the ranks of an initialised ``torch.distributed`` process group share, all of which call ``fit`` with the
-        same arguments and get the same fit: ``"rows"``, each computing the gradient of its part of them; or
-        ``"restarts"``, each running some. ``None``: each process fits on its own. The first rank alone calls
+        What is distributed over the ranks of an initialised ``torch.distributed`` process group, all of which call
+        ``fit`` with the same arguments and return the same fit: ``"rows"``, each rank computing the gradient of its
+        rows; or ``"restarts"``, each running some. ``None``: each process fits separately. Only rank 0 calls
         ``progress`` and writes ``checkpoint``.
     progress
-        A bar on the terminal, nothing, or a function called with a ``Progress`` every few steps.
+        Whether to show a progress bar; or a function called with a ``Progress`` every few steps.
+
+    Returns
+    -------
+    Fit
+        The trained pair, with its restarts and rows.
 
     Raises
     ------
     InputError
-        Where the data, the pair or an option cannot be fitted.
+        If data, pair or options are invalid, or no restart has a finite ELBO.
     RankLost
-        Where another rank has died or stopped.
+        If another rank has failed.
     """
     call = locals()
     options = FitOptions.of(call)
     if isinstance(model, Story) and guide is not None:
         raise InputError(
-            f"guide: {type(model).__name__} brings its own guide; fit(story.model, data, guide) takes yours"
+            f"guide: {type(model).__name__} has its own guide; pass another by fit(story.model, data, guide)"
         )
     prepared = prepare(
         model,
@@ -169,8 +174,8 @@ def fit(
             trained = train_restarts(pairs, options.restart_seeds, options.training(pairs[0]), callback)
             best, results = best_of(pairs, trained.results, options.ranks.restarts)
         except KeyboardInterrupt:
-            when = "before the fit was done" if own_rows else "while ranks shared the rows"
-            raise Interrupted(f"interrupted {when}; there is no fit to keep") from None
+            when = "before the fit was finished" if own_rows else "while ranks shared the rows"
+            raise Interrupted(f"interrupted {when}; no fit is returned") from None
     if best is None:
         raise trained.failure or InputError("no restart of any rank has a finite ELBO")
     runs = tuple(run for run in results if run is not None)

@@ -25,16 +25,16 @@ __all__ = ["LatentMethods"]
 
 
 class LatentMethods(FittedPair):
-    """Methods of a fit whose rows are decoded from continuous latent variables; for others each is an ``InputError``.
+    """Methods of a fit whose rows are decoded from continuous latent variables; for others each raises ``InputError``.
 
-    ``x`` is whatever ``load_data`` takes, ``None`` for the training rows; NaN is missing.
+    ``x`` is any input of ``load_data``, ``None`` for the training rows; NaN is missing.
     """
 
     def encode(self, x: Any = None, *, seed: int | None = None) -> xr.Dataset:
         """Return mean ``z`` and standard deviation ``z_sd`` of each row's latent variables, ``(row, latent)``.
 
-        They are the guide's, in closed form where its family has one. ``fit.encode(x)["z"].values`` is an array of
-        features for a later model; ``fit.decode(fit.encode(x))`` decodes them. A story with classes also returns their
+        Moments of the guide, in closed form if its family has one. ``fit.encode(x)["z"].values`` is an array of
+        features for another model; ``fit.decode(fit.encode(x))`` decodes them. A story with classes also returns their
         probabilities ``y``, dimensions ``(row, class)``.
         """
         with self._latent_story("encode", seed) as story:
@@ -43,8 +43,8 @@ class LatentMethods(FittedPair):
     def decode(self, z: Any) -> Tensor:
         """Return the mean of a row given latent variables, ``(..., num_features)`` for ``z`` of ``(..., num_latents)``.
 
-        ``z`` is a tensor, an array, nested lists, or what ``encode`` returned, whose means are taken. For a story with
-        classes the latent dimensions are followed by a number for each class, such as its probability.
+        ``z`` is a tensor, an array, nested lists, or the result of ``encode``, of which the means are decoded. For a
+        story with classes the latent dimensions are followed by a number for each class, such as its probability.
         """
         with self._latent_story("decode", None) as story:
             return decode_latents(story, latent_space.latent_tensor(story, z)).cpu()
@@ -59,16 +59,16 @@ class LatentMethods(FittedPair):
             return decode_latents(story, encode_rows(story, self._rows(x)[0])[0]).cpu()
 
     def interpolate(self, a: Any, b: Any, num: int = 9, *, seed: int | None = None) -> Tensor:
-        """Decode steps on the straight lines between the mean latent variables of rows ``a`` and rows ``b``.
+        """Decode points on the line segments between the mean latent variables of rows ``a`` and rows ``b``.
 
         Parameters
         ----------
         a, b
-            One row each, shape ``(num_features,)``, or equally many rows.
+            One row each, shape ``(num_features,)``, or equal numbers of rows.
         num
-            Steps, both ends included.
+            Number of points, both ends included.
         seed
-            For guides whose means have no closed form.
+            Random seed, for guides whose means have no closed form.
 
         Returns
         -------
@@ -87,13 +87,13 @@ class LatentMethods(FittedPair):
         Parameters
         ----------
         base
-            The row, shape ``(num_features,)``, at whose mean the other dimensions are fixed; ``None``: their medians.
+            Row, shape ``(num_features,)``, at whose latent mean the others are fixed; ``None``: at their medians.
         num
-            Steps, at quantiles of the dimension from .05 to .95.
+            Number of steps, at quantiles of the dimension from .05 to .95.
         over
             Distribution of the quantiles: the ``prior``, or the aggregate ``posterior`` of all training rows.
         seed
-            Of the draws from which the quantiles are estimated.
+            Random seed of the draws from which the quantiles are estimated.
 
         Returns
         -------
@@ -113,35 +113,35 @@ class LatentMethods(FittedPair):
     ) -> xr.Dataset:
         """Score how unlikely each row is under the model, and flag those beyond a threshold.
 
-        The score is minus the importance-weighted log density in nats. Among n normal rows its conformal p-value is
-        ``(1 + #{normal rows with a score as high}) / (n + 1)``: however good the model, a normal row that was not
-        fitted is flagged with probability ``rate`` at most.
+        The score is minus the importance-weighted log density in nats. With n normal rows its conformal p-value is
+        ``(1 + #{normal rows with a score as high}) / (n + 1)``: whatever the model, a normal row outside the training
+        rows is flagged with probability at most ``rate``.
 
         Parameters
         ----------
         x
             Rows to score.
         held_out
-            Normal rows that were not fitted. ``None``: the training rows, whose scores are lower than those of new
-            rows, so that more than ``rate`` of these are flagged.
+            Normal rows outside the training rows. ``None``: the training rows, whose scores are lower than those of new
+            rows, so that a fraction above ``rate`` of new rows is flagged.
         rate
             False-alarm rate: fraction of normal rows that are flagged.
         draws
             Importance samples per row.
         seed
-            Of the importance samples.
+            Random seed of the importance samples.
 
         Returns
         -------
         xarray.Dataset
-            ``score``, ``p_value`` and ``flagged``, dimension ``row``; ``normal_score`` of the rows that calibrated
-            them, dimension ``normal_row``; ``threshold``, which a flagged row's score exceeds.
+            ``score``, ``p_value`` and ``flagged``, dimension ``row``; ``normal_score`` of the calibration rows,
+            dimension ``normal_row``; ``threshold``, which a flagged row's score exceeds.
 
         Notes
         -----
-        Rows must have as many missing entries as the rows that calibrate, because every entry counts in a density. A
-        density can be high at rows of another kind altogether, such as pictures smoother than any training picture
-        (Nalisnick et al. 2019); the false-alarm rate holds all the same, the detection rate may be low.
+        Rows must have as many missing entries as the calibration rows, because every entry contributes to the density.
+        A density can be high at out-of-distribution rows, such as pictures smoother than any training picture
+        (Nalisnick et al. 2019); the false-alarm rate still holds, but the detection rate may be low.
 
         References
         ----------
@@ -152,7 +152,7 @@ class LatentMethods(FittedPair):
             raise InputError(f"rate={rate!r}: expected a fraction of rows between 0 and 1")
         check_count("draws", draws)
         with self._latent_story("anomaly", seed):
-            # rows alone: labels and weights are no part of how unlikely a row is
+            # rows alone: labels and weights do not enter the score
             normal = self._rows(held_out)[: self.pair.num_arguments]
             require_calibration_rows(len(normal[0]), rate)
             normal_score = self._minus_log_density(normal, draws)
@@ -175,7 +175,7 @@ class LatentMethods(FittedPair):
         story = self.pair.story
         if not isinstance(story, LatentStory):
             name = type(story).__name__ if story else "a bare pair"
-            raise InputError(f"{method}: {name} has no latent variables of rows; a latent-variable story has")
+            raise InputError(f"{method}: {name} has no per-row latent variables; expected a latent-variable story")
         with self._ready(seed), torch.no_grad(), pyro.validation_enabled(False):
             yield story
 

@@ -1,4 +1,4 @@
-"""``load``: a run's directory becomes a ``Fit`` again."""
+"""``load``: restore a ``Fit`` from the directory of a saved run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,15 @@ from pplgen.errors import DataWarning, InputError, first_line
 from pplgen.fitting.nuts_result import SampledFit
 from pplgen.fitting.prepare import prepare
 from pplgen.fitting.result import Fit
-from pplgen.fitting.run_facts import arguments_fingerprint, finite, kept_buffers, named, restore_buffers, source_digest
-from pplgen.fitting.saved_draws import kept_rows, read_draws
+from pplgen.fitting.run_facts import (
+    arguments_fingerprint,
+    check_finite,
+    restore_buffers,
+    saved_buffers,
+    source_digest,
+    with_prefix,
+)
+from pplgen.fitting.saved_draws import read_draws, saved_rows
 from pplgen.inference.arguments import check_device, read_rows
 from pplgen.inference.nuts import Chains, use_stored_draws
 from pplgen.inference.training import StopReason, Training
@@ -40,8 +47,8 @@ TYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a user gives to a run that is read back."""
+class LoadOptions:
+    """Arguments of ``load``."""
 
     data: Any = None
     labels: Any = None
@@ -65,41 +72,41 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> Fit:
-    """Read a run back.
+    """Load a saved run.
 
-    Nothing that the directory holds or names is executed: a story of the collection is found by its name, and any
-    other code is that which is given here.
+    No code from the directory is executed: stories of the collection are imported by name, and any other code is
+    passed as an argument.
 
     Parameters
     ----------
     directory
-        Where ``Fit.save`` or the command line wrote it.
+        Directory written by ``Fit.save`` or the command line.
     data
-        The training data, checked against the run's fingerprint; needed for what the training rows enter, such as
-        ``to_datatree``, and for nothing else. For a bare pair, as ``fit`` took them, and always needed.
+        Training data, checked against the fingerprint of the run; required only by methods that use the training rows,
+        such as ``to_datatree``. For a bare pair always required, as passed to ``fit``.
     story
-        Of a run of your own story: its class, or an untrained story where its options are modules, or
-        ``"FILE.py:CLASS"``, a file that is then executed.
+        For your own story: its class, or an untrained instance if its options are modules, or ``"FILE.py:CLASS"``, a
+        file that is then executed.
     model, guide
-        Of a run of a bare pair: as ``fit`` took them, untrained.
+        For a bare pair: model and guide as passed to ``fit``, untrained.
     labels, weights
-        What the fit was told of the rows, as ``fit`` takes them.
+        Labels and weights of the rows, as passed to ``fit``.
     dtype
-        ``torch.float32`` or ``torch.float64``, of a story; ``None`` for the run's own. A bare pair's is its data's.
+        ``torch.float32`` or ``torch.float64``, for a story; default: that of the run. A bare pair has that of its data.
     device
-        Where to compute, such as ``"cuda"``; wherever the fit was. ``None``: the CPU for a story, where the data are
-        for a bare pair.
+        Device to compute on, such as ``"cuda"``, whatever that of the fit. Default: the CPU for a story, the device of
+        the data for a bare pair.
 
     Raises
     ------
     InputError
-        Where the directory holds no run, or one that is cut short, altered, or of other data or other code.
+        If the directory contains no run, or the run is truncated, altered, or of other data or code.
     """
     directory = Path(directory)
     if dtype is not None and dtype not in TYPES.values():
         raise InputError(f"dtype={dtype}: expected torch.float32 or torch.float64")
-    where = None if device is None else check_device(device)
-    return _load(directory, Given(data, labels, weights, story, model, guide, dtype, where))
+    target = None if device is None else check_device(device)
+    return _load(directory, LoadOptions(data, labels, weights, story, model, guide, dtype, target))
 
 
 def load_with_draws(
@@ -111,117 +118,121 @@ def load_with_draws(
     by: str | None = None,
     story: Any = None,
 ) -> tuple[Fit, xr.DataTree | None]:
-    """Read a run back with its rows and the draws that the command line keeps beside it, ``None`` where there are none.
+    """Load a run with its rows and the draws saved by the command line, ``None`` if there are none.
 
-    As ``load``, but where no ``data`` are given the rows are those of the named data set that was fitted, or those
-    among the draws, if they were few enough to be kept there. ``by`` is the column that tells series apart.
+    As ``load``, but without ``data`` the rows are those of the named data set that was fitted, or those saved with the
+    draws, if any. ``by`` is the column that identifies series.
     """
     directory = Path(directory)
     header = store.read(directory)[1]
     tree = read_draws(directory)
     if data is not None and by is not None:
         data = load_selected_series(data, ColumnSelection(training=header["columns"], categorical=(by,)), by)
-    given = Given(data, labels, weights, story)
+    options = LoadOptions(data, labels, weights, story)
     if data is None:
         name = header["data"].get("name")
-        known = [name] if name in named_data_sets() else []
-        for rows in (*known, None if tree is None else kept_rows(tree, header)):
+        data_sets = [name] if name in named_data_sets() else []
+        for rows in (*data_sets, None if tree is None else saved_rows(tree, header)):
             with contextlib.suppress(InputError):
                 if rows is not None:
-                    return _load(directory, replace(given, data=rows)), tree
-    return _load(directory, given), tree
+                    return _load(directory, replace(options, data=rows)), tree
+    return _load(directory, options), tree
 
 
-def _load(directory: Path, given: Given) -> Fit:
-    """Read a run back, and say of whatever does not fit together where it is."""
+def _load(directory: Path, options: LoadOptions) -> Fit:
+    """Load a run; errors name its directory."""
     tensors, header = store.read(directory)
     try:
         with seeded(header["seed"]):
-            pair, table = (_bare if "pair" in header else _of_story)(tensors, header, given)
-        fit = _filled(pair, table, tensors, header)
+            pair, table = (_bare_pair if "pair" in header else _story_pair)(tensors, header, options)
+        fit = _restore(pair, table, tensors, header)
     except InputError as error:
         raise InputError(f"{str(directory)!r}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError, MemoryError) as error:
-        what = f"{store.HEADER} does not describe a run that this version can rebuild"
+        what = f"{store.HEADER} does not describe a run that this version can restore"
         raise InputError(f"{str(directory)!r}: {what}: {type(error).__name__}: {first_line(error)}") from None
     if header.get("source_sha256") not in (None, source_digest(pair)):
-        message = (
-            f"{str(directory)!r}: the code of {fit.name} has changed since this run, whose numbers may not suit it"
-        )
+        message = f"{str(directory)!r}: the code of {fit.name} has changed since this run; its parameters may not apply"
         warnings.warn(message, DataWarning, stacklevel=3)
     return fit
 
 
-def _of_story(tensors: dict[str, Tensor], header: dict[str, Any], given: Given) -> tuple[Pair, Table | None]:
-    """Build the story on its rows, untrained but for its buffers, which hold priors that were left to the data."""
-    if given.model is not None or given.guide is not None:
-        raise InputError(f"model and guide: the run is of a story, {header['story']!r}, which brings its own")
+def _story_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: LoadOptions) -> tuple[Pair, Table | None]:
+    """Build the story and its rows, with saved buffers (priors that depend on the data) but untrained parameters."""
+    if options.model is not None or options.guide is not None:
+        raise InputError(f"model, guide: the run is of a story, {header['story']!r}, which has its own")
     own = TYPES[header["dtype"]]
-    story = _story(header, given.story).to(dtype=given.dtype or own, device=given.device)
-    restore_buffers(dict(story.named_buffers()), named("buffer/", tensors))
-    table = None if given.data is None else _rows(story, header, given)
-    if table is None:  # the pair is shaped on rows of its own making
+    story = _story(header, options.story).to(dtype=options.dtype or own, device=options.device)
+    restore_buffers(dict(story.named_buffers()), with_prefix("buffer/", tensors))
+    table = None if options.data is None else _rows(story, header, options)
+    if table is None:  # simulated rows of the same shape
         x, labels, weights = story.simulate(2), None, None
     else:
         x, labels, weights = table.values, table.labels, table.weights
     if len(header["columns"]) != x.shape[-1]:
-        raise InputError(f"{store.HEADER} names {len(header['columns'])} columns, where the story has {x.shape[-1]}")
-    known = (None if each is None else each.to(given.device) for each in (labels, weights))
-    return Pair.of_story(story, x.to(given.device), *known, initialise=False), table
+        raise InputError(f"{store.HEADER} names {len(header['columns'])} columns; the story has {x.shape[-1]}")
+    annotations = (None if each is None else each.to(options.device) for each in (labels, weights))
+    return Pair.of_story(story, x.to(options.device), *annotations, initialise=False), table
 
 
-def _bare(tensors: dict[str, Tensor], header: dict[str, Any], given: Given) -> tuple[Pair, None]:
-    """Pair up a user's model and guide on their data, untrained but for the buffers of modules."""
-    parts = " and ".join(str(part) for part in header["pair"].values())
-    if given.model is None or given.data is None:
-        raise InputError(f"the run is of a bare pair, {parts}: give its data, model and guide to pplgen.load")
-    if given.story is not None:
-        raise InputError(f"story: the run is of a bare pair, {parts}; give model and guide")
-    if given.dtype is not None:
-        raise InputError("dtype: a bare pair computes in the type of its data; give them in another")
-    known = (given.labels, given.weights)
+def _bare_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: LoadOptions) -> tuple[Pair, None]:
+    """Build the pair of a user's model and guide, with saved buffers but untrained parameters."""
+    names = " and ".join(str(part) for part in header["pair"].values())
+    if options.model is None or options.data is None:
+        raise InputError(f"the run is of a bare pair, {names}: give its data, model and guide to pplgen.load")
+    if options.story is not None:
+        raise InputError(f"story: the run is of a bare pair, {names}; give model and guide")
+    if options.dtype is not None:
+        raise InputError("dtype: a bare pair has the dtype of its data; convert the data instead")
+    annotations = (options.labels, options.weights)
     prepared = prepare(
-        given.model, given.guide, given.data, *known, seed=header["seed"], device=given.device, recorded={}
+        options.model,
+        options.guide,
+        options.data,
+        *annotations,
+        seed=header["seed"],
+        device=options.device,
+        recorded={},
     )
     pair = prepared.new_pair()
     if arguments_fingerprint(pair.data) != header["arguments_sha256"]:
         raise InputError("the data, labels or weights are not those of this run")
-    restore_buffers(named("buffer/", kept_buffers(pair)), named("buffer/", tensors))
+    restore_buffers(with_prefix("buffer/", saved_buffers(pair)), with_prefix("buffer/", tensors))
     return pair, None
 
 
-def _filled(pair: Pair, table: Table | None, tensors: dict[str, Tensor], header: dict[str, Any]) -> Fit:
-    """Fill in parameters or draws, and say how the fit went."""
+def _restore(pair: Pair, table: Table | None, tensors: dict[str, Tensor], header: dict[str, Any]) -> Fit:
+    """Restore parameters or draws, and the training results."""
     facts: dict[str, Any] = {"table": table, "seed": header["seed"], "path": header["path"]}
     facts["origin"] = {**header, "columns": tuple(header["columns"])}
     if header.get("method") == "nuts":
         like = next((value for value in pair.data if isinstance(value, Tensor) and value.is_floating_point()), None)
         with pair.isolated():
-            draws = finite("draw", named("draws/", tensors))
+            draws = check_finite("draw", with_prefix("draws/", tensors))
             use_stored_draws(pair, draws if like is None else {name: value.to(like) for name, value in draws.items()})
         return SampledFit(pair, Chains(**header["chains"]), **facts)
     with pair.isolated():
-        pair.restore(finite("parameter", named("parameter/", tensors)))
+        pair.restore(check_finite("parameter", with_prefix("parameter/", tensors)))
     return Fit(pair, _runs(tensors, header), num_failed=header["num_failed"], **facts)
 
 
-def _rows(story: Story, header: dict[str, Any], given: Given) -> Table:
-    """Read the training rows in the story's type, once they are found to be those of the run."""
+def _rows(story: Story, header: dict[str, Any], options: LoadOptions) -> Table:
+    """Read the training rows in the story's dtype, and check that they are those of the run."""
     expected = header["data"]
-    own, wanted = TYPES[expected["dtype"]], given.dtype or TYPES[header["dtype"]]
-    known = (given.labels, given.weights)
-    read = read_rows(story, given.data, *known, torch.promote_types(own, wanted), header["columns"])
-    if _in_type(read, own).fingerprint != expected["fingerprint"]:
+    original, target = TYPES[expected["dtype"]], options.dtype or TYPES[header["dtype"]]
+    dtype = torch.promote_types(original, target)
+    table = read_rows(story, options.data, options.labels, options.weights, dtype, header["columns"])
+    if _as_dtype(table, original).fingerprint != expected["fingerprint"]:
         for what in expected.get("known", []):
-            if getattr(read, what, None) is None:
-                raise InputError(f"this run knew {what} of its rows: give {what} as for the fit")
+            if getattr(table, what, None) is None:
+                raise InputError(f"the rows of this run had {what}: give the same {what} to pplgen.load")
         fitted_to = f"{expected['name']!r} with {expected['num_rows']} rows"
-        raise InputError(f"{read.name} is not the data of this run, which was fitted to {fitted_to}")
-    return _in_type(read, wanted)
+        raise InputError(f"{table.name} is not the data of this run, which was fitted to {fitted_to}")
+    return _as_dtype(table, target)
 
 
-def _in_type(table: Table, dtype: torch.dtype) -> Table:
-    """Return a table in a floating-point type."""
+def _as_dtype(table: Table, dtype: torch.dtype) -> Table:
+    """Convert a table to a floating-point dtype."""
     if table.values.dtype == dtype:
         return table
     values = as_finite(table.values.flatten(0, -2).numpy(), table.columns, dtype).reshape(table.values.shape)
@@ -229,11 +240,13 @@ def _in_type(table: Table, dtype: torch.dtype) -> Table:
 
 
 def _runs(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Training, ...]:
-    """Say how restarts went."""
-    nothing = torch.zeros(0, dtype=torch.float64)
+    """Return the results of all restarts."""
+    empty = torch.zeros(0, dtype=torch.float64)
     for name, axes in (("history", (1,)), ("iterates", (1, 2)), ("finals", (2,))):
         if name in tensors and tensors[name].ndim not in axes:
-            raise InputError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}, where another was expected")
+            raise InputError(
+                f"tensor {name!r} has shape {tuple(tensors[name].shape)}; expected {' or '.join(map(str, axes))} axes"
+            )
     runs = [
         Training(
             run["seed"],
@@ -244,38 +257,38 @@ def _runs(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Training,
             final=final.numpy(),
             faults=tuple(str(fault) for fault in run.get("faults", ())),
         )
-        for run, final in zip(header["runs"], tensors.get("finals", [nothing] * len(header["runs"])), strict=True)
+        for run, final in zip(header["runs"], tensors.get("finals", [empty] * len(header["runs"])), strict=True)
     ]
-    best, iterates = header["best"], tensors.get("iterates", nothing)
+    best, iterates = header["best"], tensors.get("iterates", empty)
     runs[best] = replace(runs[best], history=tensors["history"].numpy(), iterates=iterates.numpy())
     return tuple(runs)
 
 
-def _story(header: dict[str, Any], given: Any) -> Story:
-    """Build an untrained story: the one that is given, or that of the collection by its name."""
+def _story(header: dict[str, Any], code: Any) -> Story:
+    """Build an untrained story, from a user's code or from the collection by its name."""
     name, config = header["story"], header["config"]
-    found: Any = _from_collection(name) if given is None else user_story(name, given)
-    if isinstance(found, type):
-        untrained: Story = found(**config)
+    source: Any = _from_collection(name) if code is None else user_story(name, code)
+    if isinstance(source, type):
+        untrained: Story = source(**config)
         return untrained
-    if found.config != config:
-        raise InputError(f"story: its options are {found.config}, where those of the run are {config}")
-    copied: Story = copy_pair(found, None)[0]
+    if source.config != config:
+        raise InputError(f"story: its options are {source.config}; expected those of the run, {config}")
+    copied: Story = copy_pair(source, None)[0]
     return copied
 
 
 def _from_collection(name: str) -> type[Story]:
-    """Find a story of the collection by its import path."""
+    """Import a story of the collection by its import path."""
     module, _, attribute = name.partition(":")
     if not (name.startswith(COLLECTION) and module.removeprefix(COLLECTION).isidentifier()):
         raise InputError(
-            f"story {name!r}: only stories of the collection are rebuilt by name, and nothing that a run names is "
-            "executed; give your own with story=, or --story FILE.py:CLASS"
+            f"story {name!r}: only stories of the collection are imported by name, and no other code that a run names "
+            "is executed; give your own with story=, or --story FILE.py:CLASS"
         )
     try:
-        kind = getattr(importlib.import_module(module), attribute)
+        story = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError):
         raise InputError(f"story {name!r}: this version of the collection has no such story") from None
-    if not (isinstance(kind, type) and issubclass(kind, Story) and import_path(kind) == name):
+    if not (isinstance(story, type) and issubclass(story, Story) and import_path(story) == name):
         raise InputError(f"story {name!r} is not a Story")
-    return kind
+    return story

@@ -1,4 +1,4 @@
-"""A fit by NUTS: chains from a story's or a pair's own starts, with progress."""
+"""Fit by NUTS: chains initialised from the story or pair, with progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["fit_nuts"]
 
 
 def fit_nuts(prepared: Prepared, options: FitOptions, progress: bool | ProgressCallback) -> SampledFit:
-    """Run a chain of NUTS from each start; ``steps`` are draws, ``restarts`` chains."""
+    """Run NUTS with ``restarts`` chains of ``steps`` draws each."""
     seeds, warm_up = options.restart_seeds, options.warm_up or options.steps
     pairs = prepared.start(seeds, options.ranks)
     with reporting(progress) as callback:

@@ -1,4 +1,4 @@
-"""``SampledFit``: draws of a sampler, with everything that can be asked of a fit."""
+"""``SampledFit``: the result of NUTS, with the methods of ``Fit``."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ RHAT = 1.01
 
 
 class SampledFit(Fit):
-    """What NUTS drew from the posterior; all of ``Fit`` but what is of the ELBO.
+    """Posterior draws by NUTS, with all methods of ``Fit`` except those that concern the ELBO.
 
     Attributes
     ----------
     chains : Chains
-        How the sampler went.
+        Sampler statistics: chains, draws, divergences.
     """
 
     chains: Chains
@@ -60,29 +60,29 @@ class SampledFit(Fit):
 
     @property
     def best(self) -> NoReturn:
-        """Of a sampler there is none."""
-        raise InputError("a fit by method='nuts' has no ELBO, no steps of optimisation and no best restart")
+        """Not defined for a sampler: raises ``InputError``."""
+        raise InputError("a fit by method='nuts' has no ELBO, no optimisation steps and no best restart")
 
     @property
     def num_agreeing(self) -> NoReturn:
-        """Of a sampler there are none."""
-        raise InputError("a fit by method='nuts' has no restarts to agree")
+        """Not defined for a sampler: raises ``InputError``."""
+        raise InputError("a fit by method='nuts' has chains instead of restarts")
 
     @property
     def draws(self) -> StoredDraws:
-        """The guide that replays the draws."""
+        """The guide, which replays the stored draws."""
         guide: StoredDraws = self.pair.guide
         return guide
 
     def to_datatree(
         self, draws: int | None = None, *, groups: Iterable[str] | None = None, seed: int | None = None
     ) -> xr.DataTree:
-        """Lay draws out for ArviZ, with the chains that they come from; see ``pplgen.posterior.datatree.to_datatree``.
+        """Convert draws to ArviZ's layout, by chain; see ``pplgen.posterior.datatree.to_datatree``.
 
         Parameters
         ----------
         draws
-            How many of all chains, evenly spaced; ``None`` for all.
+            Total number of draws over all chains, evenly thinned; ``None`` for all.
         groups, seed
             As for ``Fit.to_datatree``.
         """
@@ -96,9 +96,9 @@ class SampledFit(Fit):
             )
 
     def summary(self, draws: int | None = None, *, tree: xr.DataTree | None = None) -> None:
-        """Print mean, sd, 90 % interval, effective sample size and R-hat of every parameter, and how the sampler went.
+        """Print mean, sd, 90 % interval, effective sample size and R-hat of every parameter, and sampler statistics.
 
-        ``tree`` holds draws that are at hand; otherwise those that are stored are taken.
+        ``tree`` contains posterior draws; default: the stored draws.
         """
         tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
         names = self.readable_sites(tree)
@@ -108,7 +108,7 @@ class SampledFit(Fit):
             mixing = self._mixing(tree, names)
             table = table.assign(ess=mixing["ess_bulk"], **{"R-hat": mixing["r_hat"]})
             if (worst := mixing["r_hat"].max()) > RHAT:
-                lines.append(f"R-hat {worst:.3f}: the chains have not mixed, or components have swapped names in some")
+                lines.append(f"R-hat {worst:.3f}: the chains have not mixed, or component labels switched within some")
         print_table(f"{self.name}, sampled", table, *lines, *left_out)
 
     @property
@@ -119,11 +119,11 @@ class SampledFit(Fit):
 
     @property
     def _training_facts(self) -> dict[str, Any]:
-        """How the sampler went, for the header of a saved run."""
+        """Sampler statistics for the header of a saved run."""
         return {"method": "nuts", "chains": vars(self.chains)}
 
     def mixing_checks(self) -> tuple[Check, ...]:
-        """Judge the chains: R-hat, effective sample size, divergent draws."""
+        """Check the chains: R-hat, effective sample size, divergent transitions."""
         tree = self.to_datatree(groups=["posterior"])
         mixing = self._mixing(tree, self.readable_sites(tree))
         return (
@@ -133,7 +133,7 @@ class SampledFit(Fit):
         )
 
     def _checks(self, x: Any, seed: int | None) -> Checks:
-        """Judge the chains, and run the checks that any posterior allows."""
+        """Check the chains, and run the checks that apply to any posterior."""
         return Checks((*self.mixing_checks(), *super()._checks(x, seed)))
 
     def _mixing(self, tree: xr.DataTree, names: list[str]) -> pd.DataFrame:
@@ -143,12 +143,12 @@ class SampledFit(Fit):
         posterior = tree["posterior"].to_dataset()[names]
         first = {str(name): torch.as_tensor(values.values[0]) for name, values in posterior.items()}
         ordered = relabel_dataset(posterior, first, component_axes(self.pair))
-        with np.errstate(invalid="ignore"):  # of what is constant
+        with np.errstate(invalid="ignore"):  # constant scalars
             return arviz_stats.summary(ordered, kind="diagnostics", round_to="none").astype(float)
 
     @property
     def how(self) -> str:
-        """How the sampler went, in words."""
-        of = self.chains
-        diverged = f", {of.divergences} of them divergent" if of.divergences else ""
-        return f"{of.num_chains} chains of {of.num_draws:,} draws after {of.warm_up:,} of warm-up{diverged}"
+        """Sampler statistics as a phrase."""
+        chains = self.chains
+        diverged = f", {chains.divergences} of them divergent" if chains.divergences else ""
+        return f"{chains.num_chains} chains of {chains.num_draws:,} draws after {chains.warm_up:,} of warm-up{diverged}"

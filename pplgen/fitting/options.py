@@ -1,4 +1,4 @@
-"""The options of ``fit``: checked, with the defaults that depend on the story and its rows."""
+"""Options of ``fit``: validation, and defaults that depend on the story and its rows."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from pplgen.story.pair import Pair
 __all__ = ["FitOptions", "explicit_options"]
 
 DEFAULTS = {"svi": (10_000, 1), "nuts": (1000, 4)}
-"""Steps and restarts of each method, where none are given."""
+"""Default numbers of steps and restarts of each method."""
 COMPILERS = ("auto", "inductor", "graph", "off")
 STREAMED_ROWS = 10_000
-"""Rows per step of a stream."""
+"""Default rows per step of a stream."""
 NETWORK_ROWS, MANY_ROWS = 500, 10_000
-"""Rows per step of a latent-variable story, where more than so many rows are in memory or they are streamed."""
+"""Default rows per step of a latent-variable story; minimum number of rows, unless streamed, for minibatches."""
 NOT_RECORDED = frozenset({"seed", "device", "checkpoint", "checkpoint_every", "progress"})
-"""Options that do not change a fit; and the seed, which is recorded separately."""
+"""Options that do not change the result, and the seed, which is recorded separately."""
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """The keywords of ``pplgen.fit`` that decide how it trains."""
+    """Validated training options of ``pplgen.fit``."""
 
     method: str
     seed: int
@@ -66,12 +66,12 @@ class FitOptions:
 
     @classmethod
     def of(cls, call: Mapping[str, Any]) -> FitOptions:
-        """Check the keywords of a call.
+        """Validate the keyword arguments of a call.
 
         Raises
         ------
         InputError
-            Where one cannot be what it is, or does not suit the others.
+            If an option is invalid, or not supported together with another.
         """
         method = call["method"]
         check_choice("method", method, DEFAULTS)
@@ -83,7 +83,7 @@ class FitOptions:
         check_count("restarts", chosen["restarts"])
         ranks = RankRoles.of(call["shard"], method, chosen["restarts"], call["checkpoint"])
         if method == "nuts":
-            _refuse_options_of_svi(call)
+            _refuse_svi_options(call)
         check_positive("learning_rate", call["learning_rate"])
         if call["clip"] is not None:
             check_positive("clip", call["clip"])
@@ -94,18 +94,18 @@ class FitOptions:
         check_choice("compile", call["compile"], COMPILERS)
         check_positive("checkpoint_every", call["checkpoint_every"])
         if call["checkpoint"] is not None and call["compile"] == "off":
-            raise InputError("checkpoint: compile='off' runs plain Pyro, which keeps none")
+            raise InputError("checkpoint: not supported by plain Pyro, compile='off'")
         device = None if call["device"] is None else check_device(call["device"])
         return cls(**{**chosen, "device": device, "ranks": ranks})
 
     @property
     def restart_seeds(self) -> list[int]:
-        """Seeds of the restarts of this process."""
+        """Random seeds of the restarts of this process."""
         seeds = np.random.SeedSequence(self.seed).generate_state(self.restarts).tolist()
         return list(seeds[self.ranks.restarts.rank :: self.ranks.restarts.size])
 
     def training(self, pair: Pair) -> TrainingOptions:
-        """Return how the restarts of a fit are trained, of which ``pair`` is one."""
+        """Return the training options of all restarts; ``pair`` is one of them."""
         story, num_rows = pair.story, pair.num_rows
         batch_size = self.batch_size or default_batch_size(story, num_rows, streamed=pair.source is not None)
         patience = default_patience(story, num_rows, batch_size) if self.patience is None else self.patience
@@ -129,14 +129,14 @@ class FitOptions:
         )
 
 
-def _refuse_options_of_svi(call: Mapping[str, Any]) -> None:
-    """Refuse what a sampler does not take."""
+def _refuse_svi_options(call: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for options and data that NUTS does not support."""
     names = ("clip", "patience", "batch_size", "elbo", "free_bits", "augment", "checkpoint")
     refused = [name for name in names if call[name] is not None]
     if isinstance(call["data"], RowStream):
         refused.append("stream")
     if refused:
-        raise InputError(f"{refused[0]}: method='nuts' takes no such option")
+        raise InputError(f"{refused[0]}: not supported by method='nuts'")
 
 
 def default_batch_size(story: Story | None, num_rows: int, *, streamed: bool) -> int | None:
@@ -147,10 +147,10 @@ def default_batch_size(story: Story | None, num_rows: int, *, streamed: bool) ->
 
 
 def default_patience(story: Story | None, num_rows: int, batch_size: int | None) -> int:
-    """Return over how many steps the ELBO is averaged before its trend is judged.
+    """Return the default number of steps per average of the ELBO when plateaus are detected.
 
-    For minibatches of a latent-variable story that is a pass over the rows: its networks go on learning where the ELBO
-    of fewer steps is too noisy to show it.
+    For minibatches of a latent-variable story one epoch: the ELBO of fewer steps is too noisy to show that its networks
+    still improve.
     """
     if batch_size is None or not isinstance(story, LatentStory):
         return WINDOW
@@ -158,7 +158,7 @@ def default_patience(story: Story | None, num_rows: int, batch_size: int | None)
 
 
 def explicit_options(function: Callable[..., Any], call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a call that are not the defaults, for the header of a run; ``None`` for no plain value."""
+    """Return the non-default options of a call, for the header of a run; ``None`` for values that are not plain."""
     explicit = {}
     for name, parameter in inspect.signature(function).parameters.items():
         value = call[name]

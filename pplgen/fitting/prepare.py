@@ -1,4 +1,4 @@
-"""From the arguments of ``fit`` to checked data, and to the pairs that restarts start from."""
+"""Validate the data of ``fit``, and build the initial pair of each restart."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ __all__ = ["Prepared", "prepare"]
 
 
 class Prepared(NamedTuple):
-    """Checked data, and how a restart starts from them."""
+    """Validated data, and a factory of initial pairs."""
 
     new_pair: Callable[[], Pair]
-    """Makes the pair of a restart, with the random numbers of its seed."""
+    """Builds the pair of a restart from the current random state."""
     table: Table | None
     origin: dict[str, Any]
-    """What the header of a run records of the call."""
+    """Fields of the header of a run: options, and the data of a stream."""
 
     def start(self, seeds: list[int], ranks: RankRoles) -> list[Pair]:
-        """Make the pair of each restart, the same on all ranks that share the rows."""
+        """Build the pair of each restart, the same on all ranks that share the rows."""
         pairs = []
         for seed in seeds:
             with seeded(seed):
@@ -62,10 +62,10 @@ def prepare(
     recorded: dict[str, Any],
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Prepared:
-    """Read and check the data of a fit.
+    """Read and validate the data of a fit.
 
-    A story starts near its rows, a bare pair at the initial values of its parameters. With several ranks, the first
-    alone reads all rows of a stream.
+    A story is initialised from its rows, a bare pair by the initial values of its parameters. Of several ranks only the
+    first reads all rows of a stream.
     """
     if isinstance(data, RowStream):
         if not isinstance(model, Story):
@@ -77,52 +77,52 @@ def prepare(
         facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
         facts["dtype"] = type_name(survey.sample)
         origin = {"columns": data.columns, "data": facts, "options": recorded}
-        return Prepared(_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
+        return Prepared(_checked_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
     if isinstance(model, Story):
         table = read_training_rows(model, data, labels, weights)
-        x, known = table.values.to(device), _moved((table.labels, table.weights), device)
+        x, annotations = table.values.to(device), _to_device((table.labels, table.weights), device)
 
-        def start_near() -> Pair:
-            pair = Pair.of_story(model, x, *known)
+        def initialised() -> Pair:
+            pair = Pair.of_story(model, x, *annotations)
             pair.columns = table.columns
             return pair
 
-        return Prepared(_numerically(start_near), table, {"options": recorded})
+        return Prepared(_checked_numerically(initialised), table, {"options": recorded})
     arguments = bare_arguments(data, device, model, guide)
-    where = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
-    known = _moved(bare_annotations(arguments, labels, weights), device or where)
+    data_device = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
+    annotations = _to_device(bare_annotations(arguments, labels, weights), device or data_device)
 
-    def bare() -> Pair:
+    def build() -> Pair:
         return Pair(model, guide, arguments, device)
 
     def start() -> Pair:
         try:
-            pair = bare()
+            pair = build()
         except InputError:
             raise
         except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined]
-            if found := explain_start(bare):
-                raise InputError(f"the model cannot be evaluated where it starts: {found}") from error
+            if fault := explain_start(build):
+                raise InputError(f"the model cannot be evaluated at its initial parameters: {fault}") from error
             raise
-        pair.condition_on(*known)
+        pair.condition_on(*annotations)
         return pair
 
     return Prepared(start, None, {"options": recorded})
 
 
-def _moved(facts: RowAnnotations, device: torch.device | None) -> RowAnnotations:
-    """Take labels and weights to a device."""
-    labels, weights = (None if each is None else each.to(device) for each in facts)
+def _to_device(annotations: RowAnnotations, device: torch.device | None) -> RowAnnotations:
+    """Move labels and weights to a device."""
+    labels, weights = (None if each is None else each.to(device) for each in annotations)
     return labels, weights
 
 
-def _numerically(start: Callable[[], Pair]) -> Callable[[], Pair]:
-    """Say in a sentence where a story cannot start near its rows."""
+def _checked_numerically(start: Callable[[], Pair]) -> Callable[[], Pair]:
+    """Convert failed factorisations during the initialisation of a story to ``InputError``."""
 
     def checked() -> Pair:
         try:
             return start()
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise InputError(f"data and priors do not fit together numerically; check their scale: {error}") from error
+            raise InputError(f"initialisation failed; check the scale of the data and the priors: {error}") from error
 
     return checked

@@ -1,4 +1,4 @@
-"""``Fit``: a trained pair and what can be asked of it."""
+"""``Fit``: a trained pair and its methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pplgen.data.table import Table
 from pplgen.errors import InputError
 from pplgen.fitting.diagnostic_methods import DiagnosticMethods
 from pplgen.fitting.latent_methods import LatentMethods
-from pplgen.fitting.run_facts import kept_buffers, pair_facts, run_header, table_facts
+from pplgen.fitting.run_facts import pair_facts, run_header, saved_buffers, table_facts
 from pplgen.fitting.series_methods import SeriesMethods
 from pplgen.inference.training import Training
 from pplgen.posterior import datatree as posterior
@@ -35,9 +35,9 @@ __all__ = ["Fit"]
 
 
 class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
-    """A trained pair, with what can be asked of it.
+    """A trained pair: posterior draws, predictions, diagnostics, saving.
 
-    Its attributes are those of ``pplgen.posterior.fitted_pair.FittedPair``.
+    Attributes are those of ``pplgen.posterior.fitted_pair.FittedPair``.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
     def to_datatree(
         self, draws: int = 1000, *, groups: Iterable[str] | None = None, seed: int | None = None
     ) -> xr.DataTree:
-        """Lay draws out for ArviZ; see ``pplgen.posterior.datatree.to_datatree``.
+        """Convert posterior draws to ArviZ's layout; see ``pplgen.posterior.datatree.to_datatree``.
 
-        A fit without its rows at hand, streamed or loaded without them, has the ``posterior`` group alone; the latter
-        only where it is asked for.
+        Without training rows in memory only the ``posterior`` group is available; it is the default for a fit to a
+        stream, and requested by ``groups`` for a fit loaded without its data.
         """
         check_count("draws", draws, minimum=2)
         if not self.has_rows:
@@ -81,10 +81,10 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
     def summary(self, draws: int = 1000, *, tree: xr.DataTree | None = None) -> None:
         """Print mean, sd and 90 % interval of every parameter, the ELBO, and why the fit stopped.
 
-        ``tree`` holds draws that are at hand; otherwise ``draws`` are made.
+        ``tree`` contains posterior draws; default: ``draws`` new draws.
         """
         if tree is None:
-            # latents of single rows are in no table; where there are no others, two draws say all
+            # per-row latents are not printed; if there are no others, two draws suffice
             number = check_count("draws", draws, minimum=2) if self.pair.structure.shared_latent else 2
             options: dict[str, Any] = {"has_rows": self.has_rows, "exclude": self.pair.structure.per_row}
             with self._ready(None):
@@ -94,13 +94,14 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
     def log_likelihood(
         self, x: Any = None, *, draws: int = 500, estimator: str | None = None, seed: int | None = None
     ) -> LogLikelihood:
-        """Log posterior predictive density of each row in nats, discrete latents summed out, shape ``(num_rows,)``.
+        """Return the log posterior predictive density of each row in nats, shape ``(num_rows,)``.
 
-        ``x`` is whatever ``load_data`` takes (series, for a state space story; a bare model's arguments, for a bare
-        pair), or what ``stream_data`` returns; ``None`` for the training rows. It is ``log mean_s p(x_i | theta_s)``
-        over draws of the guide; latents of single rows are integrated out by importance sampling from the guide. A
-        switching story offers ``estimator="gaussian-sum"``, taken unless told otherwise, ``"importance"`` (the guide's
-        paths), ``"kim"`` and ``"particle"``. Its ``estimator`` and ``standard_error`` say how far it can be trusted.
+        ``x`` is any input of ``load_data`` (``load_series`` for a state space story, the model's arguments for a bare
+        pair), or a stream of ``stream_data``; ``None`` for the training rows. The density is
+        ``log mean_s p(x_i | theta_s)`` over draws of the guide; discrete latents are summed out, continuous per-row
+        latents integrated out by importance sampling from the guide. For switching stories ``estimator`` is
+        ``"gaussian-sum"`` (default), ``"importance"`` (paths of the guide), ``"kim"`` or ``"particle"``. The result's
+        ``estimator`` and ``standard_error`` give the method and the Monte Carlo error.
         """
         if isinstance(x, RowStream) and not isinstance(self.story, StateSpaceStory):
             blocks = (Table(block, x.columns, x.name) for block in x.blocks())
@@ -111,10 +112,10 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             return log_likelihood(self.pair, rows, check_count("draws", draws), estimator)
 
     def latents(self, x: Any = None, *, draws: int = 500, seed: int | None = None) -> xr.Dataset:
-        """Posterior of each row's latents: probabilities of discrete ones, mean and sd of continuous ones.
+        """Return the posterior of each row's latents: probabilities of discrete ones, mean and sd of continuous ones.
 
         ``x`` as in ``log_likelihood``. A mixture's responsibilities are ``fit.latents(x)["z"]``, dimensions
-        ``(row, component)``. Those of series are what ``smooth`` finds.
+        ``(row, component)``. For series, the result of ``smooth``.
         """
         if self.story is not None and self.story.takes_series:
             return self.smooth(x, draws=draws, seed=seed)
@@ -128,7 +129,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
         """Draw new rows from a story's posterior predictive distribution, shape ``(num_rows, num_features)``."""
         if self.story is None:
             raise InputError(
-                "new rows need a Story, whose model simulates from None; "
+                "sample: expected a Story, whose model simulates without data; "
                 "to_datatree(groups=['posterior_predictive']) replicates the observed rows of any pair"
             )
         check_count("num_rows", num_rows)
@@ -136,14 +137,14 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             return sample_rows(self.story, self.pair, num_rows).cpu()
 
     def impute(self, x: Any = None, *, draws: int = 100, seed: int | None = None) -> Tensor:
-        """Draw the missing entries of rows given the others, shape ``(draws, num_rows, ...)``.
+        """Draw the missing entries of rows given the observed ones, shape ``(draws, num_rows, ...)``.
 
-        ``x`` as in ``log_likelihood``; entries that are not missing are repeated. With NaN in place of the top half of
-        pictures it inpaints, of spoilt pixels it denoises, of all but a coarser grid it super-resolves; see
+        ``x`` as in ``log_likelihood``; observed entries are repeated in each draw. With NaN for the upper half of
+        pictures this is inpainting, for corrupted pixels denoising, for all but a coarse grid super-resolution; see
         ``latent_plots.plot_inpainting``.
         """
         if self.story is None:
-            raise InputError("a bare pair does not say how to impute; a Story with a method 'complete' does")
+            raise InputError("impute: expected a Story with a method 'complete', not a bare pair")
         rows, number = self._rows(x), check_count("draws", draws)
         with self._ready(seed):
             if self.story.takes_series:
@@ -151,20 +152,20 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             return impute_rows(self.story, self.pair, rows, number).cpu()
 
     def save(self, directory: str | Path, *, force: bool = False) -> None:
-        """Write parameters and header into ``directory``; a run that is there already stays unless ``force``.
+        """Write parameters and header to ``directory``; an existing run is replaced only with ``force``.
 
-        ``pplgen.load`` reads it back, a story of your own or a bare pair with the code that you give it again.
+        ``pplgen.load`` reads it back; for your own story or a bare pair, pass it the code again.
         """
         with store.staged(Path(directory), force=force) as folder:
             self.write(folder)
 
     def write(self, folder: Path) -> None:
-        """Write parameters and header into a folder of ``store.staged``, beside whatever else goes there."""
-        store.write(folder, self._tensors | kept_buffers(self.pair), {**self.facts, **pair_facts(self.pair)})
+        """Write parameters and header into a folder of ``store.staged``."""
+        store.write(folder, self._tensors | saved_buffers(self.pair), {**self.facts, **pair_facts(self.pair)})
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The header of a saved run: story and options, data, how the training went, versions."""
+        """Header of a saved run: story and options, data, training results, versions."""
         return run_header(self, self._training_facts)
 
     @property
@@ -174,7 +175,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
-        """Tensors of a saved run: parameters, and the course of the best restart."""
+        """Tensors of a saved run: parameters, and history and iterates of the best restart."""
         with self.pair.isolated():
             tensors = {f"parameter/{name}": value for name, value in self.pair.snapshot().items()}
         if all(len(run.final) for run in self.runs):
@@ -183,5 +184,5 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
 
     @property
     def _training_facts(self) -> dict[str, Any]:
-        """How the training went, for the header of a saved run."""
+        """Training results for the header of a saved run."""
         return {"best": self.runs.index(self.best), "num_failed": self.num_failed, "runs": [r.facts for r in self.runs]}

@@ -1,4 +1,4 @@
-"""What a saved run holds of a pair beside its parameters, so that it can be told and rebuilt."""
+"""Header and buffers of a saved run: identify a pair, and rebuild it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from pplgen.story.pair import Pair, check_shapes
 
 __all__ = [
     "arguments_fingerprint",
-    "finite",
-    "kept_buffers",
-    "named",
+    "check_finite",
     "pair_facts",
     "restore_buffers",
     "run_header",
+    "saved_buffers",
     "source_digest",
     "table_facts",
     "type_name",
+    "with_prefix",
 ]
 
 
-def kept_buffers(pair: Pair) -> dict[str, Tensor]:
-    """Return a story's buffers, or those of a bare pair's modules, by the names that a run gives them."""
+def saved_buffers(pair: Pair) -> dict[str, Tensor]:
+    """Return the buffers of a story, or of a bare pair's modules, by their names in a saved run."""
     if pair.story is not None:
         return {f"buffer/{name}": value for name, value in pair.story.named_buffers()}
     modules = [module for module in modules_of(pair.model, pair.guide) if not isinstance(module, StoredDraws)]
@@ -45,33 +45,33 @@ def kept_buffers(pair: Pair) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_buffers(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """Set buffers in place from what a run holds of them.
+def restore_buffers(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Set buffers in place from the tensors of a saved run.
 
     Raises
     ------
     InputError
-        Where names, shapes or kinds of numbers differ.
+        If names, shapes or kinds of numbers differ.
     """
-    check_shapes("buffer", given, own)
+    check_shapes("buffer", saved, own)
     for name, value in own.items():
-        if given[name].is_complex() or given[name].is_floating_point() != value.is_floating_point():
-            raise InputError(f"buffer {name!r} has the type {given[name].dtype}, where {value.dtype} was expected")
-        value.copy_(given[name])
+        if saved[name].is_complex() or saved[name].is_floating_point() != value.is_floating_point():
+            raise InputError(f"buffer {name!r} has type {saved[name].dtype}; expected {value.dtype}")
+        value.copy_(saved[name])
 
 
-def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the tensors whose names start with a prefix, without it."""
+def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, under their names without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def finite(what: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors that are numbers, all of them finite.
+def check_finite(what: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors unchanged if all are floating-point and finite.
 
     Raises
     ------
     InputError
-        Where one is not.
+        If one is not.
     """
     for name, value in tensors.items():
         if not (value.is_floating_point() and value.isfinite().all()):
@@ -85,7 +85,7 @@ def type_name(values: Tensor) -> str:
 
 
 def pair_facts(pair: Pair) -> dict[str, Any]:
-    """Return what a header tells of a pair: floating-point type, or parts and data, and the digest of its code."""
+    """Return a pair's header fields: floating-point type, or functions and data, and the digest of its code."""
     digest = source_digest(pair)
     facts: dict[str, Any] = {} if digest is None else {"source_sha256": digest}
     if pair.story is not None:
@@ -95,7 +95,7 @@ def pair_facts(pair: Pair) -> dict[str, Any]:
 
 
 def source_digest(pair: Pair) -> str | None:
-    """Digest of a user's own story, or of a bare pair's model and guide; ``None`` where there is no code of theirs."""
+    """Digest of the code of a user's story, or of a bare pair's model and guide; ``None`` for pplgen's stories."""
     if pair.story is not None:
         own = type(pair.story)
         return None if own.__module__.startswith(COLLECTION) else code_digest(own)
@@ -103,7 +103,7 @@ def source_digest(pair: Pair) -> str | None:
 
 
 def arguments_fingerprint(data: tuple[Any, ...]) -> str:
-    """SHA-256 of the arguments of a bare pair: type, shape and entries of tensors, and what else is a plain value."""
+    """SHA-256 of a bare pair's arguments: types, shapes and values of tensors, and plain Python values."""
     digest = hashlib.sha256()
     for value in data:
         if isinstance(value, Tensor):
@@ -116,15 +116,15 @@ def arguments_fingerprint(data: tuple[Any, ...]) -> str:
 
 
 def table_facts(table: Table) -> dict[str, Any]:
-    """Name, length, fingerprint and type of training rows, and what was known of them."""
-    known = [what for what in ("labels", "weights") if getattr(table, what) is not None]
+    """Name, length, fingerprint and type of training rows, and whether they had labels or weights."""
+    known = [name for name in ("labels", "weights") if getattr(table, name) is not None]
     facts = {"name": table.name, "num_rows": len(table), "fingerprint": table.fingerprint}
     facts |= {} if table.label_names is None else {"label_names": list(table.label_names)}
     return {**facts, "dtype": type_name(table.values), "known": known}
 
 
 def run_header(fit: FittedPair, training: dict[str, Any]) -> dict[str, Any]:
-    """Return the header of a saved run; ``training`` describes how the optimisation or the sampler went."""
+    """Return the header of a saved run; ``training`` holds the fields about the optimisation or the sampler."""
     story = fit.story
     facts = {
         **fit.origin,

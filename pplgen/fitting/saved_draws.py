@@ -1,4 +1,4 @@
-"""The draws that the command line keeps beside a run, read from a file that may refer to no other."""
+"""Read the draws that the command line saves with a run, from a file without external references."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pplgen.errors import InputError, first_line
 from pplgen.posterior.datatree import group_of
 from pplgen.storage import run_folder as store
 
-__all__ = ["kept_rows", "read_draws"]
+__all__ = ["read_draws", "saved_rows"]
 
 
 def read_draws(directory: Path) -> xr.DataTree | None:
-    """Read the draws of a run, ``None`` where there are none.
+    """Read the draws saved with a run; ``None`` if there are none.
 
     Raises
     ------
     InputError
-        Where the file cannot be read, or refers to other files.
+        If the file cannot be read, or refers to other files.
     """
     path = directory / store.DRAWS
     if not path.exists():
@@ -37,19 +37,19 @@ def read_draws(directory: Path) -> xr.DataTree | None:
             return tree.load()
     except InputError as error:
         raise InputError(f"{str(path)!r}: {error}") from None
-    except Exception as error:  # whatever the libraries below make of a file that is none of theirs
+    except Exception as error:  # h5netcdf and xarray raise many types for an invalid file
         raise InputError(f"{str(path)!r} cannot be read: {first_line(error)}") from None
 
 
-def kept_rows(tree: xr.DataTree, header: dict[str, Any]) -> Table | None:
-    """Return the rows of a run that are among its draws, with what was known of them; ``None`` where they are not."""
+def saved_rows(tree: xr.DataTree, header: dict[str, Any]) -> Table | None:
+    """Return the training rows saved with the draws, with labels and weights; ``None`` if they were not saved."""
     try:
         observed = list(group_of(tree, "observed_data").values())
         if len(observed) != 1:
             return None
-        given = group_of(tree, "constant_data")
+        constant = group_of(tree, "constant_data")
         labels, weights = (
-            torch.as_tensor(given[n].values) if n in given else None for n in ("row_labels", "row_weights")
+            torch.as_tensor(constant[n].values) if n in constant else None for n in ("row_labels", "row_weights")
         )
         columns, name = tuple(header["columns"]), header["data"]["name"]
         return Table(torch.as_tensor(observed[0].values), columns, name, labels, weights)
@@ -58,16 +58,16 @@ def kept_rows(tree: xr.DataTree, header: dict[str, Any]) -> Table | None:
 
 
 def _require_no_references(file: h5py.File) -> None:
-    """Refuse links and data sets that would have HDF5 read other files."""
+    """Raise ``InputError`` for links and data sets that would make HDF5 read other files."""
 
     def check(name: str, part: Any) -> None:
         if isinstance(part, h5py.Dataset):
             if part.external or part.is_virtual:
-                raise InputError(f"{name!r} is kept in another file, which is not read")
+                raise InputError(f"{name!r} is stored in another file; external data are not read")
             return
         for key in part:
             if not isinstance(part.get(key, getlink=True), h5py.HardLink):
-                raise InputError(f"{key!r} is a link, which is not followed")
+                raise InputError(f"{key!r} is a link; links are not followed")
 
     check("/", file)
     file.visititems(check)

@@ -1,4 +1,4 @@
-"""What can be asked of a fit of series beside what can be asked of any."""
+"""Methods of a fit to series: filter, smooth, forecast, leave-future-out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import xarray as xr
 
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.story.base import check_count
-from pplgen.timeseries import smoothing as states
+from pplgen.timeseries import smoothing
 from pplgen.timeseries.forecasting import forecast_series
 from pplgen.timeseries.leave_future_out import LeaveFutureOut, leave_future_out
 from pplgen.timeseries.parameters import series_story
@@ -19,30 +19,30 @@ __all__ = ["SeriesMethods"]
 
 
 class SeriesMethods(FittedPair):
-    """Verbs of a fit whose rows are series; for others each is an ``InputError``.
+    """Methods of a fit whose rows are series; for others each raises ``InputError``.
 
-    ``x`` is whatever ``load_series`` takes, ``None`` for the training series. ``draws`` are those of the parameters.
+    ``x`` is any input of ``load_series``, ``None`` for the training series; ``draws`` is the number of parameter draws.
     """
 
     def filter(self, x: Any = None, *, draws: int = 200, seed: int | None = None) -> xr.Dataset:
-        """Filter: moments of each step's state given the steps up to it; see ``pplgen.timeseries.smoothing``."""
-        with self._series("filter", x, draws, seed) as given:
-            return states.filter_series(*given)
+        """Return moments of each step's state given the series up to it; see ``pplgen.timeseries.smoothing``."""
+        with self._series("filter", x, draws, seed) as arguments:
+            return smoothing.filter_series(*arguments)
 
     def smooth(
         self, x: Any = None, *, draws: int = 200, keep_draws: bool = False, seed: int | None = None
     ) -> xr.Dataset:
-        """Smooth: moments of each step's state given the whole series; see ``pplgen.timeseries.smoothing``."""
-        with self._series("smooth", x, draws, seed) as given:
-            return states.smooth_series(*given, keep_draws=keep_draws)
+        """Return moments of each step's state given the whole series; see ``pplgen.timeseries.smoothing``."""
+        with self._series("smooth", x, draws, seed) as arguments:
+            return smoothing.smooth_series(*arguments, keep_draws=keep_draws)
 
     def forecast(
         self, horizon: int, x: Any = None, *, draws: int = 500, keep_draws: bool = False, seed: int | None = None
     ) -> xr.Dataset:
         """Forecast series for ``horizon`` steps by simulation; see ``pplgen.timeseries.forecasting``."""
         check_count("horizon", horizon)
-        with self._series("forecast", x, draws, seed) as given:
-            return forecast_series(*given, horizon=horizon, keep_draws=keep_draws)
+        with self._series("forecast", x, draws, seed) as arguments:
+            return forecast_series(*arguments, horizon=horizon, keep_draws=keep_draws)
 
     def leave_future_out(
         self, x: Any = None, *, start: int | None = None, draws: int = 1000, seed: int | None = None
@@ -52,9 +52,9 @@ class SeriesMethods(FittedPair):
             return leave_future_out(pair, rows, start, number)
 
     @contextlib.contextmanager
-    def _series(self, verb: str, x: Any, draws: int, seed: int | None) -> Iterator[tuple[Any, ...]]:
-        """Give what verbs of series take: the pair, its arguments for ``x``, their columns, and how many draws."""
-        series_story(self.pair, verb)
+    def _series(self, method: str, x: Any, draws: int, seed: int | None) -> Iterator[tuple[Any, ...]]:
+        """Yield the pair, its arguments for ``x``, the columns and the number of draws, or raise ``InputError``."""
+        series_story(self.pair, method)
         rows, number = self._rows(x), check_count("draws", draws)
         with self._ready(seed):
             yield self.pair, rows, self.columns, number

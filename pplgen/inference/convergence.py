@@ -1,4 +1,4 @@
-"""Convergence of a noisy ELBO: plateau detection by windows of steps."""
+"""Convergence of a noisy ELBO: plateau detection over windows of steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["DECAY", "PATIENCE", "PLATEAUS", "WINDOW", "PlateauWatch"]
 WINDOW = 100
 """Steps over which the ELBO is averaged."""
 PATIENCE = 4
-"""Minimum number of windows for a trend, which is the slope over up to twice as many."""
+"""Minimum number of windows for a trend: the slope over up to twice as many windows."""
 DECAY = 0.3
 """Factor on the learning rate at each plateau."""
 PLATEAUS = 3
-"""Plateaus, the last at DECAY^2 of the first learning rate, after which a training has converged."""
+"""Number of plateaus, the last at DECAY^2 times the initial learning rate, at which a fit has converged."""
 
 
 class PlateauWatch:
@@ -28,7 +28,7 @@ class PlateauWatch:
         self.patience, self.means, self.plateaus, self.pending = patience, list(means), plateaus, list(pending)
 
     def plateau(self, window: list[float]) -> bool:
-        """Add a window's ELBOs; return whether a plateau is reached, and if so start over."""
+        """Add a window of ELBOs; return whether a plateau is reached, which also clears the windows."""
         window = self.pending + window
         self.pending = window if len(window) < self.patience else []
         if self.pending:

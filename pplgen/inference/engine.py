@@ -24,11 +24,11 @@ __all__ = ["Engine", "State", "compile_graph", "why_not_compiled"]
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 NODES_PER_CALL = 1000
-"""Nodes of a compiled call at most: as many steps are unrolled into it as fit."""
+"""Maximum number of graph nodes per compiled call, which limits the steps unrolled into it."""
 
 
 class State(NamedTuple):
-    """Where an optimisation of R parameter vectors stands."""
+    """Adam's state for R parameter vectors."""
 
     vectors: Tensor
     """Unconstrained parameters, shape ``(R, P)``."""
@@ -41,13 +41,13 @@ class State(NamedTuple):
 
     @classmethod
     def start(cls, vectors: Tensor) -> State:
-        """Return the state before the first step."""
+        """Return the initial state."""
         return cls(vectors, torch.zeros_like(vectors), torch.zeros_like(vectors), vectors.new_zeros(()))
 
 
 @dataclass(frozen=True)
 class _Program:
-    """A call that takes several steps at once."""
+    """A callable that takes several steps per call."""
 
     call: Any
     num_steps: int
@@ -56,29 +56,29 @@ class _Program:
 class Engine:
     """Optimisation steps for R parameter vectors at once.
 
-    One pure step takes ``(state, rates, buffers, tensors)``, evaluates the graph for every vector with its own random
-    numbers, and moves each by Adam at its own rate; a rate of zero leaves a vector where it is.
+    A step is a pure function of ``(state, rates, buffers, tensors)``: it evaluates the graph for every vector with
+    separate random numbers, and updates each by Adam at its own rate; a rate of zero leaves a vector unchanged.
 
     Parameters
     ----------
     graph
-        A proved graph.
+        Validated graph.
     state
-        Example state; its number of vectors is R.
+        Example state with R vectors.
     data
-        The tensors of every step; or an endless iterator over those of one step each, minibatches.
+        Tensors of every step; or an infinite iterator over minibatches, the tensors of one step each.
     clip
-        Largest absolute value of an entry of the gradient; ``None`` for any.
+        Clip gradient entries at this absolute value; ``None``: off.
     decay
-        Factor of the learning rates at each step.
+        Factor on the learning rates per step.
     buffers
-        The pair's buffers, where each vector has its own: shape ``(R, ...)`` each. ``None`` for the graph's.
+        Buffers of each vector, shape ``(R, ...)`` each; ``None`` for the graph's.
     own_data
-        Whether each vector has data of its own: every tensor of ``data`` of shape ``(R, ...)``.
+        Whether each vector has its own data: every tensor of ``data`` has shape ``(R, ...)``.
     warm_up
-        Which of the buffers rises to one, and over how many steps.
+        Index of the KL weight among the buffers, and steps of KL warm-up.
     ranks
-        Processes whose gradients and losses are averaged; all of them take the same steps.
+        Processes whose gradients and losses are averaged; all take the same steps.
     """
 
     def __init__(
@@ -105,29 +105,29 @@ class Engine:
 
     @property
     def block_size(self) -> int:
-        """Steps of one compiled call; one before ``compile``."""
+        """Number of steps per compiled call; 1 before ``compile``."""
         return self._block.num_steps
 
     def run(
-        self, state: State, rates: Tensor, num_steps: int, notice: Callable[[int, Tensor], None] | None = None
+        self, state: State, rates: Tensor, num_steps: int, callback: Callable[[int, Tensor], None] | None = None
     ) -> tuple[State, Tensor]:
         """Take ``num_steps`` steps.
 
         Parameters
         ----------
         state
-            Where to start.
+            Initial state.
         rates
             Learning rate of each vector, shape ``(R, 1)``.
         num_steps
-            How many.
-        notice
-            Called after each call of the program with the steps taken here and the vectors, which stay on the device.
+            Number of steps.
+        callback
+            Called after each call of the program with the number of steps taken and the vectors, on their device.
 
         Returns
         -------
         tuple
-            The state after them and the losses in nats, shape ``(num_steps, R)``.
+            Final state, and losses in nats, shape ``(num_steps, R)``.
         """
         losses = []
         taken = 0
@@ -139,13 +139,13 @@ class Engine:
                 state = State(*moved)
                 losses.append(loss)
                 taken += program.num_steps
-                if notice:
-                    notice(taken, state.vectors)
-            # code compiled for other numbers of rows may round Adam's steps otherwise
+                if callback:
+                    callback(taken, state.vectors)
+            # code compiled for another number of rows may round Adam's steps differently
             return State(*self.ranks.broadcast(state)), self.ranks.mean(torch.cat(losses))
 
     def evaluate(self, vectors: Tensor, num_times: int) -> Tensor:
-        """Return the losses at parameter vectors, evaluated several times, in nats, shape ``(num_times, R)``."""
+        """Return repeated evaluations of the losses at parameter vectors, in nats, shape ``(num_times, R)``."""
         state, rates = State.start(vectors.clone()), vectors.new_zeros((len(vectors), 1))
         if self.warm_up:
             state = state._replace(taken=state.taken + self.warm_up[1])
@@ -157,44 +157,46 @@ class Engine:
             return self.ranks.mean(losses)
 
     def compile(self, rates: Tensor) -> None:
-        """Compile the step, several of them to a call, and prove it against the graph.
+        """Compile several steps per call, and validate them against the graph.
 
         Raises
         ------
         NotTraceable
-            Where the compiler is missing, fails, or computes something else.
+            If the compiler is missing or fails, or the compiled code differs from the graph.
         """
         if reason := why_not_compiled():
             raise NotTraceable(reason)
         nodes = len(self.graph.module.graph.nodes)
         num_steps = max(n for n in (1, 2, 5, 10, 20) if n == 1 or n * nodes <= NODES_PER_CALL)
         traced = self._traced(num_steps)
-        # away from where it stands: near an optimum the first step of Adam is the sign of a gradient of rounding errors
-        away = self._example._replace(vectors=self._example.vectors + 0.1 * torch.randn_like(self._example.vectors))
+        # perturbed, because near an optimum the first step of Adam is the sign of a gradient of rounding errors
+        perturbed = self._example._replace(
+            vectors=self._example.vectors + 0.1 * torch.randn_like(self._example.vectors)
+        )
         if self.warm_up:
-            away = away._replace(taken=away.taken + self.warm_up[1] // 2)
-        arguments = (*away, *self._inputs(rates, num_steps))
+            perturbed = perturbed._replace(taken=perturbed.taken + self.warm_up[1] // 2)
+        arguments = (*perturbed, *self._inputs(rates, num_steps))
         try:
-            together = compile_graph(traced.call, arguments)
+            compiled = compile_graph(traced.call, arguments)
             for seed in range(2):
                 with seeded(seed), without_communication(), torch.no_grad():
                     expected = traced.call(*arguments)
                 with seeded(seed), without_communication(), torch.no_grad():
-                    given = together(*arguments)
-                for what, ours, theirs in zip((*State._fields, "losses"), given, expected, strict=True):
+                    actual = compiled(*arguments)
+                for what, ours, theirs in zip((*State._fields, "losses"), actual, expected, strict=True):
                     require_equal(f"compiled step's {what}", ours, theirs, "the graph's")
         except NotTraceable:
             raise
         except Exception as error:
-            raise NotTraceable(f"the compiler stopped: {type(error).__name__}: {first_line(error)}") from error
-        self._block = _Program(together, num_steps)
+            raise NotTraceable(f"compilation failed: {type(error).__name__}: {first_line(error)}") from error
+        self._block = _Program(compiled, num_steps)
 
     def discard_compiled(self) -> None:
-        """Go on with the graph, as where another rank could not compile its own."""
+        """Continue with the uncompiled graph, such as when another rank could not compile it."""
         self._block = self._single
 
     def _traced(self, num_steps: int) -> _Program:
-        """Flatten so many steps into one graph of plain ATen operations."""
+        """Unroll ``num_steps`` steps into one graph of ATen operations."""
         self.num_traces += 1
         rates = self._example.vectors.new_zeros((len(self._example.vectors), 1))
 
@@ -217,7 +219,7 @@ class Engine:
             ) from error
 
     def _inputs(self, rates: Tensor, num_steps: int) -> tuple[Tensor, ...]:
-        """Everything that a call takes beside the state; minibatches stacked, one for each of its steps."""
+        """Return the inputs of a call in addition to the state; minibatches are stacked, one per step."""
         if isinstance(self.data, tuple):
             return (rates, *self._buffers, *self.data)
         batches = [next(self.data) for _ in range(num_steps)]
@@ -226,10 +228,10 @@ class Engine:
     def _step(
         self, state: State, rates: Tensor, buffers: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[State, Tensor]:
-        """Evaluate every vector and move it by Adam (Kingma and Ba 2015)."""
+        """Evaluate the gradient for every vector and update it by Adam (Kingma and Ba 2015)."""
         if self.warm_up:
-            which, over = self.warm_up
-            weight = ((state.taken + 1) / over).clamp(max=1).to(buffers[which].dtype).expand_as(buffers[which])
+            which, warm_up_steps = self.warm_up
+            weight = ((state.taken + 1) / warm_up_steps).clamp(max=1).to(buffers[which].dtype).expand_as(buffers[which])
             buffers = [*buffers[:which], weight, *buffers[which + 1 :]]
         if len(state.vectors) == 1 and not (self._own_data or self._own_buffers):
             loss, gradient = self.graph.loss_and_gradient(state.vectors[0], *buffers, *tensors)
@@ -252,8 +254,8 @@ class Engine:
 
 
 @contextlib.contextmanager
-def _torchs_own_warnings() -> Iterator[None]:
-    """Leave out what torch's compiler says of its own use of what torch has deprecated."""
+def _ignore_torch_warnings() -> Iterator[None]:
+    """Suppress deprecation warnings that torch's compiler raises about torch itself."""
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module="torch")
@@ -261,30 +263,30 @@ def _torchs_own_warnings() -> Iterator[None]:
 
 
 def compile_graph(module: Any, arguments: tuple[Tensor, ...], *, cpp_wrapper: bool = False) -> Any:
-    """Compile a graph for inputs of these shapes; compiled code is kept on disk for later processes.
+    """Compile a graph for inputs of these shapes; compiled code is cached on disk.
 
-    One that talks to other processes is not recorded by CUDA as a whole. With ``cpp_wrapper`` the calls of the kernels
-    are compiled as well. That takes longer, and repays where a call is a fraction of a millisecond, as a single
-    likelihood's is; steps of the engine already come many to a call.
+    Graphs that communicate between processes are run without CUDA graphs. With ``cpp_wrapper`` the kernel launches are
+    compiled as well, which takes longer and pays off if a call takes a fraction of a millisecond, such as one
+    likelihood; the engine already takes many steps per call.
     """
-    with _torchs_own_warnings(), torch.no_grad():
+    with _ignore_torch_warnings(), torch.no_grad():
         from torch._guards import TracingContext, tracing
         from torch._inductor import compile_fx, config
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        recorded = arguments[0].is_cuda and not communicates(module)
-        # random numbers come from torch's own generator, so that compiled and traced steps draw the same at a seed
-        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": recorded, "cpp_wrapper": cpp_wrapper}
-        # and the cache on disk is keyed only where the shapes are known to a tracing context
+        cudagraphs = arguments[0].is_cuda and not communicates(module)
+        # random numbers come from torch's generator, so that compiled and traced steps draw the same numbers
+        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": cudagraphs, "cpp_wrapper": cpp_wrapper}
+        # the cache on disk is used only if a tracing context has the shapes
         with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
             return compile_fx.compile_fx(module, list(arguments))
 
 
 def why_not_compiled() -> str | None:
-    """Say in a line why nothing can be compiled here; ``None`` where it can."""
+    """Return the reason why graphs cannot be compiled; ``None`` if they can."""
     try:
-        with _torchs_own_warnings():
+        with _ignore_torch_warnings():
             from torch._inductor.cpp_builder import get_cpp_compiler
 
             get_cpp_compiler()

@@ -1,4 +1,4 @@
-"""Which step of which restart was not finite, found by taking the steps again."""
+"""Locate the first non-finite step of each restart by repeating the steps of a window."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from pplgen.inference.training_state import NonFinite, TrainingState
 from pplgen.story.isolation import generator_states, set_generator_states
 from pplgen.story.pair import Pair
 
-__all__ = ["LOOKED_AT", "FaultLocalisation"]
+__all__ = ["MAX_LOCATED", "FaultLocalisation"]
 
-LOOKED_AT = 3
-"""Restarts whose non-finite step is located in one window, at most."""
+MAX_LOCATED = 3
+"""Maximum number of restarts whose non-finite step is located per window."""
 
 
 class FaultLocalisation:
-    """Repeats steps of an engine to find where a restart became non-finite.
+    """Repeats steps of an engine to locate non-finite values.
 
     Parameters
     ----------
     pairs
-        One for each restart; their parameters are changed.
+        One pair per restart; their parameters are overwritten.
     engine
-        Takes the steps.
+        Engine that takes the steps.
     bound
-        The objective; each pair's own where ``None``.
+        Objective; ``None`` for the default of each pair.
     batches_from
-        Returns the arguments of every step after a number of steps; ``None`` where all steps have those of the pair.
-    word
-        What a restart is called.
+        Returns an iterator over the arguments of steps after a given step; ``None`` if all steps use those of the pair.
+    noun
+        Noun for a restart in messages.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class FaultLocalisation:
         engine: Engine,
         bound: ELBO | None,
         batches_from: Callable[[int], Iterator[tuple[Any, ...]]] | None,
-        word: str,
+        noun: str,
     ) -> None:
-        self.pairs, self.engine, self.bound, self.word = pairs, engine, bound, word
+        self.pairs, self.engine, self.bound, self.noun = pairs, engine, bound, noun
         self._batches_from = batches_from
 
     def locate(
         self, training: TrainingState, num_steps: int, generators: list[Tensor], which: Sequence[int]
     ) -> dict[int, NonFinite]:
-        """Repeat a window of steps from the last good state; return the first non-finite step of each restart, and why.
+        """Repeat a window of steps from the last good state; return each restart's first non-finite step and its cause.
 
-        ``generators`` are the states of the random generators at the start of the window; they are left unchanged.
+        ``generators`` are the states of the random generators at the start of the window; current states are restored.
         """
-        found: dict[int, NonFinite] = {}
-        with torch.random.fork_rng(), self._own_batches():
+        located: dict[int, NonFinite] = {}
+        with torch.random.fork_rng(), self._restore_batches():
             set_generator_states(generators)
             state, num_before = training.good, training.taken
             batches = self._batches_from(num_before) if self._batches_from else None
@@ -73,30 +73,30 @@ class FaultLocalisation:
                 before, generators = state, generator_states()
                 moved, losses = self.engine.run(before, training.rates, 1)
                 state = State(*(value.clone() for value in moved))
-                sound = (state.vectors.isfinite().all(dim=1) & losses[0].isfinite()).tolist()
+                finite = (state.vectors.isfinite().all(dim=1) & losses[0].isfinite()).tolist()
                 for index in which:
-                    if index not in found and not sound[index]:
-                        found[index] = step, self._explain(index, before.vectors[index], generators, batch)
-                if len(found) == len(which):
+                    if index not in located and not finite[index]:
+                        located[index] = step, self._explain(index, before.vectors[index], generators, batch)
+                if len(located) == len(which):
                     break
-        return found
+        return located
 
     @contextlib.contextmanager
-    def _own_batches(self) -> Iterator[None]:
-        """Restore the engine's batches afterwards."""
-        held = self.engine.data
+    def _restore_batches(self) -> Iterator[None]:
+        """Restore the engine's batches on exit."""
+        data = self.engine.data
         try:
             yield
         finally:
-            self.engine.data = held
+            self.engine.data = data
 
-    def verdict(self, training: TrainingState) -> str:
-        """Return the message for the first restart, where none has a finite ELBO."""
+    def failure_message(self, training: TrainingState) -> str:
+        """Return the message about the first restart when no restart has a finite ELBO."""
         restart = training.restarts[0]
         if not restart.history:
             return no_good_state(training.taken, restart.faults[-1])
-        found = self._explain(0, training.good.vectors[0], generator_states(), tries=max(FINAL_EVALUATIONS))
-        return non_finite_at_end(found, restart.faults)
+        fault = self._explain(0, training.good.vectors[0], generator_states(), tries=max(FINAL_EVALUATIONS))
+        return non_finite_at_end(fault, restart.faults)
 
     def _explain(
         self,
@@ -106,22 +106,22 @@ class FaultLocalisation:
         batch: tuple[Any, ...] | None = None,
         tries: int = TRIES,
     ) -> str | None:
-        """Explain what is not finite at parameters of a restart; the generators are left unchanged.
+        """Describe the non-finite values at parameters of a restart; generator states are restored.
 
-        Several restarts draw their random numbers together, so that one alone does not repeat its draws: several are
-        tried. Where ranks share the rows, the first explanation found is taken.
+        Batched restarts share one random stream, so that a single restart does not reproduce its draws: up to ``tries``
+        evaluations are made. If ranks share the rows, the first explanation of any rank is returned.
         """
         pair = self.pairs[index]
         with torch.random.fork_rng(), pair.isolated():
             set_generator_states(generators)
             pair.restore(self.engine.graph.unpack(vector))
-            found = explain(pair, self.bound or pair.elbo(), pair.data if batch is None else batch, tries)
-        return self.engine.ranks.first_not_none(found)
+            fault = explain(pair, self.bound or pair.elbo(), pair.data if batch is None else batch, tries)
+        return self.engine.ranks.first_not_none(fault)
 
     def warn(self, training: TrainingState, non_finite: Sequence[int]) -> None:
-        """Warn of restarts that have gone back, in a sentence for each that was located."""
-        others = len(non_finite[LOOKED_AT:])
-        for place, index in enumerate(non_finite[:LOOKED_AT], start=1):
-            named = f"{self.word} {index + 1}, " if len(self.pairs) > 1 else ""
-            more = f"; {others} more broke down in the same steps" if others and place == LOOKED_AT else ""
-            warnings.warn(f"{named}{training.restarts[index].faults[-1]}{more}", DataWarning, stacklevel=5)
+        """Warn about restarts with non-finite values, one message per located restart."""
+        others = len(non_finite[MAX_LOCATED:])
+        for place, index in enumerate(non_finite[:MAX_LOCATED], start=1):
+            prefix = f"{self.noun} {index + 1}, " if len(self.pairs) > 1 else ""
+            more = f"; {others} more failed in the same steps" if others and place == MAX_LOCATED else ""
+            warnings.warn(f"{prefix}{training.restarts[index].faults[-1]}{more}", DataWarning, stacklevel=5)

@@ -94,9 +94,9 @@ class Potential:
                 for what, ours, theirs in zip(OUTPUTS, graph(elsewhere), self.evaluate(elsewhere), strict=True):
                     require_equal(what, ours, theirs)
         except NotTraceable as reason:
-            self.path = f"plain Pyro, for {reason}"
+            self.path = f"plain Pyro: {reason}"
         except Exception as error:
-            self.path = f"plain Pyro, for tracing stopped: {type(error).__name__}: {first_line(error)}"
+            self.path = f"plain Pyro: tracing failed: {type(error).__name__}: {first_line(error)}"
         else:
             self.call, self.path = graph, "the traced graph"
 
@@ -110,7 +110,7 @@ class Potential:
             for what, ours, theirs in zip(OUTPUTS, compiled(elsewhere), self.call(elsewhere), strict=True):
                 require_equal(f"compiled {what}", ours, theirs, "the graph's")
         except Exception as error:
-            self.path = f"the traced graph, for the compiler stopped: {type(error).__name__}: {first_line(error)}"
+            self.path = f"the traced graph: compilation failed: {type(error).__name__}: {first_line(error)}"
         else:
             self.call, self.path = compiled, "the compiled graph"
 

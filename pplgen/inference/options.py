@@ -1,4 +1,4 @@
-"""What a training is told: optimiser, objective, batches, checkpoints, and how far it may go."""
+"""Training options: optimiser, objective, minibatches, number of steps, checkpoints."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ __all__ = ["Adam", "Batching", "Objective", "TrainingOptions"]
 
 @dataclass(frozen=True)
 class Adam:
-    """The optimiser (Kingma and Ba 2015), with the two additions of Pyro's ``ClippedAdam``."""
+    """Adam (Kingma and Ba 2015), with the clipping and decay of Pyro's ``ClippedAdam``."""
 
     learning_rate: float
-    """Before the first plateau."""
+    """Initial learning rate."""
     clip: float | None = None
-    """Largest absolute value of an entry of the gradient; ``None`` for any."""
+    """Clip gradient entries at this absolute value; ``None``: off."""
     decay: float = 1.0
-    """Factor of the learning rate at each step."""
+    """Factor on the learning rate per step."""
     patience: int = WINDOW
-    """Steps over which the ELBO is averaged before its trend is judged."""
+    """Steps per average of the ELBO when plateaus are detected."""
 
     def for_pyro(self) -> Any:
-        """Return Pyro's optimiser; each ``step()`` of it is a cut at a plateau."""
+        """Return a Pyro scheduler, whose ``step()`` lowers the learning rate at a plateau."""
         arguments: dict[str, Any] = {"lr": self.learning_rate}
         optimiser: Any = torch.optim.Adam
         if self.clip is not None or self.decay != 1.0:
@@ -48,50 +48,50 @@ class Adam:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is maximised."""
+    """Objective to maximise."""
 
     elbo: ELBO | None = None
-    """The bound; the pair's own where ``None``."""
+    """ELBO; ``None`` for the pair's default."""
     warm_up: int = 0
     """Steps of KL warm-up: the weight of the latent variables' KL terms, a pair's ``kl_weight``, rises to one."""
 
     def of(self, pair: Pair) -> ELBO:
-        """Return the bound of a pair."""
+        """Return the ELBO of a pair."""
         return self.elbo or pair.elbo()
 
 
 @dataclass(frozen=True)
 class Batching:
-    """Which rows a step takes."""
+    """Rows of each step."""
 
     batch_size: int | None = None
-    """Rows per step, drawn without replacement in each pass over the data; ``None`` for all."""
+    """Rows per step, drawn without replacement in each epoch; ``None`` for all."""
     augment: Augment | None = None
-    """Applied to the rows of each step."""
+    """Random transformation of the rows of each step."""
 
     def of(
         self, pair: Pair, *, seed: int, skip: int = 0, shard: Shard | None = None
     ) -> tuple[Iterator[tuple[Any, ...]], RowScale | None]:
-        """Return the arguments of all steps after ``skip`` of them, and the handler that scales a batch to all rows."""
+        """Return an iterator over arguments after the first ``skip`` steps, and the handler that scales a batch."""
         return batching(pair, self.batch_size, seed=seed, skip=skip, augment=self.augment, shard=shard)
 
     def is_constant(self, pair: Pair) -> bool:
-        """Whether every step takes the same rows: all of them, as they are."""
+        """Whether every step uses the same rows: all of them, without augmentation."""
         return self.augment is None and is_full_batch(pair, self.batch_size)
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How pairs are trained."""
+    """Options with which pairs are trained."""
 
     steps: int
-    """At most, for each restart."""
+    """Maximum number of steps of each restart."""
     optimiser: Adam
     objective: Objective = Objective()
     batching: Batching = Batching()
     compiler: str = "auto"
-    """``"inductor"`` to compile at once, ``"graph"`` never, ``"auto"`` once it repays, ``"off"`` for plain Pyro."""
+    """``"inductor"``: compile at once; ``"graph"``: never; ``"auto"``: once it pays off; ``"off"``: plain Pyro."""
     checkpoint: CheckpointOptions | None = None
-    """Where checkpoints are written, and how often; ``None`` for nowhere."""
+    """Directory and interval of checkpoints; ``None``: none are written."""
     ranks: Ranks = SINGLE_PROCESS
-    """Processes that share the rows; all of them take the same steps."""
+    """Processes that share the rows and take the same steps."""

@@ -1,4 +1,4 @@
-"""Restarts as one batched program over the traced graph, by the rules of the loop in plain Pyro."""
+"""Train restarts as one batched program over the traced graph, with the same rules as in plain Pyro."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.engine import Engine, State
-from pplgen.inference.fault_localisation import LOOKED_AT, FaultLocalisation
+from pplgen.inference.fault_localisation import MAX_LOCATED, FaultLocalisation
 from pplgen.inference.options import TrainingOptions
 from pplgen.inference.training import StopReason, Training, num_evaluations
 from pplgen.inference.training_state import NonFinite, TrainingState
@@ -30,15 +30,15 @@ from pplgen.story.pair import Pair
 
 __all__ = ["Report", "stacked_data", "train_together"]
 
-REPAYS = 30.0
-"""Seconds that the uncompiled graph must be expected to run before compiling it repays, at least."""
-PER_NODE = 0.05
-"""Seconds likewise for each of its nodes: a graph of thousands takes minutes to compile."""
+MIN_SECONDS = 30.0
+"""Minimum expected run time of the uncompiled graph, in seconds, for which it is compiled."""
+SECONDS_PER_NODE = 0.05
+"""The same per node of the graph: a graph of thousands of nodes takes minutes to compile."""
 EXPECTED_STEPS = 1500
-"""Steps that a fit is expected to take, where more are allowed."""
+"""Expected number of steps of a fit, if more are allowed."""
 
 Report = Callable[[int, float, float, str], None]
-"""Called after each window with step, best smoothed ELBO, steps per second, and what is going on."""
+"""Called after each window with step, best smoothed ELBO, steps per second, and execution path."""
 
 
 def train_together(
@@ -51,38 +51,38 @@ def train_together(
 ) -> tuple[list[Training | None], str]:
     """Train pairs that differ only in their parameters as one batched program; each is left at its last good state.
 
-    The rules of ``pplgen.inference.svi.train`` hold for each of them separately: windows, plateaus, non-finite values.
+    The rules of ``pplgen.inference.svi.train`` apply to each separately: windows, plateaus, non-finite values.
 
     Parameters
     ----------
     pairs, seeds
-        Restarts and the seeds that they were made with.
+        Restarts and their random seeds.
     options
-        How they are trained. With a checkpoint, the same fit continues from where it was.
+        Training options. With a checkpoint, the fit resumes from it.
     report
         Called after each window.
     own_data
-        Whether the pairs also differ in their data, which have the same shapes; then without minibatches.
+        Whether each pair has its own data, of equal shapes; minibatches are then not supported.
 
     Returns
     -------
     tuple
-        One ``Training`` each, ``None`` for a pair that had no finite ELBO where others did; and the path, in words.
+        One ``Training`` per pair, ``None`` for a pair without a finite ELBO; and the execution path.
 
     Raises
     ------
     NotTraceable
-        Where the pair has no faithful graph.
+        If the traced graph does not reproduce the pair.
     InputError
-        Where no pair had a finite ELBO.
+        If no pair has a finite ELBO.
     KeyboardInterrupt
-        Where it comes before the first window has ended; later, it ends the fit, and that of several ranks at once.
+        If interrupted in the first window, or on several ranks; otherwise the fit up to then is returned.
     """
     return _Run(pairs, options, seeds, report, own_data).train()
 
 
 class _Run:
-    """Restarts that are trained as one program."""
+    """One run of batched restarts."""
 
     def __init__(
         self, pairs: list[Pair], options: TrainingOptions, seeds: list[int], report: Report | None, own_data: bool
@@ -92,7 +92,7 @@ class _Run:
         self.first, self.seed, self.shard = pairs[0], seeds[0], shard_rows(pairs[0], options.ranks)
         with self.first.isolated(), self.ranks.shared_errors():
             batches, scale = options.batching.of(self.first, seed=self.seed, shard=self.shard)
-            with _half_warmed_up(self.first) if self.warm_up else contextlib.nullcontext():
+            with _half_kl_weight(self.first) if self.warm_up else contextlib.nullcontext():
                 self.graph = trace(self.first, options.objective.of(self.first), next(batches), scale)
         vectors, buffers = _stacked(pairs, self.graph)
         self.training = TrainingState.start(vectors, optimiser)
@@ -109,7 +109,7 @@ class _Run:
                 decay=optimiser.decay,
                 buffers=buffers,
                 own_data=own_data,
-                warm_up=self._rising_buffer(),
+                warm_up=self._kl_weight_buffer(),
                 ranks=self.ranks,
             )
         self.localisation = FaultLocalisation(
@@ -122,7 +122,7 @@ class _Run:
         self.checkpoint = self._checkpoint(vectors)
 
     def train(self) -> tuple[list[Training | None], str]:
-        """Take windows of steps until all restarts have stopped, and evaluate the bound at their ends."""
+        """Take windows of steps until all restarts have stopped, then evaluate their final ELBOs."""
         self._continue_batches()
         self.path = self._compiled() if self.options.compiler == "inductor" else "the traced graph"
         self.resumed_at, self.started = self.training.taken, time.perf_counter()
@@ -135,87 +135,87 @@ class _Run:
             if not self.training.taken or self.ranks.size > 1:
                 raise
             stop = StopReason.INTERRUPTED
-            set_generator_states(self.generators)  # where the unfinished window began
+            set_generator_states(self.generators)  # state before the unfinished window
             self.training.iterates.discard_since_mark()
         self._save()
         self.training.stop(stop)
         self._reseed()
-        results = self._ended()
+        results = self._results()
         if not any(results):
-            raise InputError(self.localisation.verdict(self.training))
+            raise InputError(self.localisation.failure_message(self.training))
         return results, self.path
 
     def _take_window(self) -> None:
-        """Take a window of steps, judge every restart by it, and compile where that repays from here on."""
+        """Take a window of steps, update every restart, and compile the step if that pays off from here on."""
         training = self.training
         judge = training.taken >= self.warm_up
         self._reseed()
         self.generators = generator_states()
         num_steps = min(WINDOW, self.options.steps - training.taken)
-        state, losses = self.engine.run(training.state, training.rates, num_steps, training.notice)
+        state, losses = self.engine.run(training.state, training.rates, num_steps, training.record_iterates)
         faults: dict[int, NonFinite] = {}
         if non_finite := training.non_finite(state, losses):
             state = State(*(value.clone() for value in state))
-            faults = self.localisation.locate(training, len(losses), self.generators, non_finite[:LOOKED_AT])
+            faults = self.localisation.locate(training, len(losses), self.generators, non_finite[:MAX_LOCATED])
         training.advance(state, losses, judge=judge, faults=faults)
         self.generators = generator_states()
         if non_finite and self.ranks.first:
             self.localisation.warn(training, non_finite)
         elapsed, done = time.perf_counter() - self.started, training.taken - self.resumed_at
-        self._tell(done / elapsed, self.path)
+        self._report(done / elapsed, self.path)
         if self.checkpoint and self.ranks.first and self.checkpoint.due():
             self._save()
         if self.options.compiler == "auto" and done == WINDOW and self._compiling_repays(elapsed / done):
-            self._tell(done / elapsed, "compiling")
+            self._report(done / elapsed, "compiling")
             self.path = self._compiled()
 
-    def _tell(self, rate: float, doing: str) -> None:
+    def _report(self, rate: float, doing: str) -> None:
         if self.report:
             self.report(self.training.taken, self.training.best_mean, rate, doing)
 
     def _compiling_repays(self, seconds: float) -> bool:
-        """Whether the steps that are left, of so many seconds each, take longer than compiling; alike on all ranks."""
+        """Whether the remaining steps, of ``seconds`` each, take longer than compiling; the same on all ranks."""
         remaining = seconds * (min(self.options.steps, EXPECTED_STEPS) - self.training.taken)
-        repays = remaining > max(REPAYS, PER_NODE * len(self.graph.module.graph.nodes))
+        repays = remaining > max(MIN_SECONDS, SECONDS_PER_NODE * len(self.graph.module.graph.nodes))
         return self.ranks.all_gather(repays)[0]
 
     def _compiled(self) -> str:
-        """Compile the step where that is faithful, on all ranks; return the path that runs from here on."""
+        """Compile the step if it reproduces the graph on all ranks; return the new execution path."""
         path = "the compiled graph"
-        with seeded(self.seed):  # leaves the generator where it was
+        with seeded(self.seed):  # restores the generators
             try:
                 with self.ranks.shared_errors():
                     self.engine.compile(self.training.rates)
                 if not self.ranks.all_equal(self.engine.block_size):
-                    raise NotTraceable("ranks would take different numbers of steps at once")
+                    raise NotTraceable("ranks would take different numbers of steps per call")
             except NotTraceable as reason:
                 self.engine.discard_compiled()
-                path = f"the traced graph, for {reason}"
+                path = f"the traced graph: {reason}"
         self._continue_batches()
         return path
 
-    def _rising_buffer(self) -> tuple[int, int] | None:
-        """Return which of the graph's buffers rises to one, and over how many steps."""
+    def _kl_weight_buffer(self) -> tuple[int, int] | None:
+        """Return the index of the KL weight among the graph's buffers, and the steps of KL warm-up."""
         if not self.warm_up:
             return None
         return next(i for i, own in enumerate(self.graph.buffers) if own is self.first.kl_weight), self.warm_up
 
     def _batches_from(self, taken: int) -> Iterator[tuple[Any, ...]]:
-        """Return the arguments of every step after ``taken`` of them."""
+        """Return an iterator over the arguments of steps after step ``taken``."""
         with self.first.isolated():
             return self.options.batching.of(self.first, seed=self.seed, skip=taken, shard=self.shard)[0]
 
     def _continue_batches(self) -> None:
-        """Let the next batch be that of the next step, whatever else has taken any."""
+        """Reset the iterator over batches to the next step."""
         if not self.same_rows:
             self.engine.data = map(tensors_of, self._batches_from(self.training.taken))
 
     def _reseed(self) -> None:
-        """Give several ranks the random numbers of the next step."""
+        """With several ranks, seed their generators for the next step."""
         self.ranks.reseed(self.seed, self.training.taken, per_rank=bool(self.first.structure.row_latent))
 
     def _checkpoint(self, vectors: Tensor) -> Checkpoint | None:
-        """Open the fit's checkpoint, and continue from it where there is one."""
+        """Open the fit's checkpoint, and restore the training state from it if it exists."""
         if self.options.checkpoint is None:
             return None
         checkpoint = self.ranks.on_first_rank(
@@ -226,7 +226,7 @@ class _Run:
         return checkpoint
 
     def _identity(self, vectors: Tensor) -> str:
-        """Digest of all that decides how the fit goes on."""
+        """Digest of everything that determines the rest of the fit."""
         batching, graph = self.options.batching, self.graph
         facts: dict[str, Any] = {
             "seeds": self.seeds,
@@ -247,12 +247,12 @@ class _Run:
         return content_digest(facts, start)
 
     def _save(self) -> None:
-        """Write a checkpoint, where there are any."""
+        """Write a checkpoint, if enabled."""
         if self.checkpoint and self.ranks.first:
             self.checkpoint.save(*self.training.to_tensors())
 
-    def _ended(self) -> list[Training | None]:
-        """Leave every pair at its last good state, and summarise it by evaluations of the bound there."""
+    def _results(self) -> list[Training | None]:
+        """Restore every pair's last good state, evaluate its final ELBO, and return the results."""
         good = self.training.good.vectors
         finals: Any = (-self.engine.evaluate(good, num_evaluations(self.training.taken))).cpu().numpy()
         finals = np.asarray(finals, dtype="float64")
@@ -264,15 +264,15 @@ class _Run:
                 continue
             with pair.isolated():
                 pair.restore(self.graph.unpack(good[index]))
-            ended = (values, restart.stop, restart.iterates, good[index], restart.faults)
-            results.append(Training.ended(seed, restart.history, *ended))
+            outcome = (values, restart.stop, restart.iterates, good[index], restart.faults)
+            results.append(Training.from_evaluations(seed, restart.history, *outcome))
         return results
 
 
 @contextlib.contextmanager
-def _half_warmed_up(pair: Pair) -> Iterator[None]:
-    """Trace and prove a graph where the weight of the KL terms can be seen."""
-    assert pair.kl_weight is not None, "only a pair with such a weight is warmed up"
+def _half_kl_weight(pair: Pair) -> Iterator[None]:
+    """Set the KL weight to .5, so that tracing and validating the graph depend on it."""
+    assert pair.kl_weight is not None, "KL warm-up needs a pair with a KL weight"
     pair.kl_weight.fill_(0.5)
     try:
         yield
@@ -281,7 +281,7 @@ def _half_warmed_up(pair: Pair) -> Iterator[None]:
 
 
 def _stacked(pairs: list[Pair], graph: Graph) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """Lay out the parameters of all pairs, shape ``(R, P)``, and their buffers where these differ."""
+    """Stack the parameters of all pairs, shape ``(R, P)``, and their buffers if they differ."""
     vectors, buffers = [], []
     for pair in pairs:
         with pair.isolated():
@@ -292,5 +292,5 @@ def _stacked(pairs: list[Pair], graph: Graph) -> tuple[Tensor, tuple[Tensor, ...
 
 
 def stacked_data(pairs: list[Pair]) -> tuple[Tensor, ...]:
-    """Lay out the tensors among the pairs' arguments, shape ``(R, ...)`` each."""
+    """Stack the tensors among the pairs' arguments, shape ``(R, ...)`` each."""
     return tuple(torch.stack(each) for each in zip(*(tensors_of(pair.data) for pair in pairs), strict=True))

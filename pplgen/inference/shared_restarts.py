@@ -1,4 +1,4 @@
-"""Restarts that ranks share: what each rank runs, and the best restart wherever it ran."""
+"""Restarts distributed over ranks: what each rank runs, and the best restart of all ranks."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ __all__ = ["RankRoles", "best_of"]
 
 
 class RankRoles(NamedTuple):
-    """The ranks of a fit, and what they share; where they share one thing, the other is this process alone."""
+    """Process groups of a fit: ranks share either rows or restarts; the other group is this process alone."""
 
     all: Ranks
     rows: Ranks
-    """Those that share the rows."""
+    """Ranks that share the rows."""
     restarts: Ranks
-    """Those that share the restarts."""
+    """Ranks that share the restarts."""
 
     @classmethod
     def of(cls, shard: str | None, method: str, num_restarts: int, checkpoint: object) -> RankRoles:
-        """Return the roles of the ranks that run.
+        """Return the roles of the current ranks.
 
         Raises
         ------
         InputError
-            Where what they are to share is unknown, or cannot be shared.
+            If ``shard`` is invalid, or the fit cannot be distributed that way.
         """
         if shard is None:
             return cls(SINGLE_PROCESS, SINGLE_PROCESS, SINGLE_PROCESS)
         check_choice("shard", shard, ("rows", "restarts"))
         ranks = Ranks.current()
         if ranks.size > 1 and method == "nuts":
-            raise InputError("method='nuts' runs in one process; with shard=None each rank samples on its own")
+            raise InputError("method='nuts' runs in one process; with shard=None each rank samples separately")
         if ranks.size == 1 or shard == "rows":
             return cls(ranks, ranks, SINGLE_PROCESS)
         if num_restarts < ranks.size:
-            raise InputError(f"restarts={num_restarts}: expected one at least for each of the {ranks.size} ranks")
+            raise InputError(f"restarts={num_restarts}: expected at least one for each of the {ranks.size} ranks")
         if checkpoint is not None:
-            raise InputError("checkpoint: restarts that ranks share keep none")
+            raise InputError("checkpoint: not supported by shard='restarts'")
         return cls(ranks, SINGLE_PROCESS, ranks)
 
 
 def best_of(
     pairs: Sequence[Pair], results: Sequence[Training | None], ranks: Ranks
 ) -> tuple[Pair | None, list[Training | None]]:
-    """Return the pair of the best restart, and how all restarts went, the same on all ranks.
+    """Return the pair of the best restart and the results of all restarts, the same on all ranks.
 
     Parameters
     ----------
     pairs, results
-        This rank's restarts: of all of them every ``ranks.size``-th, from number ``ranks.rank`` on. ``None`` is one
-        that broke down; those that an interrupt prevented are left out.
+        Restarts of this rank: every ``ranks.size``-th of all, starting with number ``ranks.rank``. ``None`` for a
+        failed one; those not started because of an interrupt are omitted.
     ranks
         Processes that share the restarts.
 
     Returns
     -------
     tuple
-        The pair with the highest final ELBO, ``None`` where none has any; and the results in order, without those that
-        broke down where another did not.
+        The pair with the highest final ELBO, ``None`` if there is none; and the results in order, ``None`` for failed
+        restarts unless all failed.
     """
     every = ranks.all_gather(list(results))
     places = [(index, rank) for index in range(max(map(len, every))) for rank in range(ranks.size)]
     places = [(index, rank) for index, rank in places if index < len(every[rank])]
     joined = [every[rank][index] for index, rank in places]
-    if any(run is not None and not run.broke_down for run in joined):
-        joined = [None if run is None or run.broke_down else run for run in joined]
+    if any(run is not None and not run.failed for run in joined):
+        joined = [None if run is None or run.failed else run for run in joined]
     done = [(run.rank, place) for run, place in zip(joined, places, strict=True) if run is not None]
     if not done:
         return None, joined

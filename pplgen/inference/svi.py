@@ -1,4 +1,4 @@
-"""Stochastic variational inference in plain Pyro: convergence, interrupts, a way back from non-finite values."""
+"""Stochastic variational inference in plain Pyro: convergence, interrupts, recovery from non-finite values."""
 
 from __future__ import annotations
 
@@ -34,41 +34,41 @@ __all__ = ["Report", "train"]
 
 Report = Callable[[int, float, float], None]
 """Called with step, smoothed ELBO and steps per second."""
-REPORTED = 20
-"""Steps between two reports."""
+REPORT_INTERVAL = 20
+"""Number of steps between two reports."""
 
 
 def train(pair: Pair, options: TrainingOptions, *, seed: int, report: Report | None = None) -> Training:
     """Maximise the pair's ELBO with Adam, inside ``pair.isolated``; the pair is left at its last good parameters.
 
-    The first step runs with Pyro's and torch's validation as it was found, the rest without. The learning rate is cut
-    at each plateau: when the means of at least four windows of a hundred steps have no slope above two standard errors.
-    Where the ELBO or its gradient is not finite, a ``DataWarning`` names the site and the rows, and the run continues
-    from its last good state at a tenth of the learning rate, at most ``MAX_NON_FINITE`` times.
+    Only the first step runs with Pyro's and torch's validation, if enabled. The learning rate is lowered at each
+    plateau: when the means of at least four windows of a hundred steps have no slope above two standard errors. If the
+    ELBO or its gradient is not finite, a ``DataWarning`` names the site and the rows, and the run continues from its
+    last good state at a tenth of the learning rate; at the ``MAX_NON_FINITE``-th time it stops there.
 
     Parameters
     ----------
     pair
-        Trained in place.
+        Pair to train in place.
     options
-        How.
+        Training options.
     seed
-        Recorded in the result; the caller has seeded the generators.
+        Recorded in the result; the caller seeds the generators.
     report
         Called every few steps.
 
     Raises
     ------
     InputError
-        Where no window of steps has had a finite ELBO by then, or the final parameters have none.
+        If the first window has non-finite values, or the final ELBO is not finite.
     KeyboardInterrupt
-        Where it comes before the first step has ended; later, it ends the fit, and that of several ranks at once.
+        If interrupted in the first step, or on several ranks; otherwise the fit up to then is returned.
     """
     return _Run(pair, options, seed, report).train()
 
 
 class _Run:
-    """One training in plain Pyro."""
+    """One run in plain Pyro."""
 
     def __init__(self, pair: Pair, options: TrainingOptions, seed: int, report: Report | None) -> None:
         self.pair, self.options, self.seed, self.report, self.ranks = pair, options, seed, report, options.ranks
@@ -86,7 +86,7 @@ class _Run:
         self.started = time.perf_counter()
 
     def train(self) -> Training:
-        """Take the steps, and evaluate the bound at the end."""
+        """Take all steps, then evaluate the final ELBO."""
         with self.scale or contextlib.nullcontext(), ignore_nonfinite_warnings():
             try:
                 self._take_steps()
@@ -101,10 +101,10 @@ class _Run:
                     self.pair.kl_weight.fill_(1.0)
             if not self.history:
                 raise InputError(no_good_state(self.steps.taken, self.faults[-1]))
-            return self._ended()
+            return self._result()
 
     def _take_steps(self) -> None:
-        """Take steps until they run out, the bound has converged, or non-finite values end the run."""
+        """Take steps until the maximum number, convergence, or too many non-finite values."""
         while self.steps.taken < self.options.steps and self.stop is StopReason.STEPS:
             value = self.steps.take()
             if not math.isfinite(value):
@@ -114,7 +114,7 @@ class _Run:
             taken = self.steps.taken
             if self.iterates.due(taken):
                 self.iterates.record(taken, flatten(self.pair.snapshot()))
-            if self.report and (taken % REPORTED == 0 or taken in (1, self.options.steps)):
+            if self.report and (taken % REPORT_INTERVAL == 0 or taken in (1, self.options.steps)):
                 mean = float(np.mean(self.history[-WINDOW:]))
                 self.report(taken, mean, taken / (time.perf_counter() - self.started))
             if len(self.history) % WINDOW and taken < self.options.steps:
@@ -122,10 +122,10 @@ class _Run:
             if not self.steps.is_finite:
                 self._step_back()
                 continue
-            self._judge()
+            self._end_window()
 
-    def _judge(self) -> None:
-        """Look for a plateau at the end of a window, and take the state as good."""
+    def _end_window(self) -> None:
+        """Check for a plateau at the end of a window, and record the state as good."""
         whole = len(self.history) % WINDOW == 0
         warmed_up = self.steps.taken - WINDOW >= self.options.objective.warm_up
         if whole and warmed_up and self.watch.plateau(self.history[-WINDOW:]):
@@ -133,36 +133,36 @@ class _Run:
                 self.stop = StopReason.CONVERGED
             else:
                 self.schedule.step()
-        self.steps.keep()
+        self.steps.record_good()
         self.iterates.mark()
         self.num_good = len(self.history)
 
     def _step_back(self) -> None:
-        """Return to the last good state at a lower learning rate; the last time, stop there."""
+        """Return to the last good state at a lower learning rate; after ``MAX_NON_FINITE`` faults, stop there."""
         del self.history[self.num_good :]
-        step, what = self.steps.explain()
-        self.steps.lower(RATE_FACTOR)
-        self.steps.go_on()
+        step, fault = self.steps.explain()
+        self.steps.scale_rate(RATE_FACTOR)
+        self.steps.resume()
         self.iterates.overwrite_since_mark(flatten(self.pair.snapshot()))
         number = len(self.faults) + 1
-        self.faults.append(non_finite_message(what, step, number, self.steps.kept, self.steps.rate))
+        self.faults.append(non_finite_message(fault, step, number, self.steps.good_step, self.steps.rate))
         if self.ranks.first:
             warnings.warn(self.faults[-1], DataWarning, stacklevel=5)
         if number == MAX_NON_FINITE:
             self.stop = StopReason.NOT_FINITE
 
-    def _ended(self) -> Training:
-        """Evaluate the bound at the final parameters."""
+    def _result(self) -> Training:
+        """Evaluate the ELBO at the final parameters, and return the result."""
         values = self._final_values()
         if not np.isfinite(values).all():
             batch = next(self.steps.batches)
-            found = self.ranks.first_not_none(explain(self.pair, self.bound, batch, max(FINAL_EVALUATIONS)))
-            raise InputError(non_finite_at_end(found, self.faults))
+            fault = self.ranks.first_not_none(explain(self.pair, self.bound, batch, max(FINAL_EVALUATIONS)))
+            raise InputError(non_finite_at_end(fault, self.faults))
         iterates, final = self.iterates.stacked(), flatten(self.pair.snapshot())
-        return Training.ended(self.seed, self.history, values, self.stop, iterates, final, self.faults)
+        return Training.from_evaluations(self.seed, self.history, values, self.stop, iterates, final, self.faults)
 
     def _final_values(self) -> list[float]:
-        """Evaluate the bound many times; an interrupt makes it fewer, two at least."""
+        """Evaluate the ELBO repeatedly; an interrupt stops after at least two evaluations."""
         values: list[float] = []
         while len(values) < num_evaluations(self.steps.taken):
             try:
@@ -177,5 +177,5 @@ class _Run:
         return values
 
     def _batches_from(self, taken: int) -> Iterator[tuple[Any, ...]]:
-        """Return the arguments of every step after ``taken`` of them."""
+        """Return an iterator over the arguments of steps after step ``taken``."""
         return self.options.batching.of(self.pair, seed=self.seed, skip=taken, shard=self.shard)[0]

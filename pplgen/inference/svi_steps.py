@@ -1,4 +1,4 @@
-"""Steps of plain Pyro, with a way back to the last good state, and localisation of a non-finite step."""
+"""Steps of Pyro's SVI that can return to the last good state and locate a non-finite step."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ class _State:
 class SVISteps:
     """Steps of Pyro's SVI that can return to the last good state; use it inside ``pair.isolated``.
 
-    The first step runs with Pyro's and torch's validation as it was found, the rest without.
+    Only the first step runs with Pyro's and torch's validation, if enabled.
 
     Parameters
     ----------
     pair
-        Trained in place.
+        Pair to train in place.
     schedule
-        Pyro's optimiser, of ``Adam.for_pyro``.
+        Pyro scheduler, from ``Adam.for_pyro``.
     bound
-        The objective.
+        Objective.
     batches_from
-        Returns the arguments of every step after a number of steps.
+        Returns an iterator over the arguments of steps after a given step.
     warm_up
         Steps of KL warm-up.
     seed
-        For the random numbers of several ranks.
+        Random seed, used with several ranks.
     ranks
-        Processes that share the rows; all of them take the same steps.
+        Processes that share the rows and take the same steps.
     """
 
     def __init__(
@@ -69,31 +69,31 @@ class SVISteps:
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.pair, self.bound, self.warm_up, self.seed, self.ranks = pair, bound, warm_up, seed, ranks
-        own: Any = bound if ranks.size == 1 else AveragedELBO(bound, ranks)
-        self.svi = SVI(pair.model, pair.guide, schedule, own.loss, own.loss_and_grads)
+        objective: Any = bound if ranks.size == 1 else AveragedELBO(bound, ranks)
+        self.svi = SVI(pair.model, pair.guide, schedule, objective.loss, objective.loss_and_grads)
         self._batches_from = batches_from
         self.batches = batches_from(0)
         self.taken = 0
-        self.keep()
+        self.record_good()
 
     @property
     def is_finite(self) -> bool:
-        """Whether every parameter is finite: a finite loss may have a gradient that is not."""
+        """Whether every parameter is finite: a finite loss may have a non-finite gradient."""
         return all(bool(value.isfinite().all()) for value in self.pair.snapshot().values())
 
     @property
     def rate(self) -> float:
-        """The learning rate."""
-        held: Any = next((each.optimizer.param_groups[0] for each in self._schedulers.values()), None)
-        return float((held or self._defaults)["lr"])
+        """Current learning rate."""
+        group: Any = next((each.optimizer.param_groups[0] for each in self._schedulers.values()), None)
+        return float((group or self._defaults)["lr"])
 
     @property
-    def kept(self) -> int:
-        """Steps until the last good state."""
+    def good_step(self) -> int:
+        """Step of the last good state."""
         return self._good.taken
 
     def take(self) -> float:
-        """Take a step and return its ELBO; NaN where a factorisation broke down."""
+        """Take a step and return its ELBO; NaN if a matrix factorisation failed."""
         self.taken += 1
         batch = self._next(self.batches, self.taken)
         if self.taken > 1:
@@ -103,31 +103,31 @@ class SVISteps:
         except InputError:
             raise
         except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
-            # of several ranks the others may wait for this one's gradients, so that it cannot take the step again
+            # other ranks may be waiting for this one's gradients, so it cannot repeat the step
             if self.ranks.size > 1 or self.explain()[1] is None:
                 raise
             return math.nan
 
-    def keep(self) -> None:
-        """Record this as the last good state."""
+    def record_good(self) -> None:
+        """Record the current state as the last good state."""
         states = {value: copy.deepcopy(each.optimizer.state_dict()) for value, each in self._schedulers.items()}
         self._good = _State(self.taken, self.pair.snapshot(), states)
-        self._since = self.taken, generator_states()
+        self._replay_from = self.taken, generator_states()
 
-    def lower(self, factor: float) -> None:
+    def scale_rate(self, factor: float) -> None:
         """Multiply the learning rate of the last good state."""
         self._defaults["lr"] *= factor
         for state in self._good.optimisers.values():
             for group in state["param_groups"]:
                 group["lr"] *= factor
 
-    def go_on(self) -> None:
-        """Continue from the last good state, with the batches and random numbers that come next."""
-        self.go_back()
-        self._since = self.taken, generator_states()
+    def resume(self) -> None:
+        """Continue from the last good state, with the next batches and random numbers."""
+        self.restore_good()
+        self._replay_from = self.taken, generator_states()
 
-    def go_back(self) -> None:
-        """Return to the parameters and moments of the last good state."""
+    def restore_good(self) -> None:
+        """Restore the parameters and moments of the last good state."""
         self.pair.restore(self._good.parameters)
         for value in list(self._schedulers):
             if value in self._good.optimisers:
@@ -137,44 +137,44 @@ class SVISteps:
                 del self._schedulers[value]
 
     def explain(self) -> tuple[int, str | None]:
-        """Repeat the steps from the last good state up to the non-finite one, and return to that state.
+        """Repeat the steps from the last good state to find the non-finite one, and restore the last good state.
 
         Returns
         -------
         tuple
-            The non-finite step and its explanation; where none is non-finite this time, the last step and ``None``.
+            The non-finite step and its explanation; the last step and ``None`` if all are finite when repeated.
         """
-        taken, generators = self._since
-        again = self._batches_from(taken)
+        taken, generators = self._replay_from
+        batches = self._batches_from(taken)
         try:
             with torch.random.fork_rng():
-                self.go_back()
+                self.restore_good()
                 set_generator_states(generators)
                 for step in range(taken + 1, self.taken + 1):
                     before, generators = self.pair.snapshot(), generator_states()
-                    batch = self._next(again, step)
+                    batch = self._next(batches, step)
                     if math.isfinite(self._value(batch)) and self.is_finite:
                         continue
                     self.pair.restore(before)
                     set_generator_states(generators)
                     return step, self.ranks.first_not_none(explain(self.pair, self.bound, batch))
         finally:
-            self.go_back()
+            self.restore_good()
         return self.taken, None
 
     @property
     def _schedulers(self) -> dict[Any, Any]:
-        held: dict[Any, Any] = self.svi.optim.optim_objs
-        return held
+        schedulers: dict[Any, Any] = self.svi.optim.optim_objs
+        return schedulers
 
     @property
     def _defaults(self) -> dict[str, Any]:
-        """Options that the optimiser of a parameter starts with."""
-        held: dict[str, Any] = self.svi.optim.pt_optim_args
-        return held
+        """Initial options of each parameter's optimiser."""
+        arguments: dict[str, Any] = self.svi.optim.pt_optim_args
+        return arguments
 
     def _next(self, batches: Iterator[tuple[Any, ...]], step: int) -> tuple[Any, ...]:
-        """Return the arguments of a step, and set the KL weight and the ranks' random numbers for it."""
+        """Return the arguments of a step after setting its KL weight and the ranks' random state."""
         if step % WINDOW == 1:
             self.ranks.reseed(self.seed, step - 1, per_rank=bool(self.pair.structure.row_latent))
         if self.warm_up and self.pair.kl_weight is not None:
@@ -189,6 +189,6 @@ class SVISteps:
 
 
 def without_validation(call: Callable[..., float], batch: tuple[Any, ...]) -> float:
-    """Call without Pyro's validation, which takes as long as the computation."""
+    """Call a loss without Pyro's validation, which takes as long as the computation."""
     with pyro.validation_enabled(False):
         return float(call(*batch))

@@ -1,4 +1,4 @@
-"""One decision: restarts run as one program where the pair has a faithful graph, else one by one in plain Pyro."""
+"""Train restarts as one batched program if the pair can be traced, else one by one in plain Pyro."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pplgen.story.pair import Pair
 
 __all__ = ["Trained", "train_restarts"]
 
-REPAYS_TRACING = 100
-"""Steps, of all restarts, from which on tracing costs less than it saves."""
+MIN_STEPS_TO_TRACE = 100
+"""Minimum number of steps, over all restarts, for which tracing takes less time than it saves."""
 
 
 @dataclass
 class Trained:
-    """How restarts went."""
+    """Results of all restarts."""
 
     results: list[Training | None]
-    """One for each restart that was started, ``None`` where it broke down."""
+    """One per started restart, ``None`` for a failed one."""
     path: str
-    """What ran, in words."""
+    """Execution path, as in ``Fit.path``."""
     failure: InputError | None = None
-    """Why the first restart that broke down did."""
+    """Error of the first failed restart."""
 
 
 def train_restarts(
@@ -41,25 +41,27 @@ def train_restarts(
     Raises
     ------
     InputError
-        Where a checkpoint was written by a graph and plain Pyro has to run.
+        If the directory contains a checkpoint of a traced graph, but the pair is trained in plain Pyro.
     KeyboardInterrupt
-        Where it comes before there is anything to keep.
+        If interrupted before any result.
     """
     num_steps = len(pairs) * options.steps
     if options.compiler == "off":
         reason = "compile='off'"
-    elif options.compiler == "auto" and num_steps < REPAYS_TRACING:
-        reason = f"{num_steps} steps do not repay tracing"
+    elif options.compiler == "auto" and num_steps < MIN_STEPS_TO_TRACE:
+        reason = f"{num_steps} steps are too few to repay tracing"
     else:
         try:
             return _together(pairs, seeds, options, callback)
         except NotTraceable as error:
             reason = str(error)
             if options.checkpoint is not None:
-                warnings.warn(f"no checkpoint is kept, for plain Pyro runs: {reason}", DataWarning, stacklevel=3)
+                warnings.warn(f"no checkpoint is written, because plain Pyro runs: {reason}", DataWarning, stacklevel=3)
     directory = options.checkpoint and options.checkpoint.directory
     if directory and options.ranks.on_first_rank(lambda: exists(directory)):
-        raise InputError(f"{str(directory)!r} holds a checkpoint, and here plain Pyro runs, for {reason}")
+        raise InputError(
+            f"{str(directory)!r} holds a checkpoint, which plain Pyro cannot resume; plain Pyro runs: {reason}"
+        )
     return _one_by_one(pairs, seeds, options, callback, reason)
 
 
@@ -76,7 +78,7 @@ def _together(
     try:
         with seeded(seeds[0]):
             return Trained(*train_together(pairs, options, seeds=seeds, report=report))
-    except InputError as error:  # of ranks that share the restarts another one may have a fit
+    except InputError as error:  # another rank may have a result
         return Trained([None] * number, "the traced graph", error)
 
 
@@ -87,9 +89,9 @@ def _one_by_one(
     callback: ProgressCallback | None,
     reason: str,
 ) -> Trained:
-    """Train one restart after the other in plain Pyro; an interrupt keeps what there is."""
+    """Train one restart after the other in plain Pyro; an interrupt returns the results so far."""
     rows = options.batching.batch_size or pairs[0].num_rows
-    trained = Trained([], f"plain Pyro, for {reason}")
+    trained = Trained([], f"plain Pyro: {reason}")
     for index, (pair, seed) in enumerate(zip(pairs, seeds, strict=True), start=1):
 
         def report(step: int, value: float, rate: float, index: int = index) -> None:

@@ -1,4 +1,4 @@
-"""How a training went: its history, its end, and the progress of one that still runs."""
+"""Training results: history, final ELBO and stop reason of a restart; progress of a running fit."""
 
 from __future__ import annotations
 
@@ -26,59 +26,59 @@ __all__ = [
 ]
 
 FINAL_EVALUATIONS = (20, 100)
-"""Evaluations of the objective that estimate the final ELBO: half as many as there were steps, within these limits."""
+"""Limits on the number of evaluations that estimate the final ELBO: half the number of steps, clipped to these."""
 
 
 class StopReason(Enum):
-    """Why a fit stopped; the value is the sentence that the user reads."""
+    """Why a fit stopped; the value is the message to the user."""
 
     CONVERGED = "the smoothed ELBO has stopped improving"
-    STEPS = "the steps ran out before the ELBO stopped improving; give more steps to be sure"
-    INTERRUPTED = "interrupted from the keyboard; this is the fit so far"
+    STEPS = "the maximum number of steps was reached before the ELBO stopped improving; increase steps"
+    INTERRUPTED = "interrupted from the keyboard; the fit up to then is returned"
     NOT_FINITE = (
-        "the ELBO or its gradient was infinite or NaN at ever lower learning rates; this is the last good state, so "
-        "look at the model there"
+        "the ELBO or its gradient was infinite or NaN at successively lower learning rates; the last good state is "
+        "returned, so check the model there"
     )
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a fit stands; given to the ``progress`` callback every few steps."""
+    """Progress of a fit, passed to the ``progress`` callback every few steps."""
 
     restart: int
     restarts: int
     step: int
     steps: int
     elbo: float
-    """Mean over the last hundred steps, in nats for all rows; the best of restarts that run together."""
+    """Mean over the last hundred steps, in nats for all rows; the best of restarts that run in one program."""
     steps_per_second: float
     rows_per_second: float
-    """Rows that each restart has gone through."""
+    """Rows processed per second by each restart."""
     doing: str
-    """What runs: plain Pyro, the traced graph, the compiled graph; or that it is being compiled."""
+    """Execution path: plain Pyro, the traced graph or the compiled graph; or ``"compiling"``."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One restart: its history and how it ended. ELBOs are in nats, for all rows."""
+    """Result of one restart. ELBOs are in nats, for all rows."""
 
     seed: int
     history: np.ndarray = field(repr=False)
     """Noisy ELBO of each step, shape ``(num_steps,)``."""
     elbo: float
-    """Mean of up to a hundred evaluations at the final parameters, on random minibatches where the fit used them."""
+    """Mean of up to a hundred evaluations at the final parameters, on minibatches if the fit used them."""
     elbo_error: float
     """Monte Carlo standard error of ``elbo``."""
     stop: StopReason
     iterates: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
-    """Followed parameters along the run, evenly spaced, shape ``(num_kept, num_followed)``; empty where unknown."""
+    """Tracked parameters along the run, evenly spaced, shape ``(num_stored, num_tracked)``; empty if unknown."""
     final: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
-    """Flat parameters that the run ended at, shape ``(P,)``; empty where there are too many to keep."""
+    """Flat final parameters, shape ``(P,)``; empty if there are too many to store."""
     faults: tuple[str, ...] = ()
-    """What was infinite or NaN on the way, a sentence each time that the run went back to its last good state."""
+    """Message about each infinite or NaN value after which the run returned to its last good state."""
 
     @classmethod
-    def ended(
+    def from_evaluations(
         cls,
         seed: int,
         history: list[float],
@@ -88,40 +88,40 @@ class Training:
         final: Tensor,
         faults: Sequence[str] = (),
     ) -> Training:
-        """Summarise a run by evaluations of the bound at its final parameters."""
+        """Return the result of a run, given evaluations of the ELBO at its final parameters."""
         error = float(np.std(final_values, ddof=1)) / math.sqrt(len(final_values))
-        kept = final if len(final) <= MAX_FINAL_SIZE else final[:0]
-        ends = (iterates.cpu().float().numpy(), kept.detach().cpu().double().numpy())
-        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop, *ends, tuple(faults))
+        stored = final if len(final) <= MAX_FINAL_SIZE else final[:0]
+        arrays = (iterates.cpu().float().numpy(), stored.detach().cpu().double().numpy())
+        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop, *arrays, tuple(faults))
 
     @property
-    def broke_down(self) -> bool:
-        """Whether it ended where the mathematics did; what it came to before may be good by accident."""
+    def failed(self) -> bool:
+        """Whether it ended with non-finite values; its last finite ELBO may be high by chance."""
         return self.stop is StopReason.NOT_FINITE or not math.isfinite(self.elbo)
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Order of runs, the best being the largest: by ELBO, those that broke down below all others."""
-        return not self.broke_down, self.elbo
+        """Sort key of runs, the best having the largest: by ELBO, failed runs below all others."""
+        return not self.failed, self.elbo
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a saved run keeps of its best restart beside the parameters."""
+        """Return the tensors saved for the best restart in addition to the parameters."""
         return {name: torch.from_numpy(getattr(self, name)) for name in ("history", "iterates")}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Return what a saved run tells of a restart."""
-        told = {"seed": self.seed, "elbo": self.elbo, "elbo_error": self.elbo_error, "stop": self.stop.name}
-        return {**told, "faults": list(self.faults)}
+        """Return the header fields of a restart in a saved run."""
+        facts = {"seed": self.seed, "elbo": self.elbo, "elbo_error": self.elbo_error, "stop": self.stop.name}
+        return {**facts, "faults": list(self.faults)}
 
 
 ProgressCallback = Callable[[Progress], None]
-"""What ``fit(progress=...)`` takes."""
+"""Type of ``fit(progress=...)``."""
 
 
 def no_good_state(step: int, fault: str) -> str:
-    """Return the message for a training whose first window already had non-finite values."""
+    """Return the message for a run with non-finite values in its first window."""
     return (
         f"the ELBO or its gradient is not finite by step {step}, before any good state: {fault}; check the scale of "
         "the data and the priors, or lower learning_rate"
@@ -129,12 +129,12 @@ def no_good_state(step: int, fault: str) -> str:
 
 
 def non_finite_at_end(fault: str | None, earlier: Sequence[str]) -> str:
-    """Return the message for a training whose final bound is not finite; ``earlier`` are the faults on the way."""
-    fault = fault or ", ".join(earlier[-1:]) or "it is infinite or NaN at times"
+    """Return the message for a run whose final ELBO is not finite; ``earlier`` are messages about earlier faults."""
+    fault = fault or ", ".join(earlier[-1:]) or "it is infinite or NaN for some draws"
     return f"the ELBO at the final parameters is not finite: {fault}; check the priors, or lower learning_rate"
 
 
 def num_evaluations(steps: int) -> int:
-    """Return how many evaluations of the bound follow so many steps."""
-    least, most = FINAL_EVALUATIONS
-    return min(most, max(least, steps // 2))
+    """Return the number of evaluations of the final ELBO after a number of steps."""
+    minimum, maximum = FINAL_EVALUATIONS
+    return min(maximum, max(minimum, steps // 2))

@@ -248,7 +248,7 @@ def test_a_verdict_that_does_not_follow_from_its_number_says_why():
     assert settled.remedy.startswith("pass, though above the threshold: the ELBO has converged")
     short = judge(optimisation.elbo_change, pair, runs=(run_of(100 + 0.1 * noise, drift, StopReason.STEPS),))
     assert short.value <= short.threshold
-    assert short.remedy.startswith("warn, though within the threshold: the steps ran out")
+    assert short.remedy.startswith("warn, though within the threshold: the maximum number of steps")
     # .05 in means of a hundred terms of deviation 1
     noisy = judge(
         optimisation.elbo_change, pair, runs=(run_of(np.tile([1, -1], 500) + 0.05 * (np.arange(1000) > 899), drift),)

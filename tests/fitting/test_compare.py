@@ -53,7 +53,7 @@ def test_stories_are_fitted_here():
 def test_what_cannot_be_compared(faithful_fit):
     with pytest.raises(InputError, match="1 candidates: expected at least two"):
         pplgen.compare({"only": faithful_fit})
-    with pytest.raises(InputError, match="candidate 'b' is not fitted yet: give data"):
+    with pytest.raises(InputError, match="candidate 'b' is not fitted yet: expected data"):
         pplgen.compare({"a": faithful_fit, "b": GaussianMixture(1, 2)})
     other = pplgen.fit(GaussianMixture(1, 2), torch.randn(20, 2), steps=5, progress=False)
     with pytest.raises(InputError, match="'a' and 'b' were fitted to different data"):

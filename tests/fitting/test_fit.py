@@ -244,7 +244,7 @@ def test_minibatches():
         ({"device": "nonsense"}, "device='nonsense' is not available here"),
         ({"device": "meta"}, "device='meta' is not available here"),
         ({"compile": "jit"}, "compile='jit': expected one of auto, inductor, graph, off"),
-        ({"guide": model}, "GaussianMixture brings its own guide"),
+        ({"guide": model}, "GaussianMixture has its own guide"),
     ],
 )
 def test_bad_options(options, sentence):

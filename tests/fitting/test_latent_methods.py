@@ -332,7 +332,7 @@ def test_mistakes_are_one_sentence(fit, digits, ask, sentence):
 
 @pytest.mark.parametrize("verb", ["encode", "reconstruct", "anomaly", "traverse"])
 def test_other_stories_have_no_codes(faithful_fit, verb):
-    with pytest.raises(InputError, match=f"{verb}: GaussianMixture has no latent variables of rows"):
+    with pytest.raises(InputError, match=f"{verb}: GaussianMixture has no per-row latent variables"):
         getattr(faithful_fit, verb)()
 
 

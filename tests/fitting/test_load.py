@@ -101,7 +101,7 @@ def test_nothing_that_a_run_names_is_executed(own, tmp_path, monkeypatch, capsys
     header = json.loads((tmp_path / "run" / store.HEADER).read_text())
     for name in ("mymodel:Level", "mymodel.py:Level", "run.mymodel:Level", "pplgen.models.:Level", "os:system"):
         (tmp_path / "run" / store.HEADER).write_text(json.dumps(with_digest(header | {"story": name})))
-        with pytest.raises(InputError, match="nothing that a run names is executed; give your own with story="):
+        with pytest.raises(InputError, match="no other code that a run names is executed; give your own with story="):
             pplgen.load(tmp_path / "run")
     assert command(monkeypatch, "sample", tmp_path / "run") == 2
     assert "or --story FILE.py:CLASS" in capsys.readouterr().err
@@ -226,7 +226,7 @@ def test_bare_pairs_that_do_not_belong_to_the_run(tmp_path):
         load(tmp_path / "run", EFFECTS, model=renamed)
     with pytest.raises(InputError, match=r"parameter 'Auto.* has shape"):
         load(tmp_path / "run", EFFECTS, model=schools, guide=AutoMultivariateNormal(schools))
-    with pytest.raises(InputError, match="give them in another"):
+    with pytest.raises(InputError, match="convert the data instead"):
         load(tmp_path / "run", EFFECTS, model=schools, dtype=torch.float64)
     with pytest.raises(InputError, match="story: the run is of a bare pair"):
         load(tmp_path / "run", EFFECTS, model=schools, story=PPCA)

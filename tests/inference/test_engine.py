@@ -76,7 +76,7 @@ def test_steps_are_pyros_own(optimiser):
 def test_denormal_numbers_are_zero_within_steps_alone():
     tiny, seen = torch.tensor(1e-40), []
     engine, state, rates = engine_of(Pair(model, guide, (Y,)), 1)
-    engine.run(state, rates, 1, notice=lambda *_: seen.append(float(tiny * 1)))
+    engine.run(state, rates, 1, callback=lambda *_: seen.append(float(tiny * 1)))
     assert seen == [0.0]
     assert tiny * 1 > 0
     with flush_denormals(), flush_denormals():  # where the caller had it so already, it stays so
@@ -173,7 +173,7 @@ def test_a_wrong_compiler_is_found_out(monkeypatch):
 def test_a_missing_compiler_is_said(monkeypatch):
     monkeypatch.setattr(engine_module, "why_not_compiled", lambda: "no C++ compiler was found")
     fit = pplgen.fit(model, Y, guide, steps=5, compile="inductor", progress=False)
-    assert fit.path == "the traced graph, for no C++ compiler was found"
+    assert fit.path == "the traced graph: no C++ compiler was found"
 
 
 @pytest.fixture(scope="module")
@@ -203,12 +203,12 @@ def test_a_pair_without_a_graph_runs_in_plain_pyro_and_says_why():
             pyro.sample("y", dist.Normal(mu, scale), obs=y)
 
     fit = pplgen.fit(branching, Y, guide, steps=20, compile="graph", progress=False)
-    assert fit.path == "plain Pyro, for the pair branches on values: it converts a tensor to a Python bool"
+    assert fit.path == "plain Pyro: the pair branches on values: it converts a tensor to a Python bool"
 
 
 def test_few_steps_run_in_plain_pyro():
     fit = pplgen.fit(model, Y, guide, steps=20, progress=False)
-    assert fit.path == "plain Pyro, for 20 steps do not repay tracing"
+    assert fit.path == "plain Pyro: 20 steps are too few to repay tracing"
 
 
 def test_torch_still_compiles_the_backward_of_indexing_wrongly():

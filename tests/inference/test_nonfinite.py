@@ -122,7 +122,7 @@ def test_three_strikes_end_a_run_with_a_verdict(path, capsys):
     assert math.isfinite(fit.elbo)
     fit.summary()
     printed = " ".join(capsys.readouterr().out.split())
-    assert "ever lower learning rates" in printed
+    assert "successively lower learning rates" in printed
     assert f"NaN at row {ROW}" in printed
     with fit.pair.isolated():
         check = faults(CheckInputs(fit.pair, None, fit.runs))
@@ -219,8 +219,8 @@ def test_a_model_that_cannot_start_is_one_sentence(by):
     def guide(x):
         pyro.sample("rho", dist.Delta(pyro.param("at", torch.tensor(1.25))))
 
-    named = f"cannot be evaluated where it starts: x: .*{by} of MultivariateNormal is not positive definite, smallest"
-    with pytest.raises(InputError, match=f"{named} eigenvalue -0.25 at row 3"):
+    named = f"evaluated at its initial parameters: x: .*{by} of MultivariateNormal is not positive definite"
+    with pytest.raises(InputError, match=f"cannot be {named}, smallest eigenvalue -0.25 at row 3"):
         pplgen.fit(covariances(by, [2]), X, guide, progress=False)
 
     def other(x):
@@ -315,7 +315,7 @@ def test_an_infinite_bound_is_never_the_best(path):
     assert math.isfinite(fit.elbo)
 
 
-def test_runs_that_broke_down_rank_below_all_others():
+def test_failed_runs_rank_below_all_others():
     def run(elbo, stop=StopReason.STEPS):
         return Training(0, np.zeros(1), elbo, 0.1, stop)
 
@@ -323,7 +323,7 @@ def test_runs_that_broke_down_rank_below_all_others():
     others = [run(math.inf), run(math.nan), run(1e30, StopReason.NOT_FINITE)]
     for order in itertools.permutations([good, better, *others]):
         assert max(order, key=lambda each: each.rank) is better
-    assert [each.broke_down for each in (good, *others)] == [False, True, True, True]
+    assert [each.failed for each in (good, *others)] == [False, True, True, True]
 
 
 def test_a_checkpoint_after_a_fault_continues_bit_for_bit(tmp_path):

@@ -132,5 +132,5 @@ def test_a_bare_pair_does_not_say_how_to_impute():
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
     fit = pplgen.fit(model, torch.zeros(5), steps=2, compile="off", progress=False)
-    with pytest.raises(pplgen.InputError, match="does not say how to impute"):
+    with pytest.raises(pplgen.InputError, match="impute: expected a Story with a method 'complete'"):
         fit.impute()

@@ -156,7 +156,7 @@ def test_places_and_paths_that_keep_none(tmp_path, rows):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path / "file", progress=False, **OPTIONS)
-    with pytest.raises(InputError, match="compile='off' runs plain Pyro, which keeps none"):
+    with pytest.raises(InputError, match="checkpoint: not supported by plain Pyro, compile='off'"):
         pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, compile="off")
 
 
@@ -207,12 +207,12 @@ def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, cap
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pplgen.inference.restarts._Run._ended", interrupted)
+    monkeypatch.setattr("pplgen.inference.restarts._Run._results", interrupted)
     command = ["pplgen", "fit", "gaussian-mixture", "faithful", "--compile", "graph", "--steps", "200", "--out", "run"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "interrupted before the fit was done" in capsys.readouterr().err
+    assert "interrupted before the fit was finished" in capsys.readouterr().err
     assert checkpoint.exists(tmp_path / "run")
     monkeypatch.setattr(sys, "argv", [*command, "--resume", "--method", "nuts"])
     with pytest.raises(SystemExit, match="2"):

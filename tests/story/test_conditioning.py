@@ -177,7 +177,7 @@ def test_columns_of_the_table_can_be_named(tmp_path, rows):
     fit.save(tmp_path / "run")
     again = pplgen.load(tmp_path / "run", frame, labels="kind", weights="count")
     assert torch.equal(again.log_likelihood(draws=10), fit.log_likelihood(draws=10))
-    with pytest.raises(InputError, match="this run knew labels of its rows: give labels as for the fit"):
+    with pytest.raises(InputError, match="the rows of this run had labels: give the same labels"):
         pplgen.load(tmp_path / "run", frame[["a", "b"]])
 
 
