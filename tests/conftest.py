@@ -19,12 +19,12 @@ torch.set_num_threads(int(os.environ.get("PPLGEN_TEST_THREADS", "1")))
 def shift_seeds(offset):
     """Add a number to each seed that is given to torch or NumPy, so that every draw is another; equal seeds stay equal.
 
-    A seed that is made from a shifted one is shifted once more, which does no harm. A process that a test starts is not shifted, unless
-    it imports this module.
+    A seed that is made from a shifted one is shifted once more, which does no harm. A process that a test starts is
+    not shifted, unless it imports this module.
     """
     seed_torch, seed_numpy, default_rng, sequence = (
         torch.manual_seed,
-        np.random.seed,  # noqa: NPY002
+        np.random.seed,
         np.random.default_rng,
         np.random.SeedSequence,
     )
