@@ -131,7 +131,9 @@ def test_outliers_pull_students_less():
         posterior = fit.to_datatree(draws=400, groups=["posterior"])["posterior"]
         means[kind] = abs(float(posterior[f"{kind}_mu"].mean()))
     assert means["normal"] > 1.0
-    assert means["student"] < 0.3  # three standard errors of 200 rows
+    # four standard errors of 200 rows, each 200^(-1/2) and a twentieth more for Student's location; ten outliers at a
+    # distance of 40 pull by less than a hundredth
+    assert means["student"] < 0.31
 
 
 @pytest.mark.parametrize(
