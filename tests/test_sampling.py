@@ -161,7 +161,7 @@ def test_draws_of_a_sampler_are_checked_as_the_posteriors_own(sampled):
     # to first order in the draws' error the sum follows their variance v alone, by -(n + sum (y - mean)^2) / 2 nats for
     # each unit of v; a relative error of the deviation is twice as large in v
     draws = sampled.to_datatree()["posterior"]["mu"].values
-    relative = float(arviz_stats.base.array_stats.mcse(draws, method="sd")) / draws.std()
+    relative = float(arviz_stats.base.array_stats.mcse(draws, method="sd") / draws.std())
     slope = (len(Y) + (Y - Y.mean()).square().sum().item()) / 2 / (len(Y) + 0.01)
     assert relative < 0.08, "sharp enough to tell it from the density with all rows, .76 nats above"
     assert float(sampled.loo().elpd) == pytest.approx(exact, abs=4 * slope * 2 * relative)
