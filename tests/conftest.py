@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -12,7 +13,39 @@ from pplgen.models import GaussianMixture
 import pplgen
 
 # the tests run side by side, one worker to a core
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("PPLGEN_TEST_THREADS", "1")))
+
+
+def shift_seeds(offset):
+    """Add a number to each seed that is given to torch or NumPy, so that every draw is another; equal seeds stay equal.
+
+    A seed that is made from a shifted one is shifted once more, which does no harm. A process that a test starts is
+    not shifted, unless it imports this module.
+    """
+    seed_torch, seed_numpy, default_rng, sequence = (
+        torch.manual_seed,
+        np.random.seed,
+        np.random.default_rng,
+        np.random.SeedSequence,
+    )
+
+    def moved(seed):
+        return seed + offset if isinstance(seed, int | np.integer) and seed >= 0 else seed
+
+    class Generator(torch.Generator):
+        def manual_seed(self, seed):
+            return super().manual_seed(moved(seed))
+
+    torch.Generator = Generator
+    torch.manual_seed = lambda seed: seed_torch(moved(seed))
+    # pyro.set_rng_seed calls torch.manual_seed and this, whose seeds have 32 bits
+    np.random.seed = lambda seed=None: seed_numpy(seed if seed is None else moved(seed) % 2**32)
+    np.random.default_rng = lambda seed=None: default_rng(moved(seed))
+    np.random.SeedSequence = lambda entropy=None, **options: sequence(moved(entropy), **options)
+
+
+if SEED_OFFSET := int(os.environ.get("PPLGEN_TEST_SEED_OFFSET", "0")):
+    shift_seeds(SEED_OFFSET)
 
 # five tests: 200 cases in all, always the same ones; and 2,500 that differ from night to night
 _ALIKE = {"deadline": None, "database": None, "phases": [Phase.explicit, Phase.generate, Phase.shrink]}

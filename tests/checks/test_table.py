@@ -103,7 +103,11 @@ def test_rows_with_latents_of_their_own_are_left_out_whole():
 
 
 def test_eight_schools_centred_and_not(reference_data):
-    """k-hat about .85 and .55 (Yao et al. 2018, figure 2); of 10,000 draws its deviation is about .1."""
+    """k-hat about .85 and .55 (Yao et al. 2018, figure 2).
+
+    Of 10,000 draws, 300 of them in the tail, its deviation is (1 + k) / sqrt(300), .107 and .09, and that of the mean
+    of four replicates half of it; four of these, and .03 for what is read off a figure.
+    """
     data = json.loads((reference_data / "posteriordb" / "eight_schools.json").read_text())
     y, sigma = (torch.tensor(data[name], dtype=torch.float32) for name in ("y", "sigma"))
 
@@ -119,7 +123,7 @@ def test_eight_schools_centred_and_not(reference_data):
 
     centred, apart = schools(True), schools(False)
     assert centred.value == pytest.approx(0.85, abs=0.25)
-    assert apart.value == pytest.approx(0.55, abs=0.15)
+    assert apart.value == pytest.approx(0.55, abs=0.21)
     assert centred.verdict in (Verdict.FAIL, Verdict.WARN)
     assert apart.verdict is Verdict.PASS or "borderline" in apart.remedy
     assert "centred or non-centred" in centred.remedy
@@ -257,7 +261,8 @@ def test_a_verdict_that_does_not_follow_from_its_number_says_why():
     assert noisy.verdict is Verdict.PASS
     assert noisy.remedy.startswith("pass, though above the threshold: it is within its Monte Carlo error")
     few = judge(predictive.loo, correlated_posterior(covariances=True, outlier=True))
-    assert few.remedy.startswith("warn, though within the threshold: 2 of 80 rows")
+    assert 0 < few.value <= few.threshold
+    assert few.remedy.startswith(f"warn, though within the threshold: {round(80 * few.value)} of 80 rows")
 
 
 def test_an_outlier_is_blamed_where_nothing_speaks_against_the_guide():

@@ -5,6 +5,7 @@ last case ends, in which rank 1 kills itself, to ``FOLDER/end.json``.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -302,4 +303,5 @@ def main(rank, folder):
 
 
 if __name__ == "__main__":
+    importlib.import_module("conftest")  # whose seeds are shifted as those of the process that compares
     main(int(sys.argv[1]), Path(sys.argv[2]).resolve())

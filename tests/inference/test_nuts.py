@@ -145,20 +145,26 @@ def test_a_sampled_fit_has_chains_and_no_elbo(sampled, capsys):
 def test_draws_of_a_sampler_are_checked_as_the_posteriors_own(sampled):
     """Leave-one-out densities of the normal model are in closed form; nothing is asked of a guide's density."""
     checks = {check.name: check for check in sampled.diagnose()}
-    for name in (
-        "R-hat of the chains",
-        "divergent transitions (fraction)",
-        "posterior predictive p-value (smallest, Holm)",
-    ):
+    for name in ("divergent transitions (fraction)", "posterior predictive p-value (smallest, Holm)"):
         assert checks[name].verdict == "pass", checks[name]
+    # of four halves with 250 effective draws in all, R-hat^2 - 1 is 4 (c / 3 - 1) / 250, where c has three degrees of
+    # freedom: above 1.01 for one seed in twenty, above 1.05 for one in 16,000, as often as four standard errors
+    rhat = checks["R-hat of the chains"]
+    assert rhat.value < 1.05
+    assert rhat.verdict == ("pass" if rhat.value <= rhat.threshold else "warn")
     for name in ("k-hat of all latents", "ELBO gap (nats)", "restarts that reach the best ELBO"):
         assert checks[name].verdict == "not applicable"
         assert "MCMC draws" in checks[name].remedy
     precision = len(Y) - 1 + 0.01
     others = (Y.sum() - Y) / precision
     exact = dist.Normal(others, (1 + 1 / precision) ** 0.5).log_prob(Y).sum().item()
-    # 800 draws of which some 250 are independent: a row's density is off by less than .01 nats, 25 rows add up at most
-    assert float(sampled.loo().elpd) == pytest.approx(exact, abs=0.25)
+    # to first order in the draws' error the sum follows their variance v alone, by -(n + sum (y - mean)^2) / 2 nats for
+    # each unit of v; a relative error of the deviation is twice as large in v
+    draws = sampled.to_datatree()["posterior"]["mu"].values
+    relative = float(arviz_stats.base.array_stats.mcse(draws, method="sd") / draws.std())
+    slope = (len(Y) + (Y - Y.mean()).square().sum().item()) / 2 / (len(Y) + 0.01)
+    assert relative < 0.08, "sharp enough to tell it from the density with all rows, .76 nats above"
+    assert float(sampled.loo().elpd) == pytest.approx(exact, abs=4 * slope * 2 * relative)
 
 
 def test_checks_of_chains_see_what_is_wrong():
@@ -230,16 +236,24 @@ def test_a_second_opinion_tells_a_narrow_guide_from_a_good_one(sampled):
         return guide
 
     exact = (len(Y) + 0.01) ** -0.5
-    good, narrow = (pplgen.fit(conjugate, Y, guide_of(w), steps=500, progress=False) for w in (exact, 0.6 * exact))
-    assert [str(check.verdict) for check in against(good, sampled)] == ["pass"] * 5
+    good, narrow = (pplgen.fit(conjugate, Y, guide_of(w), steps=500, progress=False) for w in (exact, 0.4 * exact))
+    verdicts = [str(check.verdict) for check in against(good, sampled)]
+    # R-hat and effective size of 250 effective draws may be doubtful; mean and deviation, whose errors are .06 and .05,
+    # are within the thresholds of .25 by four errors
+    assert "fail" not in verdicts
+    assert verdicts[2:] == ["pass"] * 3
     mean, width = against(narrow, sampled)[3:]
     assert mean.verdict == "pass"
     assert width.verdict == "fail"
     assert "too narrow" in width.remedy
-    # .6, with a Monte Carlo error of three per cent
-    assert width.value == pytest.approx(0.6, rel=0.12)
+    # four standard errors, of some 5 % mostly the sampler's
+    error = side_by_side(narrow, sampled).loc["mu", "mcse_ratio"]
+    assert error < 0.04
+    assert width.value == pytest.approx(0.4, abs=4 * error)
     table = side_by_side(good, sampled)
-    assert abs(table.loc["mu", "mcse_shift"]) < 4
+    # four standard errors, and a twentieth of a deviation for Adam's last steps
+    shift = table.loc["mu", "shift"]
+    assert abs(shift) < 4 * shift / table.loc["mu", "mcse_shift"] + 0.05
 
 
 def test_components_are_matched_before_fits_are_compared(faithful_fit):

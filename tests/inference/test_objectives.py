@@ -157,9 +157,12 @@ def test_gradients_agree_and_their_variances_are_ordered(pixels):
 
 def test_several_draws_divide_the_variance(pixels):
     pair, _ = pixels
-    one, ten = (gradients(pair, make_bound(pair, "sampled", number), 400)[0].var(0).sum() for number in (1, 10))
-    # sums of squares of 400 draws are known to a tenth or so
-    assert one / ten == pytest.approx(10, rel=0.3)
+    found = (gradients(pair, make_bound(pair, "sampled", number), 1600)[0] for number in (1, 10))
+    squares = ((values - values.mean(0)).square().sum(1).numpy() for values in found)
+    (one, error), (ten, other) = (mean_and_error(each) for each in squares)
+    relative = math.hypot(error / one, other / ten)
+    assert relative < 0.12
+    assert one / ten == pytest.approx(10, rel=4 * relative)
 
 
 @pytest.mark.parametrize(("number", "factor"), [(1, 1.0), (3, 2.5)])

@@ -66,8 +66,11 @@ def test_missing_entries_are_imputed(three_groups, three_fit):
     rows = three_groups[0][60:65].clone()  # of the second group, which the other columns tell apart
     rows[:, 1] = torch.nan
     drawn = three_fit.impute(rows, draws=300)
-    assert drawn[..., 1].mean().item() == pytest.approx(0.0, abs=0.3)
-    assert drawn[..., 1].std().item() == pytest.approx(1.0, abs=0.2)
+    # 1,500 draws around what the ninety rows of the group have: four standard errors are .10 and .07, another .05 is
+    # for the prior and the guide
+    group = three_groups[0][60:150, 1]
+    assert drawn[..., 1].mean().item() == pytest.approx(group.mean().item(), abs=0.15)
+    assert drawn[..., 1].std().item() == pytest.approx(group.std().item(), abs=0.12)
 
 
 def test_clusters_are_compared_by_the_restaurants_probability(three_groups):

@@ -262,8 +262,8 @@ def test_autoregression_recovers_coefficients():
     posterior = fit.to_datatree(1000, groups=["posterior"])["posterior"]
     for name, value in (("phi", [0.5, 0.3]), ("q", [1.0]), ("d", [10.0])):
         draws = posterior[name].values.reshape(1000, -1)
-        # a seed is fixed; the truth is beyond 3 deviations of the posterior once in 370 parameters
-        assert (np.abs(draws.mean(0) - value) < 3 * draws.std(0)).all()
+        # of four parameters, five deviations of the posterior: few steps know a deviation to a fifth
+        assert (np.abs(draws.mean(0) - value) < 5 * draws.std(0)).all()
         assert (draws.std(0) < 0.5).all()
 
 
