@@ -18,7 +18,7 @@ from pplgen.models import GaussianHMM
 from pplgen.models._distributions.chain import log_normaliser
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pplgen.inference.engine import compile_graph
+from pplgen.compiler.inductor import compile_graph
 from pplgen.story.pair import Pair
 
 T, K = 1_000, 3

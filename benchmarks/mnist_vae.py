@@ -24,7 +24,7 @@ from pplgen.models._guides.latent_families import PRIORS, REAL
 
 import pplgen
 from pplgen.data.table import Table
-from pplgen.inference.training import Progress
+from pplgen.inference.training_result import Progress
 
 WARM_UP, SAMPLES = 10_000, 200
 LAST_RATE = 0.03

@@ -28,8 +28,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pplgen.exact.switching import kim_filter, kim_smoother
-from pplgen.inference.options import Adam, TrainingOptions
-from pplgen.inference.restarts import train_together
+from pplgen.inference.batched_restarts import train_together
+from pplgen.inference.training_options import Adam, TrainingOptions
 from pplgen.story.dynamics import SwitchingLinearGaussian
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair

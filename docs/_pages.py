@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 
 from pplgen import models
 from pplgen.cli.show import calibration_lines, measured
-from pplgen.verification.digits import as_claimed, as_measured
+from pplgen.verification.rounding import as_claimed, as_measured
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

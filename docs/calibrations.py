@@ -14,7 +14,7 @@ from typing import Any
 
 import pplgen
 from pplgen import models
-from pplgen.checks.table import Verdict
+from pplgen.checks.registry import Verdict
 from pplgen.cli.show import calibration_word
 
 ROOT = Path(__file__).parents[1]

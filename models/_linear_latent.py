@@ -20,7 +20,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.likelihoods import NormalEntries
+from pplgen.models._distributions.decoder_likelihoods import NormalEntries
 from pplgen.models._distributions.missing import MarginalIndependent
 from pyro.nn import pyro_method
 from torch import Tensor, nn

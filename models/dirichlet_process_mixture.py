@@ -28,7 +28,7 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.covariances import gaussian_components
 from pplgen.models._rows import GaussianRows
-from pplgen.models._starts.seeding import kmeans_plus_plus
+from pplgen.models._starts.kmeans_plus_plus import kmeans_plus_plus
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints

@@ -9,7 +9,7 @@ The story, for series y of T steps, and K regimes::
     s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
     y_t | s_t     ~ the emissions of regime s_t               Normal(mu[s_t], diag(sigma[s_t]^2))
 
-The kinds of emissions and their priors are in ``_distributions/emissions.py`` and ``discrete_emissions.py``. By default
+``_distributions/hmm_emissions.py`` and ``hmm_discrete_emissions.py`` have the kinds of emissions. By default
 the priors' scales are set from the columns by ``initialise``.
 
 The path of regimes is summed out exactly, and missing entries are integrated out. The guide of the parameters is normal
@@ -29,8 +29,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.chain import HiddenMarkovSeries
-from pplgen.models._distributions.discrete_emissions import EMISSIONS
-from pplgen.models._distributions.emissions import per_regime
+from pplgen.models._distributions.hmm_discrete_emissions import EMISSIONS
+from pplgen.models._distributions.hmm_emissions import per_regime
 from pplgen.models._guides.parameters import Parameters, plain_known
 from pplgen.models._starts.hmm_start import initial_regimes
 from torch import Tensor

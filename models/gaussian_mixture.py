@@ -30,7 +30,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.covariances import gaussian_components
-from pplgen.models._guides.weights import weights_guide
+from pplgen.models._guides.mixture_weights import weights_guide
 from pplgen.models._rows import GaussianRows
 from pplgen.models._starts.mixture_start import soft_clusters
 from pyro.nn import PyroParam

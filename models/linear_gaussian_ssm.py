@@ -37,9 +37,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.linear_gaussian import LinearGaussianSeries
-from pplgen.models._distributions.zeros import NormalWithZeros, initial_loadings
+from pplgen.models._distributions.sparse_loadings import NormalWithZeros, initial_loadings
 from pplgen.models._guides.parameters import Parameters, plain_known
-from pplgen.models._starts.seeding import column_scales
+from pplgen.models._starts.kmeans_plus_plus import column_scales
 from torch import Tensor
 
 from pplgen.story.base import InputError, check_choice, check_count, pyro_method

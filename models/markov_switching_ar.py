@@ -31,7 +31,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.emissions import DiagonalEmission, per_regime
+from pplgen.models._distributions.hmm_emissions import DiagonalEmission, per_regime
 from pplgen.models._distributions.inverse_wishart import inverse_chi
 from pplgen.models._distributions.switching_autoregression import SwitchingAutoregression
 from pplgen.models._guides.parameters import Parameters, plain_known

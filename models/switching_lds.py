@@ -37,7 +37,7 @@ from pplgen.models._distributions.switching import Dynamics, SwitchingPath
 from pplgen.models._distributions.switching_emission import Emission, SwitchingObservations
 from pplgen.models._guides.parameters import Parameters, plain_known
 from pplgen.models._guides.recognition import KINDS, Recognition
-from pplgen.models._starts.seeding import column_scales
+from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pplgen.models._starts.switching_start import smoothed_regimes, switching_start
 from torch import Tensor
 

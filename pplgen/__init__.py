@@ -33,14 +33,14 @@ if os.path.isfile(os.path.join(_CLONE, "models", "cards.toml")):
     __path__.append(_CLONE)
 
 _MOVED = {
-    "diagnostics": "checks.table",
+    "diagnostics": "checks.registry",
     "dynamics": "story.dynamics",
     "forecasting": "timeseries.forecasting",
     "latent": "story.latent",
     "latent_plots": "plots.latent",
     "posterior_plots": "plots.posterior",
     "scores": "timeseries.leave_future_out",
-    "second_opinion": "fitting.second_opinion",
+    "second_opinion": "fitting.posterior_comparison",
     "series_plots": "plots.series",
     "state_space": "story.state_space",
     "states": "timeseries.smoothing",

@@ -25,8 +25,7 @@ import pplgen
 from pplgen import InputError
 from pplgen.cli.main import main
 from pplgen.errors import DataWarning
-from pplgen.storage import checkpoint
-from pplgen.storage import run_folder as store
+from pplgen.storage import checkpoint, run_folder
 from pplgen.storage.header import with_digest
 
 PATIENCE = {signal.ITIMER_PROF: 60, signal.ITIMER_REAL: 600}
@@ -185,9 +184,9 @@ def copy_of(run, **files):
         copy = Path(folder) / "run"
         shutil.copytree(run, copy)
         for name, content in files.items():
-            (copy / {"header": store.HEADER, "tensors": store.TENSORS, "kept": checkpoint.NAME}[name]).write_bytes(
-                content
-            )
+            (
+                copy / {"header": run_folder.HEADER, "tensors": run_folder.TENSORS, "kept": checkpoint.NAME}[name]
+            ).write_bytes(content)
         before = {path.name for path in copy.iterdir()}
         yield copy
         assert {path.name for path in copy.iterdir()} == before
@@ -237,7 +236,7 @@ EDITS = st.tuples(st.integers(0, 10**6), VALUES, st.sampled_from(["replace", "re
 @given(edit=EDITS, reseal=st.booleans(), changes=CHANGES)
 def test_headers(run, edit, reseal, changes):
     """A header that says something else is refused unless it is sealed anew, and loads or is refused then."""
-    facts = json.loads((run / store.HEADER).read_text())
+    facts = json.loads((run / run_folder.HEADER).read_text())
     where = list(places(facts))
     number, value, kind = edit
     told = edited(facts, where[number % len(where)], value, kind)
@@ -269,14 +268,14 @@ def tensor_files(draw, base):
 
 @given(data=st.data())
 def test_tensors(run, data):
-    tensors = data.draw(tensor_files((run / store.TENSORS).read_bytes()))
+    tensors = data.draw(tensor_files((run / run_folder.TENSORS).read_bytes()))
     kept = data.draw(tensor_files((run / checkpoint.NAME).read_bytes()))
-    header = json.loads((run / store.HEADER).read_text())
+    header = json.loads((run / run_folder.HEADER).read_text())
     with copy_of(run, tensors=tensors, kept=kept) as copy:
         with refused_or_read():
             pplgen.load(copy)
-        digest = {"parameters_sha256": store._digest(copy / store.TENSORS)}
-        (copy / store.HEADER).write_text(json.dumps(with_digest(header | digest)))
+        digest = {"parameters_sha256": run_folder._digest(copy / run_folder.TENSORS)}
+        (copy / run_folder.HEADER).write_text(json.dumps(with_digest(header | digest)))
         with refused_or_read():
             fit = pplgen.load(copy)
             assert all(value.isfinite().all() for value in fit.story.parameters())
@@ -402,7 +401,7 @@ def desk(run, tmp_path_factory):
     (folder / "folder").mkdir()
     shutil.copytree(run, folder / "run")
     shutil.copytree(run, folder / "broken")
-    (folder / "broken" / store.TENSORS).write_bytes(b"cut")
+    (folder / "broken" / run_folder.TENSORS).write_bytes(b"cut")
     return folder
 
 

@@ -18,10 +18,9 @@ from pplgen.models import GaussianMixture
 import pplgen
 from pplgen import InputError
 from pplgen.fitting.load import load_with_draws
-from pplgen.fitting.saved_draws import read_draws
+from pplgen.fitting.posterior_file import read_draws
 from pplgen.report.page import PAGE
-from pplgen.storage import checkpoint
-from pplgen.storage import run_folder as store
+from pplgen.storage import checkpoint, run_folder
 from pplgen.storage.header import with_digest
 
 QUICK = {"steps": 5, "compile": "off", "progress": False}
@@ -107,20 +106,20 @@ def run(fit, tmp_path):
 
 @pytest.mark.parametrize("packed", PACKED)
 def test_parameters(pickles, run, packed):
-    (run / store.TENSORS).write_bytes(pickles[packed])
-    header = json.loads((run / store.HEADER).read_text())
-    digest = {"parameters_sha256": store._digest(run / store.TENSORS)}
-    (run / store.HEADER).write_text(json.dumps(with_digest(header | digest)))
+    (run / run_folder.TENSORS).write_bytes(pickles[packed])
+    header = json.loads((run / run_folder.HEADER).read_text())
+    digest = {"parameters_sha256": run_folder._digest(run / run_folder.TENSORS)}
+    (run / run_folder.HEADER).write_text(json.dumps(with_digest(header | digest)))
     with pytest.raises(InputError, match=r"parameters.safetensors' cannot be read"):
         pplgen.load(run)
 
 
 @pytest.mark.parametrize("packed", PACKED)
 def test_headers_and_draws_and_checkpoints(pickles, run, tmp_path, packed):
-    (run / store.DRAWS).write_bytes(pickles[packed])
+    (run / run_folder.DRAWS).write_bytes(pickles[packed])
     with pytest.raises(InputError, match=r"posterior.nc' cannot be read"):
         load_with_draws(run)
-    (run / store.HEADER).write_bytes(pickles[packed])
+    (run / run_folder.HEADER).write_bytes(pickles[packed])
     with pytest.raises(InputError, match="cannot be read as a header"):
         pplgen.load(run)
     for name in (checkpoint.NAME, checkpoint.PREVIOUS):
@@ -135,9 +134,9 @@ def test_a_header_names_nothing_that_runs(run, mark, tmp_path, monkeypatch, stor
     (run / "evil.py").write_text((tmp_path / "evil.py").read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    header = json.loads((run / store.HEADER).read_text())
+    header = json.loads((run / run_folder.HEADER).read_text())
     told = {"story": story, "config": {"path": str(mark)}}
-    (run / store.HEADER).write_text(json.dumps(with_digest(header | told)))
+    (run / run_folder.HEADER).write_text(json.dumps(with_digest(header | told)))
     with pytest.raises(InputError, match=r"no other code that a run names is executed|is not a Story"):
         pplgen.load(run)
 
@@ -160,7 +159,7 @@ def test_draws_refer_to_no_other_file(run, tmp_path):
         "is a link": lambda file: file.__setitem__("posterior", h5py.ExternalLink(str(tmp_path / "other.nc"), "/")),
     }
     for sentence, way in ways.items():
-        with h5py.File(run / store.DRAWS, "w") as file:
+        with h5py.File(run / run_folder.DRAWS, "w") as file:
             way(file)
         with pytest.raises(InputError, match=sentence):
             read_draws(run)
@@ -177,7 +176,7 @@ def hostile_model(x):
 
 
 def test_a_report_shows_every_string_as_text(run, fit, tmp_path):
-    header = json.loads((run / store.HEADER).read_text())
+    header = json.loads((run / run_folder.HEADER).read_text())
     told = {
         "command": f"pplgen fit {HOSTILE}",
         "path": HOSTILE,
@@ -187,7 +186,7 @@ def test_a_report_shows_every_string_as_text(run, fit, tmp_path):
         "columns": [HOSTILE, "b'\"&"],
         "data": header["data"] | {"name": HOSTILE, "fingerprint": HOSTILE},
     }
-    (run / store.HEADER).write_text(json.dumps(with_digest(header | told)))
+    (run / run_folder.HEADER).write_text(json.dumps(with_digest(header | told)))
     hostile = pplgen.load(run)
     hostile.story.config["<script>"] = "</code><script>"
     pages = [hostile.report(tmp_path / "story")]

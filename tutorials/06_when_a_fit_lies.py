@@ -21,7 +21,7 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal
 
 import pplgen
-from pplgen.fitting.second_opinion import side_by_side
+from pplgen.fitting.posterior_comparison import side_by_side
 from pplgen.plots.palette import COLOURS
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"

@@ -22,7 +22,7 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.missing import MarginalIndependent
 from pplgen.models._guides.offset import Offset
-from pplgen.models._starts.seeding import column_scales
+from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from pplgen.models._distributions.chain import marginals
-from pplgen.models._distributions.emissions import Emission
-from pplgen.models._starts.seeding import kmeans_plus_plus
+from pplgen.models._distributions.hmm_emissions import Emission
+from pplgen.models._starts.kmeans_plus_plus import kmeans_plus_plus
 from torch import Tensor
 
 WINDOWS = (1, 5, 20)

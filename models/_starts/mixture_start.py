@@ -6,7 +6,7 @@ import math
 
 import torch
 from pplgen.models._distributions.gaussians import GaussianComponents
-from pplgen.models._starts.seeding import kmeans_plus_plus
+from pplgen.models._starts.kmeans_plus_plus import kmeans_plus_plus
 from torch import Tensor
 
 SAMPLE = 10_000

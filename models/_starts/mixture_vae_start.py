@@ -6,7 +6,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._starts.seeding import kmeans_plus_plus
+from pplgen.models._starts.kmeans_plus_plus import kmeans_plus_plus
 from torch import Tensor
 
 STEPS = 500

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pplgen.calibration.quantities import LOG_LIKELIHOOD
 from pplgen.calibration.trials import Trials
-from pplgen.compiler.vectorised import map_draws
+from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError
 from pplgen.inference.estimators import unwrap_independent
-from pplgen.inference.training import StopReason
+from pplgen.inference.training_result import StopReason
 from pplgen.posterior.parameter_names import entry_names
 from pplgen.story.pair import Pair
 

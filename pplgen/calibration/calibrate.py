@@ -12,7 +12,7 @@ from pplgen.calibration.result import Calibration
 from pplgen.calibration.trials import Settings, Trials, run_trials
 from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
-from pplgen.inference.training import Progress, ProgressCallback
+from pplgen.inference.training_result import Progress, ProgressCallback
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.report.console import reporting
 from pplgen.story.base import Story, check_count, check_positive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pplgen.inference.arguments import read_rows
+from pplgen.inference.model_arguments import read_rows
 from pplgen.story.base import Story
 from pplgen.story.isolation import copy_pair, seeded
 from pplgen.story.state_space import StateSpaceStory

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pplgen.calibration.result import Calibration
 from pplgen.calibration.trials import Trials
-from pplgen.inference.training import StopReason
+from pplgen.inference.training_result import StopReason
 
 __all__ = ["rank_truths"]
 

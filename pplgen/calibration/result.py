@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from pplgen.calibration.plots import plot_calibration
 from pplgen.calibration.quantities import LOG_LIKELIHOOD
-from pplgen.checks.table import Check, Verdict
+from pplgen.checks.registry import Check, Verdict
 from pplgen.checks.uniformity import holm, p_value
 from pplgen.report.console import print_table
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from pplgen.calibration.fixed_priors import fix_priors
 from pplgen.calibration.quantities import evaluate_quantities, exchangeable_axes, relabel_quantities
 from pplgen.calibration.simulation import Simulator, require_fixed_prior, require_prior, simulate_datasets
-from pplgen.compiler.tracing import NotTraceable
+from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.data.columns import unnamed_columns
 from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
-from pplgen.inference.arguments import bare_arguments, read_rows
-from pplgen.inference.options import Adam, TrainingOptions
-from pplgen.inference.restarts import Report, train_together
-from pplgen.inference.training import StopReason, Training
+from pplgen.inference.batched_restarts import Report, train_together
+from pplgen.inference.model_arguments import bare_arguments, read_rows
+from pplgen.inference.training_options import Adam, TrainingOptions
+from pplgen.inference.training_result import StopReason, Training
 from pplgen.posterior.parameter_names import entry_names
 from pplgen.story.base import Story
 from pplgen.story.isolation import seeded

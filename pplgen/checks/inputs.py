@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pplgen.checks.replicates import Replicates, replicate
 from pplgen.errors import InputError
+from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.inference.estimators import unwrap_independent
-from pplgen.inference.stored_draws import StoredDraws
-from pplgen.inference.training import Training
+from pplgen.inference.training_result import Training
 from pplgen.posterior.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
 from pplgen.posterior.importance_sampling import INNER_DRAWS, WeightedDraws, integrate_row_latents, weighted_draws
-from pplgen.posterior.likelihood import latent_densities
 from pplgen.posterior.parameter_names import entry_names
+from pplgen.posterior.row_likelihood import latent_densities
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair, select_rows
 from pplgen.story.structure import number_of_rows

@@ -11,7 +11,7 @@ from torch.distributions import biject_to
 from pplgen.checks.check import Check, Verdict, not_applicable
 from pplgen.checks.inputs import CheckInputs
 from pplgen.posterior.latent_variables import decoder_input_size, encode_rows, moments
-from pplgen.posterior.likelihood import latent_densities
+from pplgen.posterior.row_likelihood import latent_densities
 from pplgen.story.latent import LatentStory
 
 __all__ = ["active_units", "amortisation_gap", "row_gap"]

@@ -13,7 +13,7 @@ from pplgen.checks.check import Check, Verdict, not_applicable, override_note
 from pplgen.checks.components import exchangeable
 from pplgen.checks.inputs import SAMPLED, CheckInputs
 from pplgen.inference.iterates import flatten, tracked_indices, unflatten
-from pplgen.inference.training import StopReason, Training
+from pplgen.inference.training_result import StopReason, Training
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.relabelling import match_components
 from pplgen.story.latent import LatentStory

@@ -7,10 +7,10 @@ import torch
 from scipy import stats
 
 from pplgen.checks.check import Check, ParetoShapes, Verdict, not_applicable, override_note
+from pplgen.checks.importance_weights import elbo_gap, guide_advice, resampled_means
 from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.replicates import replicate
 from pplgen.checks.uniformity import holm
-from pplgen.checks.weights import elbo_gap, guide_advice, resampled_means
 from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.posterior.psis import smoothed_weights
 

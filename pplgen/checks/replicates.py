@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.compiler.vectorised import map_draws
+from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError
 from pplgen.story.pair import Pair
 

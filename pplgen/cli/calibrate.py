@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pplgen.cli.options import DATA_HELP, SeedOption
+from pplgen.cli.shared_options import DATA_HELP, SeedOption
 from pplgen.cli.story_arguments import StoryGroup
 
 __all__ = ["calibrate_app", "calibration_options", "report_calibration"]
@@ -47,10 +47,10 @@ def report_calibration(story: Any, *, out: Path | None, **options: Any) -> None:
     from pplgen.calibration.calibrate import calibrate
     from pplgen.distributed.ranks import process_group
     from pplgen.errors import InputError
-    from pplgen.storage import run_folder as store
+    from pplgen.storage import run_folder
 
     if out is not None:
-        store.check_new(out)
+        run_folder.check_new(out)
     if out is not None and out.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--out {out}: expected a file name ending in .png, .svg or .pdf")
     with process_group() as ranks:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pplgen.cli.options import DATA_HELP, RunArgument, SeriesOption, StoryOption
+from pplgen.cli.shared_options import DATA_HELP, RunArgument, SeriesOption, StoryOption
 
 __all__ = ["add_commands"]
 
@@ -40,16 +40,18 @@ def check(
 
     Exit code 1 if a check fails, 0 otherwise.
     """
-    from pplgen.checks.table import Checks, Verdict
-    from pplgen.fitting import second_opinion
+    from pplgen.checks.registry import Checks, Verdict
+    from pplgen.fitting import posterior_comparison
     from pplgen.fitting.load import load_with_draws
     from pplgen.report.console import print_checks
 
     fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
     checks = fit.diagnose(seed=seed)
     if against is not None:
-        other = second_opinion.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against), story=story)[0]
-        comparison = second_opinion.against(fit, other)
+        other = (
+            posterior_comparison.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against), story=story)[0]
+        )
+        comparison = posterior_comparison.against(fit, other)
         print_checks(f"{fit.name} against {against}", comparison)
         checks = Checks((*checks, *comparison))
     if any(each.verdict is Verdict.FAIL for each in checks):
@@ -69,7 +71,7 @@ def report(
 
     Prints the verdict and the checks that failed; the exit code is 0 either way.
     """
-    from pplgen.checks.table import Verdict
+    from pplgen.checks.registry import Verdict
     from pplgen.fitting.load import load_with_draws
 
     fit, tree = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pplgen.cli.options import column_arguments
+from pplgen.cli.shared_options import column_arguments
 from pplgen.errors import DataWarning, InputError
 
 __all__ = ["check_run_directory", "read_data"]
@@ -14,11 +14,10 @@ __all__ = ["check_run_directory", "read_data"]
 
 def check_run_directory(directory: Path, *, force: bool, resume: bool) -> bool:
     """Refuse a directory that holds a run unless ``force`` or ``resume``; return whether it holds a checkpoint."""
-    from pplgen.storage import checkpoint
-    from pplgen.storage import run_folder as store
+    from pplgen.storage import checkpoint, run_folder
 
     has_checkpoint = checkpoint.exists(directory)
-    store.check_vacant(directory, force=force or (resume and has_checkpoint))
+    run_folder.check_vacant(directory, force=force or (resume and has_checkpoint))
     if resume and not has_checkpoint:
         message = f"{str(directory)!r} holds no checkpoint yet, so the fit starts from the beginning"
         warnings.warn(message, DataWarning, stacklevel=2)

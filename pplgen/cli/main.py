@@ -12,12 +12,12 @@ import typer
 
 import pplgen
 from pplgen import models
-from pplgen.cli import check_commands, latent_commands, run_commands
+from pplgen.cli import check_commands, latent_commands, predict_commands
 from pplgen.cli import show as show_command
 from pplgen.cli import verify as verify_command
 from pplgen.cli.calibrate import calibrate_app, calibration_options, report_calibration
 from pplgen.cli.fit import check_run_directory, read_data
-from pplgen.cli.options import (
+from pplgen.cli.shared_options import (
     DataArgument,
     IgnoreOption,
     OnlyOption,
@@ -46,7 +46,7 @@ fit_app = typer.Typer(
     help="Fit a story to data: pplgen fit STORY DATA. Options differ between stories; see pplgen fit STORY --help.",
 )
 app.add_typer(fit_app, name="fit")
-for _commands in (run_commands, latent_commands, check_commands, verify_command):
+for _commands in (predict_commands, latent_commands, check_commands, verify_command):
     _commands.add_commands(app)
 show_command.add_commands(app, models)
 app.add_typer(calibrate_app, name="calibrate")
@@ -226,8 +226,7 @@ def _fit(
     from pplgen.data.blocks import stream_name
     from pplgen.distributed.ranks import process_group
     from pplgen.plots import fit as plots
-    from pplgen.storage import atomic, checkpoint
-    from pplgen.storage import run_folder as store
+    from pplgen.storage import atomic, checkpoint, run_folder
 
     directory = out or Path("runs") / f"{entry.name}-{stream_name(data)}"
     story_class = getattr(models, entry.class_name)
@@ -257,7 +256,7 @@ def _fit(
         fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in NOT_REPRODUCED)])
         tree = fit.to_datatree(draws)
         try:
-            with store.staged(directory, force=force) as folder:
+            with run_folder.staged(directory, force=force) as folder:
                 fit.write(folder)
                 tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
                 plots.save_figure(plots.plot_fit(fit, tree), folder / "fit.png")

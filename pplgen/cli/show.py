@@ -12,7 +12,7 @@ import typer
 
 from pplgen.cli.story_arguments import find_entry
 from pplgen.story.signature import constructor_options
-from pplgen.verification.digits import as_claimed, as_measured
+from pplgen.verification.rounding import as_claimed, as_measured
 
 __all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "story_page"]
 

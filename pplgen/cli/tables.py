@@ -14,8 +14,8 @@ from pplgen.data.series import load_selected_series
 from pplgen.data.table import Table, load_selected
 from pplgen.errors import InputError
 from pplgen.fitting.result import Fit
-from pplgen.storage import run_folder as store
-from pplgen.timeseries.parameters import series_story
+from pplgen.storage import run_folder
+from pplgen.timeseries.parameter_draws import series_story
 
 __all__ = ["forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
 
@@ -120,4 +120,4 @@ def write_csv(frame: pd.DataFrame, out: Path | None, *, index: bool = False, dig
     if out is None:
         print(text, end="")
     else:
-        store.write_new(out, text)
+        run_folder.write_new(out, text)

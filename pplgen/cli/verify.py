@@ -32,8 +32,8 @@ def verify(
     from pplgen.storage.run_folder import check_replaceable, write_text
     from pplgen.verification import record
     from pplgen.verification.claim import Outcome, Result
-    from pplgen.verification.running import select, verify
-    from pplgen.verification.sources import Sources
+    from pplgen.verification.data_sources import Sources
+    from pplgen.verification.run_claims import select, verify
 
     if data is not None and not data.is_dir():
         raise InputError(f"--data {data}: expected a folder")

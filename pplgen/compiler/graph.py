@@ -17,9 +17,9 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, fx
 
-from pplgen.compiler.functional import canonicalise, lift_constants
+from pplgen.compiler.functionalisation import canonicalise, lift_constants
 from pplgen.compiler.recording import record_operations
-from pplgen.compiler.tracing import NotTraceable, require_equal, traceable
+from pplgen.compiler.traceable_pyro import NotTraceable, require_equal, traceable
 from pplgen.errors import first_line
 from pplgen.story.isolation import ignore_nonfinite_warnings, modules_of, seeded
 from pplgen.story.pair import Pair, select_rows

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from pplgen.compiler.constants import Constant, Expanded, device_of, expand, materialise, unexpanded
-from pplgen.compiler.peephole import PEEPHOLE_RULES, identity_operand
+from pplgen.compiler.constant_folding import Constant, Expanded, device_of, expand, materialise, unexpanded
+from pplgen.compiler.peephole_rules import PEEPHOLE_RULES, identity_operand
 from pplgen.compiler.recording import flatten_arguments, pause_recording
 
 __all__ = ["RANDOM", "Simplifier", "eliminate_common_subexpressions"]

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from pplgen.data.columns import unnamed_columns
-from pplgen.data.conversion import check_shape
 from pplgen.data.readers import (
     as_input_error,
     as_matrix,
@@ -21,6 +20,7 @@ from pplgen.data.readers import (
     import_optional,
     require_file,
 )
+from pplgen.data.tensors import check_shape
 from pplgen.errors import InputError
 
 __all__ = ["BLOCK_VALUES", "GROUP_BLOCKS", "Blocks", "open_blocks", "open_stream", "stream_name"]

@@ -10,7 +10,7 @@ from typing import TextIO
 
 import pandas as pd
 
-from pplgen.data.cells import is_missing, is_number
+from pplgen.data.cell_parsing import is_missing, is_number
 from pplgen.data.columns import unnamed_columns
 from pplgen.errors import DataWarning, InputError
 

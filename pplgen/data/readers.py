@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from pplgen.data.cells import numeric_columns
+from pplgen.data.cell_parsing import numeric_columns
 from pplgen.data.columns import ALL_COLUMNS, ColumnSelection, unnamed_columns
 from pplgen.data.delimited import read_cells, with_points
 from pplgen.errors import DataWarning, InputError, first_line, near_names

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pplgen.data.blocks import Blocks, open_stream, stream_name
-from pplgen.data.conversion import as_finite, warn_of_rounding
 from pplgen.data.fingerprint import Fingerprint
 from pplgen.data.moments import Moments
+from pplgen.data.tensors import as_finite, warn_of_rounding
 from pplgen.data.training_checks import check_training_columns
 from pplgen.errors import InputError
 

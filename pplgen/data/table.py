@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pplgen.data.columns import ColumnSelection, named_columns
-from pplgen.data.conversion import as_tensor, check_shape
 from pplgen.data.datasets import NAMED_DATA_SETS
 from pplgen.data.fingerprint import Fingerprint
 from pplgen.data.labels_and_weights import row_labels, row_weights
 from pplgen.data.readers import from_array, from_file, from_frame
+from pplgen.data.tensors import as_tensor, check_shape
 from pplgen.errors import InputError
 
 __all__ = ["Table", "load_data", "load_selected", "named_data_sets"]

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx
 
-from pplgen.compiler.tracing import NotTraceable
+from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.data.streams import spawned_generator
 from pplgen.distributed.heartbeat import Heartbeat, RankLost
 from pplgen.errors import InputError, first_line

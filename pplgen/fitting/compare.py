@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 from pplgen.errors import InputError
 from pplgen.fitting.fit import fit
 from pplgen.fitting.result import Fit
-from pplgen.inference.arguments import read_rows
+from pplgen.inference.model_arguments import read_rows
 from pplgen.posterior.draws import draw_shared, row_densities
 from pplgen.story.base import Story
 from pplgen.story.isolation import seeded

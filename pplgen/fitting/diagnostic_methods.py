@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 from arviz_stats.utils import ELPDData
 
-from pplgen.checks.table import Check, Checks, run_checks
+from pplgen.checks.registry import Check, Checks, run_checks
 from pplgen.errors import InputError
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.posterior.importance_sampling import weighted_draws

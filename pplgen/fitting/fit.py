@@ -10,14 +10,14 @@ import torch
 from pyro.infer import ELBO
 
 from pplgen.errors import InputError, Interrupted
+from pplgen.fitting.fit_options import FitOptions, explicit_options
 from pplgen.fitting.nuts_fit import fit_nuts
-from pplgen.fitting.options import FitOptions, explicit_options
 from pplgen.fitting.prepare import prepare
 from pplgen.fitting.result import Fit
 from pplgen.inference.minibatches import Augment
-from pplgen.inference.shared_restarts import best_of
+from pplgen.inference.restarts_over_ranks import best_of
 from pplgen.inference.train import train_restarts
-from pplgen.inference.training import ProgressCallback
+from pplgen.inference.training_result import ProgressCallback
 from pplgen.report.console import reporting
 from pplgen.storage.checkpoint import DEFAULT_INTERVAL
 from pplgen.story.base import Story

@@ -17,7 +17,7 @@ from pplgen.posterior import latent_space
 from pplgen.posterior.anomaly import conformal_anomalies, require_calibration_rows
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.posterior.latent_variables import decode_latents, encode_rows
-from pplgen.posterior.likelihood import row_log_likelihood
+from pplgen.posterior.row_likelihood import row_log_likelihood
 from pplgen.story.base import check_choice, check_count, check_positive
 from pplgen.story.latent import LatentStory
 

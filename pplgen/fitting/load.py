@@ -16,14 +16,15 @@ import xarray as xr
 from torch import Tensor
 
 from pplgen.data.columns import ColumnSelection
-from pplgen.data.conversion import as_finite
 from pplgen.data.series import load_selected_series
 from pplgen.data.table import Table, named_data_sets
+from pplgen.data.tensors import as_finite
 from pplgen.errors import DataWarning, InputError, first_line
 from pplgen.fitting.nuts_result import SampledFit
+from pplgen.fitting.posterior_file import read_draws, saved_rows
 from pplgen.fitting.prepare import prepare
 from pplgen.fitting.result import Fit
-from pplgen.fitting.run_facts import (
+from pplgen.fitting.run_contents import (
     arguments_fingerprint,
     check_finite,
     restore_buffers,
@@ -31,11 +32,10 @@ from pplgen.fitting.run_facts import (
     source_digest,
     with_prefix,
 )
-from pplgen.fitting.saved_draws import read_draws, saved_rows
-from pplgen.inference.arguments import check_device, read_rows
+from pplgen.inference.model_arguments import check_device, read_rows
 from pplgen.inference.nuts import Chains, use_stored_draws
-from pplgen.inference.training import StopReason, Training
-from pplgen.storage import run_folder as store
+from pplgen.inference.training_result import StopReason, Training
+from pplgen.storage import run_folder
 from pplgen.storage.user_code import COLLECTION, import_path, user_story
 from pplgen.story.base import Story
 from pplgen.story.isolation import copy_pair, seeded
@@ -124,7 +124,7 @@ def load_with_draws(
     draws, if any. ``by`` is the column that identifies series.
     """
     directory = Path(directory)
-    header = store.read(directory)[1]
+    header = run_folder.read(directory)[1]
     tree = read_draws(directory)
     if data is not None and by is not None:
         data = load_selected_series(data, ColumnSelection(training=header["columns"], categorical=(by,)), by)
@@ -141,7 +141,7 @@ def load_with_draws(
 
 def _load(directory: Path, options: LoadOptions) -> Fit:
     """Load a run; errors name its directory."""
-    tensors, header = store.read(directory)
+    tensors, header = run_folder.read(directory)
     try:
         with seeded(header["seed"]):
             pair, table = (_bare_pair if "pair" in header else _story_pair)(tensors, header, options)
@@ -149,7 +149,7 @@ def _load(directory: Path, options: LoadOptions) -> Fit:
     except InputError as error:
         raise InputError(f"{str(directory)!r}: {error}") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError, MemoryError) as error:
-        what = f"{store.HEADER} does not describe a run that this version can restore"
+        what = f"{run_folder.HEADER} does not describe a run that this version can restore"
         raise InputError(f"{str(directory)!r}: {what}: {type(error).__name__}: {first_line(error)}") from None
     if header.get("source_sha256") not in (None, source_digest(pair)):
         message = f"{str(directory)!r}: the code of {fit.name} has changed since this run; its parameters may not apply"
@@ -170,7 +170,7 @@ def _story_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: Loa
     else:
         x, labels, weights = table.values, table.labels, table.weights
     if len(header["columns"]) != x.shape[-1]:
-        raise InputError(f"{store.HEADER} names {len(header['columns'])} columns; the story has {x.shape[-1]}")
+        raise InputError(f"{run_folder.HEADER} names {len(header['columns'])} columns; the story has {x.shape[-1]}")
     annotations = (None if each is None else each.to(options.device) for each in (labels, weights))
     return Pair.of_story(story, x.to(options.device), *annotations, initialise=False), table
 

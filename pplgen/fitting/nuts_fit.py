@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
+from pplgen.fitting.fit_options import FitOptions
 from pplgen.fitting.nuts_result import SampledFit
-from pplgen.fitting.options import FitOptions
 from pplgen.fitting.prepare import Prepared
 from pplgen.inference.nuts import run_nuts
-from pplgen.inference.training import Progress, ProgressCallback
+from pplgen.inference.training_result import Progress, ProgressCallback
 from pplgen.report.console import reporting
 
 __all__ = ["fit_nuts"]

@@ -17,9 +17,9 @@ from pplgen.checks.check import Check, Checks
 from pplgen.data.table import Table
 from pplgen.errors import InputError
 from pplgen.fitting.result import Fit
+from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.inference.nuts import Chains
-from pplgen.inference.stored_draws import StoredDraws
-from pplgen.posterior import datatree as posterior
+from pplgen.posterior import datatree
 from pplgen.posterior.relabelling import component_axes, relabel_dataset
 from pplgen.report.console import print_table
 from pplgen.story.base import check_count
@@ -91,7 +91,7 @@ class SampledFit(Fit):
         number = self.draws.thinned_size(self.draws.total if draws is None else check_count("draws", draws, minimum=2))
         facts = {"story": self.name, "seed": self.seed, "sampler": "NUTS", "divergences": self.chains.divergences}
         with self._ready(seed):
-            return posterior.to_datatree(
+            return datatree.to_datatree(
                 self.pair, self.columns, draws=number, groups=groups, attributes=facts, has_rows=self.has_rows
             )
 
@@ -102,7 +102,7 @@ class SampledFit(Fit):
         """
         tree = self.to_datatree(draws, groups=["posterior"]) if tree is None else tree
         names = self.readable_sites(tree)
-        table, left_out = posterior.printed_table(tree, names)
+        table, left_out = datatree.printed_table(tree, names)
         lines = [f"{self.how}; NUTS on {self.path}"]
         if len(table):
             mixing = self._mixing(tree, names)

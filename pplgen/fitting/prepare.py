@@ -12,16 +12,16 @@ from pplgen.data.table import Table
 from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import broadcast_parameters, check_same_on_all_ranks
 from pplgen.errors import InputError
-from pplgen.fitting.run_facts import type_name
-from pplgen.inference.arguments import (
+from pplgen.fitting.run_contents import type_name
+from pplgen.inference.model_arguments import (
     RowAnnotations,
     bare_annotations,
     bare_arguments,
     read_training_rows,
     survey_stream,
 )
-from pplgen.inference.nonfinite import explain_start
-from pplgen.inference.shared_restarts import RankRoles
+from pplgen.inference.nonfinite_sites import explain_start
+from pplgen.inference.restarts_over_ranks import RankRoles
 from pplgen.story.base import Story
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair

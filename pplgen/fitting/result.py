@@ -16,20 +16,20 @@ from pplgen.data.table import Table
 from pplgen.errors import InputError
 from pplgen.fitting.diagnostic_methods import DiagnosticMethods
 from pplgen.fitting.latent_methods import LatentMethods
-from pplgen.fitting.run_facts import pair_facts, run_header, saved_buffers, table_facts
+from pplgen.fitting.run_contents import pair_facts, run_header, saved_buffers, table_facts
 from pplgen.fitting.series_methods import SeriesMethods
-from pplgen.inference.training import Training
-from pplgen.posterior import datatree as posterior
+from pplgen.inference.training_result import Training
+from pplgen.posterior import datatree
 from pplgen.posterior.latent_variables import inherits_model_and_guide
-from pplgen.posterior.likelihood import LogLikelihood
 from pplgen.posterior.predictive import impute_rows, sample_rows
+from pplgen.posterior.row_likelihood import LogLikelihood
 from pplgen.report.console import print_summary
-from pplgen.storage import run_folder as store
+from pplgen.storage import run_folder
 from pplgen.story.base import check_count
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import StateSpaceStory
-from pplgen.timeseries.likelihood import log_likelihood
-from pplgen.timeseries.paths import impute_series
+from pplgen.timeseries.series_likelihood import log_likelihood
+from pplgen.timeseries.state_paths import impute_series
 
 __all__ = ["Fit"]
 
@@ -74,7 +74,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
                 raise InputError(f"{self._without_rows}, or ask for groups=['posterior'] alone")
         facts = {"story": self.name, "seed": self.seed, "elbo": self.elbo, "stop": self.stop.name}
         with self._ready(seed):
-            return posterior.to_datatree(
+            return datatree.to_datatree(
                 self.pair, self.columns, draws=draws, groups=groups, attributes=facts, has_rows=self.has_rows
             )
 
@@ -88,7 +88,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             number = check_count("draws", draws, minimum=2) if self.pair.structure.shared_latent else 2
             options: dict[str, Any] = {"has_rows": self.has_rows, "exclude": self.pair.structure.per_row}
             with self._ready(None):
-                tree = posterior.to_datatree(self.pair, self.columns, draws=number, groups=["posterior"], **options)
+                tree = datatree.to_datatree(self.pair, self.columns, draws=number, groups=["posterior"], **options)
         print_summary(self, tree)
 
     def log_likelihood(
@@ -123,7 +123,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             return self.encode(x, seed=seed)
         rows = self._rows(x)
         with self._ready(seed):
-            return posterior.row_latents(self.pair, rows, check_count("draws", draws))
+            return datatree.row_latents(self.pair, rows, check_count("draws", draws))
 
     def sample(self, num_rows: int, *, seed: int | None = None) -> Tensor:
         """Draw new rows from a story's posterior predictive distribution, shape ``(num_rows, num_features)``."""
@@ -156,12 +156,12 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
 
         ``pplgen.load`` reads it back; for your own story or a bare pair, pass it the code again.
         """
-        with store.staged(Path(directory), force=force) as folder:
+        with run_folder.staged(Path(directory), force=force) as folder:
             self.write(folder)
 
     def write(self, folder: Path) -> None:
-        """Write parameters and header into a folder of ``store.staged``."""
-        store.write(folder, self._tensors | saved_buffers(self.pair), {**self.facts, **pair_facts(self.pair)})
+        """Write parameters and header into a folder of ``run_folder.staged``."""
+        run_folder.write(folder, self._tensors | saved_buffers(self.pair), {**self.facts, **pair_facts(self.pair)})
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pplgen.story.base import check_count
 from pplgen.timeseries import smoothing
 from pplgen.timeseries.forecasting import forecast_series
 from pplgen.timeseries.leave_future_out import LeaveFutureOut, leave_future_out
-from pplgen.timeseries.parameters import series_story
+from pplgen.timeseries.parameter_draws import series_story
 
 __all__ = ["SeriesMethods"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,15 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pplgen.compiler.functional import last_output
+from pplgen.compiler.functionalisation import last_output
 from pplgen.compiler.graph import Graph
+from pplgen.compiler.inductor import compile_graph, why_not_compiled
 from pplgen.compiler.recording import record_operations
-from pplgen.compiler.tracing import NotTraceable, require_equal
+from pplgen.compiler.traceable_pyro import NotTraceable, require_equal
 from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks, communicates, without_communication
 from pplgen.errors import first_line
 from pplgen.story.isolation import flush_denormals, seeded
 
-__all__ = ["Engine", "State", "compile_graph", "why_not_compiled"]
+__all__ = ["Engine", "State"]
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -177,7 +176,7 @@ class Engine:
             perturbed = perturbed._replace(taken=perturbed.taken + self.warm_up[1] // 2)
         arguments = (*perturbed, *self._inputs(rates, num_steps))
         try:
-            compiled = compile_graph(traced.call, arguments)
+            compiled = compile_graph(traced.call, arguments, cudagraphs=not communicates(traced.call))
             for seed in range(2):
                 with seeded(seed), without_communication(), torch.no_grad():
                     expected = traced.call(*arguments)
@@ -251,45 +250,3 @@ class Engine:
         moved = state.vectors - rates * (direction if self.decay == 1 else self.decay**taken * direction)
         vectors = torch.where(rates > 0, moved, state.vectors)
         return State(vectors, mean, square, taken), losses
-
-
-@contextlib.contextmanager
-def _ignore_torch_warnings() -> Iterator[None]:
-    """Suppress deprecation warnings that torch's compiler raises about torch itself."""
-    with warnings.catch_warnings():
-        for category in (FutureWarning, DeprecationWarning):
-            warnings.filterwarnings("ignore", category=category, module="torch")
-        yield
-
-
-def compile_graph(module: Any, arguments: tuple[Tensor, ...], *, cpp_wrapper: bool = False) -> Any:
-    """Compile a graph for inputs of these shapes; compiled code is cached on disk.
-
-    Graphs that communicate between processes are run without CUDA graphs. With ``cpp_wrapper`` the kernel launches are
-    compiled as well, which takes longer and pays off if a call takes a fraction of a millisecond, such as one
-    likelihood; the engine already takes many steps per call.
-    """
-    with _ignore_torch_warnings(), torch.no_grad():
-        from torch._guards import TracingContext, tracing
-        from torch._inductor import compile_fx, config
-        from torch._subclasses import FakeTensorMode
-        from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-        cudagraphs = arguments[0].is_cuda and not communicates(module)
-        # random numbers come from torch's generator, so that compiled and traced steps draw the same numbers
-        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": cudagraphs, "cpp_wrapper": cpp_wrapper}
-        # the cache on disk is used only if a tracing context has the shapes
-        with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
-            return compile_fx.compile_fx(module, list(arguments))
-
-
-def why_not_compiled() -> str | None:
-    """Return the reason why graphs cannot be compiled; ``None`` if they can."""
-    try:
-        with _ignore_torch_warnings():
-            from torch._inductor.cpp_builder import get_cpp_compiler
-
-            get_cpp_compiler()
-    except Exception as error:
-        return f"no C++ compiler was found, so the uncompiled graph runs: {first_line(error)}"
-    return None

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pplgen.errors import InputError
-from pplgen.story.marginal import PARTICLE_PLATE, RowEnum_ELBO, sum_out
+from pplgen.story.marginalisation import PARTICLE_PLATE, RowEnum_ELBO, sum_out
 
 __all__ = [
     "DetachSamples",

@@ -16,12 +16,12 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pplgen.compiler.tracing import NotTraceable, require_equal
-from pplgen.compiler.vectorised import map_draws, traced_function
+from pplgen.compiler.inductor import compile_graph, why_not_compiled
+from pplgen.compiler.traceable_pyro import NotTraceable, require_equal
+from pplgen.compiler.vectorisation import map_draws, traced_function
 from pplgen.errors import InputError, first_line
-from pplgen.inference.engine import compile_graph, why_not_compiled
+from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.inference.log_joint import delta_guide, latent_sites, log_joint_at
-from pplgen.inference.stored_draws import StoredDraws
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 

@@ -16,10 +16,11 @@ from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import DataWarning, InputError
 from pplgen.inference.convergence import PLATEAUS, WINDOW, PlateauWatch
 from pplgen.inference.iterates import Iterates, flatten
-from pplgen.inference.nonfinite import MAX_NON_FINITE, RATE_FACTOR, explain, non_finite_message
-from pplgen.inference.options import TrainingOptions
+from pplgen.inference.nonfinite_policy import MAX_NON_FINITE, RATE_FACTOR, non_finite_message
+from pplgen.inference.nonfinite_sites import explain
 from pplgen.inference.svi_steps import SVISteps, without_validation
-from pplgen.inference.training import (
+from pplgen.inference.training_options import TrainingOptions
+from pplgen.inference.training_result import (
     FINAL_EVALUATIONS,
     StopReason,
     Training,

@@ -17,7 +17,7 @@ from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import AveragedELBO
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
-from pplgen.inference.nonfinite import explain
+from pplgen.inference.nonfinite_sites import explain
 from pplgen.story.isolation import generator_states, set_generator_states
 from pplgen.story.pair import Pair
 

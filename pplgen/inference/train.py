@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from pplgen.compiler.tracing import NotTraceable
+from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.errors import DataWarning, InputError
-from pplgen.inference.options import TrainingOptions
-from pplgen.inference.restarts import train_together
+from pplgen.inference.batched_restarts import train_together
 from pplgen.inference.svi import train
-from pplgen.inference.training import Progress, ProgressCallback, StopReason, Training
+from pplgen.inference.training_options import TrainingOptions
+from pplgen.inference.training_result import Progress, ProgressCallback, StopReason, Training
 from pplgen.storage.checkpoint import exists
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair

@@ -14,9 +14,9 @@ from torch import Tensor
 from pplgen.inference.convergence import DECAY, PLATEAUS, WINDOW, PlateauWatch
 from pplgen.inference.engine import BETAS, State
 from pplgen.inference.iterates import Iterates
-from pplgen.inference.nonfinite import MAX_NON_FINITE, NOT_LOCALISED, RATE_FACTOR, non_finite_message
-from pplgen.inference.options import Adam
-from pplgen.inference.training import StopReason
+from pplgen.inference.nonfinite_policy import MAX_NON_FINITE, NOT_LOCALISED, RATE_FACTOR, non_finite_message
+from pplgen.inference.training_options import Adam
+from pplgen.inference.training_result import StopReason
 
 __all__ = ["NonFinite", "RestartState", "TrainingState"]
 

@@ -19,7 +19,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pplgen.errors import DataWarning, InputError, near_names
-from pplgen.inference.stored_draws import StoredDraws
+from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.posterior.draws import (
     draw_generated,
     draw_posterior,

@@ -13,12 +13,12 @@ from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pplgen.compiler.vectorised import map_draws
+from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError
+from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.inference.estimators import unwrap_independent
-from pplgen.inference.stored_draws import StoredDraws
 from pplgen.story.base import Story
-from pplgen.story.marginal import sum_out
+from pplgen.story.marginalisation import sum_out
 from pplgen.story.pair import Pair
 
 __all__ = [

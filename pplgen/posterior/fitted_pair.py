@@ -14,9 +14,9 @@ from torch import Tensor
 from pplgen.data.streams import RowStream
 from pplgen.data.table import Table
 from pplgen.errors import InputError
-from pplgen.inference.arguments import bare_arguments, read_new_rows
+from pplgen.inference.model_arguments import bare_arguments, read_new_rows
 from pplgen.inference.nuts import Chains
-from pplgen.inference.training import StopReason, Training
+from pplgen.inference.training_result import StopReason, Training
 from pplgen.story.base import Story, check_count
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair

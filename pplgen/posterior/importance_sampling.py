@@ -10,11 +10,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.compiler.vectorised import map_draws
+from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError
-from pplgen.inference.stored_draws import StoredDraws
+from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.posterior.draws import Draws, draw_posterior, row_densities, shared_densities
-from pplgen.posterior.likelihood import latent_densities
+from pplgen.posterior.row_likelihood import latent_densities
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair, select_rows
 

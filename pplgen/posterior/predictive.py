@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.compiler.vectorised import map_draws
+from pplgen.compiler.vectorisation import map_draws
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.latent_variables import complete_rows, row_blocks
 from pplgen.story.base import Story

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from pplgen.checks.check import Check
 from pplgen.errors import printable
-from pplgen.inference.training import Progress as Update
-from pplgen.inference.training import ProgressCallback
+from pplgen.inference.training_result import Progress as Update
+from pplgen.inference.training_result import ProgressCallback
 from pplgen.posterior.datatree import printed_table
 from pplgen.posterior.fitted_pair import AGREEMENT, FittedPair
 

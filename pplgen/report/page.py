@@ -14,14 +14,14 @@ import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from pplgen.checks.table import Check, Verdict
+from pplgen.checks.registry import Check, Verdict
 from pplgen.errors import DataWarning, InputError
 from pplgen.posterior.datatree import summarise
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.report.figures import ReportFigure, report_figures
 from pplgen.report.observed import NO_ROWS
 from pplgen.report.reproduction import python_lines, sources, story_text
-from pplgen.storage import run_folder as store
+from pplgen.storage import run_folder
 from pplgen.story.latent import LatentStory
 
 __all__ = ["FORMAT", "PAGE", "RECORD", "overall", "report_content", "report_draws", "write_report"]
@@ -64,8 +64,8 @@ def write_report(fit: FittedPair, tree: xr.DataTree, checks: tuple[Check, ...], 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be written: {error.strerror}") from None
-    store.write_text(folder / RECORD, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    store.write_text(folder / PAGE, page)
+    run_folder.write_text(folder / RECORD, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    run_folder.write_text(folder / PAGE, page)
     return folder / PAGE
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pplgen.checks.check import not_applicable
+from pplgen.checks.importance_weights import ROW_KHAT
 from pplgen.checks.predictive import LOO_PARETO_K
-from pplgen.checks.weights import ROW_KHAT
 from pplgen.errors import InputError
 from pplgen.plots.palette import COLOURS
 from pplgen.plots.posterior import (

@@ -16,7 +16,7 @@ from pplgen.errors import InputError
 from pplgen.story.base import Story
 from pplgen.story.conditioning import ConditionedRows, labelled_site
 from pplgen.story.isolation import CloneInitialValues, copy_pair, modules_of, overwrite, seeded
-from pplgen.story.marginal import WeightedEnum_ELBO
+from pplgen.story.marginalisation import WeightedEnum_ELBO
 from pplgen.story.streamed_rows import RowSample, RowSource
 from pplgen.story.structure import Structure, inspect_traces, number_of_rows, with_auto_normal
 

@@ -17,9 +17,9 @@ from pplgen.posterior.draws import draw_shared
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import series_lengths
-from pplgen.timeseries.parameters import Latents, draw_chunks, first_model, transitions
-from pplgen.timeseries.paths import Paths, draw_hidden_states, fill_missing, select_regime
+from pplgen.timeseries.parameter_draws import Latents, draw_chunks, first_model, transitions
 from pplgen.timeseries.smoothing import Variables, kim_at_draws, path_variables, series_dataset, summarise_draws
+from pplgen.timeseries.state_paths import Paths, draw_hidden_states, fill_missing, select_regime
 
 __all__ = ["forecast_series"]
 

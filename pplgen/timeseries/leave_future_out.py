@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.inference.stored_draws import StoredDraws
+from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.posterior.draws import shared_densities
 from pplgen.posterior.psis import GOOD_K, smoothed_weights
 from pplgen.story.base import check_count
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import series_lengths
-from pplgen.timeseries.parameters import series_story
+from pplgen.timeseries.parameter_draws import series_story
 from pplgen.timeseries.smoothing import filter_densities
 
 __all__ = ["LeaveFutureOut", "leave_future_out"]

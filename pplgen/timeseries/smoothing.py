@@ -21,8 +21,8 @@ from pplgen.posterior.moments import GaussianMixtures, weighted_moments, weighte
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import step_mask
-from pplgen.timeseries.parameters import Latents, draw_chunks, first_model, select_draws, transitions
-from pplgen.timeseries.paths import (
+from pplgen.timeseries.parameter_draws import Latents, draw_chunks, first_model, select_draws, transitions
+from pplgen.timeseries.state_paths import (
     Paths,
     WeightedPaths,
     draw_hidden_states,

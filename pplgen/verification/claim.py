@@ -12,7 +12,7 @@ import pyro
 
 from pplgen.errors import first_line
 from pplgen.story.isolation import seeded
-from pplgen.verification.sources import NotAvailable, Sources
+from pplgen.verification.data_sources import NotAvailable, Sources
 
 __all__ = ["Claim", "Estimate", "Outcome", "Result", "measure"]
 

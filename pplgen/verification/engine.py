@@ -13,13 +13,14 @@ from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
 from pplgen.compiler.graph import Graph, trace
-from pplgen.inference.engine import Engine, State, why_not_compiled
-from pplgen.inference.options import Adam
+from pplgen.compiler.inductor import why_not_compiled
+from pplgen.inference.engine import Engine, State
+from pplgen.inference.training_options import Adam
 from pplgen.models import VAE, GaussianMixture
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim
-from pplgen.verification.sources import NotAvailable, Sources
+from pplgen.verification.data_sources import NotAvailable, Sources
 
 __all__ = ["CLAIMS"]
 

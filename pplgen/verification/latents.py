@@ -18,7 +18,7 @@ from pplgen.models import PPCA, VAE, Autoencoder, FactorAnalysis
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim, Estimate
-from pplgen.verification.sources import Sources
+from pplgen.verification.data_sources import Sources
 
 __all__ = ["CLAIMS"]
 

@@ -17,7 +17,7 @@ from pplgen.fitting.result import Fit
 from pplgen.models import DirichletProcessMixture, GaussianMixture, MixedMixture
 from pplgen.posterior.datatree import group_of
 from pplgen.verification.claim import Claim, Estimate
-from pplgen.verification.sources import Sources, needs
+from pplgen.verification.data_sources import Sources, needs
 
 __all__ = ["CLAIMS"]
 

@@ -17,7 +17,7 @@ from pplgen.inference.objectives import make_bound
 from pplgen.models import VAE, MixtureVAE, SemiSupervisedVAE
 from pplgen.story.latent import LatentStory
 from pplgen.verification.claim import Claim, Estimate
-from pplgen.verification.sources import Sources
+from pplgen.verification.data_sources import Sources
 
 __all__ = ["CLAIMS"]
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pplgen.storage.run_folder import provenance
 from pplgen.verification.claim import Claim, Result
-from pplgen.verification.digits import as_claimed, as_measured
-from pplgen.verification.sources import FILES
+from pplgen.verification.data_sources import FILES
+from pplgen.verification.rounding import as_claimed, as_measured
 
 __all__ = ["as_json", "as_markdown", "fixed_cells", "numbers", "summary_of"]
 

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 import pplgen
 from pplgen.calibration.fixed_priors import fix_priors
 from pplgen.calibration.result import Calibration
-from pplgen.checks.table import Verdict
+from pplgen.checks.registry import Verdict
 from pplgen.errors import InputError
 
 X = torch.randn(30, 2, generator=torch.Generator().manual_seed(1))

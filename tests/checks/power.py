@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 
 import pplgen
-from pplgen.checks import latents, optimisation, predictive, values, weights
+from pplgen.checks import importance_weights, latents, optimisation, predictive, sanity
 from pplgen.checks.check import Check
 from pplgen.checks.inputs import CheckInputs
 from pplgen.story.isolation import seeded
@@ -208,15 +208,20 @@ def two_columns(bug):
 
 
 CASES = (
-    Case("a guide too narrow by 40 %", weights.khat, lambda: means(0.6), lambda: means(1.05)),
+    Case("a guide too narrow by 40 %", importance_weights.khat, lambda: means(0.6), lambda: means(1.05)),
     Case(
         "a mean-field guide on a correlated posterior",
-        weights.khat,
+        importance_weights.khat,
         lambda: correlated(True),
         lambda: correlated(False),
     ),
     Case("a missed mode", optimisation.missed_modes, lambda: signs(True), lambda: signs(False)),
-    Case("a guide that returns the prior", weights.khat, lambda: means(count=20, prior=True), lambda: means(count=20)),
+    Case(
+        "a guide that returns the prior",
+        importance_weights.khat,
+        lambda: means(count=20, prior=True),
+        lambda: means(count=20),
+    ),
     Case("an unconverged fit", optimisation.iterate_rhat, lambda: line(1e-3), lambda: line(0.02)),
     Case(
         "a normal likelihood for heavy tails",
@@ -231,7 +236,7 @@ CASES = (
         lambda: counts(True),
     ),
     Case("a collapsed autoencoder", latents.active_units, lambda: lines(True), lambda: lines(False)),
-    Case("a minibatch plate of the wrong size", values.counted_rows, lambda: batches(100), lambda: batches(500)),
+    Case("a minibatch plate of the wrong size", sanity.counted_rows, lambda: batches(100), lambda: batches(500)),
     Case(
         "a wrong index in a term of the likelihood",
         predictive.posterior_predictive,

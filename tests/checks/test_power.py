@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pplgen.checks.table import CHECKS, Verdict
+from pplgen.checks.registry import CHECKS, Verdict
 
 _SPEC = importlib.util.spec_from_file_location("power", Path(__file__).parent / "power.py")
 power = sys.modules["power"] = importlib.util.module_from_spec(_SPEC)

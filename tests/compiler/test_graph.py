@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pplgen.compiler.graph import trace
-from pplgen.compiler.tracing import NotTraceable
+from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.inference.engine import Engine, State
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair

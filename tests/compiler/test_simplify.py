@@ -5,8 +5,8 @@ import collections
 import pytest
 import torch
 
-from pplgen.compiler import functional as rewrite
-from pplgen.compiler.functional import canonicalise
+from pplgen.compiler import functionalisation as rewrite
+from pplgen.compiler.functionalisation import canonicalise
 from pplgen.compiler.recording import record_operations
 from pplgen.compiler.sum_factoring import factor_sums
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import pplgen
 from pplgen.errors import DataWarning, InputError
-from pplgen.fitting import options
-from pplgen.inference.training import Progress, StopReason
+from pplgen.fitting import fit_options as options
+from pplgen.inference.training_result import Progress, StopReason
 
 Y = torch.linspace(-1.0, 2.0, 25)
 

@@ -14,14 +14,15 @@ from pplgen.models._distributions.missing import MarginalIndependent
 import pplgen
 from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.latents import active_units
-from pplgen.checks.table import Verdict
+from pplgen.checks.registry import Verdict
 from pplgen.cli.main import main
 from pplgen.errors import InputError
-from pplgen.posterior import latent_variables, likelihood
+from pplgen.posterior import latent_variables
 from pplgen.posterior import predictive as generating
+from pplgen.posterior import row_likelihood as likelihood
 from pplgen.posterior.draws import row_densities
-from pplgen.posterior.likelihood import LogLikelihood
 from pplgen.posterior.predictive import impute_rows
+from pplgen.posterior.row_likelihood import LogLikelihood
 from pplgen.story.latent import LatentStory
 
 pytestmark = pytest.mark.filterwarnings("ignore:column .* is constant")

@@ -17,7 +17,7 @@ import pplgen
 from pplgen import InputError
 from pplgen.cli.main import main
 from pplgen.errors import DataWarning
-from pplgen.storage import run_folder as store
+from pplgen.storage import run_folder
 from pplgen.storage.header import with_digest
 
 QUICK = {"steps": 30, "compile": "off", "progress": False}
@@ -88,7 +88,7 @@ def test_a_users_own_story_is_rebuilt_from_the_file_that_is_given(own, rows, mon
         other = pplgen.load(own / "run", story=given)
         torch.testing.assert_close(other.log_likelihood(rows, draws=5), again.log_likelihood(draws=5))
     again.save(own / "copy", force=True)
-    assert (own / "copy" / store.TENSORS).read_bytes() == (own / "run" / store.TENSORS).read_bytes()
+    assert (own / "copy" / run_folder.TENSORS).read_bytes() == (own / "run" / run_folder.TENSORS).read_bytes()
     assert command(monkeypatch, "sample", own / "run", "-n", 2, "--story", reference) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
 
@@ -98,9 +98,9 @@ def test_nothing_that_a_run_names_is_executed(own, tmp_path, monkeypatch, capsys
     (tmp_path / "run" / "mymodel.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{OWN}")
     monkeypatch.chdir(tmp_path / "run")
     monkeypatch.syspath_prepend(tmp_path / "run")
-    header = json.loads((tmp_path / "run" / store.HEADER).read_text())
+    header = json.loads((tmp_path / "run" / run_folder.HEADER).read_text())
     for name in ("mymodel:Level", "mymodel.py:Level", "run.mymodel:Level", "pplgen.models.:Level", "os:system"):
-        (tmp_path / "run" / store.HEADER).write_text(json.dumps(with_digest(header | {"story": name})))
+        (tmp_path / "run" / run_folder.HEADER).write_text(json.dumps(with_digest(header | {"story": name})))
         with pytest.raises(InputError, match="no other code that a run names is executed; give your own with story="):
             pplgen.load(tmp_path / "run")
     assert command(monkeypatch, "sample", tmp_path / "run") == 2
@@ -184,10 +184,10 @@ def test_a_bare_pair_comes_back_with_its_code_and_data(tmp_path, method):
     again = pplgen.load(tmp_path / "run", EFFECTS, model=schools)
     ours, theirs = (each.to_datatree(20)["posterior"].to_dataset() for each in (again, fit))
     assert ours.equals(theirs)
-    header = json.loads((tmp_path / "run" / store.HEADER).read_text())
+    header = json.loads((tmp_path / "run" / run_folder.HEADER).read_text())
     assert header["pair"]["model"].endswith(":schools")
     again.save(tmp_path / "copy")
-    assert (tmp_path / "copy" / store.TENSORS).read_bytes() == (tmp_path / "run" / store.TENSORS).read_bytes()
+    assert (tmp_path / "copy" / run_folder.TENSORS).read_bytes() == (tmp_path / "run" / run_folder.TENSORS).read_bytes()
 
 
 def test_buffers_of_a_bare_pairs_modules_come_back(tmp_path, rows):
@@ -249,7 +249,9 @@ def test_runs_move_between_types(tmp_path, rows, own, wanted):
     for moved, kept in zip(fit.story.parameters(), pplgen.load(tmp_path / "run").story.parameters(), strict=True):
         torch.testing.assert_close(moved.double(), kept.double(), rtol=1e-6, atol=1e-6)
     fit.save(tmp_path / "copy")
-    assert json.loads((tmp_path / "copy" / store.HEADER).read_text())["dtype"] == str(wanted).removeprefix("torch.")
+    assert json.loads((tmp_path / "copy" / run_folder.HEADER).read_text())["dtype"] == str(wanted).removeprefix(
+        "torch."
+    )
     assert pplgen.load(tmp_path / "copy", x, weights=weights).has_rows  # by the fingerprint in the first type
     with pytest.raises(InputError, match=r"expected torch.float32 or torch.float64"):
         pplgen.load(tmp_path / "run", dtype=torch.float16)
@@ -280,12 +282,12 @@ def test_devices(tmp_path, rows):
 def test_another_storys_weights_are_refused(tmp_path, rows):
     for name, story in (("mixture", GaussianMixture(2, 2)), ("ppca", PPCA(num_features=2, num_latents=1))):
         pplgen.fit(story, rows, **QUICK).save(tmp_path / name)
-    shutil.copy(tmp_path / "ppca" / store.TENSORS, tmp_path / "mixture" / store.TENSORS)
+    shutil.copy(tmp_path / "ppca" / run_folder.TENSORS, tmp_path / "mixture" / run_folder.TENSORS)
     with pytest.raises(InputError, match="is not the file that its header describes"):
         pplgen.load(tmp_path / "mixture")
-    header, other = (json.loads((tmp_path / name / store.HEADER).read_text()) for name in ("mixture", "ppca"))
+    header, other = (json.loads((tmp_path / name / run_folder.HEADER).read_text()) for name in ("mixture", "ppca"))
     digest = {"parameters_sha256": other["parameters_sha256"]}
-    (tmp_path / "mixture" / store.HEADER).write_text(json.dumps(with_digest(header | digest)))
+    (tmp_path / "mixture" / run_folder.HEADER).write_text(json.dumps(with_digest(header | digest)))
     with pytest.raises(InputError, match=r"(buffer|parameter) '.*' has shape .*; expected .*"):
         pplgen.load(tmp_path / "mixture")
 

@@ -10,7 +10,7 @@ from pplgen.models import GaussianMixture
 import pplgen
 from pplgen.errors import InputError
 from pplgen.exact.em import GaussianMixtureParameters, e_step
-from pplgen.storage import run_folder as store
+from pplgen.storage import run_folder
 from pplgen.storage.header import with_digest
 
 
@@ -22,8 +22,8 @@ def run(faithful_fit, tmp_path):
 
 def alter(run, **changes):
     """Write another header, as if it had always been so."""
-    header = json.loads((run / store.HEADER).read_text())
-    (run / store.HEADER).write_text(json.dumps(with_digest(header | changes)))
+    header = json.loads((run / run_folder.HEADER).read_text())
+    (run / run_folder.HEADER).write_text(json.dumps(with_digest(header | changes)))
 
 
 def test_responsibilities_and_row_densities(faithful_fit, faithful_tree, faithful):
@@ -88,7 +88,7 @@ def test_round_trip(faithful_fit, run):
         whole.to_datatree(3)["sample_stats"]["lp"], faithful_fit.to_datatree(3)["sample_stats"]["lp"]
     )
     again.save(run.parent / "copy")
-    assert (run.parent / "copy" / store.TENSORS).read_bytes() == (run / store.TENSORS).read_bytes()
+    assert (run.parent / "copy" / run_folder.TENSORS).read_bytes() == (run / run_folder.TENSORS).read_bytes()
 
 
 def test_other_data_are_refused(run, faithful):
@@ -97,14 +97,14 @@ def test_other_data_are_refused(run, faithful):
 
 
 def test_a_run_is_not_overwritten_unless_told(faithful_fit, run):
-    before = (run / store.HEADER).read_bytes()
+    before = (run / run_folder.HEADER).read_bytes()
     with pytest.raises(InputError, match="already contains a run"):
         faithful_fit.save(run)
-    assert (run / store.HEADER).read_bytes() == before
+    assert (run / run_folder.HEADER).read_bytes() == before
     (run / "fit.png").write_bytes(b"of the old run")
     (run / "notes.txt").write_text("mine")
     faithful_fit.save(run, force=True)
-    assert {path.name for path in run.iterdir()} == {store.HEADER, store.TENSORS, "notes.txt"}
+    assert {path.name for path in run.iterdir()} == {run_folder.HEADER, run_folder.TENSORS, "notes.txt"}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_altered_headers(run, changes, sentence):
 
 
 def test_a_stop_that_this_version_does_not_know(run):
-    header = json.loads((run / store.HEADER).read_text())
+    header = json.loads((run / run_folder.HEADER).read_text())
     alter(run, runs=[header["runs"][0] | {"stop": "TIRED"}])
     with pytest.raises(InputError, match=r"does not describe a run .*TIRED"):
         pplgen.load(run)

@@ -33,7 +33,7 @@ def small_pieces():
     """Blocks of three hundred rows, and a sample of a third of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pplgen.data.blocks.BLOCK_VALUES", 900)
-        patch.setattr("pplgen.inference.arguments.SAMPLE", 1000)
+        patch.setattr("pplgen.inference.model_arguments.SAMPLE", 1000)
         yield
 
 

@@ -12,14 +12,15 @@ import torch
 from pplgen.models import GaussianMixture
 
 import pplgen
-from pplgen.compiler.functional import last_output
+from pplgen.compiler.functionalisation import last_output
 from pplgen.compiler.graph import trace
-from pplgen.compiler.tracing import NotTraceable
+from pplgen.compiler.inductor import why_not_compiled
+from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.errors import DataWarning
 from pplgen.inference import engine as engine_module
-from pplgen.inference.engine import Engine, State, why_not_compiled
-from pplgen.inference.options import Adam
-from pplgen.inference.training import StopReason
+from pplgen.inference.engine import Engine, State
+from pplgen.inference.training_options import Adam
+from pplgen.inference.training_result import StopReason
 from pplgen.story.conditioning import RowScale
 from pplgen.story.isolation import flush_denormals, seeded
 from pplgen.story.pair import Pair

@@ -16,7 +16,7 @@ from pyro.infer.mcmc.util import initialize_model
 import pplgen
 from pplgen.checks import sampler
 from pplgen.errors import InputError
-from pplgen.fitting.second_opinion import against, side_by_side
+from pplgen.fitting.posterior_comparison import against, side_by_side
 from pplgen.inference.nuts import Potential
 from pplgen.plots import fit as plots
 from pplgen.posterior.relabelling import component_axes, relabel_dataset

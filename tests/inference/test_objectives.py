@@ -19,11 +19,11 @@ from pplgen.cli import main as cli
 from pplgen.compiler.graph import trace
 from pplgen.inference.minibatches import batching
 from pplgen.inference.objectives import BOUNDS, make_bound
-from pplgen.inference.training import StopReason
+from pplgen.inference.training_result import StopReason
 from pplgen.story.conditioning import RowScale
 from pplgen.story.isolation import seeded
 from pplgen.story.latent import LatentStory
-from pplgen.story.marginal import WeightedEnum_ELBO
+from pplgen.story.marginalisation import WeightedEnum_ELBO
 from pplgen.story.pair import Pair
 
 

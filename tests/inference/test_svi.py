@@ -10,9 +10,9 @@ import torch
 
 from pplgen.errors import DataWarning, InputError
 from pplgen.inference.convergence import PATIENCE, PLATEAUS, WINDOW, PlateauWatch
-from pplgen.inference.options import Adam, Batching, TrainingOptions
 from pplgen.inference.svi import train
-from pplgen.inference.training import StopReason
+from pplgen.inference.training_options import Adam, Batching, TrainingOptions
+from pplgen.inference.training_result import StopReason
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 

@@ -21,7 +21,7 @@ from pplgen.exact.hmm import forward_backward
 from pplgen.posterior.draws import row_densities
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
-from pplgen.verification.switching import GROWTH
+from pplgen.verification.switching_systems import GROWTH
 
 TWELVE_QUARTERS, ALL_QUARTERS = -19.794290757, -209.141
 OPTIONS = [{}, {"recurrent": True}, {"switching_emission": True}, {"covariance": "diag"}]

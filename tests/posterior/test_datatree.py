@@ -13,7 +13,7 @@ from pplgen.models import VAE
 
 import pplgen
 from pplgen.errors import DataWarning, InputError
-from pplgen.posterior import datatree as posterior
+from pplgen.posterior import datatree
 from pplgen.posterior.datatree import GROUPS, summarise
 
 
@@ -23,12 +23,12 @@ def test_groups_dimensions_and_labels(faithful_tree):
     assert posterior["mu"].dims == ("chain", "draw", "component", "feature")
     assert posterior["Sigma"].dims == ("chain", "draw", "component", "feature", "other_feature")
     assert posterior["feature"].values.tolist() == ["eruptions", "waiting"]
-    assert dict(posterior.sizes) | {"chain": 1, "draw": 1000, "component": 2} == dict(posterior.sizes)
+    assert dict(datatree.sizes) | {"chain": 1, "draw": 1000, "component": 2} == dict(datatree.sizes)
     assert faithful_tree["log_likelihood"]["x"].dims == ("chain", "draw", "row")
     assert faithful_tree["posterior_predictive"]["x"].dims == ("chain", "draw", "row", "feature")
     assert faithful_tree["observed_data"]["x"].dims == ("row", "feature")
     assert set(faithful_tree["sample_stats"].data_vars) == {"lp", "log_q"}
-    assert set(faithful_tree["prior"].data_vars) == set(posterior.data_vars)
+    assert set(faithful_tree["prior"].data_vars) == set(datatree.data_vars)
 
 
 def test_observed_and_constant_data(faithful_tree, faithful):
@@ -136,7 +136,7 @@ def coded_fit():
 def test_draws_of_single_rows_are_left_out_where_they_are_many(coded_fit, monkeypatch, largest, left_out, groups):
     whole = coded_fit.to_datatree(20)
     assert set(whole.children) == set(GROUPS) - {"constant_data"}
-    monkeypatch.setattr(posterior, "MAX_SITE_SIZE", largest)
+    monkeypatch.setattr(datatree, "MAX_SITE_SIZE", largest)
     with pytest.warns(DataWarning, match="too large for 40 rows and 20 draws; left out of the tree") as warned:
         tree = coded_fit.to_datatree(20)
     assert set(left_out) <= set(str(warned[0].message).partition(":")[0].split(", "))
@@ -156,7 +156,7 @@ def test_a_summary_without_shared_parameters(coded_fit, capsys):
 
 def test_a_printed_table_shows_a_symmetric_matrix_once(faithful_tree):
     sites = ["mu", "Sigma"]
-    whole, (table, said) = summarise(faithful_tree, sites), posterior.printed_table(faithful_tree, sites)
+    whole, (table, said) = summarise(faithful_tree, sites), datatree.printed_table(faithful_tree, sites)
     assert {*whole.index} - {*table.index} == {f"Sigma[{k}, eruptions, waiting]" for k in (0, 1)}
     np.testing.assert_array_equal(table["mean"], whole.loc[table.index, "mean"])
     assert said == ["Sigma: symmetric matrix; entries above the diagonal are not shown"]
@@ -164,5 +164,5 @@ def test_a_printed_table_shows_a_symmetric_matrix_once(faithful_tree):
     values = lopsided["posterior"]["Sigma"].copy()
     values[0, 5, 0, 0, 1] *= 2  # in one draw alone
     lopsided["posterior"] = lopsided["posterior"].to_dataset().assign(Sigma=values)
-    table, said = posterior.printed_table(lopsided, sites)
+    table, said = datatree.printed_table(lopsided, sites)
     assert (len(table), said) == (len(whole), [])

@@ -24,13 +24,13 @@ from pplgen.models import (
 )
 
 import pplgen
-from pplgen.checks.table import Check, Verdict
+from pplgen.checks.registry import Check, Verdict
 from pplgen.cli.main import main
 from pplgen.fitting.load import load_with_draws
 from pplgen.report import posterior_figures
 from pplgen.report.page import FORMAT, PAGE, RECORD, overall, write_report
 from pplgen.report.reproduction import Block, blocks_of
-from pplgen.storage import run_folder as store
+from pplgen.storage import run_folder
 
 QUICK = {"steps": 20, "compile": "off", "progress": False}
 HOSTILE = "<script>alert(1)</script>"
@@ -271,7 +271,7 @@ def test_a_run_keeps_what_its_report_needs(hostile):
     _, record = read(hostile)
     assert record["reproduce"]["command"].startswith("pplgen fit gaussian-mixture ")
     assert record["fit"]["options"] == {"steps": 20, "compile": "off"}
-    assert record["fit"]["created"] == json.loads((hostile / store.HEADER).read_text())["created"]
+    assert record["fit"]["created"] == json.loads((hostile / run_folder.HEADER).read_text())["created"]
     assert len(record["checks"]) == len(fit.diagnose())
     assert not any("not available" in sentence for sentence in record["missing"])
 
@@ -300,7 +300,7 @@ def test_rows_among_the_draws_must_be_those_of_the_run(hostile, tmp_path):
     fit, tree = load_with_draws(hostile)
     fit.save(tmp_path)
     tree["observed_data"]["x"][0, 0] += 1.0
-    tree.to_netcdf(tmp_path / store.DRAWS, engine="h5netcdf")
+    tree.to_netcdf(tmp_path / run_folder.DRAWS, engine="h5netcdf")
     altered, _ = load_with_draws(tmp_path)
     assert not altered.has_rows
 
@@ -311,9 +311,9 @@ def test_a_report_takes_the_place_of_an_older_one_and_leaves_with_its_run(hostil
     (tmp_path / PAGE).write_text("older")
     fit.report(tmp_path)
     assert "older" not in (tmp_path / PAGE).read_text()[:100]
-    assert {path.name for path in tmp_path.iterdir()} == {PAGE, RECORD, store.HEADER, store.TENSORS}
+    assert {path.name for path in tmp_path.iterdir()} == {PAGE, RECORD, run_folder.HEADER, run_folder.TENSORS}
     fit.save(tmp_path, force=True)
-    assert {path.name for path in tmp_path.iterdir()} == {store.HEADER, store.TENSORS}
+    assert {path.name for path in tmp_path.iterdir()} == {run_folder.HEADER, run_folder.TENSORS}
 
 
 def test_a_report_that_was_there_before_its_run_stays(hostile, tmp_path):
@@ -321,11 +321,11 @@ def test_a_report_that_was_there_before_its_run_stays(hostile, tmp_path):
     fit.report(tmp_path)
     (tmp_path / "fit.png").write_text("my own figure")
     fit.save(tmp_path)
-    expected = {PAGE, RECORD, "fit.png", store.HEADER, store.TENSORS}
+    expected = {PAGE, RECORD, "fit.png", run_folder.HEADER, run_folder.TENSORS}
     assert {path.name for path in tmp_path.iterdir()} == expected
     # cut short before its header, a run leaves draws that are not those of the next
-    (tmp_path / store.HEADER).unlink()
-    (tmp_path / store.DRAWS).write_text("older")
+    (tmp_path / run_folder.HEADER).unlink()
+    (tmp_path / run_folder.DRAWS).write_text("older")
     fit.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == expected - {"fit.png"}
 

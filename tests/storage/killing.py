@@ -20,12 +20,11 @@ from safetensors import safe_open
 import pplgen.fitting.compare
 import pplgen.fitting.fit
 import pplgen.fitting.load
-import pplgen.inference.restarts
+import pplgen.inference.batched_restarts
 import pplgen.plots.fit  # noqa: F401
 from pplgen.cli.main import main
 from pplgen.inference.training_state import TrainingState
-from pplgen.storage import atomic, checkpoint
-from pplgen.storage import run_folder as store
+from pplgen.storage import atomic, checkpoint, run_folder
 
 KILLS = 20
 WINDOWS = 40
@@ -106,7 +105,7 @@ def at_run_file(number):
     seen, replace = [0], os.replace
 
     def replace_or_die(path, to):
-        if Path(to).name in store.RUN_FILES:
+        if Path(to).name in run_folder.RUN_FILES:
             seen[0] += 1
             if seen[0] == number:
                 die()

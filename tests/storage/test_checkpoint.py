@@ -165,7 +165,7 @@ def test_a_command_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch, capsy
         raise InputError("the numbers break down")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pplgen.inference.restarts.Engine.run", fail)
+    monkeypatch.setattr("pplgen.inference.batched_restarts.Engine.run", fail)
     options = ["--compile", "graph", "--steps", "200", "--out", "new/run"]
     monkeypatch.setattr(sys, "argv", ["pplgen", "fit", "gaussian-mixture", "faithful", *options])
     with pytest.raises(SystemExit, match="2"):
@@ -209,7 +209,7 @@ def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, cap
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pplgen.inference.restarts._Run._results", interrupted)
+    monkeypatch.setattr("pplgen.inference.batched_restarts._Run._results", interrupted)
     command = ["pplgen", "fit", "gaussian-mixture", "faithful", "--compile", "graph", "--steps", "200", "--out", "run"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="2"):

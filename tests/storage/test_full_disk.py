@@ -15,8 +15,7 @@ import pplgen
 from pplgen import InputError
 from pplgen.cli.main import main
 from pplgen.errors import DataWarning
-from pplgen.storage import atomic, checkpoint
-from pplgen.storage import run_folder as store
+from pplgen.storage import atomic, checkpoint, run_folder
 
 OPTIONS = {"steps": 500, "compile": "graph", "checkpoint_every": 1e-6}
 
@@ -83,20 +82,20 @@ def test_a_command_says_that_its_fit_is_kept(small_disk, monkeypatch, capsys):
     options = ["--steps", "200", "--compile", "graph", "--checkpoint-every", "1e-6", "--draws", "10"]
     command = ["pplgen", "fit", "gaussian-mixture", "faithful", "--out", str(run), *options]
     monkeypatch.setattr(sys, "argv", command)
-    staged = store.staged
+    staged = run_folder.staged
 
     def full(*arguments, **given):
         fill(small_disk)
         return staged(*arguments, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "staged", full)
+        patch.setattr(run_folder, "staged", full)
         with pytest.raises(SystemExit) as ended:
             main()
     printed = capsys.readouterr()
     assert ended.value.code == 2
     assert "No space left on device; a checkpoint remains, for --resume" in printed.err
-    assert not (run / store.HEADER).exists()
+    assert not (run / run_folder.HEADER).exists()
     (small_disk / "filler").unlink()
     monkeypatch.setattr(sys, "argv", [*command, "--resume"])
     with pytest.raises(SystemExit) as ended:
@@ -132,7 +131,7 @@ def test_a_write_that_stops_halfway_leaves_the_file_before(tmp_path, monkeypatch
         with pytest.raises(OSError, match="No space left"):
             atomic.write_bytes(tmp_path / "file", b"a new one", previous=tmp_path / "before")
         with pytest.raises(InputError, match=r"'.*file' cannot be written: No space left on device"):
-            store.write_text(tmp_path / "file", "a new one")
+            run_folder.write_text(tmp_path / "file", "a new one")
         kept = checkpoint.Checkpoint(checkpoint.CheckpointOptions(tmp_path), "fit", torch.device("cpu"))
         with pytest.warns(DataWarning, match="cannot be written: No space left on device$"):
             kept.save({"a": torch.ones(3)}, {})
@@ -147,8 +146,8 @@ def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypat
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("move", str(a), str(b))), replace(a, b)))
     if not os.path.exists("/proc/self/fd"):
         pytest.skip("what a descriptor stands for is read from /proc")
-    with store.staged(tmp_path / "run") as folder:
-        for name in (store.TENSORS, store.HEADER):
+    with run_folder.staged(tmp_path / "run") as folder:
+        for name in (run_folder.TENSORS, run_folder.HEADER):
             (folder / name).write_text("content")
     kept = checkpoint.Checkpoint(checkpoint.CheckpointOptions(tmp_path / "run"), "fit", torch.device("cpu"))
     kept.save({"a": torch.ones(3)}, {})
@@ -158,7 +157,7 @@ def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypat
         if kind == "move" and checkpoint.PREVIOUS not in to[0]:
             assert ("sync", path) in events[:index]
             moved[to[0].rpartition("/")[2]] = index
-    assert list(moved) == [store.TENSORS, store.HEADER, checkpoint.NAME]
+    assert list(moved) == [run_folder.TENSORS, run_folder.HEADER, checkpoint.NAME]
     for index in moved.values():
         assert ("sync", str(tmp_path / "run")) in events[index:]
-    assert ("sync", str(tmp_path / "run")) in events[moved[store.TENSORS] : moved[store.HEADER]]
+    assert ("sync", str(tmp_path / "run")) in events[moved[run_folder.TENSORS] : moved[run_folder.HEADER]]

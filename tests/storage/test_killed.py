@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pplgen.storage import run_folder as store
+from pplgen.storage import run_folder
 
 KILLING = Path(__file__).parent / "killing.py"
 
@@ -48,17 +48,17 @@ def test_twenty_lives_are_killed_and_each_is_resumed(told):
 
 def test_the_end_is_that_of_the_run_that_nobody_disturbed(told):
     _, folder = told
-    whole, killed = ((folder / name / store.TENSORS).read_bytes() for name in ("whole", "killed"))
+    whole, killed = ((folder / name / run_folder.TENSORS).read_bytes() for name in ("whole", "killed"))
     assert whole == killed
-    headers = [json.loads((folder / name / store.HEADER).read_text()) for name in ("whole", "killed")]
+    headers = [json.loads((folder / name / run_folder.HEADER).read_text()) for name in ("whole", "killed")]
     assert headers[0]["runs"] == headers[1]["runs"]
 
 
 def test_nothing_is_left_of_the_killed_lives(told):
     _, folder = told
     assert {path.name for path in (folder / "killed").iterdir()} == {
-        store.TENSORS,
-        store.HEADER,
-        store.DRAWS,
+        run_folder.TENSORS,
+        run_folder.HEADER,
+        run_folder.DRAWS,
         "fit.png",
     }

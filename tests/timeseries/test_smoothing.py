@@ -14,8 +14,8 @@ from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.gaussian_sums import gaussian_sum_filter
 from pplgen.posterior.draws import draw_shared
-from pplgen.posterior.likelihood import LogLikelihood
-from pplgen.timeseries import paths
+from pplgen.posterior.row_likelihood import LogLikelihood
+from pplgen.timeseries import state_paths
 
 _SPEC = importlib.util.spec_from_file_location("series_toys", Path(__file__).parents[1] / "series_toys.py")
 toys = importlib.util.module_from_spec(_SPEC)
@@ -268,7 +268,7 @@ def test_paths_that_the_filter_misses_are_not_weighted(drift, monkeypatch):
         found = gaussian_sum_filter(*arguments, **options)
         return found._replace(steps=[step._replace(covariance=step.covariance / 100) for step in found.steps])
 
-    monkeypatch.setattr(paths, "gaussian_sum_filter", narrow)
+    monkeypatch.setattr(state_paths, "gaussian_sum_filter", narrow)
     x = simulated(toys.Drift(known=DRIFT), 1, 60)
     found = drift.smooth(x, draws=400, keep_draws=True)
     assert found.attrs["estimator"] == "Gaussian sum smoother (unweighted where Pareto k is above 0.7)"

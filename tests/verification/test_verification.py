@@ -11,11 +11,11 @@ import pytest
 
 from pplgen import models
 from pplgen.cli.main import main
-from pplgen.verification import latents, record, running, sources
+from pplgen.verification import data_sources, latents, record, run_claims
 from pplgen.verification.claim import Claim, Estimate, Outcome, Result, measure
-from pplgen.verification.sources import Sources
+from pplgen.verification.data_sources import Sources
 
-EVERY = [claim for claims in running.FAMILIES.values() for claim in claims]
+EVERY = [claim for claims in run_claims.FAMILIES.values() for claim in claims]
 PAGE = Path(__file__).parents[2] / "docs" / "verified.md"
 QUICK = ("faithful-full-2", "evidence-full", "nile-diffuse", "hmm-diag", "growth-enumerated", "wine-ppca", "bound-gap")
 TWO = Claim("two", "arithmetic", "one and one", 2.0, 1e-9, "rounding", "Peano", lambda _: 1.0 + 1.0)
@@ -29,7 +29,7 @@ def run(monkeypatch, *arguments):
 
 
 def only(monkeypatch, *claims):
-    monkeypatch.setattr(running, "FAMILIES", {"numbers": claims})
+    monkeypatch.setattr(run_claims, "FAMILIES", {"numbers": claims})
 
 
 def rows_of(page):
@@ -90,7 +90,7 @@ def test_estimates_may_be_off_by_four_standard_errors():
 
 
 def test_absent_data_and_packages_are_counted_and_no_failure(monkeypatch, capsys):
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    monkeypatch.setattr(data_sources, "find_spec", lambda name: None)
     assert run(monkeypatch, "wine-ppca", "growth-kim", "bound-gap", "schools-mu") == 0
     printed = capsys.readouterr().out
     assert "1 not run: needs sklearn: pip install 'pplgen[data]'" in printed
@@ -119,12 +119,12 @@ def test_mistakes_are_said_before_anything_runs(monkeypatch, capsys, tmp_path):
 
 
 def test_claims_are_chosen_by_story_family_or_name():
-    assert [claim.name for claims in running.select(["factor-analysis"]).values() for claim in claims] == [
+    assert [claim.name for claims in run_claims.select(["factor-analysis"]).values() for claim in claims] == [
         "gaps-factor-analysis",
         "wine-factor-analysis-fit",
     ]
-    assert running.select(["latents", "wine-ppca"]) == {"latents": latents.CLAIMS}
-    assert set(running.select(["nile-diffuse", "bound-gap"])) == {"series", "trust"}
+    assert run_claims.select(["latents", "wine-ppca"]) == {"latents": latents.CLAIMS}
+    assert set(run_claims.select(["nile-diffuse", "bound-gap"])) == {"series", "trust"}
 
 
 def test_every_claim_is_named_once_and_says_where_its_number_comes_from():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import broadcast_parameters
 from pplgen.errors import InputError
-from pplgen.inference.training import Training
+from pplgen.inference.training_result import Training
 from pplgen.story.base import check_choice
 from pplgen.story.pair import Pair
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from pplgen.compiler.graph import tensors_of
 from pplgen.errors import DataWarning
 from pplgen.inference.engine import Engine, State
-from pplgen.inference.nonfinite import TRIES, explain
-from pplgen.inference.training import FINAL_EVALUATIONS, no_good_state, non_finite_at_end
+from pplgen.inference.nonfinite_sites import TRIES, explain
+from pplgen.inference.training_result import FINAL_EVALUATIONS, no_good_state, non_finite_at_end
 from pplgen.inference.training_state import NonFinite, TrainingState
 from pplgen.story.isolation import generator_states, set_generator_states
 from pplgen.story.pair import Pair

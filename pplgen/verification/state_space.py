@@ -20,8 +20,8 @@ from pplgen.models import LinearGaussianSSM
 from pplgen.posterior.datatree import group_of
 from pplgen.story.dynamics import LinearGaussian
 from pplgen.verification.claim import Claim
+from pplgen.verification.data_sources import Sources, needs
 from pplgen.verification.densities import density, from_prior
-from pplgen.verification.sources import Sources, needs
 
 __all__ = ["CLAIMS"]
 

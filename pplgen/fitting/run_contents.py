@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplgen.data.table import Table
 from pplgen.errors import InputError
-from pplgen.inference.stored_draws import StoredDraws
+from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.storage.run_folder import provenance
 from pplgen.storage.user_code import COLLECTION, code_digest, import_path, qualified_name

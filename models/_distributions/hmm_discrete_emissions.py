@@ -14,7 +14,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.emissions import DiagonalEmission, Emission, FullEmission
+from pplgen.models._distributions.hmm_emissions import DiagonalEmission, Emission, FullEmission
 from pplgen.models._distributions.missing import MarginalIndependent
 from torch import Tensor
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.exact.particles import rao_blackwellised_filter
 from pplgen.posterior.draws import draw_shared
-from pplgen.posterior.likelihood import EXACT, IMPORTANCE, LogLikelihood, density_estimator, row_log_likelihood
+from pplgen.posterior.row_likelihood import EXACT, IMPORTANCE, LogLikelihood, density_estimator, row_log_likelihood
 from pplgen.story.dynamics import SwitchingLinearGaussian
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import StateSpaceStory, series_lengths
-from pplgen.timeseries.parameters import first_model, model_at_draws, select_draws, transitions
-from pplgen.timeseries.paths import draw_state_paths
+from pplgen.timeseries.parameter_draws import first_model, model_at_draws, select_draws, transitions
 from pplgen.timeseries.smoothing import filter_densities
+from pplgen.timeseries.state_paths import draw_state_paths
 
 __all__ = ["log_likelihood"]
 

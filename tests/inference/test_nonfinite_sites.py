@@ -20,10 +20,11 @@ from pplgen.checks.optimisation import faults
 from pplgen.compiler.graph import trace
 from pplgen.errors import DataWarning, InputError
 from pplgen.inference.iterates import Iterates
-from pplgen.inference.nonfinite import MAX_NON_FINITE, explain
-from pplgen.inference.options import Adam, TrainingOptions
+from pplgen.inference.nonfinite_policy import MAX_NON_FINITE
+from pplgen.inference.nonfinite_sites import explain
 from pplgen.inference.svi import train
-from pplgen.inference.training import StopReason, Training
+from pplgen.inference.training_options import Adam, TrainingOptions
+from pplgen.inference.training_result import StopReason, Training
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 

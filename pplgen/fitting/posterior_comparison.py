@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from pplgen.checks.table import Check, Verdict
+from pplgen.checks.registry import Check, Verdict
 from pplgen.errors import InputError
 from pplgen.fitting.fit import fit as run_fit
 from pplgen.fitting.nuts_result import SampledFit

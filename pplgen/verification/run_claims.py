@@ -5,9 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pplgen.errors import InputError, near_names
-from pplgen.verification import engine, evidences, latents, mixtures, networks, regimes, series, switching, trust
+from pplgen.verification import (
+    checks_and_calibration as trust,
+)
+from pplgen.verification import (
+    conjugate_evidences as evidences,
+)
+from pplgen.verification import (
+    engine,
+    latents,
+    mixtures,
+    networks,
+)
+from pplgen.verification import (
+    hidden_markov as regimes,
+)
+from pplgen.verification import (
+    state_space as series,
+)
+from pplgen.verification import (
+    switching_systems as switching,
+)
 from pplgen.verification.claim import Claim, Outcome, Result, measure
-from pplgen.verification.sources import Sources
+from pplgen.verification.data_sources import Sources
 
 __all__ = ["FAMILIES", "select", "verify"]
 

@@ -17,34 +17,17 @@ from torch.distributions import Independent
 from torch.overrides import TorchFunctionMode
 
 from pplgen.errors import first_line
-from pplgen.inference.gradient_faults import first_nonfinite_gradient
+from pplgen.inference.nonfinite_gradients import first_nonfinite_gradient
 from pplgen.story.isolation import ignore_nonfinite_warnings
 from pplgen.story.pair import Pair
 from pplgen.story.structure import number_of_rows
 
-__all__ = ["MAX_NON_FINITE", "NOT_LOCALISED", "RATE_FACTOR", "TRIES", "explain", "explain_start", "non_finite_message"]
+__all__ = ["TRIES", "explain", "explain_start"]
 
-MAX_NON_FINITE = 3
-"""Number of non-finite steps at which a run stops."""
-RATE_FACTOR = 0.1
-"""Factor on the learning rate after each earlier non-finite step."""
 TRIES = 20
 """Evaluations with new random numbers to reproduce a fault whose random numbers are not known."""
 MAX_NAMED = 3
 """Maximum number of rows or columns named in a message."""
-NOT_LOCALISED = "the ELBO or its gradient was not finite in the steps up to here"
-UNKNOWN = "the ELBO or its gradient was not finite, but is finite when the step is repeated"
-
-
-def non_finite_message(what: str | None, step: int, number: int, kept: int, rate: float) -> str:
-    """Message about the ``number``-th non-finite step and how the run continues.
-
-    ``kept`` is the step of the last good state, ``rate`` the learning rate from there on.
-    """
-    what, count = what or UNKNOWN, f"fault {number} of {MAX_NON_FINITE}"
-    if number < MAX_NON_FINITE:
-        return f"step {step}: {what}; continued from step {kept} with learning rate {rate:.2g} ({count})"
-    return f"step {step}: {what}; stopped at the state of step {kept} ({count})"
 
 
 def explain(pair: Pair, bound: ELBO, data: tuple[Any, ...], tries: int = 1) -> str | None:

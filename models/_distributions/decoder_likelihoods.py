@@ -16,7 +16,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.missing import MarginalIndependent
-from pplgen.models._starts.seeding import column_scales
+from pplgen.models._starts.kmeans_plus_plus import column_scales
 from torch import Tensor, nn
 
 from pplgen.story.base import InputError

@@ -8,11 +8,23 @@ from typing import Any
 import pyro
 import torch
 
-from pplgen.checks import components, latents, optimisation, predictive, sensitivity, values, weights
+from pplgen.checks import (
+    components,
+    latents,
+    optimisation,
+    predictive,
+    sensitivity,
+)
+from pplgen.checks import (
+    importance_weights as weights,
+)
+from pplgen.checks import (
+    sanity as values,
+)
 from pplgen.checks.check import Check, Checks, Verdict, not_applicable
 from pplgen.checks.inputs import CheckInputs
 from pplgen.errors import first_line
-from pplgen.inference.training import Training
+from pplgen.inference.training_result import Training
 from pplgen.story.pair import Pair
 
 __all__ = ["CHECKS", "Check", "Checks", "Verdict", "run_checks"]

@@ -15,15 +15,15 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 import pplgen
-from pplgen.checks import components, latents, optimisation, predictive, sensitivity, weights
+from pplgen.checks import components, importance_weights, latents, optimisation, predictive, sensitivity
 from pplgen.checks.check import RENAMED
 from pplgen.checks.inputs import CheckInputs
+from pplgen.checks.registry import Check, Checks, Verdict
 from pplgen.checks.replicates import tail_probability
-from pplgen.checks.table import Check, Checks, Verdict
 from pplgen.cli import main as cli
 from pplgen.errors import InputError
 from pplgen.inference.iterates import MIN_STORED, Iterates, tracked_indices
-from pplgen.inference.training import StopReason, Training
+from pplgen.inference.training_result import StopReason, Training
 from pplgen.posterior.datatree import summarise
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.importance_sampling import log_prior, weighted_draws
@@ -119,7 +119,7 @@ def test_eight_schools_centred_and_not(reference_data):
                 pyro.sample("y", dist.Normal(z if centred else mu + tau * z, sigma), obs=y)
 
         fit = pplgen.fit(model, (y, sigma), compile="graph", progress=False)
-        return judge(weights.khat, fit.pair)
+        return judge(importance_weights.khat, fit.pair)
 
     centred, apart = schools(True), schools(False)
     assert centred.value == pytest.approx(0.85, abs=0.25)
@@ -131,25 +131,25 @@ def test_eight_schools_centred_and_not(reference_data):
 
 def test_an_exact_guide_is_no_error():
     pair, _ = known_mean()
-    found = judge(weights.khat, pair)
+    found = judge(importance_weights.khat, pair)
     assert (found.value, found.verdict) == (-math.inf, Verdict.PASS)
     assert "exact" in found.remedy
     # constant weights: the bound is tight, up to rounding
-    assert judge(weights.elbo_gap, pair).value == pytest.approx(0, abs=1e-9)
+    assert judge(importance_weights.elbo_gap, pair).value == pytest.approx(0, abs=1e-9)
 
 
 def test_the_elbo_gap_is_the_divergence_of_the_guide():
     """KL(N(0, 1.5), N(0, 1)) = (1.5^2 - 1) / 2 - log 1.5 = .2195 nats; 40,000 draws of sd .88 are off by .0044."""
-    assert judge(weights.elbo_gap, known_mean(1.5)[0]).value == pytest.approx(0.2195, abs=4 * 0.0044)
+    assert judge(importance_weights.elbo_gap, known_mean(1.5)[0]).value == pytest.approx(0.2195, abs=4 * 0.0044)
 
 
 def test_weights_move_a_biased_mean_back():
-    found = judge(weights.resampled_means, known_mean(1.3, shift=0.8)[0])
+    found = judge(importance_weights.resampled_means, known_mean(1.3, shift=0.8)[0])
     # .8 posterior deviations are .615 of the guide's, with an error of 1,000 draws of .04
     assert found.value == pytest.approx(0.8 / 1.3, abs=4 * 0.04)
     assert found.verdict is Verdict.WARN
     assert found.remedy.startswith("mu")
-    assert judge(weights.resampled_means, known_mean(1.3)[0]).verdict is Verdict.PASS
+    assert judge(importance_weights.resampled_means, known_mean(1.3)[0]).verdict is Verdict.PASS
 
 
 def test_predictions_of_a_guide_beside_the_posterior_are_mended_before_they_are_judged():
@@ -496,7 +496,7 @@ def test_an_exact_guide_in_single_precision_is_no_error_either():
     torch.manual_seed(0)
     x = torch.randn(60, 2) @ torch.randn(2, 5) + 0.3 * torch.randn(60, 5)
     fit = pplgen.fit(PPCA(5, 2), x, steps=50, progress=False)
-    assert judge(weights.khat_of_rows, fit.pair).value == 0
+    assert judge(importance_weights.khat_of_rows, fit.pair).value == 0
 
 
 def test_rows_that_loading_makes_up_are_not_judged(tmp_path):

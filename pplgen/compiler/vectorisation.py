@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from pplgen.compiler.functional import canonicalise, lift_constants
+from pplgen.compiler.functionalisation import canonicalise, lift_constants
 from pplgen.compiler.recording import record_operations
-from pplgen.compiler.tracing import require_equal, traceable
+from pplgen.compiler.traceable_pyro import require_equal, traceable
 from pplgen.story.isolation import seeded
 
 __all__ = ["MAX_ENTRIES", "largest_result", "map_draws", "traced_function"]

@@ -18,11 +18,11 @@ from pplgen.exact.switching_simulation import SwitchingPaths, draw_switching_pat
 from pplgen.fitting.fit import fit
 from pplgen.models import SwitchingLDS
 from pplgen.posterior.draws import row_densities
-from pplgen.posterior.likelihood import LogLikelihood
+from pplgen.posterior.row_likelihood import LogLikelihood
 from pplgen.story.dynamics import MarkovChain, SwitchingLinearGaussian
 from pplgen.verification.claim import Claim, Estimate
+from pplgen.verification.data_sources import Sources
 from pplgen.verification.densities import over_all_paths
-from pplgen.verification.sources import Sources
 
 __all__ = ["CLAIMS", "GROWTH"]
 

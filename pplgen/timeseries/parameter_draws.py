@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplgen.compiler.tracing import FunctionalFills
-from pplgen.compiler.vectorised import map_draws
+from pplgen.compiler.traceable_pyro import FunctionalFills
+from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError
 from pplgen.exact.gaussian_sums import MAX_TERMS as MAX_COMPONENTS
 from pplgen.exact.switching import per_regime

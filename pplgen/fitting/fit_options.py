@@ -16,12 +16,12 @@ from pyro.infer import ELBO
 from pplgen.data.streams import RowStream
 from pplgen.distributed.sharding import check_shardable
 from pplgen.errors import InputError
-from pplgen.inference.arguments import check_device
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.minibatches import Augment
+from pplgen.inference.model_arguments import check_device
 from pplgen.inference.objectives import augmentation, check_warm_up, make_bound
-from pplgen.inference.options import Adam, Batching, Objective, TrainingOptions
-from pplgen.inference.shared_restarts import RankRoles
+from pplgen.inference.restarts_over_ranks import RankRoles
+from pplgen.inference.training_options import Adam, Batching, Objective, TrainingOptions
 from pplgen.storage.checkpoint import CheckpointOptions
 from pplgen.story.base import Story, check_choice, check_count, check_positive
 from pplgen.story.latent import LatentStory

@@ -17,7 +17,7 @@ from pplgen.models import GaussianMixture, MixedMixture
 from pplgen.story.base import Story
 from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim
-from pplgen.verification.sources import Sources
+from pplgen.verification.data_sources import Sources
 
 __all__ = ["CLAIMS"]
 

@@ -19,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.inverse_wishart import InverseWishart, inverse_chi
 from pplgen.models._distributions.missing import MarginalIndependent, MarginalNormal
-from pplgen.models._starts.seeding import column_scales
+from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pyro.nn import PyroModule
 from torch import Tensor
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pplgen.cli.options import DataArgument, OutFileOption, RunArgument, SeedOption, SeriesOption, StoryOption
+from pplgen.cli.shared_options import DataArgument, OutFileOption, RunArgument, SeedOption, SeriesOption, StoryOption
 
 __all__ = ["add_commands"]
 

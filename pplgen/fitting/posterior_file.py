@@ -12,7 +12,7 @@ import xarray as xr
 from pplgen.data.table import Table
 from pplgen.errors import InputError, first_line
 from pplgen.posterior.datatree import group_of
-from pplgen.storage import run_folder as store
+from pplgen.storage import run_folder
 
 __all__ = ["read_draws", "saved_rows"]
 
@@ -25,7 +25,7 @@ def read_draws(directory: Path) -> xr.DataTree | None:
     InputError
         If the file cannot be read, or refers to other files.
     """
-    path = directory / store.DRAWS
+    path = directory / run_folder.DRAWS
     if not path.exists():
         return None
     if not path.is_file():

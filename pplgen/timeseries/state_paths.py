@@ -19,7 +19,7 @@ from pplgen.posterior.psis import GOOD_K, smoothed_weights
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import series_lengths, step_mask
-from pplgen.timeseries.parameters import (
+from pplgen.timeseries.parameter_draws import (
     Latents,
     draw_chunks,
     first_model,

@@ -16,8 +16,8 @@ from pplgen.models import GaussianHMM, MarkovSwitchingAR
 from pplgen.posterior.datatree import group_of
 from pplgen.story.dynamics import MarkovChain
 from pplgen.verification.claim import Claim
+from pplgen.verification.data_sources import Sources, needs
 from pplgen.verification.densities import density, from_prior, over_all_paths
-from pplgen.verification.sources import Sources, needs
 
 __all__ = ["CLAIMS"]
 

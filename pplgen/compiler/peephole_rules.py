@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplgen.compiler.constants import Constant, Expanded, expand, materialise
+from pplgen.compiler.constant_folding import Constant, Expanded, expand, materialise
 from pplgen.compiler.recording import pause_recording
 
 __all__ = ["PEEPHOLE_RULES", "identity_operand"]

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from pplgen.compiler.graph import Graph, buffers_of, tensors_of, trace
-from pplgen.compiler.tracing import NotTraceable
+from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.engine import Engine, State
-from pplgen.inference.fault_localisation import MAX_LOCATED, FaultLocalisation
-from pplgen.inference.options import TrainingOptions
-from pplgen.inference.training import StopReason, Training, num_evaluations
+from pplgen.inference.nonfinite_steps import MAX_LOCATED, FaultLocalisation
+from pplgen.inference.training_options import TrainingOptions
+from pplgen.inference.training_result import StopReason, Training, num_evaluations
 from pplgen.inference.training_state import NonFinite, TrainingState
 from pplgen.storage.checkpoint import Checkpoint, content_digest
 from pplgen.story.isolation import generator_states, seeded, set_generator_states

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from pplgen.calibration.calibrate import calibrate
 from pplgen.calibration.result import Calibration
-from pplgen.checks import weights
+from pplgen.checks import importance_weights
 from pplgen.checks.inputs import CheckInputs
-from pplgen.checks.table import Verdict
+from pplgen.checks.registry import Verdict
 from pplgen.fitting.fit import fit
 from pplgen.posterior.datatree import group_of
 from pplgen.posterior.importance_sampling import weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim, Estimate
-from pplgen.verification.sources import Sources
+from pplgen.verification.data_sources import Sources
 
 __all__ = ["CLAIMS"]
 
@@ -66,7 +66,7 @@ def _khat(centred: bool, sources: Sources) -> float:
     model = _centred if centred else _schools
     found = fit(model, sources.schools(), compile="graph", progress=False)
     with found.pair.isolated(), torch.no_grad():
-        return weights.khat(CheckInputs(found.pair)).value
+        return importance_weights.khat(CheckInputs(found.pair)).value
 
 
 def _known_mean(width: float) -> tuple[Pair, Tensor]:
@@ -98,7 +98,7 @@ def _gap(sources: Sources) -> float:
     """ELBO gap of a guide with 1.5 times the posterior sd."""
     pair, _ = _known_mean(1.5)
     with pair.isolated(), torch.no_grad():
-        return weights.elbo_gap(CheckInputs(pair)).value
+        return importance_weights.elbo_gap(CheckInputs(pair)).value
 
 
 def _features() -> Tensor:

@@ -31,9 +31,9 @@ DATA_HELP = (
 def _new_file(path: Path | None) -> Path | None:
     """Refuse a file that cannot be written, before anything is computed."""
     if path is not None:
-        from pplgen.storage import run_folder as store
+        from pplgen.storage import run_folder
 
-        store.check_new(path)
+        run_folder.check_new(path)
     return path
 
 

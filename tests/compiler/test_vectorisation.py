@@ -5,8 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pplgen.compiler import vectorised as mapped
-from pplgen.compiler.vectorised import map_draws
+from pplgen.compiler import vectorisation as mapped
+from pplgen.compiler.vectorisation import map_draws
 from pplgen.posterior.draws import draw_posterior, draw_shared, row_densities
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair

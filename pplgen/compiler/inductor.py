@@ -1,0 +1,59 @@
+"""Compilation of a graph by TorchInductor."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pplgen.errors import first_line
+
+__all__ = ["compile_graph", "why_not_compiled"]
+
+
+@contextlib.contextmanager
+def _ignore_torch_warnings() -> Iterator[None]:
+    """Suppress deprecation warnings that torch's compiler raises about torch itself."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module="torch")
+        yield
+
+
+def compile_graph(
+    module: Any, arguments: tuple[Tensor, ...], *, cpp_wrapper: bool = False, cudagraphs: bool = True
+) -> Any:
+    """Compile a graph for inputs of these shapes; compiled code is cached on disk.
+
+    ``cudagraphs=False`` is for graphs that communicate between processes. With ``cpp_wrapper`` the kernel launches are
+    compiled as well, which takes longer and pays off if a call takes a fraction of a millisecond, such as one
+    likelihood; the engine already takes many steps per call.
+    """
+    with _ignore_torch_warnings(), torch.no_grad():
+        from torch._guards import TracingContext, tracing
+        from torch._inductor import compile_fx, config
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        cudagraphs = arguments[0].is_cuda and cudagraphs
+        # random numbers come from torch's generator, so that compiled and traced steps draw the same numbers
+        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": cudagraphs, "cpp_wrapper": cpp_wrapper}
+        # the cache on disk is used only if a tracing context has the shapes
+        with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+            return compile_fx.compile_fx(module, list(arguments))
+
+
+def why_not_compiled() -> str | None:
+    """Return the reason why graphs cannot be compiled; ``None`` if they can."""
+    try:
+        with _ignore_torch_warnings():
+            from torch._inductor.cpp_builder import get_cpp_compiler
+
+            get_cpp_compiler()
+    except Exception as error:
+        return f"no C++ compiler was found, so the uncompiled graph runs: {first_line(error)}"
+    return None
