@@ -78,7 +78,7 @@ def calibration_word(record: Mapping[str, Any] | None) -> str:
     if record is None:
         return "not recorded"
     if "refused" in record:
-        return "cannot be"
+        return "not possible"
     return {"pass": "yes", "warn": "doubtful", "fail": "no"}[record["verdict"]]
 
 
