@@ -133,7 +133,7 @@ def test_labels_that_are_words_name_the_components(tmp_path, typed):
 def test_list_names_every_story(tmp_path):
     printed = pplgen("list", cwd=tmp_path).stdout
     assert len(printed.splitlines()) == len(collection())
-    assert "\ngaussian-mixture           Rows from K Gaussian components" in printed
+    assert "\ngaussian-mixture           Mixture of K Gaussians, the component" in printed
 
 
 def test_help_shows_the_storys_options_without_importing_torch(tmp_path):
