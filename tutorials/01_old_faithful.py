@@ -290,7 +290,7 @@ assert (ranked.loc["K = 2", "elpd"] - ranked.loc["K = 1", "elpd"]) / len(x) > 0.
 assert ranked.loc["K = 2", "elpd_diff"] / len(x) < 0.1
 assert ranked["bic"].idxmin() == "K = 2"
 assert 2 <= np.median(occupied) <= 4
-assert 0.8 <= coverage <= 0.98  # 72 waits at 90 %: a standard error of 3.5 %
+assert coverage >= 0.9 - 4 * 0.035  # of 72 waits at 90 %: four standard errors; too wide is told by the width
 assert width < 0.5 * float(blind_high - blind_low)
 assert abs(after_two[1] - 54) < 2 and abs(after_four[1] - 81) < 2  # noqa: PT018
 assert report_written

@@ -340,7 +340,7 @@ assert before_1984 > 0.8
 assert after_1984 < 0.2
 assert agreement(unrest) < agreement(probability)
 assert right > 0.9
-assert inside[lost & ~gap].mean() > 0.75  # 90 % expected of 56 numbers or more: a standard error is 4 %
+assert inside[lost & ~gap].mean() > 0.9 - 4 * 0.04  # 90 % of 56 numbers or more: four standard errors of 4 %
 assert inside[gap].mean() > 0.75  # a lower limit: intervals that cover several paths are wider
 assert error(filled.mean(0), lost & ~gap) < 0.8 * error(straight, lost & ~gap)
 assert error(filled.mean(0), gap) < 0.8 * error(straight, gap)

@@ -305,7 +305,7 @@ plt.show()
 # ## What we claimed
 
 # %%
-assert k_hat["centred"][1] == "fail"
+assert k_hat["centred"][1] in ("fail", "warn")  # some .85, each of four replicates with an error of .11 around it
 assert k_hat["non-centred"][1] in ("pass", "warn")
 assert k_hat["non-centred"][0] < k_hat["centred"][0]
 assert fits["non-centred"].elbo > fits["centred"].elbo
@@ -325,7 +325,8 @@ assert shaped_k[1] == "pass"
 assert np.allclose(ratio["independent normals"], (1 - correlation**2) ** 0.5, rtol=0.15)  # the theory of such guides
 assert np.allclose(ratio["one joint normal"], 1, rtol=0.15)
 assert max(np.abs(each).max() for each in shift.values()) < 0.25
-assert abs(narrow_k[0] - abs(correlation)) < 0.15  # an estimate from the largest of 10,000 weights
+# four standard errors of a shape k that 300 of 10,000 weights give in each of four replicates, (1 + k) / sqrt(4 * 300)
+assert abs(narrow_k[0] - abs(correlation)) < 4 * (1 + abs(correlation)) / 1200**0.5
 assert coverage["independent normals"] < 0.65
 assert coverage["mean subtracted"] > 0.8
 assert not calibrations["independent normals"].passed
