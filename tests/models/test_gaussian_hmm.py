@@ -277,7 +277,7 @@ def test_bad_data():
         pplgen.fit(GaussianHMM(9, 2), y, progress=False)
     with pytest.raises(InputError, match=r"expects \(num_series, num_steps, 1\)"):
         pplgen.fit(GaussianHMM(2, 1), y, progress=False)
-    with pytest.raises(InputError, match="1 step is too little"):
+    with pytest.raises(InputError, match="1 step is too few to train on"):
         pplgen.fit(GaussianHMM(2, 2), y[:, :1], progress=False)
     with pytest.raises(InputError, match=r"series 1, step 1, column 1: .*: expected a count 0, 1, 2"):
         pplgen.fit(GaussianHMM(2, 2, emission="poisson"), y, progress=False)

@@ -305,7 +305,7 @@ def test_meagre_series_give_a_finite_fit(story, kind):
 
 def test_bad_data():
     story = LinearGaussianSSM.local_level(2)
-    with pytest.raises(InputError, match="1 step is too little"):
+    with pytest.raises(InputError, match="1 step is too few to train on"):
         pplgen.fit(story, torch.randn(3, 1, 2), progress=False)
     with pytest.raises(InputError, match=r"data of shape \(3, 9, 1\).*expects \(num_series, num_steps, 2\)"):
         pplgen.fit(story, torch.randn(3, 9, 1), progress=False)

@@ -266,7 +266,7 @@ def test_bad_data():
         pplgen.fit(story, torch.randn(1, 20, 2), progress=False)
     with pytest.raises(InputError, match="2 steps after the first 4 are too few for 3 regimes"):
         pplgen.fit(story, y[:1, :6], progress=False)
-    with pytest.raises(InputError, match="1 step is too little"):
+    with pytest.raises(InputError, match="1 step is too few to train on"):
         pplgen.fit(story, y[:, :1], progress=False)
     with pytest.raises(InputError, match="no observed value"):
         pplgen.fit(story, torch.full((1, 20, 1), NAN), progress=False)

@@ -209,7 +209,7 @@ def test_mistakes_are_told(rings):
         pplgen.fit(story, x, labels=torch.where(y == 2, 3, y), steps=2, progress=False)
     with pytest.warns(DataWarning, match="no row is labelled as class 0, 2"):
         pplgen.fit(story, x, labels=torch.where(y == 1, 1, -1), steps=2, progress=False)
-    with pytest.raises(InputError, match="weights: the guide sums out"):
+    with pytest.raises(InputError, match="weights: the guide enumerates a discrete latent"):
         pplgen.fit(story, x, weights=torch.ones(600), steps=2, progress=False)
     with pytest.raises(InputError, match="sum to one"):
         SemiSupervisedVAE(6, 1, num_classes=2, probabilities=[0.5, 0.6])

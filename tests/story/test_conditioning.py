@@ -190,7 +190,7 @@ def test_columns_of_the_table_can_be_named(tmp_path, rows):
         ({"labels": "kind"}, "labels='kind': expected one of the columns x0, x1"),
         ({"labels": ["a"] * 120}, "labels: expected one number for each row"),
         ({"weights": [1.0] * 119 + [-1.0]}, "weights, row 120: -1: expected a finite number of at least 0"),
-        ({"weights": [0.0] * 120}, "weights: all of them are 0"),
+        ({"weights": [0.0] * 120}, "weights: all are 0; at least one must be positive"),
     ],
 )
 def test_wrong_facts(rows, options, sentence):
