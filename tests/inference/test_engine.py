@@ -160,7 +160,7 @@ def test_compiled_steps_are_the_graphs():
 def test_a_wrong_compiler_is_found_out(monkeypatch):
     """A compiled step that is off by a thousandth must not be used."""
 
-    def wrong(graph, inputs):
+    def wrong(graph, inputs, *, cudagraphs):
         return lambda *arguments: tuple(1.001 * value for value in graph(*arguments))
 
     monkeypatch.setattr(engine_module, "compile_graph", wrong)
