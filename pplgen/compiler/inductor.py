@@ -12,7 +12,12 @@ from torch import Tensor
 
 from pplgen.errors import first_line
 
-__all__ = ["compile_graph", "why_not_compiled"]
+__all__ = ["compile_graph", "compiling_repays", "why_not_compiled"]
+
+MIN_SECONDS = 30.0
+"""Minimum expected run time of the uncompiled graph, in seconds, for which it is compiled."""
+SECONDS_PER_NODE = 0.05
+"""The same per node of the graph: a graph of thousands of nodes takes minutes to compile."""
 
 
 @contextlib.contextmanager
@@ -45,6 +50,11 @@ def compile_graph(
         # the cache on disk is used only if a tracing context has the shapes
         with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
             return compile_fx.compile_fx(module, list(arguments))
+
+
+def compiling_repays(seconds: float, num_nodes: int) -> bool:
+    """Whether an uncompiled graph of ``num_nodes`` would run for so long, in seconds, that compiling it is faster."""
+    return seconds > max(MIN_SECONDS, SECONDS_PER_NODE * num_nodes)
 
 
 def why_not_compiled() -> str | None:

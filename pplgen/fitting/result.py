@@ -20,8 +20,9 @@ from pplgen.fitting.run_contents import pair_facts, run_header, saved_buffers, t
 from pplgen.fitting.series_methods import SeriesMethods
 from pplgen.inference.training_result import Training
 from pplgen.posterior import datatree
+from pplgen.posterior.imputation import impute_rows
 from pplgen.posterior.latent_variables import inherits_model_and_guide
-from pplgen.posterior.predictive import impute_rows, sample_rows
+from pplgen.posterior.predictive import sample_rows
 from pplgen.posterior.row_likelihood import LogLikelihood
 from pplgen.report.console import print_summary
 from pplgen.storage import run_folder

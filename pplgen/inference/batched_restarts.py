@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pplgen.compiler.graph import Graph, buffers_of, tensors_of, trace
+from pplgen.compiler.inductor import compiling_repays
 from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import InputError
@@ -30,10 +31,6 @@ from pplgen.story.pair import Pair
 
 __all__ = ["Report", "stacked_data", "train_together"]
 
-MIN_SECONDS = 30.0
-"""Minimum expected run time of the uncompiled graph, in seconds, for which it is compiled."""
-SECONDS_PER_NODE = 0.05
-"""The same per node of the graph: a graph of thousands of nodes takes minutes to compile."""
 EXPECTED_STEPS = 1500
 """Expected number of steps of a fit, if more are allowed."""
 
@@ -176,7 +173,7 @@ class _Run:
     def _compiling_repays(self, seconds: float) -> bool:
         """Whether the remaining steps, of ``seconds`` each, take longer than compiling; the same on all ranks."""
         remaining = seconds * (min(self.options.steps, EXPECTED_STEPS) - self.training.taken)
-        repays = remaining > max(MIN_SECONDS, SECONDS_PER_NODE * len(self.graph.module.graph.nodes))
+        repays = compiling_repays(remaining, len(self.graph.module.graph.nodes))
         return self.ranks.all_gather(repays)[0]
 
     def _compiled(self) -> str:

@@ -17,11 +17,10 @@ from pplgen.checks.latents import active_units
 from pplgen.checks.registry import Verdict
 from pplgen.cli.main import main
 from pplgen.errors import InputError
-from pplgen.posterior import latent_variables
-from pplgen.posterior import predictive as generating
+from pplgen.posterior import imputation, latent_variables
 from pplgen.posterior import row_likelihood as likelihood
 from pplgen.posterior.draws import row_densities
-from pplgen.posterior.predictive import impute_rows
+from pplgen.posterior.imputation import impute_rows
 from pplgen.posterior.row_likelihood import LogLikelihood
 from pplgen.story.latent import LatentStory
 
@@ -207,7 +206,7 @@ def test_completions_have_the_conditional_distribution(lines, monkeypatch, poole
     """x_0 given the others is normal, by the rules of the multivariate normal; both ways of drawing it."""
     if not pooled:
         monkeypatch.setattr(Lines, "complete", lambda self, x: LatentStory.complete(self, x))
-        monkeypatch.setattr(generating, "BLOCK_ENTRIES", 200 * 3 * 33)
+        monkeypatch.setattr(imputation, "BLOCK_ENTRIES", 200 * 3 * 33)
     fit, x = lines
     drawn = fit.impute(x[:110], draws=400)
     assert drawn.shape == (400, 110, 3)
@@ -228,7 +227,7 @@ def test_rows_are_imputed_in_blocks_whatever_the_story(monkeypatch):
     x[::3, 0] = torch.nan
     mixture = pplgen.fit(GaussianMixture(2, 2), x, steps=200, progress=False)
     whole = mixture.impute(x, draws=30)
-    monkeypatch.setattr(generating, "BLOCK_ENTRIES", 200)
+    monkeypatch.setattr(imputation, "BLOCK_ENTRIES", 200)
     with mixture.pair.isolated():
         pieces = impute_rows(mixture.story, mixture.pair, (x,), 30)
     assert pieces.shape == whole.shape
