@@ -321,7 +321,7 @@ def test_checks_that_do_not_apply(faithful_fit, capsys):
         (lambda fit, x: fit.interpolate(x[:2], x[:3]), "2 rows and 3; expected as many"),
         (lambda fit, x: fit.interpolate(x[0], x[1], num=1), "num=1"),
         (lambda fit, x: fit.traverse(over="rows"), "over='rows': expected one of prior, posterior"),
-        (lambda fit, x: fit.anomaly(x[:3], rate=2), "rate=2: expected a share"),
+        (lambda fit, x: fit.anomaly(x[:3], rate=2), "rate=2: expected a fraction"),
         (lambda fit, x: fit.anomaly(x[:3], held_out=x[:5], rate=0.1), "rate=0.1: 5 normal rows .* at least 9"),
     ],
 )
