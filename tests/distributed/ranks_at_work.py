@@ -303,5 +303,6 @@ def main(rank, folder):
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     importlib.import_module("conftest")  # whose seeds are shifted as those of the process that compares
     main(int(sys.argv[1]), Path(sys.argv[2]).resolve())
