@@ -110,7 +110,7 @@ def test_a_run_is_not_overwritten_unless_told(faithful_fit, run):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"story": "os:system"}, "only stories of the collection are rebuilt by name"),
+        ({"story": "os:system"}, "only stories of the collection are imported by name"),
         ({"story": "pplgen.models.gaussian_mixture:torch"}, "is not a Story"),
         ({"story": "pplgen.models.gaussian_mixture:Story"}, "is not a Story"),
         ({"story": "pplgen.models.missing:Story"}, "has no such story"),
@@ -119,8 +119,8 @@ def test_a_run_is_not_overwritten_unless_told(faithful_fit, run):
         ({"config": {"num_components": 3}}, "buffer .* has shape"),
         ({"config": {"colour": 1}}, "does not describe a run .*unexpected keyword argument 'colour'"),
         ({"config": {"num_features": 3}}, "buffer .* has shape"),
-        ({"columns": ["a"]}, "names 1 columns, where the story has 2"),
-        ({"runs": []}, "expected one of 0 runs"),
+        ({"columns": ["a"]}, "names 1 columns; the story has 2"),
+        ({"runs": []}, "expected an index of the 0 runs"),
         ({"dtype": "int32"}, "'dtype' is 'int32'; expected 'float32' or 'float64'"),
         ({"seed": "a"}, "'seed' is 'a'; expected a whole number"),
     ],
