@@ -168,4 +168,4 @@ def test_larochelles_binarisation(reference_data, monkeypatch):
     assert reader.independent_pixels(train.values, test.values) == pytest.approx(-205.793, abs=1e-2)
     assert image_shape(train.columns) == (28, 28)
     monkeypatch.setenv("BINARISED_MNIST", str(folder / "nowhere"))
-    assert "BINARISED_MNIST names another folder" in reader.why_absent()
+    assert "set BINARISED_MNIST to its folder" in reader.why_absent()
