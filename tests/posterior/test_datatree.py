@@ -23,12 +23,12 @@ def test_groups_dimensions_and_labels(faithful_tree):
     assert posterior["mu"].dims == ("chain", "draw", "component", "feature")
     assert posterior["Sigma"].dims == ("chain", "draw", "component", "feature", "other_feature")
     assert posterior["feature"].values.tolist() == ["eruptions", "waiting"]
-    assert dict(datatree.sizes) | {"chain": 1, "draw": 1000, "component": 2} == dict(datatree.sizes)
+    assert dict(posterior.sizes) | {"chain": 1, "draw": 1000, "component": 2} == dict(posterior.sizes)
     assert faithful_tree["log_likelihood"]["x"].dims == ("chain", "draw", "row")
     assert faithful_tree["posterior_predictive"]["x"].dims == ("chain", "draw", "row", "feature")
     assert faithful_tree["observed_data"]["x"].dims == ("row", "feature")
     assert set(faithful_tree["sample_stats"].data_vars) == {"lp", "log_q"}
-    assert set(faithful_tree["prior"].data_vars) == set(datatree.data_vars)
+    assert set(faithful_tree["prior"].data_vars) == set(posterior.data_vars)
 
 
 def test_observed_and_constant_data(faithful_tree, faithful):
