@@ -6,25 +6,15 @@ from collections.abc import Callable, Iterable
 
 from pplgen.errors import InputError, near_names
 from pplgen.verification import (
-    checks_and_calibration as trust,
-)
-from pplgen.verification import (
-    conjugate_evidences as evidences,
-)
-from pplgen.verification import (
+    checks_and_calibration,
+    conjugate_evidences,
     engine,
+    hidden_markov,
     latents,
     mixtures,
     networks,
-)
-from pplgen.verification import (
-    hidden_markov as regimes,
-)
-from pplgen.verification import (
-    state_space as series,
-)
-from pplgen.verification import (
-    switching_systems as switching,
+    state_space,
+    switching_systems,
 )
 from pplgen.verification.claim import Claim, Outcome, Result, measure
 from pplgen.verification.data_sources import Sources
@@ -33,14 +23,14 @@ __all__ = ["FAMILIES", "select", "verify"]
 
 FAMILIES: dict[str, tuple[Claim, ...]] = {
     "mixtures": mixtures.CLAIMS,
-    "evidences": evidences.CLAIMS,
-    "series": series.CLAIMS,
-    "regimes": regimes.CLAIMS,
-    "switching": switching.CLAIMS,
+    "evidences": conjugate_evidences.CLAIMS,
+    "series": state_space.CLAIMS,
+    "regimes": hidden_markov.CLAIMS,
+    "switching": switching_systems.CLAIMS,
     "latents": latents.CLAIMS,
     "networks": networks.CLAIMS,
     "engine": engine.CLAIMS,
-    "trust": trust.CLAIMS,
+    "trust": checks_and_calibration.CLAIMS,
 }
 """All claims, in the order of the table."""
 
