@@ -171,7 +171,10 @@ def test_a_guide_with_parameters_per_row_cannot_describe_new_rows():
     amortised = Pair(factor_model, factor_guide, (torch.arange(5.0),))
     with amortised.isolated():
         amortised.check_amortised()
-    with automatic.isolated(), pytest.raises(InputError, match="draws 'z' from separate parameters for each training row"):
+    with (
+        automatic.isolated(),
+        pytest.raises(InputError, match="draws 'z' from separate parameters for each training row"),
+    ):
         automatic.check_amortised()
 
 
