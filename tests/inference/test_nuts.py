@@ -148,7 +148,8 @@ def test_draws_of_a_sampler_are_checked_as_the_posteriors_own(sampled):
     for name in ("divergent transitions (fraction)", "posterior predictive p-value (smallest, Holm)"):
         assert checks[name].verdict == "pass", checks[name]
     # of four halves with 250 effective draws in all, or more, R-hat^2 - 1 is 4 (c / 3 - 1) / 250, where c has three
-    # degrees of freedom: above 1.01 for one seed in twenty, above 1.05 for one in 16,000, as often as four standard errors
+    # degrees of freedom: above 1.01 for one seed in twenty, above 1.05 for one in 16,000, as often as four standard
+    # errors
     rhat = checks["R-hat of the chains"]
     assert rhat.value < 1.05
     assert rhat.verdict == ("pass" if rhat.value <= rhat.threshold else "warn")
