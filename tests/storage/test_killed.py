@@ -14,7 +14,7 @@ KILLING = Path(__file__).parent / "killing.py"
 
 
 @pytest.fixture(scope="module")
-def with_error(tmp_path_factory):
+def outcome(tmp_path_factory):
     """What happened, and where."""
     if not hasattr(os, "fork"):
         pytest.skip("lives are forked")
@@ -31,8 +31,8 @@ def with_error(tmp_path_factory):
     return json.loads(done.stdout), folder
 
 
-def test_twenty_lives_are_killed_and_each_is_resumed(told):
-    happened, _ = told
+def test_twenty_lives_are_killed_and_each_is_resumed(outcome):
+    happened, _ = outcome
     assert happened["whole"]["code"] == 0, happened["whole"]["said"]
     lives = happened["lives"]
     assert len(lives) == 20
@@ -46,16 +46,16 @@ def test_twenty_lives_are_killed_and_each_is_resumed(told):
     assert happened["last"]["code"] == 0, happened["last"]["said"]
 
 
-def test_the_end_is_that_of_the_run_that_nobody_disturbed(told):
-    _, folder = told
+def test_the_end_is_that_of_the_run_that_nobody_disturbed(outcome):
+    _, folder = outcome
     whole, killed = ((folder / name / run_folder.TENSORS).read_bytes() for name in ("whole", "killed"))
     assert whole == killed
     headers = [json.loads((folder / name / run_folder.HEADER).read_text()) for name in ("whole", "killed")]
     assert headers[0]["runs"] == headers[1]["runs"]
 
 
-def test_nothing_is_left_of_the_killed_lives(told):
-    _, folder = told
+def test_nothing_is_left_of_the_killed_lives(outcome):
+    _, folder = outcome
     assert {path.name for path in (folder / "killed").iterdir()} == {
         run_folder.TENSORS,
         run_folder.HEADER,
