@@ -8,7 +8,6 @@ import importlib.machinery
 import os
 import sys
 import types
-import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,8 +58,7 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         """Give the old module all names of the new one."""
         place = f"{__name__}.{_MOVED[module.__name__.rpartition('.')[2]]}"
-        message = f"{module.__name__} is now {place}; the old name is accepted until the next release"
-        warnings.warn(message, FutureWarning, stacklevel=2)
+        importlib.import_module("pplgen.errors").warn_renamed(module.__name__, place)
         vars(module).update(
             {name: value for name, value in vars(importlib.import_module(place)).items() if name[:2] != "__"}
         )

@@ -17,6 +17,7 @@ __all__ = [
     "near_names",
     "printable",
     "renamed",
+    "warn_renamed",
 ]
 
 
@@ -52,14 +53,19 @@ def near_names(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+def warn_renamed(old: str, new: str) -> None:
+    """Warn the caller's caller that a name has changed and that the old one goes with the next release."""
+    message = f"{old} is now {new}; the old name is accepted until the next release"
+    warnings.warn(message, FutureWarning, stacklevel=3)
+
+
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a module's ``__getattr__`` that accepts the former ``names`` of its members, with a ``FutureWarning``."""
 
     def getattr_of_module(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        message = f"{module}.{name} is now {names[name]}; the old name is accepted until the next release"
-        warnings.warn(message, FutureWarning, stacklevel=2)
+        warn_renamed(f"{module}.{name}", names[name])
         return getattr(sys.modules[module], names[name])
 
     return getattr_of_module

@@ -6,8 +6,9 @@ May import: posterior. Start reading at `fit.py`, the figure of a whole fit.
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import Any
+
+from pplgen.errors import warn_renamed
 
 _RENAMED = {
     "decoded_rows": "example_rows",
@@ -23,8 +24,7 @@ _RENAMED = {
 def __getattr__(name: str) -> Any:
     """Import a plotting function on first access."""
     if name in _RENAMED:
-        message = f"{__name__}.{name} is now {_RENAMED[name]}; the old name is accepted until the next release"
-        warnings.warn(message, FutureWarning, stacklevel=2)
+        warn_renamed(f"{__name__}.{name}", _RENAMED[name])
         name = _RENAMED[name]
     if not name.startswith("_"):
         for module in ("fit", "latent", "posterior", "series"):
