@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pplgen.compiler.graph import buffers_of, tensors_of
 from pplgen.compiler.vectorisation import MAX_ENTRIES, largest_result, traced_function
-from pplgen.inference.batched_restarts import stacked_data
+from pplgen.inference.stacking import stacked_data
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pplgen.compiler import gamma_operations  # noqa: F401
 from pplgen.compiler.recording import record_operations
 from pplgen.compiler.simplify import RANDOM, Simplifier, eliminate_common_subexpressions
 from pplgen.compiler.sum_factoring import factor_sums
@@ -172,50 +173,6 @@ def _index_put_as_matmul(module: fx.GraphModule, node: Any) -> None:
         added = call(aten.add.Tensor, (base, call(aten.reshape.default, (product, list(shape)))))
     node.replace_all_uses_with(added)
     module.graph.erase_node(node)
-
-
-@torch.library.custom_op("pplgen::standard_gamma_grad", mutates_args=())
-def _standard_gamma_grad(concentration: Tensor, sample: Tensor) -> Tensor:
-    """Differentiate a standard gamma draw with respect to its concentration, elementwise."""
-    return aten._standard_gamma_grad(concentration.contiguous(), sample.contiguous())
-
-
-@_standard_gamma_grad.register_fake
-def _(concentration: Tensor, sample: Tensor) -> Tensor:
-    return torch.empty_like(sample, memory_format=torch.contiguous_format)
-
-
-@_standard_gamma_grad.register_vmap
-def _(info: object, in_dims: tuple[int | None, ...], concentration: Tensor, sample: Tensor) -> tuple[Tensor, int]:
-    arguments = _batch_first(info, in_dims, concentration, sample)
-    return _standard_gamma_grad(*torch.broadcast_tensors(*arguments)), 0
-
-
-@torch.library.custom_op("pplgen::dirichlet_grad", mutates_args=())
-def _dirichlet_grad(x: Tensor, concentration: Tensor, total: Tensor) -> Tensor:
-    """Differentiate a Dirichlet draw with respect to its concentration; the last axis is the simplex."""
-    return aten._dirichlet_grad(x.contiguous(), concentration.contiguous(), total.contiguous())
-
-
-@_dirichlet_grad.register_fake
-def _(x: Tensor, concentration: Tensor, total: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@_dirichlet_grad.register_vmap
-def _(
-    info: object, in_dims: tuple[int | None, ...], x: Tensor, concentration: Tensor, total: Tensor
-) -> tuple[Tensor, int]:
-    arguments = _batch_first(info, in_dims, x, concentration, total)
-    return _dirichlet_grad(*torch.broadcast_tensors(*arguments)), 0
-
-
-def _batch_first(info: object, in_dims: tuple[int | None, ...], *arguments: Tensor) -> list[Tensor]:
-    """Move batch axes to the front, adding one of length one to unbatched arguments."""
-    return [
-        value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
-        for value, dim in zip(arguments, in_dims, strict=True)
-    ]
 
 
 _BATCHABLE = {

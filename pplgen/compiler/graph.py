@@ -8,7 +8,7 @@ gradients at perturbed parameters and resampled data.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from pplgen.story.isolation import ignore_nonfinite_warnings, modules_of, seeded
 from pplgen.story.pair import Pair, select_rows
 from pplgen.story.structure import number_of_rows
 
-__all__ = ["Graph", "buffers_of", "tensors_of", "trace"]
+__all__ = ["Graph", "arguments_with", "buffers_of", "gradients_of", "record", "tensors_of", "trace"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,15 @@ class Graph:
 
     def unpack(self, vector: Tensor) -> dict[str, Tensor]:
         """Split a vector into parameters by name, as ``Pair.restore`` takes them."""
-        return dict(zip(self.names, self._split(vector), strict=True))
+        return dict(zip(self.names, self.split(vector), strict=True))
 
     def loss_and_gradient(self, vector: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate loss and gradient at one parameter vector; ``inputs`` are buffers, then tensors of the data."""
-        loss, gradients = self.module(*self._split(vector), *inputs)
+        loss, gradients = self.module(*self.split(vector), *inputs)
         return loss, torch.cat([gradient.reshape(-1) for gradient in gradients])
 
-    def _split(self, vector: Tensor) -> list[Tensor]:
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Split a vector into parameters of their shapes, in the order of ``names``."""
         parts = vector.split([shape.numel() for shape in self.shapes])
         return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
@@ -110,30 +111,45 @@ def trace(
         raise NotTraceable("the pair has no parameters")
 
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return _pyro_loss_and_gradients(pair, bound, _arguments(data, tensors), scale, list(parameters.values()))
+        return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, list(parameters.values()))
 
-    inputs = tensors_of(data)
+    with _require_stateless(pair):
+        graph = record(evaluate, parameters, buffers_of(pair), tensors_of(data))
+    for sample in (data, _resample_rows(data)):
+        _verify(graph, pair, bound, sample, scale, list(parameters.values()))
+    return graph
+
+
+def record(
+    evaluate: Callable[..., tuple[Tensor, list[Tensor]]],
+    parameters: dict[str, Tensor],
+    buffers: list[Tensor],
+    inputs: tuple[Tensor, ...],
+) -> Graph:
+    """Record a function of ``inputs``, which reads parameters and buffers, as a graph; it is not verified.
+
+    Raises
+    ------
+    NotTraceable
+        If it cannot be recorded.
+    """
     try:
-        with _require_stateless(pair), traceable():
+        with traceable():
             raw = record_operations(evaluate, *inputs)
     except NotTraceable:
         raise
     except Exception as error:
         raise NotTraceable(f"tracing failed: {type(error).__name__}: {first_line(error)}") from error
-    buffers = buffers_of(pair)
     lift_constants(raw, [*parameters.values(), *buffers])
     shapes = tuple(value.shape for value in parameters.values())
     try:
         module = canonicalise(raw, [*parameters.values(), *buffers, *inputs])
     except Exception as error:
         raise NotTraceable(f"simplification failed: {type(error).__name__}: {first_line(error)}") from error
-    graph = Graph(module, tuple(parameters), shapes, tuple(buffers))
-    for sample in (data, _resample_rows(data)):
-        _verify(graph, pair, bound, sample, scale, list(parameters.values()))
-    return graph
+    return Graph(module, tuple(parameters), shapes, tuple(buffers))
 
 
-def _arguments(data: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+def arguments_with(data: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """Insert tensors in the places of those among the arguments."""
     remaining = iter(tensors)
     return tuple(next(remaining) if isinstance(value, Tensor) else value for value in data)
@@ -143,14 +159,21 @@ def _pyro_loss_and_gradients(
     pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: Any, parameters: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Compute loss and gradients by Pyro, and clear the parameters' gradients."""
-    for parameter in parameters:
-        parameter.grad = None
-    with torch.enable_grad(), scale:
+    with torch.enable_grad(), scale, gradients_of(parameters) as gradients:
         loss = bound.loss_and_grads(pair.model, pair.guide, *data)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    return torch.as_tensor(loss), gradients
+
+
+@contextlib.contextmanager
+def gradients_of(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Collect the gradients that are accumulated inside, zero if none, and clear them."""
     for parameter in parameters:
         parameter.grad = None
-    return torch.as_tensor(loss), gradients
+    gradients: list[Tensor] = []
+    yield gradients
+    for parameter in parameters:
+        gradients.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        parameter.grad = None
 
 
 @contextlib.contextmanager

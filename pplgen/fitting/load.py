@@ -34,7 +34,7 @@ from pplgen.fitting.run_contents import (
 )
 from pplgen.inference.model_arguments import check_device, read_rows
 from pplgen.inference.nuts import Chains, use_stored_draws
-from pplgen.inference.training_result import StopReason, Training
+from pplgen.inference.training_result import Optimum, StopReason, Training
 from pplgen.storage import run_folder
 from pplgen.storage.user_code import COLLECTION, import_path, user_story
 from pplgen.story.base import Story
@@ -255,6 +255,7 @@ def _runs(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Training,
             float(run["elbo_error"]),
             StopReason[run["stop"]],
             final=final.numpy(),
+            optimum=Optimum(**run["optimum"]) if run.get("optimum") else None,
             faults=tuple(str(fault) for fault in run.get("faults", ())),
         )
         for run, final in zip(header["runs"], tensors.get("finals", [empty] * len(header["runs"])), strict=True)

@@ -57,7 +57,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
         self.columns: tuple[str, ...] = table.columns if table is not None else tuple(self.origin.get("columns", ()))
 
     def __repr__(self) -> str:
-        return f"<Fit of {self.name}: ELBO {self.elbo:.2f} +- {self.best.elbo_error:.2f}; {self.stop.value}>"
+        return f"<Fit of {self.name}: ELBO {self.elbo:.2f} +- {self.best.elbo_error:.2f}; {self.how}>"
 
     def to_datatree(
         self, draws: int = 1000, *, groups: Iterable[str] | None = None, seed: int | None = None

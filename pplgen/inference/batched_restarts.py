@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -11,10 +12,9 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from pplgen.compiler.graph import Graph, buffers_of, tensors_of, trace
+from pplgen.compiler.graph import tensors_of, trace
 from pplgen.compiler.inductor import compiling_repays
 from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.distributed.sharding import shard_rows
@@ -22,6 +22,9 @@ from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.engine import Engine, State
 from pplgen.inference.nonfinite_steps import MAX_LOCATED, FaultLocalisation
+from pplgen.inference.quasi_newton import maximise
+from pplgen.inference.quasi_newton_phase import fixed_draws_elbo
+from pplgen.inference.stacking import stacked_data, stacked_parameters
 from pplgen.inference.training_options import TrainingOptions
 from pplgen.inference.training_result import StopReason, Training, num_evaluations
 from pplgen.inference.training_state import NonFinite, TrainingState
@@ -29,8 +32,10 @@ from pplgen.storage.checkpoint import Checkpoint, content_digest
 from pplgen.story.isolation import generator_states, seeded, set_generator_states
 from pplgen.story.pair import Pair
 
-__all__ = ["Report", "stacked_data", "train_together"]
+__all__ = ["Report", "train_together"]
 
+EXPLORATION = 200
+"""Steps of Adam before L-BFGS over fixed draws."""
 EXPECTED_STEPS = 1500
 """Expected number of steps of a fit, if more are allowed."""
 
@@ -91,7 +96,7 @@ class _Run:
             batches, scale = options.batching.of(self.first, seed=self.seed, shard=self.shard)
             with _half_kl_weight(self.first) if self.warm_up else contextlib.nullcontext():
                 self.graph = trace(self.first, options.objective.of(self.first), next(batches), scale)
-        vectors, buffers = _stacked(pairs, self.graph)
+        vectors, buffers = stacked_parameters(pairs, self.graph)
         self.training = TrainingState.start(vectors, optimiser)
         self.same_rows = options.batching.is_constant(self.first)
         data: Any = tensors_of(next(batches)) if self.same_rows else map(tensors_of, batches)
@@ -128,6 +133,9 @@ class _Run:
         try:
             while self.training.taken < self.options.steps and self.training.running:
                 self._take_window()
+                if self.training.taken == max(EXPLORATION, WINDOW * math.ceil(self.warm_up / WINDOW)):
+                    self._maximise([restart.stop is None for restart in self.training.restarts])
+            self._maximise([restart.stop is StopReason.CONVERGED for restart in self.training.restarts])
         except KeyboardInterrupt:
             if not self.training.taken or self.ranks.size > 1:
                 raise
@@ -165,6 +173,20 @@ class _Run:
         if self.options.compiler == "auto" and done == WINDOW and self._compiling_repays(elapsed / done):
             self._report(done / elapsed, "compiling")
             self.path = self._compiled()
+
+    def _maximise(self, which: list[bool]) -> None:
+        """Finish restarts by L-BFGS over fixed draws, where it applies and they have no optimum yet."""
+        which = [each and restart.optimum is None for each, restart in zip(which, self.training.restarts, strict=True)]
+        vectors = self.training.good.vectors
+        if (
+            not any(which)
+            or (elbo := fixed_draws_elbo(self.first, self.engine, self.options, vectors, self.seed)) is None
+        ):
+            return
+        if self.report:
+            self._report(0.0, "L-BFGS")
+        vectors, optima = maximise(elbo, vectors)
+        self.training.adopt(vectors, [each if wanted else None for wanted, each in zip(which, optima, strict=True)])
 
     def _report(self, rate: float, doing: str) -> None:
         if self.report:
@@ -261,7 +283,7 @@ class _Run:
                 continue
             with pair.isolated():
                 pair.restore(self.graph.unpack(good[index]))
-            outcome = (values, restart.stop, restart.iterates, good[index], restart.faults)
+            outcome = (values, restart.stop, restart.iterates, good[index], restart.faults, restart.optimum)
             results.append(Training.from_evaluations(seed, restart.history, *outcome))
         return results
 
@@ -275,19 +297,3 @@ def _half_kl_weight(pair: Pair) -> Iterator[None]:
         yield
     finally:
         pair.kl_weight.fill_(1.0)
-
-
-def _stacked(pairs: list[Pair], graph: Graph) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """Stack the parameters of all pairs, shape ``(R, P)``, and their buffers if they differ."""
-    vectors, buffers = [], []
-    for pair in pairs:
-        with pair.isolated():
-            vectors.append(graph.pack(pair.snapshot()))
-        buffers.append(buffers_of(pair))
-    shared = all(torch.equal(own, first) for one in buffers for own, first in zip(one, graph.buffers, strict=True))
-    return torch.stack(vectors), None if shared else tuple(torch.stack(each) for each in zip(*buffers, strict=True))
-
-
-def stacked_data(pairs: list[Pair]) -> tuple[Tensor, ...]:
-    """Stack the tensors among the pairs' arguments, shape ``(R, ...)`` each."""
-    return tuple(torch.stack(each) for each in zip(*(tensors_of(pair.data) for pair in pairs), strict=True))

@@ -95,8 +95,8 @@ class Engine:
     ) -> None:
         self.ranks = ranks
         self.graph, self.data, self.clip, self.decay, self.warm_up = graph, data, clip, decay, warm_up
-        self._own_data, self._own_buffers = own_data, buffers is not None
-        self._buffers = graph.buffers if buffers is None else buffers
+        self.own_data, self.own_buffers = own_data, buffers is not None
+        self.buffers = graph.buffers if buffers is None else buffers
         self.num_traces = 0
         self._example = state
         self._single = self._traced(1)
@@ -202,7 +202,7 @@ class Engine:
         def steps(vectors: Tensor, mean: Tensor, square: Tensor, taken: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             state, losses = State(vectors, mean, square, taken), []
             rates, *others = inputs
-            buffers, tensors = others[: len(self._buffers)], others[len(self._buffers) :]
+            buffers, tensors = others[: len(self.buffers)], others[len(self.buffers) :]
             for index in range(num_steps):
                 batch = tensors if isinstance(self.data, tuple) else [value[index] for value in tensors]
                 state, loss = self._step(state, rates, buffers, batch)
@@ -220,9 +220,9 @@ class Engine:
     def _inputs(self, rates: Tensor, num_steps: int) -> tuple[Tensor, ...]:
         """Return the inputs of a call in addition to the state; minibatches are stacked, one per step."""
         if isinstance(self.data, tuple):
-            return (rates, *self._buffers, *self.data)
+            return (rates, *self.buffers, *self.data)
         batches = [next(self.data) for _ in range(num_steps)]
-        return (rates, *self._buffers, *(torch.stack(values) for values in zip(*batches, strict=True)))
+        return (rates, *self.buffers, *(torch.stack(values) for values in zip(*batches, strict=True)))
 
     def _step(
         self, state: State, rates: Tensor, buffers: Sequence[Tensor], tensors: Sequence[Tensor]
@@ -232,11 +232,11 @@ class Engine:
             which, warm_up_steps = self.warm_up
             weight = ((state.taken + 1) / warm_up_steps).clamp(max=1).to(buffers[which].dtype).expand_as(buffers[which])
             buffers = [*buffers[:which], weight, *buffers[which + 1 :]]
-        if len(state.vectors) == 1 and not (self._own_data or self._own_buffers):
+        if len(state.vectors) == 1 and not (self.own_data or self.own_buffers):
             loss, gradient = self.graph.loss_and_gradient(state.vectors[0], *buffers, *tensors)
             losses, gradients = loss[None], gradient[None]
         else:
-            own = [self._own_buffers] * len(buffers) + [self._own_data] * len(tensors)
+            own = [self.own_buffers] * len(buffers) + [self.own_data] * len(tensors)
             along = (0, *(0 if each else None for each in own))
             mapped = torch.func.vmap(self.graph.loss_and_gradient, in_dims=along, randomness="different")
             losses, gradients = mapped(state.vectors, *buffers, *tensors)

@@ -35,6 +35,8 @@ class Adam:
     """Factor on the learning rate per step."""
     patience: int = WINDOW
     """Steps per average of the ELBO when plateaus are detected."""
+    alone: bool = False
+    """Whether L-BFGS over fixed draws does not follow where it applies."""
 
     def for_pyro(self) -> Any:
         """Return a Pyro scheduler, whose ``step()`` lowers the learning rate at a plateau."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -16,6 +16,7 @@ from pplgen.inference.iterates import MAX_FINAL_SIZE
 
 __all__ = [
     "FINAL_EVALUATIONS",
+    "Optimum",
     "Progress",
     "ProgressCallback",
     "StopReason",
@@ -59,6 +60,32 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Optimum:
+    """Stationary point of the ELBO over fixed draws, found by L-BFGS.
+
+    Gradient norm and Monte Carlo error are root mean squares over parameters, in the metric of the inverse Hessian:
+    for a Gaussian guide, distances of its means in posterior standard deviations.
+    """
+
+    num_draws: int
+    """Number of draws over which the ELBO is averaged."""
+    num_iterations: int
+    num_evaluations: int
+    """Evaluations of the averaged ELBO and its gradient; restarts in one program share them."""
+    gradient_norm: float
+    tolerance: float
+    """Largest gradient norm of a stationary point."""
+    monte_carlo_error: float
+    """Standard error of the optimum's parameters due to the finite number of draws."""
+
+    def __str__(self) -> str:
+        return (
+            f"L-BFGS converged over {self.num_draws:,} fixed draws: gradient norm {self.gradient_norm:.1g} "
+            f"(tolerance {self.tolerance:.1g}), Monte Carlo error {self.monte_carlo_error:.1g} posterior sd"
+        )
+
+
+@dataclass(frozen=True)
 class Training:
     """Result of one restart. ELBOs are in nats, for all rows."""
 
@@ -74,6 +101,8 @@ class Training:
     """Tracked parameters along the run, evenly spaced, shape ``(num_stored, num_tracked)``; empty if unknown."""
     final: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
     """Flat final parameters, shape ``(P,)``; empty if there are too many to store."""
+    optimum: Optimum | None = None
+    """The stationary point at which L-BFGS ended; ``None`` if it was not used."""
     faults: tuple[str, ...] = ()
     """Message about each infinite or NaN value after which the run returned to its last good state."""
 
@@ -87,17 +116,23 @@ class Training:
         iterates: Tensor,
         final: Tensor,
         faults: Sequence[str] = (),
+        optimum: Optimum | None = None,
     ) -> Training:
         """Return the result of a run, given evaluations of the ELBO at its final parameters."""
         error = float(np.std(final_values, ddof=1)) / math.sqrt(len(final_values))
         stored = final if len(final) <= MAX_FINAL_SIZE else final[:0]
         arrays = (iterates.cpu().float().numpy(), stored.detach().cpu().double().numpy())
-        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop, *arrays, tuple(faults))
+        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop, *arrays, optimum, tuple(faults))
 
     @property
     def failed(self) -> bool:
         """Whether it ended with non-finite values; its last finite ELBO may be high by chance."""
         return self.stop is StopReason.NOT_FINITE or not math.isfinite(self.elbo)
+
+    @property
+    def how(self) -> str:
+        """Why it stopped, as a sentence."""
+        return self.stop.value if self.optimum is None else str(self.optimum)
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -113,6 +148,8 @@ class Training:
     def facts(self) -> dict[str, Any]:
         """Return the header fields of a restart in a saved run."""
         facts = {"seed": self.seed, "elbo": self.elbo, "elbo_error": self.elbo_error, "stop": self.stop.name}
+        if self.optimum is not None:
+            facts["optimum"] = asdict(self.optimum)
         return {**facts, "faults": list(self.faults)}
 
 

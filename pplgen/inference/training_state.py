@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from pplgen.inference.engine import BETAS, State
 from pplgen.inference.iterates import Iterates
 from pplgen.inference.nonfinite_policy import MAX_NON_FINITE, NOT_LOCALISED, RATE_FACTOR, non_finite_message
 from pplgen.inference.training_options import Adam
-from pplgen.inference.training_result import StopReason
+from pplgen.inference.training_result import Optimum, StopReason
 
 __all__ = ["NonFinite", "RestartState", "TrainingState"]
 
@@ -35,6 +35,8 @@ class RestartState:
     """Messages about non-finite values."""
     good_step: int = 0
     """Step of the last good state."""
+    optimum: Optimum | None = None
+    """The stationary point at which L-BFGS ended."""
     iterates: Tensor = field(default_factory=lambda: torch.zeros(0))
     """Tracked parameters until the restart stopped, shape ``(num_stored, num_tracked)``."""
 
@@ -81,6 +83,18 @@ class TrainingState:
         for index, restart in enumerate(self.restarts):
             if restart.stop is None:
                 self._halt(index, reason)
+
+    def adopt(self, vectors: Tensor, optima: Sequence[Optimum | None]) -> None:
+        """Move restarts to the stationary points that L-BFGS found, shape ``(R, P)``, and stop them there."""
+        found = torch.tensor([optimum is not None for optimum in optima], device=vectors.device)
+        self.state, self.good = (
+            state._replace(vectors=torch.where(found[:, None], vectors, state.vectors))
+            for state in (self.state, self.good)
+        )
+        for index, optimum in enumerate(optima):
+            if optimum is not None:
+                self.restarts[index].optimum = optimum
+                self._halt(index, StopReason.CONVERGED)
 
     def _halt(self, index: int, reason: StopReason) -> None:
         """Stop one restart."""
@@ -170,6 +184,7 @@ class TrainingState:
                 "stop": restart.stop.name if restart.stop else None,
                 "faults": restart.faults,
                 "kept": restart.good_step,
+                "optimum": asdict(restart.optimum) if restart.optimum else None,
             }
             for restart in self.restarts
         ]
@@ -182,11 +197,9 @@ class TrainingState:
         for index, restart in enumerate(facts["restarts"]):
             stop = None if restart["stop"] is None else StopReason[restart["stop"]]
             history, iterates = tensors[f"history{index}"].tolist(), tensors[f"iterates{index}"]
-            restarts.append(
-                RestartState(
-                    PlateauWatch(**restart["watch"]), history, stop, restart["faults"], restart["kept"], iterates
-                )
-            )
+            optimum = Optimum(**restart["optimum"]) if restart.get("optimum") else None
+            watch = PlateauWatch(**restart["watch"])
+            restarts.append(RestartState(watch, history, stop, restart["faults"], restart["kept"], optimum, iterates))
         moved = {name: value.to(device) for name, value in tensors.items()}
         state = State(*(moved[name] for name in State._fields))
         stored = Iterates(list(moved["iterates"]), facts["stride"])

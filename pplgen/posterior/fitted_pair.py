@@ -92,7 +92,7 @@ class FittedPair(ABC):
     @property
     def how(self) -> str:
         """Why training stopped, as a sentence."""
-        return self.stop.value
+        return self.best.how
 
     @property
     def spread(self) -> float:

@@ -96,7 +96,7 @@ def print_summary(fit: FittedPair, tree: xr.DataTree) -> None:
         f"{fit.name} on {data['name']}, {data['num_rows']:,} {rows}" if data else fit.name,
         shared,
         f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{each}{restarts}{failed}",
-        f"{len(best.history):,} steps of {fit.path}: {best.stop.value}",
+        f"{len(best.history):,} steps of {fit.path}: {best.how}",
         *best.faults,
         *left_out,
     )

@@ -149,7 +149,7 @@ def _training_summary(fit: FittedPair) -> dict[str, Any]:
     best = fit.best
     return {
         "method": "svi",
-        "how": best.stop.value,
+        "how": best.how,
         "elbo": _number(best.elbo),
         "elbo_error": _number(best.elbo_error),
         "steps": len(best.history),

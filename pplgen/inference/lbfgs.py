@@ -1,0 +1,150 @@
+"""L-BFGS for many functions at once, each with its own line search (Nocedal and Wright 2006, algorithm 7.5).
+
+The line search brackets and bisects a step that satisfies the weak Wolfe conditions (Lewis and Overton 2013, Nonsmooth
+optimization via quasi-Newton methods); where a function is not finite, the step is too long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["InverseHessian", "Point", "line_search"]
+
+MEMORY = 30
+"""Number of pairs of steps and gradient differences that approximate the inverse Hessian."""
+DECREASE, CURVATURE = 1e-4, 0.9
+"""Constants of the weak Wolfe conditions: sufficient decrease, and fraction of the slope that may remain."""
+MAX_TRIALS = 40
+"""Maximum number of step lengths tried."""
+ROUNDING = 1e-13
+"""Relative increase of a function that is rounding error."""
+
+
+class Point(NamedTuple):
+    """R points with their function values and gradients."""
+
+    vectors: Tensor
+    """Shape ``(R, P)``."""
+    values: Tensor
+    """Shape ``(R,)``."""
+    gradients: Tensor
+    """Shape ``(R, P)``."""
+
+    def tilted(self, slopes: Tensor) -> Point:
+        """Return the points for the functions minus linear terms ``vectors . slopes``."""
+        values = self.values - (self.vectors * slopes).sum(-1)
+        return Point(self.vectors, values, self.gradients - slopes)
+
+    def where(self, which: Tensor, other: Point) -> Point:
+        """Return these points where ``which``, and others elsewhere."""
+        rows = which[:, None]
+        vectors = torch.where(rows, self.vectors, other.vectors)
+        gradients = torch.where(rows, self.gradients, other.gradients)
+        return Point(vectors, torch.where(which, self.values, other.values), gradients)
+
+
+class InverseHessian:
+    """Limited-memory approximation of R inverse Hessians.
+
+    Parameters
+    ----------
+    diagonal
+        Initial inverse Hessians up to a factor: their diagonals, shape ``(R, P)``.
+    """
+
+    def __init__(self, diagonal: Tensor) -> None:
+        self._diagonal = diagonal
+        self._scale = torch.zeros_like(diagonal[:, 0])
+        self._pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
+
+    def update(self, before: Point, after: Point) -> None:
+        """Add a step; where the curvature along it is not positive, it is ignored."""
+        step, change = after.vectors - before.vectors, after.gradients - before.gradients
+        curvature = (step * change).sum(-1)
+        weighted = (change * change * self._diagonal).sum(-1)
+        positive = (curvature > 1e-14 * weighted) & curvature.isfinite() & weighted.isfinite()
+        rows = positive[:, None]
+        self._scale = torch.where(positive, curvature / weighted, self._scale)
+        inverse = torch.where(positive, 1 / curvature, 0.0)
+        self._pairs.append((torch.where(rows, step, 0.0), torch.where(rows, change, 0.0), inverse))
+
+    def forget(self, which: Tensor) -> None:
+        """Return to the initial inverse Hessian where ``which``."""
+        rows = which[:, None]
+        for index, (step, change, inverse) in enumerate(self._pairs):
+            forgotten = torch.where(rows, 0.0, step), torch.where(rows, 0.0, change)
+            self._pairs[index] = (*forgotten, torch.where(which, 0.0, inverse))
+        self._scale = torch.where(which, 0.0, self._scale)
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """Multiply vectors of shape ``(..., R, P)`` by the R inverse Hessians.
+
+        Before the first step the result is that for gradients: no longer than one in the metric of the diagonal.
+        """
+        steps = []
+        for step, change, inverse in reversed(self._pairs):
+            along = inverse * (step * vectors).sum(-1)
+            steps.append(along)
+            vectors = vectors - along[..., None] * change
+        length = (vectors * vectors * self._diagonal).sum(-1).sqrt().clamp(min=1.0)
+        scale = torch.where(self._scale > 0, self._scale, 1 / length)
+        vectors = scale[..., None] * self._diagonal * vectors
+        for (step, change, inverse), along in zip(self._pairs, reversed(steps), strict=True):
+            vectors = vectors + step * (along - inverse * (change * vectors).sum(-1))[..., None]
+        return vectors
+
+    def decrement(self, gradients: Tensor) -> Tensor:
+        """Return the decrease that a Newton step promises, half the squared gradient norm in this metric, in nats."""
+        return (gradients * self.times(gradients)).sum(-1) / 2
+
+
+def line_search(
+    function: Callable[[Tensor], Point], start: Point, directions: Tensor, slopes: Tensor, moving: Tensor
+) -> tuple[Point, Tensor]:
+    """Find steps along descent directions that satisfy the weak Wolfe conditions.
+
+    Parameters
+    ----------
+    function
+        Evaluates the functions at vectors, shape ``(R, P)``.
+    start
+        Current points.
+    directions
+        Descent directions, shape ``(R, P)``.
+    slopes
+        Linear terms that are subtracted from the functions, shape ``(R, P)``.
+    moving
+        Which points may move, shape ``(R,)``.
+
+    Returns
+    -------
+    tuple
+        New points, of the functions without the linear terms; and where a lower value was found, shape ``(R,)``.
+    """
+    tilted = start.tilted(slopes)
+    descent = (tilted.gradients * directions).sum(-1)
+    length = torch.ones_like(descent)
+    shortest, longest = torch.zeros_like(length), torch.full_like(length, math.inf)
+    best, found, searching = start, torch.zeros_like(moving), moving.clone()
+    for _ in range(MAX_TRIALS):
+        trial = function(torch.where(searching[:, None], start.vectors + length[:, None] * directions, best.vectors))
+        moved = trial.tilted(slopes)
+        finite = moved.values.isfinite() & moved.gradients.isfinite().all(-1)
+        bound = tilted.values + DECREASE * length * descent + ROUNDING * tilted.values.abs()
+        lower = finite & (moved.values <= bound)
+        flat = (moved.gradients * directions).sum(-1) >= CURVATURE * descent
+        best = trial.where(searching & lower, best)
+        found = found | (searching & lower)
+        searching = searching & ~(lower & flat)
+        if not searching.any():
+            break
+        longest = torch.where(lower, longest, length)
+        shortest = torch.where(lower, length, shortest)
+        length = torch.where(longest.isfinite(), (shortest + longest) / 2, 2 * length)
+    return best, found

@@ -1,0 +1,59 @@
+"""The last phase of a fit: whether the ELBO over fixed draws applies to a pair, and its objective."""
+
+from __future__ import annotations
+
+import contextlib
+
+from torch import Tensor, nn
+
+from pplgen.compiler.base_draws import NotReparameterised
+from pplgen.compiler.guide_score import trace_guide_score
+from pplgen.inference.engine import Engine
+from pplgen.inference.fixed_draws_elbo import FixedDrawsELBO
+from pplgen.inference.training_options import TrainingOptions
+from pplgen.story.isolation import modules_of, seeded
+from pplgen.story.pair import Pair
+
+__all__ = ["fixed_draws_elbo"]
+
+MAX_PARAMETERS = 5000
+"""Maximum number of parameters; of networks there are usually more, and a stationary point is not the aim."""
+MAX_BASE_DRAWS = 2**18
+"""Maximum number of random numbers of one evaluation."""
+NETWORK_LAYERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.modules.conv._ConvNd)
+DERIVATIVE_ERROR = 1e-3
+"""Largest accepted relative difference between a gradient and a finite difference of the loss."""
+
+
+def fixed_draws_elbo(
+    pair: Pair, engine: Engine, options: TrainingOptions, vectors: Tensor, seed: int
+) -> FixedDrawsELBO | None:
+    """Return the ELBO over fixed draws if it applies to a pair, ``None`` if not; on ranks, the same on all.
+
+    It needs all rows in every step, no networks, at most ``MAX_PARAMETERS`` parameters, and draws that are all
+    reparameterised: the gradient must be the derivative of the loss at fixed draws, which is tried at ``vectors``.
+    """
+    elbo = None
+    if not options.optimiser.alone and options.batching.is_constant(pair) and vectors.shape[1] <= MAX_PARAMETERS:
+        with pair.isolated(), contextlib.suppress(NotReparameterised):
+            if not _has_networks(pair):
+                with seeded(seed):
+                    elbo = _verified(
+                        FixedDrawsELBO(engine, trace_guide_score(pair, engine.graph, pair.data), seed), vectors
+                    )
+    return elbo if all(options.ranks.all_gather(elbo is not None)) else None
+
+
+def _verified(elbo: FixedDrawsELBO, vectors: Tensor) -> FixedDrawsELBO | None:
+    """Return the ELBO if its draws are few enough and its gradient is its derivative."""
+    few = elbo.graph.num_normals + elbo.graph.num_uniforms <= MAX_BASE_DRAWS
+    return elbo if few and elbo.derivative_error(vectors) <= DERIVATIVE_ERROR else None
+
+
+def _has_networks(pair: Pair) -> bool:
+    """Whether parameters belong to layers of neural networks, or to modules that ``pyro.module`` registered."""
+    layers = (layer for module in modules_of(pair.model, pair.guide) for layer in module.modules())
+    registered = any("$$$" in name for name in pair.snapshot())
+    return registered or any(
+        isinstance(layer, NETWORK_LAYERS) and len(list(layer.parameters(False))) > 0 for layer in layers
+    )
