@@ -17,7 +17,7 @@ from pplgen.checks.replicates import Replicates, replicate
 from pplgen.errors import InputError
 from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.inference.estimators import unwrap_independent
-from pplgen.inference.training_result import Training
+from pplgen.inference.training_result import Optimum, Training
 from pplgen.posterior.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
 from pplgen.posterior.importance_sampling import INNER_DRAWS, WeightedDraws, integrate_row_latents, weighted_draws
 from pplgen.posterior.parameter_names import entry_names
@@ -98,6 +98,11 @@ class CheckInputs:
         guide = poutine.trace(self.pair.guide).get_trace(*self.pair.data)
         model = poutine.trace(poutine.replay(self.pair.model, guide)).get_trace(*self.pair.data)
         return poutine.util.prune_subsample_sites(guide), model
+
+    @property
+    def optimum(self) -> Optimum | None:
+        """The stationary point at which the best restart ended, if any."""
+        return self.runs[0].optimum if self.runs else None
 
     @property
     def sampled(self) -> bool:

@@ -18,7 +18,15 @@ from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.relabelling import match_components
 from pplgen.story.latent import LatentStory
 
-__all__ = ["elbo_change", "faults", "iterate_rhat", "missed_modes", "restarts_agree"]
+__all__ = [
+    "elbo_change",
+    "faults",
+    "gradient_norm",
+    "iterate_rhat",
+    "missed_modes",
+    "monte_carlo_error",
+    "restarts_agree",
+]
 
 RHAT = 1.1
 """Split R-hat above which parameters have not converged."""
@@ -37,6 +45,11 @@ MISSED = 0.05
 MODE_DRAWS = 200
 """Guide draws per restart."""
 
+ACCURATE = 0.05
+"""Monte Carlo error of an optimum, in posterior standard deviations, above which means and sds are inaccurate."""
+
+GIORDANO = "Giordano, Ingram and Broderick 2024"
+STATIONARY = "the run ended at a stationary point, see the gradient norm"
 DHAKA = "Dhaka et al. 2020"
 
 
@@ -51,6 +64,8 @@ def iterate_rhat(inputs: CheckInputs) -> Check:
         return not_applicable(name, source, SAMPLED)
     iterates = inputs.runs[0].iterates if inputs.runs else np.empty(0)
     half = iterates[len(iterates) // 2 :]
+    if inputs.optimum is not None:
+        return not_applicable(name, source, STATIONARY)
     if isinstance(inputs.story, LatentStory):
         return not_applicable(
             name, source, "network weights drift along flat directions of the ELBO; see the ELBO instead"
@@ -83,6 +98,8 @@ def elbo_change(inputs: CheckInputs) -> Check:
     name = "relative change of the ELBO"
     if inputs.sampled:
         return not_applicable(name, DHAKA, SAMPLED)
+    if inputs.optimum is not None:
+        return not_applicable(name, DHAKA, STATIONARY)
     history = inputs.runs[0].history if inputs.runs else np.empty(0)
     last = history[-(len(history) // 5) :] if len(history) >= 5 * FEWEST else np.empty(0)
     if not len(last):
@@ -100,6 +117,29 @@ def elbo_change(inputs: CheckInputs) -> Check:
         return Check(name, value, CHANGE, DHAKA, Verdict.PASS, note)
     remedy = f"the ELBO still changes, by a fraction {change:+.2g} +- {error:.1g} of its value: use more steps"
     return Check(name, value, CHANGE, DHAKA, Verdict.FAIL, remedy)
+
+
+def gradient_norm(inputs: CheckInputs) -> Check:
+    """Gradient norm of the ELBO over fixed draws at the optimum, in the metric of the inverse Hessian."""
+    name = "gradient norm at the optimum (posterior sd)"
+    if inputs.optimum is None:
+        return not_applicable(name, GIORDANO, "the run did not end with L-BFGS over fixed draws")
+    found = inputs.optimum
+    return Check(name, found.gradient_norm, found.tolerance, GIORDANO, Verdict.PASS)
+
+
+def monte_carlo_error(inputs: CheckInputs) -> Check:
+    """Return the standard error of the optimum that is due to the finite number of draws."""
+    name, source = "Monte Carlo error of the optimum (posterior sd)", f"{GIORDANO}; threshold ours"
+    if inputs.optimum is None:
+        return not_applicable(name, source, "the run did not end with L-BFGS over fixed draws")
+    found = inputs.optimum
+    if found.monte_carlo_error <= ACCURATE:
+        return Check(name, found.monte_carlo_error, ACCURATE, source, Verdict.PASS)
+    remedy = (
+        f"{found.num_draws:,} draws were all that fit into memory: fit on fewer rows, or compare with method='nuts'"
+    )
+    return Check(name, found.monte_carlo_error, ACCURATE, source, Verdict.WARN, remedy)
 
 
 def faults(inputs: CheckInputs) -> Check:

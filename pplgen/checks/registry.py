@@ -35,6 +35,8 @@ CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     optimisation.faults,
     optimisation.iterate_rhat,
     optimisation.elbo_change,
+    optimisation.gradient_norm,
+    optimisation.monte_carlo_error,
     optimisation.restarts_agree,
     optimisation.missed_modes,
     weights.khat,

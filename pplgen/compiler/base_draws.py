@@ -80,7 +80,7 @@ def lift_random_numbers(graph: Graph, tensors: Sequence[Tensor]) -> LiftedGraph:
     module.graph.eliminate_dead_code()
     module.recompile()
     values = [node.meta["val"].numel() for node in module.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
-    return LiftedGraph(module, *sizes, max(values))
+    return LiftedGraph(module, sizes[0], sizes[1], max(values))
 
 
 def random_numbers(module: fx.GraphModule) -> list[tuple[Any, int]]:
@@ -157,7 +157,7 @@ class _Lifter(fx.Interpreter):
         if packet is aten.exponential:
             return -uniforms.log() / (args[1] if len(args) > 1 else 1.0)
         if packet is aten.cauchy:
-            median, scale = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
+            median, scale = args[1] if len(args) > 1 else 0.0, args[2] if len(args) > 2 else 1.0
             return median + scale * (math.pi * (uniforms - 0.5)).tan()
         gammas = torch.ops.pplgen.gamma_quantile(args[0], uniforms)
         total = gammas.sum(-1, keepdim=True) if packet is aten._sample_dirichlet else torch.ones_like(gammas)

@@ -45,7 +45,7 @@ def trace_guide_score(pair: Pair, graph: Graph, data: tuple[Any, ...]) -> Graph 
             replayed = poutine.trace(poutine.replay(pair.guide, trace=draws)).get_trace(*arguments)
             density = torch.as_tensor(replayed.log_prob_sum())
             if density.requires_grad:
-                density.backward()  # type: ignore[no-untyped-call]
+                density.backward()
         return density, gradients
 
     if pair.structure.guide_enumerated:

@@ -35,6 +35,7 @@ def fit(
     method: Literal["svi", "nuts"] = "svi",
     seed: int = 0,
     steps: int | None = None,
+    optimiser: Literal["auto", "adam"] = "auto",
     learning_rate: float = 0.02,
     clip: float | None = None,
     decay: float = 1.0,
@@ -80,8 +81,15 @@ def fit(
     seed
         Random seed of initialisation and optimisation.
     steps
-        Maximum number of steps of each restart (default: 10,000); a restart stops earlier once the smoothed ELBO has
-        stopped improving. For NUTS, number of draws per chain after warm-up (default: 1,000).
+        Maximum number of steps of Adam of each restart (default: 10,000); a restart stops earlier once L-BFGS has found
+        a stationary point, or the smoothed ELBO has stopped improving. For NUTS, number of draws per chain after
+        warm-up (default: 1,000).
+    optimiser
+        ``"auto"``: after 200 steps of Adam, L-BFGS maximises the ELBO averaged over fixed draws of the guide (Giordano,
+        Ingram and Broderick 2024), to a stationary point whose gradient norm and Monte Carlo error ``Fit.how`` states.
+        It needs the traced graph, all rows in each step, reparameterised draws, no networks and at most 5,000
+        parameters; elsewhere, and where it finds no stationary point that is as good on fresh draws, Adam continues.
+        ``"adam"``: Adam alone.
     learning_rate
         Initial learning rate of Adam. It is multiplied by .3 at each plateau of the smoothed ELBO, and by .1 when the
         ELBO or its gradient is not finite: the restart returns to its last good state, and stops there the third time.
@@ -179,7 +187,8 @@ def fit(
     if best is None:
         raise trained.failure or InputError("no restart of any rank has a finite ELBO")
     runs = tuple(run for run in results if run is not None)
-    path = trained.path if ranks.size == 1 else f"{trained.path}; {ranks.size} ranks shared the {shard}"
+    path = trained.path + ", then L-BFGS" * (max(runs, key=lambda run: run.rank).optimum is not None)
+    path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {shard}"
     return Fit(
         best,
         runs,

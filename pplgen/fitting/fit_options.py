@@ -31,6 +31,7 @@ __all__ = ["FitOptions", "explicit_options"]
 
 DEFAULTS = {"svi": (10_000, 1), "nuts": (1000, 4)}
 """Default numbers of steps and restarts of each method."""
+OPTIMISERS = ("auto", "adam")
 COMPILERS = ("auto", "inductor", "graph", "off")
 STREAMED_ROWS = 10_000
 """Default rows per step of a stream."""
@@ -48,6 +49,7 @@ class FitOptions:
     seed: int
     steps: int
     restarts: int
+    optimiser: str
     learning_rate: float
     clip: float | None
     decay: float
@@ -84,6 +86,7 @@ class FitOptions:
         ranks = RankRoles.of(call["shard"], method, chosen["restarts"], call["checkpoint"])
         if method == "nuts":
             _refuse_svi_options(call)
+        check_choice("optimiser", call["optimiser"], OPTIMISERS)
         check_positive("learning_rate", call["learning_rate"])
         if call["clip"] is not None:
             check_positive("clip", call["clip"])
@@ -120,7 +123,7 @@ class FitOptions:
             checkpoint = CheckpointOptions(Path(self.checkpoint), self.checkpoint_every)
         return TrainingOptions(
             self.steps,
-            Adam(self.learning_rate, self.clip, self.decay, patience),
+            Adam(self.learning_rate, self.clip, self.decay, patience, alone=self.optimiser == "adam"),
             Objective(bound, self.warm_up),
             Batching(batch_size, augment),
             self.compile,
