@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
@@ -22,11 +23,13 @@ from pplgen.inference.training_result import Training
 from pplgen.posterior import datatree
 from pplgen.posterior.imputation import impute_rows
 from pplgen.posterior.latent_variables import inherits_model_and_guide
+from pplgen.posterior.linear_response import MAX_CHEAP_ENTRIES, posterior_covariance
+from pplgen.posterior.parameter_names import entry_names
 from pplgen.posterior.predictive import sample_rows
 from pplgen.posterior.row_likelihood import LogLikelihood
 from pplgen.report.console import print_summary
 from pplgen.storage import run_folder
-from pplgen.story.base import check_count
+from pplgen.story.base import check_choice, check_count
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import StateSpaceStory
 from pplgen.timeseries.series_likelihood import log_likelihood
@@ -82,7 +85,8 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
     def summary(self, draws: int = 1000, *, tree: xr.DataTree | None = None) -> None:
         """Print mean, sd and 90 % interval of every parameter, the ELBO, and why the fit stopped.
 
-        ``tree`` contains posterior draws; default: ``draws`` new draws.
+        ``tree`` contains posterior draws; default: ``draws`` new draws. Where a linear-response standard deviation, see
+        ``covariance``, differs from the guide's by more than a tenth, they are printed beside it.
         """
         if tree is None:
             # per-row latents are not printed; if there are no others, two draws suffice
@@ -90,7 +94,40 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             options: dict[str, Any] = {"has_rows": self.has_rows, "exclude": self.pair.structure.per_row}
             with self._ready(None):
                 tree = datatree.to_datatree(self.pair, self.columns, draws=number, groups=["posterior"], **options)
-        print_summary(self, tree)
+        print_summary(self, tree, self._response_sds())
+
+    def covariance(self, method: Literal["linear-response", "guide"] = "linear-response") -> pd.DataFrame:
+        """Return the posterior covariance of the latents that all rows share, with their entries as index and columns.
+
+        Parameters
+        ----------
+        method
+            ``"linear-response"``: from the response of the ELBO's optimum to a perturbation of the posterior, see
+            ``pplgen.posterior.linear_response``. It includes correlations, and standard deviations, that a mean-field
+            guide cannot represent. It takes two gradients for each variational parameter. ``"guide"``: that of the
+            guide itself.
+
+        Raises
+        ------
+        InputError
+            If the fit did not end with L-BFGS over fixed draws.
+        """
+        check_choice("method", method, ("linear-response", "guide"))
+        with self._ready(None):
+            found = posterior_covariance(self.pair, self.best.optimum, self.seed)
+        names = [name for site in entry_names(found.shapes, self.story, self.columns).values() for name in site]
+        values = found.guide if method == "guide" else found.linear_response
+        return pd.DataFrame(values.cpu().numpy(), index=names, columns=names)
+
+    def _response_sds(self) -> pd.Series | None:
+        """Linear-response standard deviations, if they are quickly computed."""
+        try:
+            with self._ready(None):
+                found = posterior_covariance(self.pair, self.best.optimum, self.seed, MAX_CHEAP_ENTRIES)
+        except InputError:
+            return None
+        names = [name for site in entry_names(found.shapes, self.story, self.columns).values() for name in site]
+        return pd.Series(found.linear_response.diag().sqrt().cpu().numpy(), index=names)
 
     def log_likelihood(
         self, x: Any = None, *, draws: int = 500, estimator: str | None = None, seed: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -132,9 +131,10 @@ class _Run:
         self.generators = generator_states()
         try:
             while self.training.taken < self.options.steps and self.training.running:
-                self._take_window()
-                if self.training.taken == max(EXPLORATION, WINDOW * math.ceil(self.warm_up / WINDOW)):
+                if self.training.taken == max(EXPLORATION, WINDOW * -(-self.warm_up // WINDOW)):
                     self._maximise([restart.stop is None for restart in self.training.restarts])
+                if self.training.running:
+                    self._take_window()
             self._maximise([restart.stop is StopReason.CONVERGED for restart in self.training.restarts])
         except KeyboardInterrupt:
             if not self.training.taken or self.ranks.size > 1:
@@ -144,7 +144,6 @@ class _Run:
             self.training.iterates.discard_since_mark()
         self._save()
         self.training.stop(stop)
-        self._reseed()
         results = self._results()
         if not any(results):
             raise InputError(self.localisation.failure_message(self.training))
@@ -273,12 +272,14 @@ class _Run:
     def _results(self) -> list[Training | None]:
         """Restore every pair's last good state, evaluate its final ELBO, and return the results."""
         good = self.training.good.vectors
-        finals: Any = (-self.engine.evaluate(good, num_evaluations(self.training.taken))).cpu().numpy()
+        with seeded(self.seed + 1):  # independent of the number of steps of other restarts
+            self._reseed()
+            finals: Any = (-self.engine.evaluate(good, num_evaluations(self.training.taken))).cpu().numpy()
         finals = np.asarray(finals, dtype="float64")
         results: list[Training | None] = []
         for index, (pair, seed, restart) in enumerate(zip(self.pairs, self.seeds, self.training.restarts, strict=True)):
             values = finals[:, index]
-            if not restart.history or restart.stop is None or not np.isfinite(values).all():
+            if not (restart.history or restart.optimum) or restart.stop is None or not np.isfinite(values).all():
                 results.append(None)
                 continue
             with pair.isolated():

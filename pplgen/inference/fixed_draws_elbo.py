@@ -7,21 +7,25 @@ variational inference with a deterministic objective).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pplgen.compiler.base_draws import LiftedGraph, lift_random_numbers, to_float64
 from pplgen.compiler.graph import Graph
+from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.inference.engine import Engine
 from pplgen.inference.quasi_random import BaseDraws, draw_blocks
 from pplgen.story.isolation import flush_denormals
 
-__all__ = ["Blocks", "FixedDrawsELBO"]
+__all__ = ["Blocks", "FixedDrawsAverage", "FixedDrawsELBO"]
 
 MAX_ENTRIES = 2**22
 """Maximum entries of the largest intermediate result of one call."""
+STEP = 1e-4
+"""Step of central differences of gradients and means, in unconstrained parameters."""
 
 
 class Blocks(NamedTuple):
@@ -35,17 +39,21 @@ class Blocks(NamedTuple):
     """Gradients of the guide's log density at fixed draws, shape ``(num_blocks, R, P)``; zero without a score."""
 
 
-class FixedDrawsELBO:
-    """Negative ELBO and its gradient for R parameter vectors, averaged over fixed base draws, in float64.
+class FixedDrawsAverage:
+    """A number and a vector that depend on R parameter vectors and on base draws, averaged over them, in float64.
 
     Parameters
     ----------
-    engine
-        Engine of the pair: its verified graph, its constant data and buffers, its ranks.
-    score
-        Graph of the guide's score, if any.
+    graph
+        Graph that returns both, such as the loss and its gradient.
+    inputs
+        Further inputs of the graph: buffers, and tensors of the data.
+    own
+        Whether each input has a first axis of length R.
     seed
         Random seed of the base draws.
+    ranks
+        Processes over whose rows the averages are averaged.
 
     Raises
     ------
@@ -53,38 +61,104 @@ class FixedDrawsELBO:
         If a random number of the graph is not a differentiable function of base draws.
     """
 
-    def __init__(self, engine: Engine, score: Graph | None, seed: int = 0) -> None:
-        assert isinstance(engine.data, tuple), "the ELBO over fixed draws needs the same rows in every step"
-        own = [engine.own_buffers] * len(engine.buffers) + [engine.own_data] * len(engine.data)
-        self._inputs, self._along = to_float64([*engine.buffers, *engine.data]), [0 if each else None for each in own]
-        example = [
-            value[0] if each else value for value, each in zip((*engine.buffers, *engine.data), own, strict=True)
-        ]
-        self.graph = lift_random_numbers(engine.graph, example)
-        self.score = None if score is None else lift_random_numbers(score, example)
-        self.seed, self.ranks, self.num_evaluations = seed, engine.ranks, 0
+    draws: BaseDraws
+
+    def __init__(
+        self,
+        graph: Graph,
+        inputs: Sequence[Tensor],
+        own: Sequence[bool] = (),
+        *,
+        seed: int = 0,
+        ranks: Ranks = SINGLE_PROCESS,
+    ) -> None:
+        own = own or [False] * len(inputs)
+        self._inputs, self._along = to_float64(inputs), [0 if each else None for each in own]
+        self._example = [value[0] if each else value for value, each in zip(inputs, own, strict=True)]
+        self.graph = lift_random_numbers(graph, self._example)
+        self.seed, self.ranks, self.num_evaluations = seed, ranks, 0
 
     def set_draws(self, num_blocks: int, block_size: int, *, fresh: bool = False) -> None:
         """Draw the base draws; ``fresh`` ones are independent of those that are not."""
         sizes, seed = (self.graph.num_normals, self.graph.num_uniforms), 2 * self.seed + fresh
         if sizes == (0, 0):
-            block_size = 1
+            block_size = 2
         device = next((value.device for value in self._inputs), torch.device("cpu"))
         self.draws = draw_blocks(num_blocks, block_size, *sizes, seed=seed, device=device)
 
     def __call__(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return losses in nats, shape ``(R,)``, and gradients, shape ``(R, P)``."""
-        losses, gradients = self._evaluate(self.graph, self.draws, vectors)
-        return losses.mean(0), gradients.mean(0)
+        """Return the average numbers, shape ``(R,)``, and vectors, shape ``(R, length)``."""
+        numbers, results = self._evaluate(self.graph, self.draws, vectors)
+        return numbers.mean(0), results.mean(0)
+
+    def each_draw(self, vectors: Tensor) -> Tensor:
+        """Return the vectors at each base draw, shape ``(num_draws, R, length)``."""
+        draws = BaseDraws(self.draws.normals, self.draws.uniforms, len(self.draws))
+        return self._evaluate(self.graph, draws, vectors)[1]
+
+    def jacobian(self, vector: Tensor) -> Tensor:
+        """Return the derivative of the average vector at one parameter vector, shape ``(length, P)``.
+
+        Central differences in float64 have a relative error of about 1e-8 and need no second derivatives.
+        """
+        steps = STEP * torch.eye(len(vector), dtype=torch.float64, device=vector.device)
+        size = max(1, MAX_ENTRIES // self.graph.largest)
+        after, before = (
+            torch.cat([self(vector.double() + sign * part)[1] for part in steps.split(size)]) for sign in (1, -1)
+        )
+        return ((after - before) / (2 * STEP)).mT
+
+    def _evaluate(self, graph: LiftedGraph, draws: BaseDraws, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate a graph at base draws; return its averages over each block, with a first axis of blocks."""
+        self.num_evaluations += 1
+
+        def at_draw(normals: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+            def of_vector(vector: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+                return graph.module(vector, normals, uniforms, *inputs)
+
+            if len(vectors) == 1:
+                inputs = [v if axis is None else v[0] for v, axis in zip(self._inputs, self._along, strict=True)]
+                number, result = of_vector(vectors[0], *inputs)
+                return number[None], result[None]
+            return torch.func.vmap(of_vector, in_dims=(0, *self._along))(vectors, *self._inputs)
+
+        size = max(1, MAX_ENTRIES // (graph.largest * len(vectors)))
+        with torch.no_grad(), flush_denormals():
+            numbers, results = torch.func.vmap(at_draw, chunk_size=size)(draws.normals, draws.uniforms)
+        numbers, results = (value.unflatten(0, (draws.num_blocks, -1)).mean(1) for value in (numbers, results))
+        return self.ranks.mean(numbers), self.ranks.mean(results)
+
+
+class FixedDrawsELBO(FixedDrawsAverage):
+    """Negative ELBO in nats and its gradient, averaged over fixed base draws.
+
+    Parameters are those of ``FixedDrawsAverage``, and ``score``, the graph of the guide's score, if any.
+    """
+
+    def __init__(self, graph: Graph, score: Graph | None, inputs: Sequence[Tensor], *args: Any, **options: Any) -> None:
+        super().__init__(graph, inputs, *args, **options)
+        self.score = None if score is None else lift_random_numbers(score, self._example)
+
+    @classmethod
+    def of_engine(cls, engine: Engine, score: Graph | None, seed: int) -> FixedDrawsELBO:
+        """Return the ELBO of an engine's pair, on its constant data."""
+        assert isinstance(engine.data, tuple), "the ELBO over fixed draws needs the same rows in every step"
+        own = [engine.own_buffers] * len(engine.buffers) + [engine.own_data] * len(engine.data)
+        return cls(engine.graph, score, (*engine.buffers, *engine.data), own, seed=seed, ranks=engine.ranks)
 
     def blocks(self, vectors: Tensor) -> Blocks:
-        """Return means over each block of base draws, of losses, gradients and scores."""
+        """Return averages over each block of base draws, of losses, gradients and scores."""
         losses, gradients = self._evaluate(self.graph, self.draws, vectors)
         scores = torch.zeros_like(gradients)
         if self.score is not None:
             draws = self.draws.first(self.score.num_normals, self.score.num_uniforms)
             _, scores = self._evaluate(self.score, draws, vectors)
         return Blocks(losses, gradients, scores)
+
+    def hessian(self, vector: Tensor) -> Tensor:
+        """Return the Hessian of the loss at one parameter vector, shape ``(P, P)``."""
+        jacobian = self.jacobian(vector)
+        return (jacobian + jacobian.mT) / 2
 
     def derivative_error(self, vectors: Tensor) -> float:
         """Return how far the gradients are from finite differences of the losses along random directions, relative.
@@ -103,28 +177,3 @@ class FixedDrawsELBO:
         error = ((after - before) / (2 * step[:, 0]) - expected).abs() - rounding
         size = (gradients * directions).norm(dim=-1)
         return float((error / size.clamp(min=1e-8)).nan_to_num(torch.inf).min())
-
-    def variances(self, vectors: Tensor) -> Tensor:
-        """Return the variances of the gradient over single draws, shape ``(R, P)``."""
-        draws = BaseDraws(self.draws.normals, self.draws.uniforms, len(self.draws))
-        return self._evaluate(self.graph, draws, vectors)[1].var(0)
-
-    def _evaluate(self, graph: LiftedGraph, draws: BaseDraws, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate losses and gradients at all base draws; return their means over each block."""
-        self.num_evaluations += 1
-
-        def at_draw(normals: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-            def of_vector(vector: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-                return graph.module(vector, normals, uniforms, *inputs)
-
-            if len(vectors) == 1:
-                inputs = [v if axis is None else v[0] for v, axis in zip(self._inputs, self._along, strict=True)]
-                loss, gradient = of_vector(vectors[0], *inputs)
-                return loss[None], gradient[None]
-            return torch.func.vmap(of_vector, in_dims=(0, *self._along))(vectors, *self._inputs)
-
-        size = max(1, MAX_ENTRIES // (graph.largest * len(vectors)))
-        with torch.no_grad(), flush_denormals():
-            losses, gradients = torch.func.vmap(at_draw, chunk_size=size)(draws.normals, draws.uniforms)
-        losses, gradients = (value.unflatten(0, (draws.num_blocks, -1)).mean(1) for value in (losses, gradients))
-        return self.ranks.mean(losses), self.ranks.mean(gradients)

@@ -115,7 +115,7 @@ class _Search:
         self.elbo, self.num_iterations = elbo, 0
         self.point = self._evaluate(vectors)
         # at an optimum the variance of a parameter's gradient over draws is about its curvature
-        variances = elbo.variances(vectors).nan_to_num()
+        variances = elbo.each_draw(vectors).var(0).nan_to_num()
         mean = variances.mean(-1, keepdim=True)
         random = mean > (1e-8 * self.point.values[:, None]) ** 2
         self.inverse = InverseHessian(torch.where(random, 1 / (variances + 1e-3 * mean), 1.0))

@@ -39,7 +39,8 @@ def fixed_draws_elbo(
             if not _has_networks(pair):
                 with seeded(seed):
                     elbo = _verified(
-                        FixedDrawsELBO(engine, trace_guide_score(pair, engine.graph, pair.data), seed), vectors
+                        FixedDrawsELBO.of_engine(engine, trace_guide_score(pair, engine.graph, pair.data), seed),
+                        vectors,
                     )
     return elbo if all(options.ranks.all_gather(elbo is not None)) else None
 

@@ -80,7 +80,7 @@ class Optimum:
 
     def __str__(self) -> str:
         return (
-            f"L-BFGS converged over {self.num_draws:,} fixed draws: gradient norm {self.gradient_norm:.1g} "
+            f"stationary over {self.num_draws:,} fixed draws: gradient norm {self.gradient_norm:.1g} "
             f"(tolerance {self.tolerance:.1g}), Monte Carlo error {self.monte_carlo_error:.1g} posterior sd"
         )
 

@@ -21,6 +21,8 @@ from pplgen.posterior.fitted_pair import AGREEMENT, FittedPair
 
 __all__ = ["print_checks", "print_summary", "print_table", "reporting"]
 
+DIFFERENT = 0.1
+"""Relative difference of two standard deviations from which both are printed."""
 TABLE_ROWS = 60
 """Maximum number of rows of a printed table."""
 
@@ -83,10 +85,15 @@ def print_table(title: str, table: pd.DataFrame, *lines: str, label: str = "para
         console.print(_plain(line), highlight=False)
 
 
-def print_summary(fit: FittedPair, tree: xr.DataTree) -> None:
-    """Print mean, sd and interval of every parameter, the ELBO, the path and why training stopped."""
+def print_summary(fit: FittedPair, tree: xr.DataTree, response_sds: pd.Series | None = None) -> None:
+    """Print mean, sd and interval of every parameter, the ELBO, the path and why training stopped.
+
+    Linear-response standard deviations are printed if one differs from the guide's by more than a tenth.
+    """
     best, data = fit.best, fit.data_facts
     shared, left_out = printed_table(tree, fit.readable_sites(tree))
+    if response_sds is not None:
+        shared, left_out = _with_response_sds(shared, response_sds, left_out)
     each = f", {best.elbo / data['num_rows']:.2f} a row" if data and not len(shared) else ""
     agreeing = f"{fit.num_agreeing} of them within {AGREEMENT:g} nat, all within {fit.spread:.2f}"
     restarts = f"; best of {len(fit.runs)} restarts, {agreeing}" if len(fit.runs) > 1 else ""
@@ -100,6 +107,19 @@ def print_summary(fit: FittedPair, tree: xr.DataTree) -> None:
         *best.faults,
         *left_out,
     )
+
+
+def _with_response_sds(
+    table: pd.DataFrame, response_sds: pd.Series, notes: list[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Insert linear-response standard deviations after those of the guide where they differ, with a note."""
+    sds = response_sds.reindex(table.index)
+    if not ((sds / table["sd"] - 1).abs() > DIFFERENT).any():
+        return table, notes
+    table = table.copy()
+    table.insert(2, "response sd", sds)
+    note = "response sd: linear-response standard deviation; where it differs from sd, the guide's is wrong"
+    return table, [*notes, note]
 
 
 def print_checks(name: str, checks: tuple[Check, ...]) -> None:

@@ -108,7 +108,7 @@ def line(learning_rate):
 
     features = torch.randn(100, 3)
     y = features @ torch.tensor([3.0, -3.0, 3.0]) + torch.randn(100)
-    options = {"seed": SEED, "steps": 2000, "compile": "graph", "progress": False}
+    options = {"seed": SEED, "steps": 2000, "optimiser": "adam", "compile": "graph", "progress": False}
     return fitted(pplgen.fit(model, (features, y), learning_rate=learning_rate, **options))
 
 

@@ -186,7 +186,7 @@ def plain():
 @pytest.mark.parametrize("path", ["graph", pytest.param("inductor", marks=needs_compiler)])
 def test_old_faithful_does_not_depend_on_the_path(plain, path):
     fit = pplgen.fit(GaussianMixture(2, 2), "faithful", compile=path, restarts=2, progress=False)
-    assert fit.path == {"graph": "the traced graph", "inductor": "the compiled graph"}[path]
+    assert fit.path == {"graph": "the traced graph, then L-BFGS", "inductor": "the compiled graph, then L-BFGS"}[path]
     assert fit.stop is StopReason.CONVERGED
     # where it settles varies by some tenths of a nat with the noise of the last steps
     assert fit.elbo == pytest.approx(plain.elbo, abs=0.5 + 4 * np.hypot(fit.best.elbo_error, plain.best.elbo_error))
@@ -274,7 +274,7 @@ def test_a_restart_without_a_finite_elbo_is_dropped_and_the_others_go_on():
     named = r"restart 2, step \d+: the guide's draw of 'mu' is NaN"
     with pyro.validation_enabled(False), pytest.warns(DataWarning, match=named):
         fit = pplgen.fit(model, Y, fragile, restarts=3, steps=300, progress=False)
-    assert fit.path == "the traced graph"
+    assert fit.path == "the traced graph, then L-BFGS"
     assert len(fit.runs) == 2
     assert fit.num_failed == 1
 

@@ -63,10 +63,10 @@ def guide_from(start, scale=0.1):
 
 
 def fitted(model, guide, data=Y, **options):
-    """Fit, and return what was warned of too."""
+    """Fit by Adam, and return what was warned of too."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        fit = pplgen.fit(model, data, guide, progress=False, **options)
+        fit = pplgen.fit(model, data, guide, optimiser="adam", progress=False, **options)
     assert all(warning.category is DataWarning for warning in seen), "Pyro's own warnings say nothing more"
     return fit, [str(warning.message) for warning in seen]
 

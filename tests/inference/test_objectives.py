@@ -203,7 +203,9 @@ class Known(LatentStory):
 @pytest.mark.parametrize("options", [{"compile": "off"}, {"compile": "graph"}, {"compile": "graph", "restarts": 2}])
 def test_warm_up_weighs_the_terms_of_the_codes(options):
     x = torch.linspace(-1, 1, 10)[:, None]
-    fit = pplgen.fit(Known(), x, warm_up=250, steps=4000, learning_rate=1e-9, progress=False, **options)
+    fit = pplgen.fit(
+        Known(), x, warm_up=250, steps=4000, learning_rate=1e-9, optimiser="adam", progress=False, **options
+    )
     assert (fit.path == "the traced graph") == (options["compile"] == "graph")
     normal = torch.distributions.Normal(0.0, 1.0)
     seen, weighed = normal.log_prob(x).sum().item(), 10 * normal.log_prob(torch.tensor(1.5)).item()
