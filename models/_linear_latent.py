@@ -22,6 +22,7 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.decoder_likelihoods import NormalEntries
 from pplgen.models._distributions.missing import MarginalIndependent
+from pplgen.models._starts.principal_components import principal_loadings
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
@@ -84,9 +85,13 @@ class LinearStory(LatentStory):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Start at the columns' means and scales, with random loadings."""
+        """Start at the columns' means and near the closed-form solution of probabilistic PCA."""
         self.offset.copy_(self.seen.initialise(x, weights))
-        self._reset_loadings()
+        m, s, shared = self.seen.m, self.seen.s, self.seen.noise == "shared"
+        unit = s.square().mean().sqrt().expand_as(s) if shared else s
+        loadings, sigma = principal_loadings((x - m) / unit, self.num_latents, weights, shared=shared)
+        self.loadings.copy_(loadings * (unit / s)[:, None])
+        self.seen.log_sigma.copy_(sigma.log())
 
     @property
     def _fitted(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -91,10 +91,10 @@ class FixedDrawsAverage:
         numbers, results = self._evaluate(self.graph, self.draws, vectors)
         return numbers.mean(0), results.mean(0)
 
-    def each_draw(self, vectors: Tensor) -> Tensor:
-        """Return the vectors at each base draw, shape ``(num_draws, R, length)``."""
+    def each_draw(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return numbers and vectors at each base draw, shape ``(num_draws, R)`` and ``(num_draws, R, length)``."""
         draws = BaseDraws(self.draws.normals, self.draws.uniforms, len(self.draws))
-        return self._evaluate(self.graph, draws, vectors)[1]
+        return self._evaluate(self.graph, draws, vectors)
 
     def jacobian(self, vector: Tensor) -> Tensor:
         """Return the derivative of the average vector at one parameter vector, shape ``(length, P)``.

@@ -35,7 +35,7 @@ TARGET_ERROR = 0.01
 """Monte Carlo error above which more draws are used, where they fit."""
 LARGEST_ERROR = 0.3
 """Monte Carlo error above which an optimum is rejected."""
-MAX_ITERATIONS = 500
+MAX_ITERATIONS = 1000
 MIN_ITERATIONS = 3
 """Minimum number of iterations before the first linear term: they approximate the inverse Hessian."""
 FIRST_CORRECTION = 0.05
@@ -63,13 +63,16 @@ def maximise(
     Returns
     -------
     tuple
-        New parameters, unchanged where no stationary point was found that is at least as good on fresh draws; and the
-        optimum of each, ``None`` without one.
+        New parameters, unchanged where none were found that are as good on fresh draws; and the optimum of each,
+        ``None`` where they are not a stationary point.
     """
     entries = elbo.graph.largest * len(vectors)
     size = 16 if entries <= FEW_ENTRIES else BLOCK_SIZES[0]
     limit = max(size, min(BLOCK_SIZES[1], MAX_ENTRIES // (2 * entries * BLOCKS)))
     elbo.set_draws(BLOCKS, size)
+    if not _is_random(elbo, vectors.double()).any():
+        size = limit = 2
+        elbo.set_draws(BLOCKS, size)
     search = _Search(elbo, vectors.double())
     while True:
         search.run(report)
@@ -83,7 +86,9 @@ def maximise(
         elbo.set_draws(BLOCKS, size)
         search.renew()
     gain, gain_error = _gain(elbo, vectors.double(), search.point.vectors, size)
-    accepted = search.converged & (search.error <= LARGEST_ERROR) & (gain >= -2 * gain_error)
+    better = gain >= -2 * gain_error
+    accepted = search.converged & (search.error <= LARGEST_ERROR) & better
+    improved = accepted | (~search.converged & (gain > 2 * gain_error))
     optima = [
         Optimum(
             num_draws=BLOCKS * size,
@@ -97,7 +102,13 @@ def maximise(
         else None
         for index in range(len(vectors))
     ]
-    return torch.where(accepted[:, None], search.point.vectors.to(vectors), vectors), optima
+    return torch.where(improved[:, None], search.point.vectors.to(vectors), vectors), optima
+
+
+def _is_random(elbo: FixedDrawsELBO, vectors: Tensor) -> Tensor:
+    """Whether the loss depends on the draws beyond rounding, shape ``(R,)``; an exact guide's does not."""
+    losses, _ = elbo.each_draw(vectors)
+    return losses.std(0) > 1e-10 * losses.mean(0).abs()
 
 
 def _gain(elbo: FixedDrawsELBO, before: Tensor, after: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -115,9 +126,9 @@ class _Search:
         self.elbo, self.num_iterations = elbo, 0
         self.point = self._evaluate(vectors)
         # at an optimum the variance of a parameter's gradient over draws is about its curvature
-        variances = elbo.each_draw(vectors).var(0).nan_to_num()
+        variances = elbo.each_draw(vectors)[1].var(0).nan_to_num()
         mean = variances.mean(-1, keepdim=True)
-        random = mean > (1e-8 * self.point.values[:, None]) ** 2
+        random = _is_random(elbo, vectors)[:, None] & (mean > 0)
         self.inverse = InverseHessian(torch.where(random, 1 / (variances + 1e-3 * mean), 1.0))
         self.renew()
 

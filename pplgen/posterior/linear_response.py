@@ -90,7 +90,7 @@ def posterior_covariance(
         raise InputError("the ELBO does not depend on a direction in which the guide's means change")
     scaled = jacobian[:, curved] / curvature[curved].sqrt()
     shapes = {name: value.shape[1:] for name, value in draw_shared(pair, 1).items()}
-    return PosteriorCovariance(shapes, moments.each_draw(vector[None])[:, 0].mT.cov(), scaled @ scaled.mT)
+    return PosteriorCovariance(shapes, moments.each_draw(vector[None])[1][:, 0].mT.cov(), scaled @ scaled.mT)
 
 
 def _latents_graph(pair: Pair, names: tuple[str, ...]) -> Any:
