@@ -78,6 +78,11 @@ class FixedDrawsAverage:
         self.graph = lift_random_numbers(graph, self._example)
         self.seed, self.ranks, self.num_evaluations = seed, ranks, 0
 
+    @property
+    def shares_inputs(self) -> bool:
+        """Whether all vectors have the same buffers and data."""
+        return all(axis is None for axis in self._along)
+
     def set_draws(self, num_blocks: int, block_size: int, *, fresh: bool = False) -> None:
         """Draw the base draws; ``fresh`` ones are independent of those that are not."""
         sizes, seed = (self.graph.num_normals, self.graph.num_uniforms), 2 * self.seed + fresh

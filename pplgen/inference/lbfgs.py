@@ -14,12 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["InverseHessian", "Point", "line_search"]
+__all__ = ["DenseInverseHessian", "InverseHessian", "Point", "line_search"]
 
 MEMORY = 30
 """Number of pairs of steps and gradient differences that approximate the inverse Hessian."""
 DECREASE, CURVATURE = 1e-4, 0.9
 """Constants of the weak Wolfe conditions: sufficient decrease, and fraction of the slope that may remain."""
+FLAT = 1e-8
+"""Curvature, relative to the largest, below which a direction is flat."""
 MAX_TRIALS = 40
 """Maximum number of step lengths tried."""
 ROUNDING = 1e-13
@@ -35,11 +37,6 @@ class Point(NamedTuple):
     """Shape ``(R,)``."""
     gradients: Tensor
     """Shape ``(R, P)``."""
-
-    def tilted(self, slopes: Tensor) -> Point:
-        """Return the points for the functions minus linear terms ``vectors . slopes``."""
-        values = self.values - (self.vectors * slopes).sum(-1)
-        return Point(self.vectors, values, self.gradients - slopes)
 
     def where(self, which: Tensor, other: Point) -> Point:
         """Return these points where ``which``, and others elsewhere."""
@@ -104,8 +101,25 @@ class InverseHessian:
         return (gradients * self.times(gradients)).sum(-1) / 2
 
 
+class DenseInverseHessian(InverseHessian):
+    """R inverse Hessians; directions without curvature are left out, and negative curvature counts as positive."""
+
+    def __init__(self, hessians: Tensor) -> None:
+        curvature, self._directions = torch.linalg.eigh(hessians)
+        size = curvature.abs()
+        self._inverse = torch.where(size > FLAT * size.amax(-1, keepdim=True), 1 / size, 0.0)
+
+    def update(self, before: Point, after: Point) -> None:
+        """Keep the inverse Hessians."""
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """Multiply vectors of shape ``(..., R, P)`` by the R inverse Hessians."""
+        along = torch.einsum("rpq,...rp->...rq", self._directions, vectors)
+        return torch.einsum("rpq,...rq->...rp", self._directions, self._inverse * along)
+
+
 def line_search(
-    function: Callable[[Tensor], Point], start: Point, directions: Tensor, slopes: Tensor, moving: Tensor
+    function: Callable[[Tensor], Point], start: Point, directions: Tensor, moving: Tensor
 ) -> tuple[Point, Tensor]:
     """Find steps along descent directions that satisfy the weak Wolfe conditions.
 
@@ -117,28 +131,24 @@ def line_search(
         Current points.
     directions
         Descent directions, shape ``(R, P)``.
-    slopes
-        Linear terms that are subtracted from the functions, shape ``(R, P)``.
     moving
         Which points may move, shape ``(R,)``.
 
     Returns
     -------
     tuple
-        New points, of the functions without the linear terms; and where a lower value was found, shape ``(R,)``.
+        New points; and where a lower value was found, shape ``(R,)``.
     """
-    tilted = start.tilted(slopes)
-    descent = (tilted.gradients * directions).sum(-1)
+    descent = (start.gradients * directions).sum(-1)
     length = torch.ones_like(descent)
     shortest, longest = torch.zeros_like(length), torch.full_like(length, math.inf)
     best, found, searching = start, torch.zeros_like(moving), moving.clone()
     for _ in range(MAX_TRIALS):
         trial = function(torch.where(searching[:, None], start.vectors + length[:, None] * directions, best.vectors))
-        moved = trial.tilted(slopes)
-        finite = moved.values.isfinite() & moved.gradients.isfinite().all(-1)
-        bound = tilted.values + DECREASE * length * descent + ROUNDING * tilted.values.abs()
-        lower = finite & (moved.values <= bound)
-        flat = (moved.gradients * directions).sum(-1) >= CURVATURE * descent
+        finite = trial.values.isfinite() & trial.gradients.isfinite().all(-1)
+        bound = start.values + DECREASE * length * descent + ROUNDING * start.values.abs()
+        lower = finite & (trial.values <= bound)
+        flat = (trial.gradients * directions).sum(-1) >= CURVATURE * descent
         best = trial.where(searching & lower, best)
         found = found | (searching & lower)
         searching = searching & ~(lower & flat)

@@ -1,9 +1,10 @@
 """Maximise the ELBO over fixed draws by L-BFGS, to a stationary point whose Monte Carlo error is known.
 
 The gradient over fixed draws is that of the ELBO plus noise. Most of the noise is the guide's score, whose mean is
-zero: a multiple of it, estimated from the spread over blocks of draws, is subtracted as a linear term, and renewed as
-the search converges. What remains gives the Monte Carlo error of the optimum: with noise e and inverse Hessian H, the
-expected loss of ELBO is ``E[e' H e] / 2``. The number of draws is raised until that error is small.
+zero: a multiple of it, estimated from the spread over blocks of draws, is subtracted. L-BFGS comes near the minimum,
+and Newton steps to the zero of that gradient follow. The noise that remains gives the Monte Carlo error of the optimum:
+with noise e and inverse Hessian H, the expected loss of ELBO is ``E[e' H e] / 2``. The number of draws is raised until
+that error is small.
 
 Gradient norm and Monte Carlo error are root mean squares over parameters, in the metric of H: for a Gaussian guide
 distances of its means in posterior standard deviations.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pplgen.inference.fixed_draws_elbo import MAX_ENTRIES, FixedDrawsELBO
-from pplgen.inference.lbfgs import ROUNDING, InverseHessian, Point, line_search
+from pplgen.inference.lbfgs import ROUNDING, DenseInverseHessian, InverseHessian, Point, line_search
 from pplgen.inference.training_result import Optimum
 
 __all__ = ["maximise"]
@@ -35,15 +36,16 @@ TARGET_ERROR = 0.01
 """Monte Carlo error above which more draws are used, where they fit."""
 LARGEST_ERROR = 0.3
 """Monte Carlo error above which an optimum is rejected."""
-MAX_ITERATIONS = 1000
+MAX_ITERATIONS, MAX_REFINEMENTS = 1000, 100
+"""Maximum numbers of steps of L-BFGS, and of Newton steps after it."""
 MIN_ITERATIONS = 3
-"""Minimum number of iterations before the first linear term: they approximate the inverse Hessian."""
-FIRST_CORRECTION = 0.05
-"""Gradient norm at which the linear term is first estimated."""
-REDUCTION = 0.3
-"""Gradient norm at which the term is renewed, relative to its last change."""
-MAX_CORRECTIONS = 10
-"""Maximum number of times that the linear term is renewed."""
+"""Minimum number of steps of L-BFGS: they approximate the inverse Hessian."""
+NEAR = 0.05
+"""Gradient norm at which Newton steps begin."""
+MAX_HESSIAN_ENTRIES = 2**26
+"""Entries of the largest intermediate results of all evaluations, up to which Hessians are computed."""
+SHORTEST = 2**-8
+"""Shortest length of a Newton step, as a fraction."""
 
 
 def maximise(
@@ -67,7 +69,9 @@ def maximise(
         ``None`` where they are not a stationary point.
     """
     entries = elbo.graph.largest * len(vectors)
-    size = 16 if entries <= FEW_ENTRIES else BLOCK_SIZES[0]
+    size = BLOCK_SIZES[0]
+    if entries <= FEW_ENTRIES:  # enough draws for unit covariance, if the dimensions are few
+        size = max(16, 2 ** math.ceil(math.log2(4 * min(elbo.graph.num_normals, 16) + 1)))
     limit = max(size, min(BLOCK_SIZES[1], MAX_ENTRIES // (2 * entries * BLOCKS)))
     elbo.set_draws(BLOCKS, size)
     if not _is_random(elbo, vectors.double()).any():
@@ -120,7 +124,7 @@ def _gain(elbo: FixedDrawsELBO, before: Tensor, after: Tensor, size: int) -> tup
 
 
 class _Search:
-    """L-BFGS for R parameter vectors, with a linear term that removes the noise of the guide's score."""
+    """L-BFGS for R parameter vectors, and Newton steps on the gradient without the noise of the guide's score."""
 
     def __init__(self, elbo: FixedDrawsELBO, vectors: Tensor) -> None:
         self.elbo, self.num_iterations = elbo, 0
@@ -128,90 +132,98 @@ class _Search:
         # at an optimum the variance of a parameter's gradient over draws is about its curvature
         variances = elbo.each_draw(vectors)[1].var(0).nan_to_num()
         mean = variances.mean(-1, keepdim=True)
-        random = _is_random(elbo, vectors)[:, None] & (mean > 0)
-        self.inverse = InverseHessian(torch.where(random, 1 / (variances + 1e-3 * mean), 1.0))
+        self._random = _is_random(elbo, vectors) & (mean[:, 0] > 0)
+        self.inverse = InverseHessian(torch.where(self._random[:, None], 1 / (variances + 1e-3 * mean), 1.0))
         self.renew()
 
     def renew(self) -> None:
         """Continue with other draws."""
         if self.num_iterations:
             self.point = self._evaluate(self.point.vectors)
-        number = len(self.point.values)
-        self.slopes = torch.zeros_like(self.point.vectors)
         self.error, self.norm = (torch.full_like(self.point.values, math.inf) for _ in range(2))
-        self.converged = torch.zeros(number, dtype=torch.bool, device=self.slopes.device)
         self._failed = ~self.point.values.isfinite()
-        self._pending = torch.full_like(self.error, FIRST_CORRECTION / REDUCTION)
-        """Norm of the last change of the linear term."""
-        self._corrections = torch.zeros_like(self.error)
+        self.converged = torch.zeros_like(self._failed)
 
     def run(self, report: Callable[[float], None] | None) -> None:
         """Iterate until every vector has converged or failed."""
+        stuck = torch.zeros_like(self._failed)
         for _ in range(MAX_ITERATIONS):
-            self._correct()
-            moving = ~(self.converged | self._failed)
-            if not moving.any():
-                return
-            self._step(moving)
+            self.norm = self._norm(self.point.gradients)
+            near = self.norm <= torch.where(self._random, NEAR, self._tolerance)
+            moving = ~(near | self._failed)
+            if not moving.any() and self.num_iterations >= MIN_ITERATIONS:
+                break
+            stuck = self._descend(~self._failed, stuck)
             if report:
                 report(-float(self.point.values.nan_to_num(math.inf).min()))
+        self._failed = self._failed | ~near
+        self._refine()
 
-    def _step(self, moving: Tensor) -> None:
-        """Take a step; where no lower value is found, first forget the curvature, then stop."""
+    def _descend(self, moving: Tensor, stuck: Tensor) -> Tensor:
+        """Take a step of L-BFGS; where no lower value is found, first forget the curvature, then stop."""
         self.num_iterations += 1
-        gradients = self.point.tilted(self.slopes).gradients
-        directions = -self.inverse.times(gradients)
-        after, found = line_search(self._evaluate, self.point, directions, self.slopes, moving)
+        after, found = line_search(self._evaluate, self.point, -self.inverse.times(self.point.gradients), moving)
         self.inverse.update(self.point, after)
         self.point = after
-        stuck = moving & ~found
-        if stuck.any():
-            self._failed = self._failed | (stuck & self._stuck_before(stuck))
-            self.inverse.forget(stuck)
+        failing = moving & ~found
+        self._failed = self._failed | (failing & stuck)
+        if failing.any():
+            self.inverse.forget(failing)
+        return failing
 
-    def _stuck_before(self, stuck: Tensor) -> Tensor:
-        """Whether a vector was stuck in the previous step too."""
-        before = getattr(self, "_last_stuck", (-1, stuck))
-        self._last_stuck = (self.num_iterations, stuck)
-        return before[1] if before[0] == self.num_iterations - 1 else torch.zeros_like(stuck)
+    def _refine(self) -> None:
+        """Solve for the zero of the gradient without the score's noise, by damped Newton steps near the minimum."""
+        if self._dense():
+            self.inverse = DenseInverseHessian(torch.stack([self.elbo.hessian(each) for each in self.point.vectors]))
+        gradients, self.error = self._without_score(self.point.vectors)
+        self.norm = self._norm(gradients)
+        length = torch.ones_like(self.norm)
+        for _ in range(MAX_REFINEMENTS):
+            self.converged = ~self._failed & (self.norm <= self._tolerance)
+            moving = ~(self._failed | self.converged)
+            if not moving.any():
+                return
+            self.num_iterations += 1
+            steps = torch.where(moving, length, 0.0)[:, None] * self.inverse.times(gradients)
+            before = Point(self.point.vectors, self.norm, gradients)
+            vectors = before.vectors - steps
+            trial, error = self._without_score(vectors)
+            norm = self._norm(trial)
+            better = moving & (norm < (1 - 0.1 * length) * self.norm)
+            after = Point(vectors, norm, trial).where(better, before)
+            self.inverse.update(before, after)
+            gradients = after.gradients
+            self.point = Point(after.vectors, self.point.values, gradients)
+            self.error = torch.where(better, error, self.error)
+            self.norm = self._norm(gradients)
+            length = torch.where(better, 1.0, length / 2)
+            self._failed = self._failed | (length < SHORTEST)
 
-    def _correct(self) -> None:
-        """Where the search has converged for the current linear term, renew the term, or stop if it stays the same."""
-        self.norm = self._norm(self.point.tilted(self.slopes).gradients)
-        ready = self.norm <= torch.maximum(self._tolerance, REDUCTION * self._pending)
-        ready = ready & ~(self.converged | self._failed)
-        if self.num_iterations < MIN_ITERATIONS or not ready.any():
-            return
-        slopes, error = self._linear_term()
-        change = self._norm(slopes - self.slopes)
-        self.error = torch.where(ready, error, self.error)
-        settled = change <= torch.maximum(self._tolerance, 0.1 * error)
-        settled = settled | (self._corrections >= MAX_CORRECTIONS)
-        self.converged = self.converged | (ready & settled & (self.norm <= self._tolerance))
-        renewed = ready & ~settled
-        self.slopes = torch.where(renewed[:, None], slopes, self.slopes)
-        self._pending = torch.where(ready, torch.where(settled, 0.0, change), self._pending)
-        self._corrections = self._corrections + renewed
-        self.norm = self._norm(self.point.tilted(self.slopes).gradients)
+    def _dense(self) -> bool:
+        """Whether Hessians of all vectors, by finite differences, take little time."""
+        R, P = self.point.vectors.shape
+        evaluations = 2 * R * P * len(self.elbo.draws)
+        return self.elbo.shares_inputs and evaluations * self.elbo.graph.largest <= MAX_HESSIAN_ENTRIES
 
-    def _linear_term(self) -> tuple[Tensor, Tensor]:
-        """Return the multiple of the mean score that reduces the noise most, and the Monte Carlo error with it."""
-        _, gradients, scores = self.elbo.blocks(self.point.vectors)
+    def _without_score(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gradients minus the multiple of the score that reduces their noise most, and the Monte Carlo error."""
+        _, gradients, scores = self.elbo.blocks(vectors)
         noise, score_noise = gradients - gradients.mean(0), scores - scores.mean(0)
         scaled = self.inverse.times(score_noise)
         size = (scaled * score_noise).sum((0, -1))
         multiple = torch.where(size > 0, (scaled * noise).sum((0, -1)) / size, 0.0).clamp(0, 1)[:, None]
         rest = noise - multiple * score_noise
         loss = self.inverse.decrement(rest).sum(0) / (len(rest) * (len(rest) - 1))
-        return multiple * scores.mean(0), (2 * loss / rest.shape[-1]).sqrt()
+        return gradients.mean(0) - multiple * scores.mean(0), (2 * loss / rest.shape[-1]).sqrt()
 
     def _norm(self, gradients: Tensor) -> Tensor:
-        return (2 * self.inverse.decrement(gradients) / gradients.shape[-1]).sqrt()
+        norm = (2 * self.inverse.decrement(gradients) / gradients.shape[-1]).sqrt()
+        return norm.nan_to_num(math.inf, math.inf)
 
     @property
     def _tolerance(self) -> Tensor:
         """Tolerance of the gradient norm, not below the rounding error of the ELBO."""
-        rounding = (4 * ROUNDING * self.point.values.abs() / self.slopes.shape[-1]).sqrt()
+        rounding = (4 * ROUNDING * self.point.values.abs() / self.point.vectors.shape[-1]).sqrt()
         return rounding.clamp(min=TOLERANCE)
 
     def _evaluate(self, vectors: Tensor) -> Point:

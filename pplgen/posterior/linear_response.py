@@ -30,6 +30,8 @@ from pplgen.story.pair import Pair
 
 __all__ = ["PosteriorCovariance", "posterior_covariance"]
 
+MOMENT_DRAWS = 4096
+"""Number of draws for the guide's moments, which are cheap."""
 MAX_CHEAP_ENTRIES = 2**28
 """Entries of the largest intermediate results of all evaluations, up to which a Hessian takes about a second."""
 FLAT = 1e-8
@@ -42,6 +44,8 @@ class PosteriorCovariance:
 
     shapes: dict[str, torch.Size]
     """Shape of one draw of each site."""
+    mean: Tensor
+    """Means of the guide's draws, shape ``(num_latents,)``."""
     guide: Tensor
     """Covariance of the guide's draws, shape ``(num_latents, num_latents)``."""
     linear_response: Tensor
@@ -78,9 +82,8 @@ def posterior_covariance(
     vector = graph.pack(pair.snapshot()).double()
     if 2 * len(vector) * optimum.num_draws * elbo.graph.largest > max_entries:
         raise InputError(f"linear-response covariances of {len(vector)} variational parameters take long")
-    size = optimum.num_draws // BLOCKS
-    elbo.set_draws(BLOCKS, size)
-    moments.draws = elbo.draws.first(moments.graph.num_normals, moments.graph.num_uniforms)
+    elbo.set_draws(BLOCKS, max(2, optimum.num_draws // BLOCKS))
+    moments.set_draws(BLOCKS, MOMENT_DRAWS // BLOCKS)
     curvature, directions = torch.linalg.eigh(elbo.hessian(vector))
     curved = curvature > FLAT * curvature.max()
     if (curvature < -(FLAT**0.5) * curvature.max()).any():
@@ -90,7 +93,10 @@ def posterior_covariance(
         raise InputError("the ELBO does not depend on a direction in which the guide's means change")
     scaled = jacobian[:, curved] / curvature[curved].sqrt()
     shapes = {name: value.shape[1:] for name, value in draw_shared(pair, 1).items()}
-    return PosteriorCovariance(shapes, moments.each_draw(vector[None])[1][:, 0].mT.cov(), scaled @ scaled.mT)
+    draws = moments.each_draw(vector[None])[1][:, 0]
+    return PosteriorCovariance(
+        shapes, draws.mean(0), draws.mT.cov(correction=0).reshape(len(jacobian), -1), scaled @ scaled.mT
+    )
 
 
 def _latents_graph(pair: Pair, names: tuple[str, ...]) -> Any:
