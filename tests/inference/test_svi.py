@@ -169,13 +169,13 @@ def test_a_guide_with_parameters_per_row_is_not_given_minibatches():
 def test_plateaus_are_judged_by_the_noise():
     rng = np.random.default_rng(0)
     watch = PlateauWatch()
-    # a climb of a fifth of the noise's deviation per window: twice the standard error of a window's mean
-    climbing = [watch.plateau(list(0.2 * i + rng.normal(size=WINDOW))) for i in range(30)]
+    # a climb of .3 of the noise's deviation per window: the slope of four windows is 6.7 of its standard errors
+    climbing = [watch.plateau(list(0.3 * i + rng.normal(size=WINDOW))) for i in range(30)]
     assert not any(climbing)
     patient = PlateauWatch(5 * WINDOW)
     again = [patient.plateau(list(rng.normal(size=WINDOW))) for _ in range(5 * PATIENCE)]
     assert not any(again[:-1])  # nothing is judged before four of its longer windows
     assert len(patient.means) + PATIENCE * patient.plateaus == PATIENCE
     # a slope above two standard errors comes by chance about once in forty windows
-    flat = [watch.plateau(list(6.0 + rng.normal(size=WINDOW))) for _ in range((PLATEAUS + 2) * PATIENCE)]
+    flat = [watch.plateau(list(9.0 + rng.normal(size=WINDOW))) for _ in range((PLATEAUS + 2) * PATIENCE)]
     assert watch.plateaus == sum(flat) >= PLATEAUS
