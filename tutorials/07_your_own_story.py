@@ -73,7 +73,7 @@ def model(x):
         pyro.sample("x", dist.Normal(mu, scale.unsqueeze(-1)).to_event(1), obs=x)
 
 
-not_converged = pplgen.fit(model, x, steps=500, progress=False)
+not_converged = pplgen.fit(model, x, steps=150, progress=False)
 not_converged.summary()
 
 # %% [markdown]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.chain import log_normaliser, log_product, sample_chain
+from pplgen.models._distributions.chain import LOG_ZERO, log_normaliser, log_product, sample_chain
 from torch import Tensor
 
 from pplgen.story.dynamics import MarkovChain
@@ -91,7 +91,8 @@ class SwitchingAutoregression(dist.TorchDistribution):
             return log_normaliser(chain.log_initial.expand(*emission.shape[:-2], H), chain.log_transition, emission)
         first = chain.log_initial + emission[..., 0, :]
         blocks = self._blocks(emission[..., 1:, :])
-        return (first.unsqueeze(-1) + log_product(blocks)).flatten(-2).logsumexp(-1)
+        total = (first.unsqueeze(-1) + log_product(blocks)).flatten(-2).logsumexp(-1)
+        return torch.where(total > LOG_ZERO / 2, total, -torch.inf)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw series, with the steps before the first at their means."""

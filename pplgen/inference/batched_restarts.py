@@ -174,8 +174,9 @@ class _Run:
             self.path = self._compiled()
 
     def _maximise(self, which: list[bool]) -> None:
-        """Finish restarts by L-BFGS over fixed draws, where it applies and they have no optimum yet."""
-        which = [each and restart.optimum is None for each, restart in zip(which, self.training.restarts, strict=True)]
+        """Finish restarts by L-BFGS over fixed draws, where it applies and they have good steps but no optimum yet."""
+        restarts = zip(which, self.training.restarts, strict=True)
+        which = [each and bool(restart.history) and restart.optimum is None for each, restart in restarts]
         vectors = self.training.good.vectors
         if (
             not any(which)

@@ -102,9 +102,10 @@ def _gap(sources: Sources) -> float:
 
 
 def _features() -> Tensor:
-    """Two highly correlated features of thirty rows, with a fixed seed."""
-    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
-    return torch.stack([x[:, 0], 0.95 * x[:, 0] + 0.3 * x[:, 1]], 1)
+    """Two features of thirty rows on an ellipse, with mean 0, variance 1 and correlation .95."""
+    angle = 2 * math.pi * torch.arange(30) / 30
+    x = 2**0.5 * torch.stack([angle.cos(), angle.sin()], 1)
+    return torch.stack([x[:, 0], 0.95 * x[:, 0] + (1 - 0.95**2) ** 0.5 * x[:, 1]], 1)
 
 
 def _regression(x: Tensor, y: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import arviz_base
 import arviz_stats
@@ -274,10 +275,14 @@ def test_an_outlier_is_blamed_where_nothing_speaks_against_the_guide():
 
 def test_what_speaks_against_a_guide():
     assert judge(predictive._guide_problem, known_mean()[0]) == ""
-    assert judge(predictive._guide_problem, known_mean(0.7)[0]).startswith("the guide's own weights have")
-    assert judge(predictive._guide_problem, known_mean(1.3, shift=0.8)[0]).startswith(
-        "importance weights shift a mean by 0.6"
-    )
+    # a guide half as wide as the posterior has k = 1 - .5^2; quantiles of the guide, whose estimate of k does not vary
+    z = torch.special.ndtri((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)
+    narrow = SimpleNamespace(sampled=False, weighted=SimpleNamespace(log_ratio=z.square() * (1 - 0.5**2) / 2))
+    assert predictive._guide_problem(narrow).startswith("the guide's own weights have a Pareto k of 0.")
+    said = judge(predictive._guide_problem, known_mean(1.3, shift=0.8)[0])
+    assert said.startswith("importance weights shift a mean by ")
+    # as in test_weights_move_a_biased_mean_back, and two digits of it
+    assert float(said.split()[-2]) == pytest.approx(0.8 / 1.3, abs=4 * 0.04 + 0.005)
     # (2.5^2 - 1) / 2 - log 2.5 = 1.71 nats
     assert judge(predictive._guide_problem, known_mean(2.5)[0]).startswith("the ELBO is 1.")
 

@@ -97,14 +97,25 @@ def test_a_run_goes_back_names_the_row_and_ends_where_it_should(path):
     near_the_posterior(loc, scale)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_learning_rate_that_is_far_too_large_is_lowered_until_it_works(path):
-    # the exponential of a hundred overflows in single precision, so that the first step goes wrong
-    options = {"learning_rate": 100.0, "decay": 0.995, "steps": 700, "compile": path}
-    fit, said = fitted(plain, guide_from(-1.0), **options)
-    assert 1 <= len(said) < MAX_NON_FINITE
+def overflowing(y):
+    """The model with a factor that is one for means up to 6, and zero above 6.7, where an exponential overflows."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    pyro.factor("wall", -1e-38 * (2 * mu.square()).exp())
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(("path", "decay", "steps"), [("off", 0.99, 500), ("graph", 0.997, 1500)])
+def test_a_learning_rate_that_is_far_too_large_is_lowered_until_it_works(path, decay, steps):
+    # Adam's first step is its rate: the mean goes from 0 to 100, to 10 (in a graph to 7.4, because its rate decays over
+    # the window that was taken back too) with a scale of 100 or more or almost none, and to 1 or less; were the second
+    # step finite, its gradients of 1e8 would stay in Adam's memory, and the scale would not move
+    options = {"learning_rate": 100.0, "decay": decay, "steps": steps, "compile": path}
+    fit, said = fitted(overflowing, guide_from(0.0), **options)
+    assert len(said) == 2 < MAX_NON_FINITE
     assert said[0].startswith("step 2: ")
     assert "continued from step 0 with learning rate 10 (fault 1 of 3)" in said[0]
+    assert "continued from step 0 with learning rate 1 (fault 2 of 3)" in said[1]
     loc, scale = location(fit)
     near_the_posterior(loc, scale)
 

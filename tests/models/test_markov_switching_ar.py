@@ -75,14 +75,29 @@ def test_density_is_a_sum_over_all_paths(name):
 
 @pytest.mark.parametrize("name", STORIES)
 def test_density_is_the_state_space_s_normaliser(name):
-    story = MarkovSwitchingAR(**STORIES[name]).double()
+    story = MarkovSwitchingAR(**STORIES[name], prior_mean_scale=1.0).double()
     theta, y = draw(story), torch.randn(3, 50, 1, dtype=torch.float64)
+    theta["sigma"] = theta["sigma"].clamp_min(0.5)  # products of matrices lose paths 700 nats below the best
     y[0, 30:] = NAN
     y[1, 3:] = NAN
     chain, log_emission, regimes = poutine.condition(story.state_space, theta)(y)
     assert sorted(regimes.unique().tolist()) == list(range(story.K))
     torch.testing.assert_close(density(story, theta, y), forward_backward(log_emission, chain).log_normaliser, **CLOSE)
     torch.testing.assert_close(chain.log_transition.exp().sum(-1), torch.ones(len(regimes), dtype=torch.float64))
+
+
+def test_a_density_whose_paths_underflow_is_not_finite():
+    """Each step excludes one regime by a million nats and more: no path is left in products of matrices."""
+    series = SwitchingAutoregression(
+        torch.tensor([[0.7, 0.3], [0.4, 0.6]]).double(),
+        torch.tensor([5.0, -5.0]).double(),
+        torch.tensor([1e-3, 1e-3]).double(),
+        torch.tensor([[0.9, 0.9, 0.9], [-0.9, -0.9, -0.9]]).double(),
+        num_steps=50,
+        memory=3,
+    )
+    y = torch.linspace(-1, 1, 50).double()[:, None]
+    assert series.log_prob(y).item() == -math.inf
 
 
 # statsmodels 0.15 lays switching variances along the wrong lag where there is more than one

@@ -69,11 +69,13 @@ def test_a_map_shows_the_dimensions_of_largest_variance_coloured_by_label():
 
 def test_a_map_by_principal_components():
     rng = np.random.default_rng(0)
-    z = rng.normal(size=(500, 3)) @ np.diag([3.0, 1.0, 0.1])
+    z = rng.normal(size=(500, 3)) @ np.diag([4.0, 1.0, 0.02])
     panel = axes()
     plot_latent_map(panel, codes_of(z), by="pca")
     places = np.asarray(panel.collections[0].get_offsets())
-    np.testing.assert_allclose(np.linalg.norm(places, axis=1), np.linalg.norm(z - z.mean(0), axis=1), atol=0.1)
+    # what is left out changes a norm by at most its length, here below five of its deviations
+    np.testing.assert_allclose(np.linalg.norm(places, axis=1), np.linalg.norm(z - z.mean(0), axis=1), atol=5 * 0.02)
+    # 16 / 17 of the variance, with a standard error of .005
     assert panel.get_xlabel().startswith("principal component 1: 9")
 
 

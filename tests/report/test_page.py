@@ -115,6 +115,15 @@ FAMILIES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_draws():
+    """Checks from a tenth of their draws: pages are looked at here, and not what the checks find."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, draws in (("inputs.DRAWS", 1000), ("inputs.WEIGHTED_DRAWS", 100), ("predictive.PRIOR_DRAWS", 100)):
+            patch.setattr(f"pplgen.checks.{name}", draws)
+        yield
+
+
 @pytest.fixture(scope="module")
 def short():
     """A short fit of Old Faithful."""

@@ -26,8 +26,9 @@ from pplgen.cli.main import main
 from pplgen.inference.training_state import TrainingState
 from pplgen.storage import atomic, checkpoint, run_folder
 
-KILLS = 20
-WINDOWS = 40
+KINDS = ("window", "window", "window", "fsync", "replace", "write")
+"""How all lives end but the last two, which die as the run is written."""
+WINDOWS = 16
 """Windows of steps: more than all lives together keep before they are killed, two each."""
 COMMAND = ["pplgen", "fit", "ppca", "faithful", "--latents", "1", "--batch-size", "50", "--seed", "1"]
 COMMAND += ["--steps", str(100 * WINDOWS), "--patience", "1000000", "--compile", "graph", "--draws", "4"]
@@ -117,8 +118,7 @@ def at_run_file(number):
 def ways(random_numbers):
     """Choose how each life ends: at a moment of a window, inside a checkpoint, or as the run is written."""
     draw = random_numbers
-    for _ in range(KILLS - 2):
-        kind = draw.choice(["window", "window", "fsync", "replace", "write"])
+    for kind in draw.sample(KINDS, len(KINDS)):
         if kind == "window":
             number, part = draw.randrange(3), draw.random()
             yield f"{part:.2f} windows after window {number}", lambda n=number, p=part: after_windows(n, p)

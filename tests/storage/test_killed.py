@@ -1,4 +1,4 @@
-"""SIGKILL at twenty moments of a fit, inside checkpoints too: each resume goes on, and the end is the same."""
+"""SIGKILL at eight moments of a fit, inside checkpoints too: each resume goes on, and the end is the same."""
 
 import json
 import os
@@ -31,18 +31,18 @@ def outcome(tmp_path_factory):
     return json.loads(done.stdout), folder
 
 
-def test_twenty_lives_are_killed_and_each_is_resumed(outcome):
+def test_eight_lives_are_killed_and_each_is_resumed(outcome):
     happened, _ = outcome
     assert happened["whole"]["code"] == 0, happened["whole"]["said"]
     lives = happened["lives"]
-    assert len(lives) == 20
+    assert len(lives) == 8
     for life in lives:
         assert life["killed"], f"{life['how']}: {life['said']}"
         lines = [line for line in life["said"].splitlines() if line.startswith("pplgen:")]
         assert not [line for line in lines if "starts from the beginning" not in line]
     kept = [life["kept"] for life in lives]
     assert kept == sorted(kept), "no life loses what an earlier one kept"
-    assert len(set(kept)) > 5, "lives go on from where others ended"
+    assert len(set(kept)) > 3, "lives go on from where others ended"
     assert happened["last"]["code"] == 0, happened["last"]["said"]
 
 
