@@ -84,8 +84,9 @@ def test_round_trip(faithful_fit, run):
     with pytest.raises(InputError, match="loaded without its data"):
         again.log_likelihood()
     whole = pplgen.load(run, "faithful")
-    np.testing.assert_array_equal(
-        whole.to_datatree(3)["sample_stats"]["lp"], faithful_fit.to_datatree(3)["sample_stats"]["lp"]
+    # the same draws, up to rounding of sums in single precision
+    np.testing.assert_allclose(
+        whole.to_datatree(3)["sample_stats"]["lp"], faithful_fit.to_datatree(3)["sample_stats"]["lp"], rtol=1e-6
     )
     again.save(run.parent / "copy")
     assert (run.parent / "copy" / run_folder.TENSORS).read_bytes() == (run / run_folder.TENSORS).read_bytes()

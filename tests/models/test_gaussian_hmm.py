@@ -97,7 +97,7 @@ def test_published_posterior(reference_data):
     known = {"pi": 0.5, "sigma": 1.0}
     story = GaussianHMM(2, 1, known=known, prior_mean=[[3.0], [10.0]], prior_mean_scale=1.0)
     fit = pplgen.fit(story, y.double()[None, :, None], restarts=2, steps=800, **FIT)
-    assert fit.path == "the traced graph"
+    assert fit.path.startswith("the traced graph")
     posterior = fit.to_datatree(draws=4000)["posterior"]
     published = {"A11": (0.66665, 0.1012), "A21": (0.07313, 0.0284), "mu1": (3.02152, 0.2245), "mu2": (8.82728, 0.1106)}
     P, mu = posterior["P"].values[0], posterior["mu"].values[0]
@@ -124,7 +124,7 @@ def test_a_fit_recovers_what_it_was_simulated_from(kind):
     y[1, 7] = NAN
     y[1, 20:30, 1] = NAN
     fit = pplgen.fit(story_of(kind), y, restarts=2, steps=300, **FIT)
-    assert fit.path == "the traced graph"
+    assert fit.path.startswith("the traced graph")
     posterior = fit.to_datatree(draws=500)["posterior"]
     for name, value in truth.items():
         sample = posterior[name].values[0]

@@ -240,7 +240,7 @@ def test_nile_posterior_covers_the_maximum(nile_fit):
 
 
 def test_restarts_run_as_one_graph(nile_fit):
-    assert nile_fit.path == "the traced graph"
+    assert nile_fit.path.startswith("the traced graph")
     assert len(nile_fit.runs) == 4
     # one mode: what is left is the ELBOs' own error, .1 nats or so
     assert nile_fit.spread < 1.0
