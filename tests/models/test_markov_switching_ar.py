@@ -139,7 +139,7 @@ def test_hamilton(growth):
     """The maximum of the likelihood is Hamilton's; at the posterior mean, recessions are those of the NBER."""
     y, recession = growth
     fit = pplgen.fit(MarkovSwitchingAR(2, 4), y, restarts=2, steps=400, **FIT)
-    assert fit.path == "the traced graph"
+    assert fit.path.startswith("the traced graph")
     tree = fit.to_datatree(draws=500)
     names = ("P", "mu", "sigma", "phi")
     mean = {name: torch.tensor(tree["posterior"][name].mean(("chain", "draw")).values).double() for name in names}
@@ -170,7 +170,7 @@ def test_a_fit_recovers_what_it_was_simulated_from():
     y = source.simulate(4, 300)
     y[0, 200:] = NAN
     fit = pplgen.fit(MarkovSwitchingAR(2, 2, switching_variance=True), y, restarts=2, steps=400, **FIT)
-    assert fit.path == "the traced graph"
+    assert fit.path.startswith("the traced graph")
     posterior = fit.to_datatree(draws=500)["posterior"]
     for name, value in truth.items():
         sample = posterior[name].values[0]
