@@ -135,7 +135,8 @@ class _Run:
                     self._maximise([restart.stop is None for restart in self.training.restarts])
                 if self.training.running:
                     self._take_window()
-            self._maximise([restart.stop is StopReason.CONVERGED for restart in self.training.restarts])
+            if not any(restart.optimum for restart in self.training.restarts):
+                self._maximise([restart.stop is StopReason.CONVERGED for restart in self.training.restarts])
         except KeyboardInterrupt:
             if not self.training.taken or self.ranks.size > 1:
                 raise

@@ -7,6 +7,7 @@ variational inference with a deterministic objective).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -78,11 +79,6 @@ class FixedDrawsAverage:
         self.graph = lift_random_numbers(graph, self._example)
         self.seed, self.ranks, self.num_evaluations = seed, ranks, 0
 
-    @property
-    def shares_inputs(self) -> bool:
-        """Whether all vectors have the same buffers and data."""
-        return all(axis is None for axis in self._along)
-
     def set_draws(self, num_blocks: int, block_size: int, *, fresh: bool = False) -> None:
         """Draw the base draws; ``fresh`` ones are independent of those that are not."""
         sizes, seed = (self.graph.num_normals, self.graph.num_uniforms), 2 * self.seed + fresh
@@ -106,10 +102,16 @@ class FixedDrawsAverage:
 
         Central differences in float64 have a relative error of about 1e-8 and need no second derivatives.
         """
+        return self._differentiate(self.graph, self.draws, vector)
+
+    def _differentiate(self, graph: LiftedGraph, draws: BaseDraws, vector: Tensor) -> Tensor:
+        """Differentiate the average vector of a graph."""
+        together = BaseDraws(draws.normals, draws.uniforms, 1)
         steps = STEP * torch.eye(len(vector), dtype=torch.float64, device=vector.device)
-        size = max(1, MAX_ENTRIES // self.graph.largest)
+        parts = steps.split(max(1, MAX_ENTRIES // graph.largest))
         after, before = (
-            torch.cat([self(vector.double() + sign * part)[1] for part in steps.split(size)]) for sign in (1, -1)
+            torch.cat([self._evaluate(graph, together, vector.double() + sign * part)[1][0] for part in parts])
+            for sign in (1, -1)
         )
         return ((after - before) / (2 * STEP)).mT
 
@@ -164,6 +166,20 @@ class FixedDrawsELBO(FixedDrawsAverage):
         """Return the Hessian of the loss at one parameter vector, shape ``(P, P)``."""
         jacobian = self.jacobian(vector)
         return (jacobian + jacobian.mT) / 2
+
+    def alone(self, index: int) -> FixedDrawsELBO:
+        """Return the ELBO of one of the R parameter vectors, at the same draws."""
+        one = copy.copy(self)
+        one._inputs = [v if axis is None else v[index] for v, axis in zip(self._inputs, self._along, strict=True)]
+        one._along = [None] * len(self._along)
+        return one
+
+    def derivatives(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the Hessian of the loss, and the derivative of the score, which is zero without one."""
+        if self.score is None:
+            return self.hessian(vector), torch.zeros((len(vector),) * 2, dtype=torch.float64, device=vector.device)
+        draws = self.draws.first(self.score.num_normals, self.score.num_uniforms)
+        return self.hessian(vector), self._differentiate(self.score, draws, vector)
 
     def derivative_error(self, vectors: Tensor) -> float:
         """Return how far the gradients are from finite differences of the losses along random directions, relative.

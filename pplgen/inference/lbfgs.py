@@ -96,18 +96,35 @@ class InverseHessian:
             vectors = vectors + step * (along - inverse * (change * vectors).sum(-1))[..., None]
         return vectors
 
+    def step(self, gradients: Tensor) -> Tensor:
+        """Return Newton steps to the zeros of R gradients, shape ``(R, P)``, to be subtracted."""
+        return self.times(gradients)
+
     def decrement(self, gradients: Tensor) -> Tensor:
         """Return the decrease that a Newton step promises, half the squared gradient norm in this metric, in nats."""
         return (gradients * self.times(gradients)).sum(-1) / 2
 
 
 class DenseInverseHessian(InverseHessian):
-    """R inverse Hessians; directions without curvature are left out, and negative curvature counts as positive."""
+    """R inverse Hessians; directions without curvature are left out, and negative curvature counts as positive.
 
-    def __init__(self, hessians: Tensor) -> None:
-        curvature, self._directions = torch.linalg.eigh(hessians)
+    Parameters
+    ----------
+    hessians
+        Shape ``(R, P, P)``.
+    derivatives
+        Derivatives of the gradients whose zeros are sought, of the same shape; they need not be symmetric.
+    """
+
+    def __init__(self, hessians: Tensor, derivatives: Tensor) -> None:
+        curvature, self._directions = torch.linalg.eigh(hessians.nan_to_num())
         size = curvature.abs()
         self._inverse = torch.where(size > FLAT * size.amax(-1, keepdim=True), 1 / size, 0.0)
+        self._derivatives = torch.linalg.pinv(derivatives.nan_to_num(), rtol=FLAT)
+
+    def step(self, gradients: Tensor) -> Tensor:
+        """Return Newton steps to the zeros of R gradients, shape ``(R, P)``, to be subtracted."""
+        return torch.einsum("rpq,rq->rp", self._derivatives, gradients)
 
     def update(self, before: Point, after: Point) -> None:
         """Keep the inverse Hessians."""

@@ -13,7 +13,6 @@ distances of its means in posterior standard deviations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,27 +30,29 @@ BLOCK_SIZES = (4, 1024)
 FEW_ENTRIES = 2**14
 """Entries of the largest intermediate result below which sixteen draws take about as long as one."""
 TOLERANCE = 1e-3
-"""Largest gradient norm of a stationary point."""
+"""Largest gradient norm of a stationary point, unless the Monte Carlo error is larger."""
 TARGET_ERROR = 0.01
 """Monte Carlo error above which more draws are used, where they fit."""
 LARGEST_ERROR = 0.3
 """Monte Carlo error above which an optimum is rejected."""
-MAX_ITERATIONS, MAX_REFINEMENTS = 1000, 100
-"""Maximum numbers of steps of L-BFGS, and of Newton steps after it."""
+MAX_ITERATIONS, MAX_EXACT_ITERATIONS, MAX_REFINEMENTS = 200, 1000, 50
+"""Maximum numbers of steps of L-BFGS, if the ELBO depends on the draws or not, and of Newton steps after it."""
 MIN_ITERATIONS = 3
 """Minimum number of steps of L-BFGS: they approximate the inverse Hessian."""
 NEAR = 0.05
 """Gradient norm at which Newton steps begin."""
-MAX_HESSIAN_ENTRIES = 2**26
+MAX_HESSIAN_ENTRIES = 2**25
 """Entries of the largest intermediate results of all evaluations, up to which Hessians are computed."""
-SHORTEST = 2**-8
+NEGLIGIBLE = 0.1
+"""Gradient norm relative to the Monte Carlo error that is small enough."""
+SHORTEST = 2**-6
 """Shortest length of a Newton step, as a fraction."""
 
 
-def maximise(
-    elbo: FixedDrawsELBO, vectors: Tensor, report: Callable[[float], None] | None = None
-) -> tuple[Tensor, list[Optimum | None]]:
+def maximise(elbo: FixedDrawsELBO, vectors: Tensor) -> tuple[Tensor, list[Optimum | None]]:
     """Maximise the ELBO from R parameter vectors, shape ``(R, P)``.
+
+    All are maximised as one program over few draws; then those that failed, and the best, alone over more.
 
     Parameters
     ----------
@@ -59,8 +60,6 @@ def maximise(
         The ELBO over fixed draws.
     vectors
         Initial parameters.
-    report
-        Called after each iteration with the best ELBO over the fixed draws, in nats.
 
     Returns
     -------
@@ -68,45 +67,51 @@ def maximise(
         New parameters, unchanged where none were found that are as good on fresh draws; and the optimum of each,
         ``None`` where they are not a stationary point.
     """
-    entries = elbo.graph.largest * len(vectors)
+    found, optima, losses = _maximise(elbo, vectors, grow=len(vectors) == 1)
+    if len(vectors) == 1:
+        return found, optima
+    accepted = torch.tensor([optimum is not None for optimum in optima], device=losses.device)
+    best = int(torch.where(accepted, losses, math.inf).argmin())
+    found = found.clone()
+    for index, optimum in enumerate(optima):
+        if optimum is None or index == best:
+            alone, (refined,), _ = _maximise(elbo.alone(index), found[index : index + 1], grow=True)
+            if refined is not None:
+                found[index], optima[index] = alone[0], refined
+    return found, optima
+
+
+def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Tensor, list[Optimum | None], Tensor]:
+    """Maximise the ELBO from R vectors in one program; return also their losses on fresh draws.
+
+    With ``grow`` the number of draws is raised until the best optimum's Monte Carlo error is ``TARGET_ERROR``.
+    """
+    entries, dimensions = elbo.graph.largest * len(vectors), elbo.graph.num_normals
     size = BLOCK_SIZES[0]
     if entries <= FEW_ENTRIES:  # enough draws for unit covariance, if the dimensions are few
-        size = max(16, 2 ** math.ceil(math.log2(4 * min(elbo.graph.num_normals, 16) + 1)))
-    limit = max(size, min(BLOCK_SIZES[1], MAX_ENTRIES // (2 * entries * BLOCKS)))
+        size = max(16, 4 * dimensions if dimensions <= 8 else 0)
+    limit = max(size, min(BLOCK_SIZES[1], MAX_ENTRIES // (2 * entries * BLOCKS))) if grow else size
     elbo.set_draws(BLOCKS, size)
     if not _is_random(elbo, vectors.double()).any():
         size = limit = 2
         elbo.set_draws(BLOCKS, size)
     search = _Search(elbo, vectors.double())
-    while True:
-        search.run(report)
-        best = int(torch.where(search.converged, search.point.values, math.inf).argmin())
-        error = float(search.error[best])
-        needed = size * (error / TARGET_ERROR) ** 2 if math.isfinite(error) else math.inf
-        if not search.converged.any() or needed <= 1.5 * size or 2 * size > limit:
+    search.run()
+    while search.converged.any():
+        error = float(search.error[search.converged].min())
+        needed = size * (error / TARGET_ERROR) ** 2
+        if needed <= 1.5 * size or 2 * size > limit:
             break
         while size < needed and 2 * size <= limit:
             size *= 2
         elbo.set_draws(BLOCKS, size)
         search.renew()
-    gain, gain_error = _gain(elbo, vectors.double(), search.point.vectors, size)
-    better = gain >= -2 * gain_error
-    accepted = search.converged & (search.error <= LARGEST_ERROR) & better
+        search.run()
+    gain, gain_error, losses = _gain(elbo, vectors.double(), search.point.vectors, size)
+    accepted = search.converged & (search.error <= LARGEST_ERROR) & (gain >= -2 * gain_error)
     improved = accepted | (~search.converged & (gain > 2 * gain_error))
-    optima = [
-        Optimum(
-            num_draws=BLOCKS * size,
-            num_iterations=search.num_iterations,
-            num_evaluations=elbo.num_evaluations,
-            gradient_norm=float(search.norm[index]),
-            tolerance=TOLERANCE,
-            monte_carlo_error=float(search.error[index]),
-        )
-        if accepted[index]
-        else None
-        for index in range(len(vectors))
-    ]
-    return torch.where(improved[:, None], search.point.vectors.to(vectors), vectors), optima
+    optima = [search.optimum(index) if accepted[index] else None for index in range(len(vectors))]
+    return torch.where(improved[:, None], search.point.vectors.to(vectors), vectors), optima, losses
 
 
 def _is_random(elbo: FixedDrawsELBO, vectors: Tensor) -> Tensor:
@@ -115,12 +120,13 @@ def _is_random(elbo: FixedDrawsELBO, vectors: Tensor) -> Tensor:
     return losses.std(0) > 1e-10 * losses.mean(0).abs()
 
 
-def _gain(elbo: FixedDrawsELBO, before: Tensor, after: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the ELBO gained on fresh draws, in nats, and its standard error, shape ``(R,)`` each."""
+def _gain(elbo: FixedDrawsELBO, before: Tensor, after: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the ELBO gained on fresh draws, in nats, its standard error, and the losses, shape ``(R,)`` each."""
     elbo.set_draws(BLOCKS, size, fresh=True)
-    gains = elbo.blocks(before).losses - elbo.blocks(after).losses
+    losses = elbo.blocks(after).losses
+    gains = elbo.blocks(before).losses - losses
     error = gains.std(0) / math.sqrt(len(gains))
-    return gains.mean(0).nan_to_num(-math.inf), error.nan_to_num()
+    return gains.mean(0).nan_to_num(-math.inf), error.nan_to_num(), losses.mean(0).nan_to_num(math.inf)
 
 
 class _Search:
@@ -128,12 +134,13 @@ class _Search:
 
     def __init__(self, elbo: FixedDrawsELBO, vectors: Tensor) -> None:
         self.elbo, self.num_iterations = elbo, 0
+        self._exact: DenseInverseHessian | None = None
         self.point = self._evaluate(vectors)
         # at an optimum the variance of a parameter's gradient over draws is about its curvature
         variances = elbo.each_draw(vectors)[1].var(0).nan_to_num()
         mean = variances.mean(-1, keepdim=True)
         self._random = _is_random(elbo, vectors) & (mean[:, 0] > 0)
-        self.inverse = InverseHessian(torch.where(self._random[:, None], 1 / (variances + 1e-3 * mean), 1.0))
+        self._descent = InverseHessian(torch.where(self._random[:, None], 1 / (variances + 1e-3 * mean), 1.0))
         self.renew()
 
     def renew(self) -> None:
@@ -144,50 +151,66 @@ class _Search:
         self._failed = ~self.point.values.isfinite()
         self.converged = torch.zeros_like(self._failed)
 
-    def run(self, report: Callable[[float], None] | None) -> None:
+    def run(self) -> None:
         """Iterate until every vector has converged or failed."""
         stuck = torch.zeros_like(self._failed)
-        for _ in range(MAX_ITERATIONS):
+        self.inverse = self._descent
+        for _ in range(MAX_ITERATIONS if self._random.any() else MAX_EXACT_ITERATIONS):
             self.norm = self._norm(self.point.gradients)
             near = self.norm <= torch.where(self._random, NEAR, self._tolerance)
             moving = ~(near | self._failed)
             if not moving.any() and self.num_iterations >= MIN_ITERATIONS:
                 break
             stuck = self._descend(~self._failed, stuck)
-            if report:
-                report(-float(self.point.values.nan_to_num(math.inf).min()))
         self._failed = self._failed | ~near
         self._refine()
+
+    def optimum(self, index: int) -> Optimum:
+        """Return the result of one vector."""
+        error = float(self.error[index])
+        return Optimum(
+            num_draws=len(self.elbo.draws),
+            num_iterations=self.num_iterations,
+            num_evaluations=self.elbo.num_evaluations,
+            gradient_norm=float(self.norm[index]),
+            tolerance=max(TOLERANCE, error),
+            monte_carlo_error=error,
+        )
 
     def _descend(self, moving: Tensor, stuck: Tensor) -> Tensor:
         """Take a step of L-BFGS; where no lower value is found, first forget the curvature, then stop."""
         self.num_iterations += 1
-        after, found = line_search(self._evaluate, self.point, -self.inverse.times(self.point.gradients), moving)
-        self.inverse.update(self.point, after)
+        after, found = line_search(self._evaluate, self.point, -self._descent.times(self.point.gradients), moving)
+        self._descent.update(self.point, after)
         self.point = after
         failing = moving & ~found
         self._failed = self._failed | (failing & stuck)
         if failing.any():
-            self.inverse.forget(failing)
+            self._descent.forget(failing)
         return failing
 
     def _refine(self) -> None:
         """Solve for the zero of the gradient without the score's noise, by damped Newton steps near the minimum."""
+        multiples = self._multiples()
         if self._dense():
-            self.inverse = DenseInverseHessian(torch.stack([self.elbo.hessian(each) for each in self.point.vectors]))
-        gradients, self.error = self._without_score(self.point.vectors)
+            self._exact = self._exact_inverse(multiples)
+        if self._exact is not None:  # over fewer draws, if those at present are many
+            self.inverse = self._exact
+            multiples = self._multiples()
+        gradients, self.error = self._without_score(self.point.vectors, multiples)
         self.norm = self._norm(gradients)
         length = torch.ones_like(self.norm)
         for _ in range(MAX_REFINEMENTS):
-            self.converged = ~self._failed & (self.norm <= self._tolerance)
+            near = self.norm <= torch.maximum(self._tolerance, NEGLIGIBLE * self.error)
+            self.converged = self.converged | (near & ~self._failed)
             moving = ~(self._failed | self.converged)
             if not moving.any():
                 return
             self.num_iterations += 1
-            steps = torch.where(moving, length, 0.0)[:, None] * self.inverse.times(gradients)
+            steps = torch.where(moving, length, 0.0)[:, None] * self.inverse.step(gradients)
             before = Point(self.point.vectors, self.norm, gradients)
             vectors = before.vectors - steps
-            trial, error = self._without_score(vectors)
+            trial, error = self._without_score(vectors, multiples)
             norm = self._norm(trial)
             better = moving & (norm < (1 - 0.1 * length) * self.norm)
             after = Point(vectors, norm, trial).where(better, before)
@@ -195,26 +218,42 @@ class _Search:
             gradients = after.gradients
             self.point = Point(after.vectors, self.point.values, gradients)
             self.error = torch.where(better, error, self.error)
-            self.norm = self._norm(gradients)
+            self.norm = torch.where(moving, self._norm(gradients), self.norm)
             length = torch.where(better, 1.0, length / 2)
-            self._failed = self._failed | (length < SHORTEST)
+            stalled = moving & (length < SHORTEST)
+            self.converged = self.converged | (stalled & (self.norm <= self.error))
+            self._failed = self._failed | (stalled & ~self.converged)
+
+    def _exact_inverse(self, multiples: Tensor) -> DenseInverseHessian:
+        """Return inverses of the Hessians, and of the derivatives of the gradients without the score."""
+        hessians, derivatives = [], []
+        for index, (vector, multiple) in enumerate(zip(self.point.vectors, multiples, strict=True)):
+            hessian, score = self.elbo.alone(index).derivatives(vector)
+            hessians.append(hessian)
+            derivatives.append(hessian - multiple * score)
+        return DenseInverseHessian(torch.stack(hessians), torch.stack(derivatives))
 
     def _dense(self) -> bool:
         """Whether Hessians of all vectors, by finite differences, take little time."""
         R, P = self.point.vectors.shape
         evaluations = 2 * R * P * len(self.elbo.draws)
-        return self.elbo.shares_inputs and evaluations * self.elbo.graph.largest <= MAX_HESSIAN_ENTRIES
+        return evaluations * self.elbo.graph.largest <= MAX_HESSIAN_ENTRIES
 
-    def _without_score(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gradients minus the multiple of the score that reduces their noise most, and the Monte Carlo error."""
-        _, gradients, scores = self.elbo.blocks(vectors)
+    def _multiples(self) -> Tensor:
+        """Return the multiples of the scores that reduce the noise of the gradients most, shape ``(R, 1)``."""
+        _, gradients, scores = self.elbo.blocks(self.point.vectors)
         noise, score_noise = gradients - gradients.mean(0), scores - scores.mean(0)
         scaled = self.inverse.times(score_noise)
         size = (scaled * score_noise).sum((0, -1))
-        multiple = torch.where(size > 0, (scaled * noise).sum((0, -1)) / size, 0.0).clamp(0, 1)[:, None]
-        rest = noise - multiple * score_noise
-        loss = self.inverse.decrement(rest).sum(0) / (len(rest) * (len(rest) - 1))
-        return gradients.mean(0) - multiple * scores.mean(0), (2 * loss / rest.shape[-1]).sqrt()
+        return torch.where(size > 0, (scaled * noise).sum((0, -1)) / size, 0.0).clamp(0, 1)[:, None]
+
+    def _without_score(self, vectors: Tensor, multiples: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gradients minus multiples of the scores, and the Monte Carlo error."""
+        _, gradients, scores = self.elbo.blocks(vectors)
+        each = gradients - multiples * scores
+        noise = each - each.mean(0)
+        loss = self.inverse.decrement(noise).sum(0) / (len(noise) * (len(noise) - 1))
+        return each.mean(0), (2 * loss / noise.shape[-1]).sqrt()
 
     def _norm(self, gradients: Tensor) -> Tensor:
         norm = (2 * self.inverse.decrement(gradients) / gradients.shape[-1]).sqrt()

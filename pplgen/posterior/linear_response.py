@@ -32,7 +32,7 @@ __all__ = ["PosteriorCovariance", "posterior_covariance"]
 
 MOMENT_DRAWS = 4096
 """Number of draws for the guide's moments, which are cheap."""
-MAX_CHEAP_ENTRIES = 2**28
+MAX_CHEAP_ENTRIES = 2**26
 """Entries of the largest intermediate results of all evaluations, up to which a Hessian takes about a second."""
 FLAT = 1e-8
 """Curvature, relative to the largest, below which a direction of the variational parameters is flat."""
