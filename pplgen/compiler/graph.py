@@ -113,20 +113,22 @@ def trace(
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, list(parameters.values()))
 
-    with _require_stateless(pair):
-        graph = record(evaluate, parameters, buffers_of(pair), tensors_of(data))
+    graph = record(pair, evaluate, parameters, tensors_of(data), _require_stateless(pair))
     for sample in (data, _resample_rows(data)):
         _verify(graph, pair, bound, sample, scale, list(parameters.values()))
     return graph
 
 
 def record(
+    pair: Pair,
     evaluate: Callable[..., tuple[Tensor, list[Tensor]]],
     parameters: dict[str, Tensor],
-    buffers: list[Tensor],
     inputs: tuple[Tensor, ...],
+    context: contextlib.AbstractContextManager[Any] | None = None,
 ) -> Graph:
-    """Record a function of ``inputs``, which reads parameters and buffers, as a graph; it is not verified.
+    """Record a function of ``inputs``, which reads a pair's parameters and buffers, as a graph; it is not verified.
+
+    It runs once, inside ``context``.
 
     Raises
     ------
@@ -134,12 +136,13 @@ def record(
         If it cannot be recorded.
     """
     try:
-        with traceable():
+        with context or contextlib.nullcontext(), traceable():
             raw = record_operations(evaluate, *inputs)
     except NotTraceable:
         raise
     except Exception as error:
         raise NotTraceable(f"tracing failed: {type(error).__name__}: {first_line(error)}") from error
+    buffers = buffers_of(pair)
     lift_constants(raw, [*parameters.values(), *buffers])
     shapes = tuple(value.shape for value in parameters.values())
     try:
@@ -171,8 +174,8 @@ def gradients_of(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
         parameter.grad = None
     gradients: list[Tensor] = []
     yield gradients
-    for parameter in parameters:
-        gradients.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    gradients += [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for parameter in parameters:  # one may be there under two names
         parameter.grad = None
 
 

@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pplgen.compiler.base_draws import NotReparameterised, random_numbers
-from pplgen.compiler.graph import Graph, arguments_with, buffers_of, gradients_of, record, tensors_of
+from pplgen.compiler.graph import Graph, arguments_with, gradients_of, record, tensors_of
 from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.story.pair import Pair
 
@@ -51,7 +51,7 @@ def trace_guide_score(pair: Pair, graph: Graph, data: tuple[Any, ...]) -> Graph 
     if pair.structure.guide_enumerated:
         return None
     with contextlib.suppress(NotTraceable, NotReparameterised):
-        score = record(evaluate, parameters, buffers_of(pair), tensors_of(data))
+        score = record(pair, evaluate, parameters, tensors_of(data))
         drawn = random_numbers(score.module)
         if drawn == random_numbers(graph.module)[: len(drawn)]:
             return score

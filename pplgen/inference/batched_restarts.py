@@ -20,6 +20,7 @@ from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.engine import Engine, State
+from pplgen.inference.kl_warm_up import half_kl_weight
 from pplgen.inference.nonfinite_steps import MAX_LOCATED, FaultLocalisation
 from pplgen.inference.quasi_newton import maximise
 from pplgen.inference.quasi_newton_phase import fixed_draws_elbo
@@ -93,7 +94,7 @@ class _Run:
         self.first, self.seed, self.shard = pairs[0], seeds[0], shard_rows(pairs[0], options.ranks)
         with self.first.isolated(), self.ranks.shared_errors():
             batches, scale = options.batching.of(self.first, seed=self.seed, shard=self.shard)
-            with _half_kl_weight(self.first) if self.warm_up else contextlib.nullcontext():
+            with half_kl_weight(self.first) if self.warm_up else contextlib.nullcontext():
                 self.graph = trace(self.first, options.objective.of(self.first), next(batches), scale)
         vectors, buffers = stacked_parameters(pairs, self.graph)
         self.training = TrainingState.start(vectors, optimiser)
@@ -289,14 +290,3 @@ class _Run:
             outcome = (values, restart.stop, restart.iterates, good[index], restart.faults, restart.optimum)
             results.append(Training.from_evaluations(seed, restart.history, *outcome))
         return results
-
-
-@contextlib.contextmanager
-def _half_kl_weight(pair: Pair) -> Iterator[None]:
-    """Set the KL weight to .5, so that tracing and validating the graph depend on it."""
-    assert pair.kl_weight is not None, "KL warm-up needs a pair with a KL weight"
-    pair.kl_weight.fill_(0.5)
-    try:
-        yield
-    finally:
-        pair.kl_weight.fill_(1.0)

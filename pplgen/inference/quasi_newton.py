@@ -39,8 +39,8 @@ MAX_ITERATIONS, MAX_EXACT_ITERATIONS, MAX_REFINEMENTS = 200, 1000, 50
 """Maximum numbers of steps of L-BFGS, if the ELBO depends on the draws or not, and of Newton steps after it."""
 MIN_ITERATIONS = 3
 """Minimum number of steps of L-BFGS: they approximate the inverse Hessian."""
-NEAR = 0.05
-"""Gradient norm at which Newton steps begin."""
+NEAR = (0.05, 0.005, 0.0)
+"""Gradient norms at which Newton steps are tried."""
 MAX_HESSIAN_ENTRIES = 2**25
 """Entries of the largest intermediate results of all evaluations, up to which Hessians are computed."""
 NEGLIGIBLE = 0.1
@@ -152,18 +152,35 @@ class _Search:
         self.converged = torch.zeros_like(self._failed)
 
     def run(self) -> None:
-        """Iterate until every vector has converged or failed."""
-        stuck = torch.zeros_like(self._failed)
+        """Iterate until every vector has converged or failed.
+
+        Where Newton steps find no zero of the gradient without the score, the minimum over the draws is taken, with
+        all of its noise.
+        """
+        for near in NEAR:
+            self._approach(near)
+            self._refine()
+            left = ~(self.converged | self._failed)
+            if not left.any():
+                return
+        gradients, error = self._without_score(self.point.vectors, torch.zeros_like(self.norm[:, None]))
+        norm = self._norm(gradients)
+        self.norm, self.error = torch.where(left, norm, self.norm), torch.where(left, error, self.error)
+        self.converged = self.converged | (left & (norm <= torch.maximum(self._tolerance, NEGLIGIBLE * error)))
+        self._failed = ~self.converged
+
+    def _approach(self, near: float) -> None:
+        """Descend by L-BFGS until gradient norms are ``near``, or the tolerance where the loss has no noise."""
         self.inverse = self._descent
+        stuck = torch.zeros_like(self._failed)
         for _ in range(MAX_ITERATIONS if self._random.any() else MAX_EXACT_ITERATIONS):
-            self.norm = self._norm(self.point.gradients)
-            near = self.norm <= torch.where(self._random, NEAR, self._tolerance)
-            moving = ~(near | self._failed)
+            norm = self._norm(self.point.gradients)
+            arrived = norm <= torch.where(self._random, near, 0.0).maximum(self._tolerance)
+            moving = ~(arrived | self._failed | self.converged)
             if not moving.any() and self.num_iterations >= MIN_ITERATIONS:
                 break
-            stuck = self._descend(~self._failed, stuck)
-        self._failed = self._failed | ~near
-        self._refine()
+            stuck = self._descend(~(self._failed | self.converged), stuck)
+        self._failed = self._failed | ~(arrived | self.converged)
 
     def optimum(self, index: int) -> Optimum:
         """Return the result of one vector."""
@@ -173,7 +190,7 @@ class _Search:
             num_iterations=self.num_iterations,
             num_evaluations=self.elbo.num_evaluations,
             gradient_norm=float(self.norm[index]),
-            tolerance=max(TOLERANCE, error),
+            tolerance=max(TOLERANCE, NEGLIGIBLE * error),
             monte_carlo_error=error,
         )
 
@@ -197,15 +214,17 @@ class _Search:
         if self._exact is not None:  # over fewer draws, if those at present are many
             self.inverse = self._exact
             multiples = self._multiples()
-        gradients, self.error = self._without_score(self.point.vectors, multiples)
-        self.norm = self._norm(gradients)
+        start, stalled = self.point, torch.zeros_like(self._failed)
+        gradients, error = self._without_score(start.vectors, multiples)
+        self.error = torch.where(self.converged, self.error, error)
+        self.norm = torch.where(self.converged, self.norm, self._norm(gradients))
         length = torch.ones_like(self.norm)
         for _ in range(MAX_REFINEMENTS):
             near = self.norm <= torch.maximum(self._tolerance, NEGLIGIBLE * self.error)
             self.converged = self.converged | (near & ~self._failed)
-            moving = ~(self._failed | self.converged)
+            moving = ~(self._failed | self.converged | stalled)
             if not moving.any():
-                return
+                break
             self.num_iterations += 1
             steps = torch.where(moving, length, 0.0)[:, None] * self.inverse.step(gradients)
             before = Point(self.point.vectors, self.norm, gradients)
@@ -220,9 +239,8 @@ class _Search:
             self.error = torch.where(better, error, self.error)
             self.norm = torch.where(moving, self._norm(gradients), self.norm)
             length = torch.where(better, 1.0, length / 2)
-            stalled = moving & (length < SHORTEST)
-            self.converged = self.converged | (stalled & (self.norm <= self.error))
-            self._failed = self._failed | (stalled & ~self.converged)
+            stalled = stalled | (moving & (length < SHORTEST))
+        self.point = self.point.where(self.converged, start)
 
     def _exact_inverse(self, multiples: Tensor) -> DenseInverseHessian:
         """Return inverses of the Hessians, and of the derivatives of the gradients without the score."""

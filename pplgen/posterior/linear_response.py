@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pplgen.compiler.base_draws import NotReparameterised
-from pplgen.compiler.graph import arguments_with, buffers_of, record, tensors_of, trace
+from pplgen.compiler.graph import arguments_with, record, tensors_of, trace
 from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.errors import InputError
 from pplgen.inference.fixed_draws_elbo import FixedDrawsAverage, FixedDrawsELBO
@@ -107,4 +107,4 @@ def _latents_graph(pair: Pair, names: tuple[str, ...]) -> Any:
         drawn = poutine.trace(pair.guide).get_trace(*arguments_with(pair.data, tensors))
         return torch.as_tensor(drawn.log_prob_sum()), [drawn.nodes[name]["value"] for name in names]
 
-    return record(evaluate, parameters, buffers_of(pair), tensors_of(pair.data))
+    return record(pair, evaluate, parameters, tensors_of(pair.data))

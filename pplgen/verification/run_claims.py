@@ -13,6 +13,7 @@ from pplgen.verification import (
     latents,
     mixtures,
     networks,
+    posterior_accuracy,
     state_space,
     switching_systems,
 )
@@ -30,6 +31,7 @@ FAMILIES: dict[str, tuple[Claim, ...]] = {
     "latents": latents.CLAIMS,
     "networks": networks.CLAIMS,
     "engine": engine.CLAIMS,
+    "posteriors": posterior_accuracy.CLAIMS,
     "trust": checks_and_calibration.CLAIMS,
 }
 """All claims, in the order of the table."""

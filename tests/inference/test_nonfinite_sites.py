@@ -353,7 +353,16 @@ def test_a_checkpoint_after_a_fault_continues_bit_for_bit(tmp_path):
     assert all("continued from step 0 " in run.faults[0] for run in expected.runs)
     assert said
     with pytest.warns(DataWarning), pytest.raises(ZeroDivisionError):
-        pplgen.fit(model, Y, guide, checkpoint=tmp_path, checkpoint_every=1e-9, optimiser="adam", **options, progress=stop_at(300))
+        pplgen.fit(
+            model,
+            Y,
+            guide,
+            checkpoint=tmp_path,
+            checkpoint_every=1e-9,
+            optimiser="adam",
+            **options,
+            progress=stop_at(300),
+        )
     again, later = fitted(model, guide, checkpoint=tmp_path, **options)
     assert len(later) < len(said), "the first fault lies before the checkpoint"
     for run, other in zip(again.runs, expected.runs, strict=True):

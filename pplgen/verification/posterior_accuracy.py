@@ -1,0 +1,77 @@
+"""Claims that a default fit finds posteriors that are known."""
+
+from __future__ import annotations
+
+import functools
+from functools import partial
+
+import torch
+
+from pplgen.fitting.fit import fit
+from pplgen.posterior.linear_response import posterior_covariance
+from pplgen.verification import known_parameters, known_regressions
+from pplgen.verification.claim import Claim
+from pplgen.verification.data_sources import Sources
+from pplgen.verification.known_posterior import KnownPosterior
+
+__all__ = ["CLAIMS", "KNOWN", "errors"]
+
+KNOWN = {**known_parameters.KNOWN, **known_regressions.KNOWN}
+
+SEEDS = (0, 1, 2)
+"""Seeds of the fits of a claim."""
+MEAN_ERROR, SD_ERROR = 0.05, 0.04
+"""Allowed errors of means, in posterior sd, and of sds, relative, where the guide's family contains the posterior."""
+APPROXIMATE_MEAN_ERROR, RESPONSE_ERROR = 0.15, 0.1
+"""Allowed errors elsewhere, of means and of linear-response sds."""
+
+
+@functools.cache
+def errors(name: str, seed: int) -> tuple[float, float]:
+    """Return the largest error of a default fit's means, in posterior sd, and of its standard deviations, relative."""
+    known = KNOWN[name]
+    found = fit(known.model, known.data, known.guide, seed=seed, progress=False)
+    with found._ready(None):
+        computed = posterior_covariance(found.pair, found.best.optimum, seed)
+    covariance = computed.guide if known.exact else computed.linear_response
+    moments = known.moments(*known.data)
+    mean, sd = (torch.cat([moments[name][part].reshape(-1).double() for name in computed.shapes]) for part in (0, 1))
+    mean_error, sd_error = (computed.mean - mean) / sd, covariance.diag().sqrt() / sd - 1
+    return float(mean_error.abs().max()), float(sd_error.abs().max())
+
+
+def _largest(name: str, which: int, sources: Sources) -> float:
+    return max(errors(name, seed)[which] for seed in SEEDS)
+
+
+def _claims(name: str, known: KnownPosterior) -> tuple[Claim, Claim]:
+    kind = "the guide's" if known.exact else "linear-response"
+    seeds = f"largest of {len(SEEDS)} seeds"
+    allowed = (MEAN_ERROR, SD_ERROR) if known.exact else (APPROXIMATE_MEAN_ERROR, RESPONSE_ERROR)
+    return (
+        Claim(
+            f"known-mean-{name}",
+            "fit",
+            f"{known.what}: error of the means (posterior sd), {seeds}",
+            0.0,
+            allowed[0],
+            "Monte Carlo error of the optimum" if known.exact else "a normal guide on the unconstrained scale",
+            known.source,
+            partial(_largest, name, 0),
+            slow=True,
+        ),
+        Claim(
+            f"known-sd-{name}",
+            "fit",
+            f"{known.what}: relative error of {kind} sds, {seeds}",
+            0.0,
+            allowed[1],
+            "Monte Carlo error of the optimum" if known.exact else "first order in the guide's error",
+            known.source,
+            partial(_largest, name, 1),
+            slow=True,
+        ),
+    )
+
+
+CLAIMS = tuple(claim for name, known in KNOWN.items() for claim in _claims(name, known))
