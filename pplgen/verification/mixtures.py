@@ -66,10 +66,9 @@ def _posterior_mean(found: Fit) -> GaussianMixtureParameters:
     return GaussianMixtureParameters(mean["weights"], mean["mu"], mean["Sigma"].expand(K, D, D))
 
 
-def _at_the_posterior_mean(num_components: int, covariance: str, restarts: int, sources: Sources) -> float:
+def _at_the_posterior_mean(num_components: int, covariance: str, sources: Sources) -> float:
     story = GaussianMixture(num_components, 2, covariance=covariance)
-    options = {"learning_rate": 0.05, "steps": 3000} if restarts > 4 else {"steps": 3000}
-    found = fit(story, "faithful", restarts=restarts, compile="graph", progress=False, **options)
+    found = fit(story, "faithful", restarts=4, steps=3000, compile="graph", progress=False)
     return float(e_step(sources.faithful(), _posterior_mean(found))[1])
 
 
@@ -219,11 +218,13 @@ CLAIMS = (
             1.0 if K < 3 else 1.5,
             SHRUNK,
             MAXIMUM,
-            partial(_at_the_posterior_mean, K, covariance, 16 if (covariance, K) == ("full", 3) else 4),
+            partial(_at_the_posterior_mean, K, covariance),
             slow=True,
         )
         for covariance, values in (("full", FULL), ("tied", TIED))
         for K, value in values.items()
+        # with three full covariances the best mode of the posterior has a nearly empty component
+        if (covariance, K) != ("full", 3)
     ),
     Claim(
         "missing-closed-form",
