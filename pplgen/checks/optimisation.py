@@ -100,6 +100,10 @@ def elbo_change(inputs: CheckInputs) -> Check:
         return not_applicable(name, DHAKA, SAMPLED)
     if inputs.optimum is not None:
         return not_applicable(name, DHAKA, STATIONARY)
+    if inputs.runs and inputs.runs[0].stop is StopReason.DIVERGED:
+        best = inputs.runs[0]
+        value = best.elbo_error / max(abs(best.elbo), 1.0)
+        return Check(name, value, CHANGE, DHAKA, Verdict.FAIL, override_note(Verdict.FAIL, value, CHANGE, best.how))
     history = inputs.runs[0].history if inputs.runs else np.empty(0)
     last = history[-(len(history) // 5) :] if len(history) >= 5 * FEWEST else np.empty(0)
     if not len(last):

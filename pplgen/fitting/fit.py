@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pyro.infer import ELBO
 
-from pplgen.errors import InputError, Interrupted
+from pplgen.errors import DataWarning, InputError, Interrupted
 from pplgen.fitting.fit_options import FitOptions, explicit_options
 from pplgen.fitting.nuts_fit import fit_nuts
 from pplgen.fitting.prepare import prepare
@@ -17,7 +18,7 @@ from pplgen.fitting.result import Fit
 from pplgen.inference.minibatches import Augment
 from pplgen.inference.restarts_over_ranks import best_of
 from pplgen.inference.train import train_restarts
-from pplgen.inference.training_result import ProgressCallback
+from pplgen.inference.training_result import ProgressCallback, StopReason
 from pplgen.report.console import reporting
 from pplgen.storage.checkpoint import DEFAULT_INTERVAL
 from pplgen.story.base import Story
@@ -187,7 +188,10 @@ def fit(
     if best is None:
         raise trained.failure or InputError("no restart of any rank has a finite ELBO")
     runs = tuple(run for run in results if run is not None)
-    path = trained.path + ", then L-BFGS" * (max(runs, key=lambda run: run.rank).optimum is not None)
+    best_run = max(runs, key=lambda run: run.rank)
+    if best_run.stop is StopReason.DIVERGED:
+        warnings.warn(best_run.how, DataWarning, stacklevel=2)
+    path = trained.path + ", then L-BFGS" * (best_run.optimum is not None)
     path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {shard}"
     return Fit(
         best,

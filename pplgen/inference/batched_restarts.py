@@ -288,5 +288,5 @@ class _Run:
             with pair.isolated():
                 pair.restore(self.graph.unpack(good[index]))
             outcome = (values, restart.stop, restart.iterates, good[index], restart.faults, restart.optimum)
-            results.append(Training.from_evaluations(seed, restart.history, *outcome))
+            results.append(Training.from_evaluations(seed, restart.history, *outcome, warm_up=self.warm_up))
         return results

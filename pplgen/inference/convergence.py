@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["DECAY", "PATIENCE", "PLATEAUS", "WINDOW", "PlateauWatch"]
+__all__ = ["DECAY", "PATIENCE", "PLATEAUS", "WINDOW", "PlateauWatch", "has_diverged"]
 
 WINDOW = 100
 """Steps over which the ELBO is averaged."""
@@ -15,8 +15,32 @@ PATIENCE = 4
 """Minimum number of windows for a trend: the slope over up to twice as many windows."""
 DECAY = 0.3
 """Factor on the learning rate at each plateau."""
+LEAST_ERROR, LARGE_ERROR = 5.0, 0.2
+"""Standard error of a final ELBO, in nats and relative to it, above which the run diverged."""
+LEAST_LOSS, LARGE_LOSS = 50.0, 0.1
+"""Distance of a final ELBO below an earlier window, in nats and relative to it, above which the run diverged."""
 PLATEAUS = 3
 """Number of plateaus, the last at DECAY^2 times the initial learning rate, at which a fit has converged."""
+
+
+def has_diverged(history: Sequence[float], elbo: float, error: float) -> bool:
+    """Whether a final ELBO shows that the run diverged.
+
+    Either its Monte Carlo error is of its own size; or it lies below the mean of an earlier window of steps, by more
+    than a tenth of it and four standard errors.
+
+    Parameters
+    ----------
+    history
+        ELBO of each step, in nats.
+    elbo, error
+        Final ELBO and its standard error, in nats.
+    """
+    if error > max(LEAST_ERROR, LARGE_ERROR * abs(elbo)):
+        return True
+    windows = np.asarray(history[: len(history) // WINDOW * WINDOW]).reshape(-1, WINDOW).mean(1)
+    best = float(windows.max()) if len(windows) else -math.inf
+    return elbo + 4 * error < best - max(LEAST_LOSS, LARGE_LOSS * abs(best))
 
 
 class PlateauWatch:

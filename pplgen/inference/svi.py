@@ -160,7 +160,16 @@ class _Run:
             fault = self.ranks.first_not_none(explain(self.pair, self.bound, batch, max(FINAL_EVALUATIONS)))
             raise InputError(non_finite_at_end(fault, self.faults))
         iterates, final = self.iterates.stacked(), flatten(self.pair.snapshot())
-        return Training.from_evaluations(self.seed, self.history, values, self.stop, iterates, final, self.faults)
+        return Training.from_evaluations(
+            self.seed,
+            self.history,
+            values,
+            self.stop,
+            iterates,
+            final,
+            self.faults,
+            warm_up=self.options.objective.warm_up,
+        )
 
     def _final_values(self) -> list[float]:
         """Evaluate the ELBO repeatedly; an interrupt stops after at least two evaluations."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pplgen.inference.convergence import has_diverged
 from pplgen.inference.iterates import MAX_FINAL_SIZE
 
 __all__ = [
@@ -36,6 +37,10 @@ class StopReason(Enum):
     CONVERGED = "the smoothed ELBO has stopped improving"
     STEPS = "the maximum number of steps was reached before the ELBO stopped improving; increase steps"
     INTERRUPTED = "interrupted from the keyboard; the fit up to then is returned"
+    DIVERGED = (
+        "the run diverged: its ELBO is far below what it was, or its Monte Carlo error is of its size; bound the "
+        "parameters by their priors or a guide that fits, standardise the data, or lower learning_rate"
+    )
     NOT_FINITE = (
         "the ELBO or its gradient was infinite or NaN at successively lower learning rates; the last good state is "
         "returned, so check the model there"
@@ -117,12 +122,19 @@ class Training:
         final: Tensor,
         faults: Sequence[str] = (),
         optimum: Optimum | None = None,
+        warm_up: int = 0,
     ) -> Training:
-        """Return the result of a run, given evaluations of the ELBO at its final parameters."""
+        """Return the result of a run, given evaluations of the ELBO at its final parameters.
+
+        A run that diverged, after ``warm_up`` steps of another objective, has not converged.
+        """
+        elbo = float(np.mean(final_values))
         error = float(np.std(final_values, ddof=1)) / math.sqrt(len(final_values))
+        if stop is StopReason.CONVERGED and has_diverged(history[warm_up:], elbo, error):
+            stop, optimum = StopReason.DIVERGED, None
         stored = final if len(final) <= MAX_FINAL_SIZE else final[:0]
         arrays = (iterates.cpu().float().numpy(), stored.detach().cpu().double().numpy())
-        return cls(seed, np.array(history), float(np.mean(final_values)), error, stop, *arrays, optimum, tuple(faults))
+        return cls(seed, np.array(history), elbo, error, stop, *arrays, optimum, tuple(faults))
 
     @property
     def failed(self) -> bool:

@@ -8,11 +8,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import pplgen
+from pplgen.checks.inputs import CheckInputs
+from pplgen.checks.optimisation import elbo_change
 from pplgen.errors import DataWarning, InputError
-from pplgen.inference.convergence import DECAY, PATIENCE, PLATEAUS, WINDOW, PlateauWatch
+from pplgen.inference.convergence import DECAY, PATIENCE, PLATEAUS, WINDOW, PlateauWatch, has_diverged
 from pplgen.inference.svi import train
 from pplgen.inference.training_options import Adam, Batching, TrainingOptions
-from pplgen.inference.training_result import StopReason
+from pplgen.inference.training_result import StopReason, Training
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -185,3 +188,40 @@ def test_plateaus_are_judged_by_the_noise():
     # a slope above two standard errors comes by chance about once in forty windows
     flat = [watch.plateau(list(9.0 + rng.normal(size=WINDOW))) for _ in range((PLATEAUS + 2) * PATIENCE)]
     assert watch.plateaus == sum(flat) >= PLATEAUS
+
+
+@pytest.mark.parametrize(
+    ("history", "elbo", "error", "diverged"),
+    [
+        ([-100.0] * 300, -100.0, 1.0, False),
+        ([-100.0] * 300, -99.0, 30.0, True),  # an error of its size
+        ([-100.0] * 300, -5.9e96, 5.8e96, True),
+        ([-500.0] * 100 + [-100.0] * 200, -400.0, 1.0, True),  # below where it was
+        ([-500.0] * 100 + [-100.0] * 200, -120.0, 1.0, False),
+        ([], -3.0, 0.5, False),
+    ],
+)
+def test_what_diverged_has_not_converged(history, elbo, error, diverged):
+    assert has_diverged(history, elbo, error) is diverged
+    values = elbo + error * np.array([-1.0, 1.0])  # their standard error is error
+    for stop, expected in ((StopReason.CONVERGED, StopReason.DIVERGED), (StopReason.STEPS, StopReason.STEPS)):
+        run = Training.from_evaluations(0, history, values, stop, torch.zeros(0), torch.zeros(0))
+        assert run.stop is (expected if diverged else stop)
+
+
+def test_a_fit_that_diverged_warns():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 50.0))
+        pyro.sample("y", dist.Normal(mu.exp(), 1.0), obs=y)
+
+    def guide(y):
+        # e^(2 mu) under a normal of sd 6 has moments that no number of draws finds
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 6.0))
+
+    options = {"learning_rate": 1e-9, "optimiser": "adam", "progress": False}
+    with pytest.warns(DataWarning, match="the run diverged"):
+        fit = pplgen.fit(model, torch.tensor(0.0), guide, **options)
+    assert fit.stop is StopReason.DIVERGED
+    with fit.pair.isolated():
+        check = elbo_change(CheckInputs(fit.pair, None, fit.runs))
+    assert check.verdict == "fail"
