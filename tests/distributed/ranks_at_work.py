@@ -174,7 +174,7 @@ def fits(**sharing):
 
 def restarts(**sharing):
     model, guide, data = enumerated()
-    fit = pplgen.fit(model, data, guide, restarts=5, seed=3, **WHOLE, **sharing)
+    fit = pplgen.fit(model, data, guide, restarts=5, seed=3, optimiser="adam", **WHOLE, **sharing)
     with fit.pair.isolated():
         kept = fit.pair.snapshot()["mu_at"].numpy()
     return {"restarts": finals(fit), "elbos": np.array([run.elbo for run in fit.runs]), "kept": kept}
