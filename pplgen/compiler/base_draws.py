@@ -43,14 +43,15 @@ class LiftedGraph:
         the loss in nats, and its flat gradient.
     num_normals, num_uniforms
         Numbers of base draws.
-    largest
-        Number of entries of the largest intermediate result.
+    largest, total
+        Number of entries of the largest intermediate result, and of all together.
     """
 
     module: fx.GraphModule
     num_normals: int
     num_uniforms: int
     largest: int
+    total: int
 
 
 def lift_random_numbers(graph: Graph, tensors: Sequence[Tensor]) -> LiftedGraph:
@@ -80,7 +81,7 @@ def lift_random_numbers(graph: Graph, tensors: Sequence[Tensor]) -> LiftedGraph:
     module.graph.eliminate_dead_code()
     module.recompile()
     values = [node.meta["val"].numel() for node in module.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
-    return LiftedGraph(module, sizes[0], sizes[1], max(values))
+    return LiftedGraph(module, sizes[0], sizes[1], max(values), sum(values))
 
 
 def random_numbers(module: fx.GraphModule) -> list[tuple[Any, int]]:

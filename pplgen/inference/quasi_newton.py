@@ -41,10 +41,14 @@ MIN_ITERATIONS = 3
 """Minimum number of steps of L-BFGS: they approximate the inverse Hessian."""
 NEAR = (0.05, 0.005, 0.0)
 """Gradient norms at which Newton steps are tried."""
-MAX_HESSIAN_ENTRIES = 2**25
-"""Entries of the largest intermediate results of all evaluations, up to which Hessians are computed."""
+MAX_HESSIAN_TOTAL = 2**29
+"""Entries of the intermediate results of all evaluations, up to which Hessians are computed: a second or two."""
+MAX_TOTAL = 2**26
+"""Entries of the intermediate results of one evaluation, up to which draws are added: a fraction of a second."""
 NEGLIGIBLE = 0.1
 """Gradient norm relative to the Monte Carlo error that is small enough."""
+SLACK = 1e-4
+"""Nats by which an optimum may be worse on fresh draws than the start, through rounding."""
 SHORTEST = 2**-6
 """Shortest length of a Newton step, as a fraction."""
 
@@ -90,7 +94,8 @@ def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Ten
     size = BLOCK_SIZES[0]
     if entries <= FEW_ENTRIES:  # enough draws for unit covariance, if the dimensions are few
         size = max(16, 4 * dimensions if dimensions <= 8 else 0)
-    limit = max(size, min(BLOCK_SIZES[1], MAX_ENTRIES // (2 * entries * BLOCKS))) if grow else size
+    affordable = min(MAX_ENTRIES // (2 * entries), MAX_TOTAL // (elbo.graph.total * len(vectors))) // BLOCKS
+    limit = max(size, min(BLOCK_SIZES[1], affordable)) if grow else size
     elbo.set_draws(BLOCKS, size)
     if not _is_random(elbo, vectors.double()).any():
         size = limit = 2
@@ -108,7 +113,7 @@ def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Ten
         search.renew()
         search.run()
     gain, gain_error, losses = _gain(elbo, vectors.double(), search.point.vectors, size)
-    accepted = search.converged & (search.error <= LARGEST_ERROR) & (gain >= -2 * gain_error)
+    accepted = search.converged & (search.error <= LARGEST_ERROR) & (gain >= -2 * gain_error - SLACK)
     improved = accepted | (~search.converged & (gain > 2 * gain_error))
     optima = [search.optimum(index) if accepted[index] else None for index in range(len(vectors))]
     return torch.where(improved[:, None], search.point.vectors.to(vectors), vectors), optima, losses
@@ -179,7 +184,7 @@ class _Search:
             moving = ~(arrived | self._failed | self.converged)
             if not moving.any() and self.num_iterations >= MIN_ITERATIONS:
                 break
-            stuck = self._descend(~(self._failed | self.converged), stuck)
+            stuck = self._descend(~(self._failed | self.converged), stuck & ~arrived)
         self._failed = self._failed | ~(arrived | self.converged)
 
     def optimum(self, index: int) -> Optimum:
@@ -255,7 +260,7 @@ class _Search:
         """Whether Hessians of all vectors, by finite differences, take little time."""
         R, P = self.point.vectors.shape
         evaluations = 2 * R * P * len(self.elbo.draws)
-        return evaluations * self.elbo.graph.largest <= MAX_HESSIAN_ENTRIES
+        return evaluations * self.elbo.graph.total <= MAX_HESSIAN_TOTAL
 
     def _multiples(self) -> Tensor:
         """Return the multiples of the scores that reduce the noise of the gradients most, shape ``(R, 1)``."""
