@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 
 from pplgen.compiler import gamma_operations  # noqa: F401
 from pplgen.compiler.graph import Graph
-from pplgen.compiler.recording import record_operations
+from pplgen.compiler.recording import record_operations, result_sizes
 from pplgen.compiler.simplify import RANDOM
 
 __all__ = ["LiftedGraph", "NotReparameterised", "lift_random_numbers", "random_numbers", "to_float64"]
@@ -80,8 +80,8 @@ def lift_random_numbers(graph: Graph, tensors: Sequence[Tensor]) -> LiftedGraph:
         )
     module.graph.eliminate_dead_code()
     module.recompile()
-    values = [node.meta["val"].numel() for node in module.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
-    return LiftedGraph(module, sizes[0], sizes[1], max(values), sum(values))
+    entries = result_sizes(module)
+    return LiftedGraph(module, sizes[0], sizes[1], max(entries), sum(entries))
 
 
 def random_numbers(module: fx.GraphModule) -> list[tuple[Any, int]]:
@@ -94,8 +94,8 @@ def random_numbers(module: fx.GraphModule) -> list[tuple[Any, int]]:
     """
     draws = []
     for node in module.graph.nodes:
-        packet = getattr(node.target, "overloadpacket", None)
-        if node.op != "call_function" or packet not in RANDOM or not node.users:
+        packet = _random_operation(node)
+        if packet is None or not node.users:
             continue
         if packet not in NORMAL + UNIFORM:
             raise NotReparameterised(f"draws of {packet.__name__} are not reparameterised")
@@ -108,6 +108,12 @@ def to_float64(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [value.double() if value.is_floating_point() else value for value in tensors]
 
 
+def _random_operation(node: fx.Node) -> Any:
+    """Return the operation of a node that draws random numbers, ``None`` for any other node."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet if node.op == "call_function" and packet in RANDOM else None
+
+
 class _Lifter(fx.Interpreter):
     """Runs a graph in float64 with given base draws."""
 
@@ -115,14 +121,11 @@ class _Lifter(fx.Interpreter):
         super().__init__(module)
         self._normals, self._uniforms = _Entries(normals), _Entries(uniforms)
         self._gammas: dict[int, tuple[Tensor, ...]] = {}
-        """Result of each gamma or Dirichlet draw: its concentration, uniforms and normalising sum."""
+        """By identity of a gamma or Dirichlet draw: concentration, uniforms, normalising sum, and the draw itself."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; unused draws are skipped."""
-        packet = getattr(n.target, "overloadpacket", None)
-        if n.op == "call_function" and packet in RANDOM and not n.users:
-            return None
-        return super().run_node(n)
+        return super().run_node(n) if n.users or _random_operation(n) is None else None
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Return a constant of the graph."""
@@ -161,8 +164,11 @@ class _Lifter(fx.Interpreter):
             median, scale = args[1] if len(args) > 1 else 0.0, args[2] if len(args) > 2 else 1.0
             return median + scale * (math.pi * (uniforms - 0.5)).tan()
         gammas = torch.ops.pplgen.gamma_quantile(args[0], uniforms)
-        total = gammas.sum(-1, keepdim=True) if packet is aten._sample_dirichlet else torch.ones_like(gammas)
-        draw = gammas / total if packet is aten._sample_dirichlet else gammas
+        total = torch.ones_like(gammas)
+        draw = gammas
+        if packet is aten._sample_dirichlet:
+            total = gammas.sum(-1, keepdim=True)
+            draw = gammas / total
         self._gammas[id(draw)] = (args[0], uniforms, total, draw)
         return draw
 

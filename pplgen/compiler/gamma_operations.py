@@ -20,6 +20,21 @@ SMALLEST = 1e-300
 """Smallest quantile: those of small concentrations underflow."""
 
 
+def _batches_elementwise(operation: Any) -> Any:
+    """Let ``vmap`` apply an operation to all batch elements at once, arguments broadcast against each other."""
+
+    @operation.register_vmap
+    def _(info: object, in_dims: tuple[int | None, ...], *arguments: Tensor) -> tuple[Tensor, int]:
+        batched = (
+            value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
+            for value, dim in zip(arguments, in_dims, strict=True)
+        )
+        return operation(*torch.broadcast_tensors(*batched)), 0
+
+    return operation
+
+
+@_batches_elementwise
 @torch.library.custom_op("pplgen::standard_gamma_grad", mutates_args=())
 def _standard_gamma_grad(concentration: Tensor, sample: Tensor) -> Tensor:
     """Differentiate a standard gamma draw with respect to its concentration, elementwise."""
@@ -31,12 +46,7 @@ def _(concentration: Tensor, sample: Tensor) -> Tensor:
     return torch.empty_like(sample, memory_format=torch.contiguous_format)
 
 
-@_standard_gamma_grad.register_vmap
-def _(info: object, in_dims: tuple[int | None, ...], concentration: Tensor, sample: Tensor) -> tuple[Tensor, int]:
-    arguments = _batch_first(info, in_dims, concentration, sample)
-    return _standard_gamma_grad(*torch.broadcast_tensors(*arguments)), 0
-
-
+@_batches_elementwise
 @torch.library.custom_op("pplgen::dirichlet_grad", mutates_args=())
 def _dirichlet_grad(x: Tensor, concentration: Tensor, total: Tensor) -> Tensor:
     """Differentiate a Dirichlet draw with respect to its concentration; the last axis is the simplex."""
@@ -48,14 +58,7 @@ def _(x: Tensor, concentration: Tensor, total: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@_dirichlet_grad.register_vmap
-def _(
-    info: object, in_dims: tuple[int | None, ...], x: Tensor, concentration: Tensor, total: Tensor
-) -> tuple[Tensor, int]:
-    arguments = _batch_first(info, in_dims, x, concentration, total)
-    return _dirichlet_grad(*torch.broadcast_tensors(*arguments)), 0
-
-
+@_batches_elementwise
 @torch.library.custom_op("pplgen::gamma_quantile", mutates_args=())
 def _gamma_quantile(concentration: Tensor, probability: Tensor) -> Tensor:
     """Compute quantiles of the gamma distribution of rate 1, elementwise, in float64."""
@@ -63,16 +66,7 @@ def _gamma_quantile(concentration: Tensor, probability: Tensor) -> Tensor:
     return torch.as_tensor(np.maximum(quantiles, SMALLEST), device=concentration.device)
 
 
-@_gamma_quantile.register_fake
-def _(concentration: Tensor, probability: Tensor) -> Tensor:
-    return torch.empty_like(probability)
-
-
-@_gamma_quantile.register_vmap
-def _(info: object, in_dims: tuple[int | None, ...], concentration: Tensor, probability: Tensor) -> tuple[Tensor, int]:
-    return _gamma_quantile(*torch.broadcast_tensors(*_batch_first(info, in_dims, concentration, probability))), 0
-
-
+@_batches_elementwise
 @torch.library.custom_op("pplgen::gamma_quantile_grad", mutates_args=())
 def _gamma_quantile_grad(concentration: Tensor, probability: Tensor) -> Tensor:
     """Differentiate ``gamma_quantile`` with respect to the concentration.
@@ -84,23 +78,11 @@ def _gamma_quantile_grad(concentration: Tensor, probability: Tensor) -> Tensor:
     return torch.as_tensor(difference / (2 * RELATIVE_STEP * a), device=concentration.device)
 
 
+@_gamma_quantile.register_fake
 @_gamma_quantile_grad.register_fake
 def _(concentration: Tensor, probability: Tensor) -> Tensor:
     return torch.empty_like(probability)
 
 
-@_gamma_quantile_grad.register_vmap
-def _(info: object, in_dims: tuple[int | None, ...], concentration: Tensor, probability: Tensor) -> tuple[Tensor, int]:
-    return _gamma_quantile_grad(*torch.broadcast_tensors(*_batch_first(info, in_dims, concentration, probability))), 0
-
-
 def _array(value: Tensor) -> Any:
     return value.detach().cpu().double().numpy()
-
-
-def _batch_first(info: object, in_dims: tuple[int | None, ...], *arguments: Tensor) -> list[Tensor]:
-    """Move batch axes to the front, adding one of length one to unbatched arguments."""
-    return [
-        value.unsqueeze(0) if dim is None else value.movedim(dim, 0)
-        for value, dim in zip(arguments, in_dims, strict=True)
-    ]

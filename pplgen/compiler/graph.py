@@ -25,7 +25,16 @@ from pplgen.story.isolation import ignore_nonfinite_warnings, modules_of, seeded
 from pplgen.story.pair import Pair, select_rows
 from pplgen.story.structure import number_of_rows
 
-__all__ = ["Graph", "arguments_with", "buffers_of", "gradients_of", "record", "tensors_of", "trace"]
+__all__ = [
+    "Graph",
+    "arguments_with",
+    "buffers_of",
+    "gradients_of",
+    "record",
+    "tensors_of",
+    "trace",
+    "unconstrained_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -106,23 +115,27 @@ def trace(
         from Pyro's.
     """
     scale = scale or contextlib.nullcontext()
-    parameters = dict(sorted(pyro.get_param_store().named_parameters()))
+    parameters = list(unconstrained_parameters().values())
     if not parameters:
         raise NotTraceable("the pair has no parameters")
 
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, list(parameters.values()))
+        return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, parameters)
 
-    graph = record(pair, evaluate, parameters, tensors_of(data), _require_stateless(pair))
+    graph = record(pair, evaluate, tensors_of(data), _require_stateless(pair))
     for sample in (data, _resample_rows(data)):
-        _verify(graph, pair, bound, sample, scale, list(parameters.values()))
+        _verify(graph, pair, bound, sample, scale, parameters)
     return graph
+
+
+def unconstrained_parameters() -> dict[str, Tensor]:
+    """Return the parameters of Pyro's store, in the order of a graph's."""
+    return dict(sorted(pyro.get_param_store().named_parameters()))
 
 
 def record(
     pair: Pair,
     evaluate: Callable[..., tuple[Tensor, list[Tensor]]],
-    parameters: dict[str, Tensor],
     inputs: tuple[Tensor, ...],
     context: contextlib.AbstractContextManager[Any] | None = None,
 ) -> Graph:
@@ -135,6 +148,7 @@ def record(
     NotTraceable
         If it cannot be recorded.
     """
+    parameters = unconstrained_parameters()
     try:
         with context or contextlib.nullcontext(), traceable():
             raw = record_operations(evaluate, *inputs)

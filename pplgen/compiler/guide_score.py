@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from pplgen.compiler.base_draws import NotReparameterised, random_numbers
-from pplgen.compiler.graph import Graph, arguments_with, gradients_of, record, tensors_of
+from pplgen.compiler.graph import Graph, arguments_with, gradients_of, record, tensors_of, unconstrained_parameters
 from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.story.pair import Pair
 
@@ -33,11 +32,11 @@ def trace_guide_score(pair: Pair, graph: Graph, data: tuple[Any, ...]) -> Graph 
         Its random numbers are the first of ``graph``'s; ``None`` for a guide whose draws do not come first, which is
         enumerated, or which cannot be traced.
     """
-    parameters = dict(sorted(pyro.get_param_store().named_parameters()))
+    parameters = list(unconstrained_parameters().values())
 
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         arguments = arguments_with(data, tensors)
-        with torch.enable_grad(), gradients_of(list(parameters.values())) as gradients:
+        with torch.enable_grad(), gradients_of(parameters) as gradients:
             draws = poutine.trace(pair.guide).get_trace(*arguments)
             for node in draws.nodes.values():
                 if node["type"] == "sample":
@@ -51,7 +50,7 @@ def trace_guide_score(pair: Pair, graph: Graph, data: tuple[Any, ...]) -> Graph 
     if pair.structure.guide_enumerated:
         return None
     with contextlib.suppress(NotTraceable, NotReparameterised):
-        score = record(pair, evaluate, parameters, tensors_of(data))
+        score = record(pair, evaluate, tensors_of(data))
         drawn = random_numbers(score.module)
         if drawn == random_numbers(graph.module)[: len(drawn)]:
             return score

@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["flatten_arguments", "pause_recording", "record_operations"]
+__all__ = ["flatten_arguments", "pause_recording", "record_operations", "result_sizes"]
 
 aten = torch.ops.aten
 
@@ -47,6 +47,12 @@ def flatten_arguments(arguments: Any) -> list[Any]:
     leaves: list[Any] = []
     map_aggregate(arguments, leaves.append)
     return leaves
+
+
+def result_sizes(module: fx.GraphModule) -> list[int]:
+    """Return the number of entries of each intermediate result of a recorded graph."""
+    values = (node.meta.get("val") for node in module.graph.nodes)
+    return [value.numel() for value in values if isinstance(value, Tensor)]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pplgen.compiler.functionalisation import canonicalise, lift_constants
-from pplgen.compiler.recording import record_operations
+from pplgen.compiler.recording import record_operations, result_sizes
 from pplgen.compiler.traceable_pyro import require_equal, traceable
 from pplgen.story.isolation import seeded
 
@@ -89,7 +89,7 @@ def traced_function(function: Callable[..., Any], inputs: Sequence[Tensor], capt
 
 def largest_result(graph: Any) -> int:
     """Return the number of entries of the largest intermediate result of a graph."""
-    return max([1, *(n.meta["val"].numel() for n in graph.graph.nodes if isinstance(n.meta.get("val"), Tensor))])
+    return max([1, *result_sizes(graph)])
 
 
 def _vmapped(function: Callable[[dict[str, Tensor]], Any], num_draws: int, inputs: dict[str, Tensor]) -> Any:

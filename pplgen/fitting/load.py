@@ -255,7 +255,7 @@ def _runs(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Training,
             float(run["elbo_error"]),
             StopReason[run["stop"]],
             final=final.numpy(),
-            optimum=Optimum(**run["optimum"]) if run.get("optimum") else None,
+            optimum=Optimum.from_facts(run),
             faults=tuple(str(fault) for fault in run.get("faults", ())),
         )
         for run, final in zip(header["runs"], tensors.get("finals", [empty] * len(header["runs"])), strict=True)

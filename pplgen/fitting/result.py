@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -113,8 +114,12 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             If the fit did not end with L-BFGS over fixed draws.
         """
         check_choice("method", method, ("linear-response", "guide"))
+        return self._covariance(method)
+
+    def _covariance(self, method: str, max_entries: float = math.inf) -> pd.DataFrame:
+        """Return a covariance with named entries; ``max_entries`` as for ``posterior_covariance``."""
         with self._ready(None):
-            found = posterior_covariance(self.pair, self.best.optimum, self.seed)
+            found = posterior_covariance(self.pair, self.best.optimum, self.seed, max_entries)
         names = [name for site in entry_names(found.shapes, self.story, self.columns).values() for name in site]
         values = found.guide if method == "guide" else found.linear_response
         return pd.DataFrame(values.cpu().numpy(), index=names, columns=names)
@@ -122,12 +127,10 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
     def _response_sds(self) -> pd.Series | None:
         """Linear-response standard deviations, if they are quickly computed."""
         try:
-            with self._ready(None):
-                found = posterior_covariance(self.pair, self.best.optimum, self.seed, MAX_CHEAP_ENTRIES)
+            covariance = self._covariance("linear-response", MAX_CHEAP_ENTRIES)
         except InputError:
             return None
-        names = [name for site in entry_names(found.shapes, self.story, self.columns).values() for name in site]
-        return pd.Series(found.linear_response.diag().sqrt().cpu().numpy(), index=names)
+        return pd.Series(np.sqrt(np.diag(covariance)), index=covariance.index)
 
     def log_likelihood(
         self, x: Any = None, *, draws: int = 500, estimator: str | None = None, seed: int | None = None

@@ -179,14 +179,13 @@ class _Run:
         """Finish restarts by L-BFGS over fixed draws, where it applies and they have good steps but no optimum yet."""
         restarts = zip(which, self.training.restarts, strict=True)
         which = [each and bool(restart.history) and restart.optimum is None for each, restart in restarts]
-        vectors = self.training.good.vectors
-        if (
-            not any(which)
-            or (elbo := fixed_draws_elbo(self.first, self.engine, self.options, vectors, self.seed)) is None
-        ):
+        if not any(which):
             return
-        if self.report:
-            self._report(0.0, "L-BFGS")
+        vectors = self.training.good.vectors
+        elbo = fixed_draws_elbo(self.first, self.engine, self.options, vectors, self.seed)
+        if elbo is None:
+            return
+        self._report(0.0, "L-BFGS")
         vectors, optima = maximise(elbo, vectors)
         self.training.adopt(vectors, [each if wanted else None for wanted, each in zip(which, optima, strict=True)])
 

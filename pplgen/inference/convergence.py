@@ -26,8 +26,8 @@ PLATEAUS = 3
 def has_diverged(history: Sequence[float], elbo: float, error: float) -> bool:
     """Whether a final ELBO shows that the run diverged.
 
-    Either its Monte Carlo error is of its own size; or it lies below the mean of an earlier window of steps, by more
-    than a tenth of it and four standard errors.
+    Either its Monte Carlo standard error is of the ELBO's own magnitude; or it is lower than the mean over an earlier
+    window of steps, by more than a tenth of that mean and four standard errors.
 
     Parameters
     ----------

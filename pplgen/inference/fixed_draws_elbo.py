@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pplgen.compiler.base_draws import LiftedGraph, lift_random_numbers, to_float64
 from pplgen.compiler.graph import Graph
+from pplgen.compiler.vectorisation import MAX_ENTRIES
 from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.inference.engine import Engine
 from pplgen.inference.quasi_random import BaseDraws, draw_blocks
@@ -23,8 +24,6 @@ from pplgen.story.isolation import flush_denormals
 
 __all__ = ["Blocks", "FixedDrawsAverage", "FixedDrawsELBO"]
 
-MAX_ENTRIES = 2**22
-"""Maximum entries of the largest intermediate result of one call."""
 STEP = 1e-4
 """Step of central differences of gradients and means, in unconstrained parameters."""
 
@@ -158,8 +157,7 @@ class FixedDrawsELBO(FixedDrawsAverage):
         losses, gradients = self._evaluate(self.graph, self.draws, vectors)
         scores = torch.zeros_like(gradients)
         if self.score is not None:
-            draws = self.draws.first(self.score.num_normals, self.score.num_uniforms)
-            _, scores = self._evaluate(self.score, draws, vectors)
+            _, scores = self._evaluate(self.score, self._draws_of(self.score), vectors)
         return Blocks(losses, gradients, scores)
 
     def hessian(self, vector: Tensor) -> Tensor:
@@ -178,8 +176,11 @@ class FixedDrawsELBO(FixedDrawsAverage):
         """Return the Hessian of the loss, and the derivative of the score, which is zero without one."""
         if self.score is None:
             return self.hessian(vector), torch.zeros((len(vector),) * 2, dtype=torch.float64, device=vector.device)
-        draws = self.draws.first(self.score.num_normals, self.score.num_uniforms)
-        return self.hessian(vector), self._differentiate(self.score, draws, vector)
+        return self.hessian(vector), self._differentiate(self.score, self._draws_of(self.score), vector)
+
+    def _draws_of(self, score: LiftedGraph) -> BaseDraws:
+        """Return the base draws of the score, the first of the loss's."""
+        return self.draws.first(score.num_normals, score.num_uniforms)
 
     def derivative_error(self, vectors: Tensor) -> float:
         """Return how far the gradients are from finite differences of the losses along random directions, relative.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DenseInverseHessian", "InverseHessian", "Point", "line_search"]
+__all__ = ["DenseInverseHessian", "InverseHessian", "LimitedMemoryInverseHessian", "Point", "line_search"]
 
 MEMORY = 30
 """Number of pairs of steps and gradient differences that approximate the inverse Hessian."""
@@ -47,7 +47,26 @@ class Point(NamedTuple):
 
 
 class InverseHessian:
-    """Limited-memory approximation of R inverse Hessians.
+    """R inverse Hessians."""
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """Multiply vectors of shape ``(..., R, P)`` by the R inverse Hessians."""
+        raise NotImplementedError
+
+    def update(self, before: Point, after: Point) -> None:
+        """Learn from a step."""
+
+    def step(self, gradients: Tensor) -> Tensor:
+        """Return Newton steps to the zeros of R gradients, shape ``(R, P)``, to be subtracted."""
+        return self.times(gradients)
+
+    def decrement(self, gradients: Tensor) -> Tensor:
+        """Return the decrease that a Newton step promises, half the squared gradient norm in this metric, in nats."""
+        return (gradients * self.times(gradients)).sum(-1) / 2
+
+
+class LimitedMemoryInverseHessian(InverseHessian):
+    """Approximation of R inverse Hessians from the last steps.
 
     Parameters
     ----------
@@ -96,14 +115,6 @@ class InverseHessian:
             vectors = vectors + step * (along - inverse * (change * vectors).sum(-1))[..., None]
         return vectors
 
-    def step(self, gradients: Tensor) -> Tensor:
-        """Return Newton steps to the zeros of R gradients, shape ``(R, P)``, to be subtracted."""
-        return self.times(gradients)
-
-    def decrement(self, gradients: Tensor) -> Tensor:
-        """Return the decrease that a Newton step promises, half the squared gradient norm in this metric, in nats."""
-        return (gradients * self.times(gradients)).sum(-1) / 2
-
 
 class DenseInverseHessian(InverseHessian):
     """R inverse Hessians; directions without curvature are left out, and negative curvature counts as positive.
@@ -125,9 +136,6 @@ class DenseInverseHessian(InverseHessian):
     def step(self, gradients: Tensor) -> Tensor:
         """Return Newton steps to the zeros of R gradients, shape ``(R, P)``, to be subtracted."""
         return torch.einsum("rpq,rq->rp", self._derivatives, gradients)
-
-    def update(self, before: Point, after: Point) -> None:
-        """Keep the inverse Hessians."""
 
     def times(self, vectors: Tensor) -> Tensor:
         """Multiply vectors of shape ``(..., R, P)`` by the R inverse Hessians."""

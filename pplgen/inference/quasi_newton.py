@@ -1,13 +1,7 @@
-"""Maximise the ELBO over fixed draws by L-BFGS, to a stationary point whose Monte Carlo error is known.
+"""Maximise the ELBO over fixed draws, to a stationary point whose Monte Carlo error is known.
 
-The gradient over fixed draws is that of the ELBO plus noise. Most of the noise is the guide's score, whose mean is
-zero: a multiple of it, estimated from the spread over blocks of draws, is subtracted. L-BFGS comes near the minimum,
-and Newton steps to the zero of that gradient follow. The noise that remains gives the Monte Carlo error of the optimum:
-with noise e and inverse Hessian H, the expected loss of ELBO is ``E[e' H e] / 2``. The number of draws is raised until
-that error is small.
-
-Gradient norm and Monte Carlo error are root mean squares over parameters, in the metric of H: for a Gaussian guide
-distances of its means in posterior standard deviations.
+The number of draws is raised until that error is small, and an optimum counts if it is as good on fresh draws; the
+search itself is in ``quasi_newton_search``.
 """
 
 from __future__ import annotations
@@ -17,11 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from pplgen.inference.fixed_draws_elbo import MAX_ENTRIES, FixedDrawsELBO
-from pplgen.inference.lbfgs import ROUNDING, DenseInverseHessian, InverseHessian, Point, line_search
+from pplgen.compiler.vectorisation import MAX_ENTRIES
+from pplgen.inference.fixed_draws_elbo import FixedDrawsELBO
+from pplgen.inference.quasi_newton_search import QuasiNewtonSearch, depends_on_draws
 from pplgen.inference.training_result import Optimum
 
-__all__ = ["maximise"]
+__all__ = ["BLOCKS", "maximise"]
 
 BLOCKS = 4
 """Number of independent blocks of draws."""
@@ -29,28 +24,14 @@ BLOCK_SIZES = (4, 1024)
 """Minimum and maximum number of draws per block."""
 FEW_ENTRIES = 2**14
 """Entries of the largest intermediate result below which sixteen draws take about as long as one."""
-TOLERANCE = 1e-3
-"""Largest gradient norm of a stationary point, unless the Monte Carlo error is larger."""
+MAX_TOTAL = 2**26
+"""Entries of the intermediate results of one evaluation, up to which draws are added: a fraction of a second."""
 TARGET_ERROR = 0.01
 """Monte Carlo error above which more draws are used, where they fit."""
 LARGEST_ERROR = 0.3
 """Monte Carlo error above which an optimum is rejected."""
-MAX_ITERATIONS, MAX_EXACT_ITERATIONS, MAX_REFINEMENTS = 200, 1000, 50
-"""Maximum numbers of steps of L-BFGS, if the ELBO depends on the draws or not, and of Newton steps after it."""
-MIN_ITERATIONS = 3
-"""Minimum number of steps of L-BFGS: they approximate the inverse Hessian."""
-NEAR = (0.05, 0.005, 0.0)
-"""Gradient norms at which Newton steps are tried."""
-MAX_HESSIAN_TOTAL = 2**29
-"""Entries of the intermediate results of all evaluations, up to which Hessians are computed: a second or two."""
-MAX_TOTAL = 2**26
-"""Entries of the intermediate results of one evaluation, up to which draws are added: a fraction of a second."""
-NEGLIGIBLE = 0.1
-"""Gradient norm relative to the Monte Carlo error that is small enough."""
 SLACK = 1e-4
 """Nats by which an optimum may be worse on fresh draws than the start, through rounding."""
-SHORTEST = 2**-6
-"""Shortest length of a Newton step, as a fraction."""
 
 
 def maximise(elbo: FixedDrawsELBO, vectors: Tensor) -> tuple[Tensor, list[Optimum | None]]:
@@ -97,10 +78,10 @@ def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Ten
     affordable = min(MAX_ENTRIES // (2 * entries), MAX_TOTAL // (elbo.graph.total * len(vectors))) // BLOCKS
     limit = max(size, min(BLOCK_SIZES[1], affordable)) if grow else size
     elbo.set_draws(BLOCKS, size)
-    if not _is_random(elbo, vectors.double()).any():
+    if not depends_on_draws(elbo.each_draw(vectors.double())[0]).any():
         size = limit = 2
         elbo.set_draws(BLOCKS, size)
-    search = _Search(elbo, vectors.double())
+    search = QuasiNewtonSearch(elbo, vectors.double())
     search.run()
     while search.converged.any():
         error = float(search.error[search.converged].min())
@@ -119,12 +100,6 @@ def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Ten
     return torch.where(improved[:, None], search.point.vectors.to(vectors), vectors), optima, losses
 
 
-def _is_random(elbo: FixedDrawsELBO, vectors: Tensor) -> Tensor:
-    """Whether the loss depends on the draws beyond rounding, shape ``(R,)``; an exact guide's does not."""
-    losses, _ = elbo.each_draw(vectors)
-    return losses.std(0) > 1e-10 * losses.mean(0).abs()
-
-
 def _gain(elbo: FixedDrawsELBO, before: Tensor, after: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the ELBO gained on fresh draws, in nats, its standard error, and the losses, shape ``(R,)`` each."""
     elbo.set_draws(BLOCKS, size, fresh=True)
@@ -132,161 +107,3 @@ def _gain(elbo: FixedDrawsELBO, before: Tensor, after: Tensor, size: int) -> tup
     gains = elbo.blocks(before).losses - losses
     error = gains.std(0) / math.sqrt(len(gains))
     return gains.mean(0).nan_to_num(-math.inf), error.nan_to_num(), losses.mean(0).nan_to_num(math.inf)
-
-
-class _Search:
-    """L-BFGS for R parameter vectors, and Newton steps on the gradient without the noise of the guide's score."""
-
-    def __init__(self, elbo: FixedDrawsELBO, vectors: Tensor) -> None:
-        self.elbo, self.num_iterations = elbo, 0
-        self._exact: DenseInverseHessian | None = None
-        self.point = self._evaluate(vectors)
-        # at an optimum the variance of a parameter's gradient over draws is about its curvature
-        variances = elbo.each_draw(vectors)[1].var(0).nan_to_num()
-        mean = variances.mean(-1, keepdim=True)
-        self._random = _is_random(elbo, vectors) & (mean[:, 0] > 0)
-        self._descent = InverseHessian(torch.where(self._random[:, None], 1 / (variances + 1e-3 * mean), 1.0))
-        self.renew()
-
-    def renew(self) -> None:
-        """Continue with other draws."""
-        if self.num_iterations:
-            self.point = self._evaluate(self.point.vectors)
-        self.error, self.norm = (torch.full_like(self.point.values, math.inf) for _ in range(2))
-        self._failed = ~self.point.values.isfinite()
-        self.converged = torch.zeros_like(self._failed)
-
-    def run(self) -> None:
-        """Iterate until every vector has converged or failed.
-
-        Where Newton steps find no zero of the gradient without the score, the minimum over the draws is taken, with
-        all of its noise.
-        """
-        for near in NEAR:
-            self._approach(near)
-            self._refine()
-            left = ~(self.converged | self._failed)
-            if not left.any():
-                return
-        gradients, error = self._without_score(self.point.vectors, torch.zeros_like(self.norm[:, None]))
-        norm = self._norm(gradients)
-        self.norm, self.error = torch.where(left, norm, self.norm), torch.where(left, error, self.error)
-        self.converged = self.converged | (left & (norm <= torch.maximum(self._tolerance, NEGLIGIBLE * error)))
-        self._failed = ~self.converged
-
-    def _approach(self, near: float) -> None:
-        """Descend by L-BFGS until gradient norms are ``near``, or the tolerance where the loss has no noise."""
-        self.inverse = self._descent
-        stuck = torch.zeros_like(self._failed)
-        for _ in range(MAX_ITERATIONS if self._random.any() else MAX_EXACT_ITERATIONS):
-            norm = self._norm(self.point.gradients)
-            arrived = norm <= torch.where(self._random, near, 0.0).maximum(self._tolerance)
-            moving = ~(arrived | self._failed | self.converged)
-            if not moving.any() and self.num_iterations >= MIN_ITERATIONS:
-                break
-            stuck = self._descend(~(self._failed | self.converged), stuck & ~arrived)
-        self._failed = self._failed | ~(arrived | self.converged)
-
-    def optimum(self, index: int) -> Optimum:
-        """Return the result of one vector."""
-        error = float(self.error[index])
-        return Optimum(
-            num_draws=len(self.elbo.draws),
-            num_iterations=self.num_iterations,
-            num_evaluations=self.elbo.num_evaluations,
-            gradient_norm=float(self.norm[index]),
-            tolerance=max(TOLERANCE, NEGLIGIBLE * error),
-            monte_carlo_error=error,
-        )
-
-    def _descend(self, moving: Tensor, stuck: Tensor) -> Tensor:
-        """Take a step of L-BFGS; where no lower value is found, first forget the curvature, then stop."""
-        self.num_iterations += 1
-        after, found = line_search(self._evaluate, self.point, -self._descent.times(self.point.gradients), moving)
-        self._descent.update(self.point, after)
-        self.point = after
-        failing = moving & ~found
-        self._failed = self._failed | (failing & stuck)
-        if failing.any():
-            self._descent.forget(failing)
-        return failing
-
-    def _refine(self) -> None:
-        """Solve for the zero of the gradient without the score's noise, by damped Newton steps near the minimum."""
-        multiples = self._multiples()
-        if self._dense():
-            self._exact = self._exact_inverse(multiples)
-        if self._exact is not None:  # over fewer draws, if those at present are many
-            self.inverse = self._exact
-            multiples = self._multiples()
-        start, stalled = self.point, torch.zeros_like(self._failed)
-        gradients, error = self._without_score(start.vectors, multiples)
-        self.error = torch.where(self.converged, self.error, error)
-        self.norm = torch.where(self.converged, self.norm, self._norm(gradients))
-        length = torch.ones_like(self.norm)
-        for _ in range(MAX_REFINEMENTS):
-            near = self.norm <= torch.maximum(self._tolerance, NEGLIGIBLE * self.error)
-            self.converged = self.converged | (near & ~self._failed)
-            moving = ~(self._failed | self.converged | stalled)
-            if not moving.any():
-                break
-            self.num_iterations += 1
-            steps = torch.where(moving, length, 0.0)[:, None] * self.inverse.step(gradients)
-            before = Point(self.point.vectors, self.norm, gradients)
-            vectors = before.vectors - steps
-            trial, error = self._without_score(vectors, multiples)
-            norm = self._norm(trial)
-            better = moving & (norm < (1 - 0.1 * length) * self.norm)
-            after = Point(vectors, norm, trial).where(better, before)
-            self.inverse.update(before, after)
-            gradients = after.gradients
-            self.point = Point(after.vectors, self.point.values, gradients)
-            self.error = torch.where(better, error, self.error)
-            self.norm = torch.where(moving, self._norm(gradients), self.norm)
-            length = torch.where(better, 1.0, length / 2)
-            stalled = stalled | (moving & (length < SHORTEST))
-        self.point = self.point.where(self.converged, start)
-
-    def _exact_inverse(self, multiples: Tensor) -> DenseInverseHessian:
-        """Return inverses of the Hessians, and of the derivatives of the gradients without the score."""
-        hessians, derivatives = [], []
-        for index, (vector, multiple) in enumerate(zip(self.point.vectors, multiples, strict=True)):
-            hessian, score = self.elbo.alone(index).derivatives(vector)
-            hessians.append(hessian)
-            derivatives.append(hessian - multiple * score)
-        return DenseInverseHessian(torch.stack(hessians), torch.stack(derivatives))
-
-    def _dense(self) -> bool:
-        """Whether Hessians of all vectors, by finite differences, take little time."""
-        R, P = self.point.vectors.shape
-        evaluations = 2 * R * P * len(self.elbo.draws)
-        return evaluations * self.elbo.graph.total <= MAX_HESSIAN_TOTAL
-
-    def _multiples(self) -> Tensor:
-        """Return the multiples of the scores that reduce the noise of the gradients most, shape ``(R, 1)``."""
-        _, gradients, scores = self.elbo.blocks(self.point.vectors)
-        noise, score_noise = gradients - gradients.mean(0), scores - scores.mean(0)
-        scaled = self.inverse.times(score_noise)
-        size = (scaled * score_noise).sum((0, -1))
-        return torch.where(size > 0, (scaled * noise).sum((0, -1)) / size, 0.0).clamp(0, 1)[:, None]
-
-    def _without_score(self, vectors: Tensor, multiples: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gradients minus multiples of the scores, and the Monte Carlo error."""
-        _, gradients, scores = self.elbo.blocks(vectors)
-        each = gradients - multiples * scores
-        noise = each - each.mean(0)
-        loss = self.inverse.decrement(noise).sum(0) / (len(noise) * (len(noise) - 1))
-        return each.mean(0), (2 * loss / noise.shape[-1]).sqrt()
-
-    def _norm(self, gradients: Tensor) -> Tensor:
-        norm = (2 * self.inverse.decrement(gradients) / gradients.shape[-1]).sqrt()
-        return norm.nan_to_num(math.inf, math.inf)
-
-    @property
-    def _tolerance(self) -> Tensor:
-        """Tolerance of the gradient norm, not below the rounding error of the ELBO."""
-        rounding = (4 * ROUNDING * self.point.values.abs() / self.point.vectors.shape[-1]).sqrt()
-        return rounding.clamp(min=TOLERANCE)
-
-    def _evaluate(self, vectors: Tensor) -> Point:
-        return Point(vectors, *self.elbo(vectors))

@@ -35,13 +35,10 @@ def fixed_draws_elbo(
     """
     elbo = None
     if not options.optimiser.alone and options.batching.is_constant(pair) and vectors.shape[1] <= MAX_PARAMETERS:
-        with pair.isolated(), contextlib.suppress(NotReparameterised):
+        with pair.isolated(), seeded(seed), contextlib.suppress(NotReparameterised):
             if not _has_networks(pair):
-                with seeded(seed):
-                    elbo = _verified(
-                        FixedDrawsELBO.of_engine(engine, trace_guide_score(pair, engine.graph, pair.data), seed),
-                        vectors,
-                    )
+                score = trace_guide_score(pair, engine.graph, pair.data)
+                elbo = _verified(FixedDrawsELBO.of_engine(engine, score, seed), vectors)
     return elbo if all(options.ranks.all_gather(elbo is not None)) else None
 
 
@@ -56,5 +53,5 @@ def _has_networks(pair: Pair) -> bool:
     layers = (layer for module in modules_of(pair.model, pair.guide) for layer in module.modules())
     registered = any("$$$" in name for name in pair.snapshot())
     return registered or any(
-        isinstance(layer, NETWORK_LAYERS) and len(list(layer.parameters(False))) > 0 for layer in layers
+        isinstance(layer, NETWORK_LAYERS) and next(layer.parameters(False), None) is not None for layer in layers
     )

@@ -38,8 +38,8 @@ class StopReason(Enum):
     STEPS = "the maximum number of steps was reached before the ELBO stopped improving; increase steps"
     INTERRUPTED = "interrupted from the keyboard; the fit up to then is returned"
     DIVERGED = (
-        "the run diverged: its ELBO is far below what it was, or its Monte Carlo error is of its size; bound the "
-        "parameters by their priors or a guide that fits, standardise the data, or lower learning_rate"
+        "the run diverged: its ELBO is far below what it was, or its Monte Carlo error is as large as the ELBO itself; "
+        "bound the parameters by their priors or a guide that fits, standardise the data, or lower learning_rate"
     )
     NOT_FINITE = (
         "the ELBO or its gradient was infinite or NaN at successively lower learning rates; the last good state is "
@@ -82,6 +82,11 @@ class Optimum:
     """Largest gradient norm of a stationary point."""
     monte_carlo_error: float
     """Standard error of the optimum's parameters due to the finite number of draws."""
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Optimum | None:
+        """Return the optimum in the facts of a saved restart, ``None`` if there is none."""
+        return cls(**facts["optimum"]) if facts.get("optimum") else None
 
     def __str__(self) -> str:
         return (

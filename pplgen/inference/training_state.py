@@ -197,7 +197,7 @@ class TrainingState:
         for index, restart in enumerate(facts["restarts"]):
             stop = None if restart["stop"] is None else StopReason[restart["stop"]]
             history, iterates = tensors[f"history{index}"].tolist(), tensors[f"iterates{index}"]
-            optimum = Optimum(**restart["optimum"]) if restart.get("optimum") else None
+            optimum = Optimum.from_facts(restart)
             watch = PlateauWatch(**restart["watch"])
             restarts.append(RestartState(watch, history, stop, restart["faults"], restart["kept"], optimum, iterates))
         moved = {name: value.to(device) for name, value in tensors.items()}

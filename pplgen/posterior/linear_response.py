@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -101,10 +100,9 @@ def posterior_covariance(
 
 def _latents_graph(pair: Pair, names: tuple[str, ...]) -> Any:
     """Record the guide's draws of latents as a graph."""
-    parameters = dict(sorted(pyro.get_param_store().named_parameters()))
 
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         drawn = poutine.trace(pair.guide).get_trace(*arguments_with(pair.data, tensors))
         return torch.as_tensor(drawn.log_prob_sum()), [drawn.nodes[name]["value"] for name in names]
 
-    return record(pair, evaluate, parameters, tensors_of(pair.data))
+    return record(pair, evaluate, tensors_of(pair.data))

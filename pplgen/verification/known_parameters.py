@@ -5,6 +5,10 @@ References are closed forms, or sums over a grid of the log density, written in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -42,16 +46,17 @@ def _normal_sd_moments(y: Tensor) -> Moments:
     return on_grid(log_density, {"mu": (2.0, 4.0), "sigma": (1.2, 3.2)}, 800)
 
 
-def _poisson(y: Tensor) -> None:
-    rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
+def _sample(name: str, prior: Callable[[], Any], likelihood: Callable[[Tensor], Any], y: Tensor) -> None:
+    """Rows given one parameter, of the given name, prior and likelihood."""
+    parameter = pyro.sample(name, prior())
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Poisson(rate), obs=y)
+        pyro.sample("y", likelihood(parameter), obs=y)
 
 
-def _gamma_guide(y: Tensor) -> None:
-    a = pyro.param("a", torch.tensor(1.0), constraint=constraints.positive)
-    b = pyro.param("b", torch.tensor(1.0), constraint=constraints.positive)
-    pyro.sample("rate", dist.Gamma(a, b))
+def _conjugate_guide(name: str, family: Callable[[Tensor, Tensor], Any], start: float, y: Tensor) -> None:
+    """Draw from a gamma or beta guide, both of whose parameters start at the same number."""
+    a, b = (pyro.param(each, torch.tensor(start), constraint=constraints.positive) for each in ("a", "b"))
+    pyro.sample(name, family(a, b))
 
 
 def _poisson_moments(y: Tensor) -> Moments:
@@ -59,27 +64,9 @@ def _poisson_moments(y: Tensor) -> Moments:
     return {"rate": (a / b, a.sqrt() / b)}
 
 
-def _bernoulli(y: Tensor) -> None:
-    p = pyro.sample("p", dist.Beta(2.0, 3.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Bernoulli(p), obs=y)
-
-
-def _beta_guide(y: Tensor) -> None:
-    a = pyro.param("a", torch.tensor(2.0), constraint=constraints.positive)
-    b = pyro.param("b", torch.tensor(2.0), constraint=constraints.positive)
-    pyro.sample("p", dist.Beta(a, b))
-
-
 def _bernoulli_moments(y: Tensor) -> Moments:
     a, b = 2.0 + y.double().sum(), 3.0 + (1 - y.double()).sum()
     return {"p": (a / (a + b), (a * b / (a + b + 1)).sqrt() / (a + b))}
-
-
-def _categories(y: Tensor) -> None:
-    p = pyro.sample("p", dist.Dirichlet(torch.ones(4)))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Categorical(p), obs=y)
 
 
 def _dirichlet_guide(y: Tensor) -> None:
@@ -92,23 +79,11 @@ def _categories_moments(y: Tensor) -> Moments:
     return {"p": (p, (p * (1 - p) / (a.sum() + 1)).sqrt())}
 
 
-def _student(y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.StudentT(3.0, mu, 1.0), obs=y)
-
-
 def _student_moments(y: Tensor) -> Moments:
     def log_density(mu: Tensor) -> Tensor:
         return -2 * (1 + (y.double() - mu[:, None]).square() / 3).log().sum(-1) + log_normal(mu, 0.0, 10.0)
 
     return on_grid(log_density, {"mu": (3.0, 7.0)}, 4000)
-
-
-def _exponential(y: Tensor) -> None:
-    rate = pyro.sample("rate", dist.Gamma(1.0, 1.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Exponential(rate), obs=y)
 
 
 def _exponential_moments(y: Tensor) -> Moments:
@@ -120,10 +95,10 @@ FAR = drawn(0, lambda: (10 + torch.randn(1000)).double())
 
 KNOWN: dict[str, KnownPosterior] = {
     "normal-double": KnownPosterior(
-        "a normal mean ten prior sds away, float64", _normal, None, (FAR,), _normal_moments, True
+        "a normal mean far from the start, float64", _normal, None, (FAR,), _normal_moments, True
     ),
     "normal-single": KnownPosterior(
-        "a normal mean ten prior sds away, float32", _normal, None, (FAR.float(),), _normal_moments, True
+        "a normal mean far from the start, float32", _normal, None, (FAR.float(),), _normal_moments, True
     ),
     "normal-sd": KnownPosterior(
         "a normal with unknown mean and sd, 60 rows",
@@ -135,23 +110,23 @@ KNOWN: dict[str, KnownPosterior] = {
     ),
     "gamma-poisson": KnownPosterior(
         "a Poisson rate, gamma guide",
-        _poisson,
-        _gamma_guide,
+        partial(_sample, "rate", lambda: dist.Gamma(2.0, 0.5), dist.Poisson),
+        partial(_conjugate_guide, "rate", dist.Gamma, 1.0),
         (torch.tensor([3.0, 5, 2, 4, 7, 3]),),
         _poisson_moments,
         True,
     ),
     "beta-binomial": KnownPosterior(
         "a probability, beta guide",
-        _bernoulli,
-        _beta_guide,
+        partial(_sample, "p", lambda: dist.Beta(2.0, 3.0), dist.Bernoulli),
+        partial(_conjugate_guide, "p", dist.Beta, 2.0),
         (torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1]),),
         _bernoulli_moments,
         True,
     ),
     "dirichlet-multinomial": KnownPosterior(
         "probabilities of four categories, Dirichlet guide",
-        _categories,
+        partial(_sample, "p", lambda: dist.Dirichlet(torch.ones(4)), dist.Categorical),
         _dirichlet_guide,
         (torch.tensor([0.0, 1, 1, 2, 2, 2, 3, 0, 1, 2]),),
         _categories_moments,
@@ -159,15 +134,15 @@ KNOWN: dict[str, KnownPosterior] = {
     ),
     "exponential": KnownPosterior(
         "an exponential rate, 12 rows, gamma guide",
-        _exponential,
-        _gamma_guide,
+        partial(_sample, "rate", lambda: dist.Gamma(1.0, 1.0), dist.Exponential),
+        partial(_conjugate_guide, "rate", dist.Gamma, 1.0),
         (torch.linspace(0.1, 2.5, 12),),
         _exponential_moments,
         True,
     ),
     "student": KnownPosterior(
         "the location of Student's t with 3 degrees of freedom, 50 rows",
-        _student,
+        partial(_sample, "mu", lambda: dist.Normal(0.0, 10.0), lambda mu: dist.StudentT(3.0, mu, 1.0)),
         None,
         (drawn(3, lambda: 5 + torch.randn(50)),),
         _student_moments,

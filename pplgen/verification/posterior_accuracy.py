@@ -31,7 +31,7 @@ def errors(name: str, seed: int) -> tuple[float, float]:
     """Return the largest error of a default fit's means, in posterior sd, and of its standard deviations, relative."""
     known = KNOWN[name]
     found = fit(known.model, known.data, known.guide, seed=seed, progress=False)
-    with found._ready(None):
+    with found.pair.isolated():
         computed = posterior_covariance(found.pair, found.best.optimum, seed)
     covariance = computed.guide if known.exact else computed.linear_response
     moments = known.moments(*known.data)
@@ -44,33 +44,27 @@ def _largest(name: str, which: int, sources: Sources) -> float:
     return max(errors(name, seed)[which] for seed in SEEDS)
 
 
-def _claims(name: str, known: KnownPosterior) -> tuple[Claim, Claim]:
+def _claims(name: str, known: KnownPosterior) -> tuple[Claim, ...]:
+    if known.exact:
+        allowed, basis = (MEAN_ERROR, SD_ERROR), ("Monte Carlo error of the optimum",) * 2
+    else:
+        allowed = (APPROXIMATE_MEAN_ERROR, RESPONSE_ERROR)
+        basis = ("a normal guide on the unconstrained scale", "first order in the guide's error")
     kind = "the guide's" if known.exact else "linear-response"
-    seeds = f"largest of {len(SEEDS)} seeds"
-    allowed = (MEAN_ERROR, SD_ERROR) if known.exact else (APPROXIMATE_MEAN_ERROR, RESPONSE_ERROR)
-    return (
+    parts = ("mean", "error of the means (posterior sd)"), ("sd", f"relative error of {kind} sds")
+    return tuple(
         Claim(
-            f"known-mean-{name}",
+            f"known-{part}-{name}",
             "fit",
-            f"{known.what}: error of the means (posterior sd), {seeds}",
+            f"{known.what}: {what}, largest of {len(SEEDS)} seeds",
             0.0,
-            allowed[0],
-            "Monte Carlo error of the optimum" if known.exact else "a normal guide on the unconstrained scale",
+            allowed[which],
+            basis[which],
             known.source,
-            partial(_largest, name, 0),
+            partial(_largest, name, which),
             slow=True,
-        ),
-        Claim(
-            f"known-sd-{name}",
-            "fit",
-            f"{known.what}: relative error of {kind} sds, {seeds}",
-            0.0,
-            allowed[1],
-            "Monte Carlo error of the optimum" if known.exact else "first order in the guide's error",
-            known.source,
-            partial(_largest, name, 1),
-            slow=True,
-        ),
+        )
+        for which, (part, what) in enumerate(parts)
     )
 
 

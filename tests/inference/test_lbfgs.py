@@ -2,7 +2,7 @@
 
 import torch
 
-from pplgen.inference.lbfgs import DenseInverseHessian, InverseHessian, Point, line_search
+from pplgen.inference.lbfgs import DenseInverseHessian, LimitedMemoryInverseHessian, Point, line_search
 
 
 def rosenbrock(vectors):
@@ -15,7 +15,7 @@ def rosenbrock(vectors):
 
 def test_each_function_is_minimised_at_its_own_pace():
     starts = torch.tensor([[-1.2, 1.0], [0.0, 0.0], [1.0, 1.0], [0.5, 2.0]], dtype=torch.float64)
-    point, inverse = rosenbrock(starts), InverseHessian(torch.ones_like(starts))
+    point, inverse = rosenbrock(starts), LimitedMemoryInverseHessian(torch.ones_like(starts))
     for _ in range(100):
         after, _ = line_search(rosenbrock, point, -inverse.times(point.gradients), point.gradients.norm(dim=-1) > 1e-9)
         assert (after.values <= point.values + 1e-12).all()

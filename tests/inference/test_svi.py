@@ -84,7 +84,7 @@ def test_minibatches_find_the_same_posterior():
     result, loc, scale = run(Pair(model, guide, (Y,)), batch_size=10)
     precision = len(Y) + 0.01
     # the gradient is noisier: to 40 its variance adds 92, that of 40 times the mean of 10 of the 40 rows, so that
-    # Adam's last rate of .0045 ends .16 posterior deviations from the optimum
+    # Adam's last rate of .0045 ends .16 posterior standard deviations from the optimum
     assert loc == pytest.approx((Y.sum() / precision).item(), abs=4 * 0.16 * precision**-0.5)
     assert scale == pytest.approx(precision**-0.5, rel=0.2)
     assert result.elbo == pytest.approx(evidence(Y), abs=0.5 + 4 * result.elbo_error)
@@ -178,7 +178,7 @@ def test_a_guide_with_parameters_per_row_is_not_given_minibatches():
 def test_plateaus_are_judged_by_the_noise():
     rng = np.random.default_rng(0)
     watch = PlateauWatch()
-    # a climb of .3 of the noise's deviation per window: the slope of four windows is 6.7 of its standard errors
+    # a climb of .3 standard deviations of the noise per window: the slope of four windows is 6.7 of its standard errors
     climbing = [watch.plateau(list(0.3 * i + rng.normal(size=WINDOW))) for i in range(30)]
     assert not any(climbing)
     patient = PlateauWatch(5 * WINDOW)
@@ -194,7 +194,7 @@ def test_plateaus_are_judged_by_the_noise():
     ("history", "elbo", "error", "diverged"),
     [
         ([-100.0] * 300, -100.0, 1.0, False),
-        ([-100.0] * 300, -99.0, 30.0, True),  # an error of its size
+        ([-100.0] * 300, -99.0, 30.0, True),  # an error of the ELBO's magnitude
         ([-100.0] * 300, -5.9e96, 5.8e96, True),
         ([-500.0] * 100 + [-100.0] * 200, -400.0, 1.0, True),  # below where it was
         ([-500.0] * 100 + [-100.0] * 200, -120.0, 1.0, False),

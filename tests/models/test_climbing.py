@@ -14,7 +14,7 @@ K, D, N = 6, 3, 12_000
 
 @pytest.fixture(scope="module")
 def truth():
-    """Six components that overlap a little, four deviations apart: their best maximum is clearly the best."""
+    """Six components that overlap a little, four standard deviations apart: their best maximum is clearly the best."""
     scales = torch.tensor([1.2, 0.9, 0.6])
     factors = torch.stack([scales.roll(k).diag() + 0.3 * torch.ones(D, D).tril(-1) for k in range(K)])
     centres = 3 * torch.cat([torch.eye(D), -torch.eye(D)])

@@ -73,7 +73,7 @@ def test_a_map_by_principal_components():
     panel = axes()
     plot_latent_map(panel, codes_of(z), by="pca")
     places = np.asarray(panel.collections[0].get_offsets())
-    # what is left out changes a norm by at most its length, here below five of its deviations
+    # what is left out changes a norm by at most its length, here less than five times its standard deviation
     np.testing.assert_allclose(np.linalg.norm(places, axis=1), np.linalg.norm(z - z.mean(0), axis=1), atol=5 * 0.02)
     # 16 / 17 of the variance, with a standard error of .005
     assert panel.get_xlabel().startswith("principal component 1: 9")

@@ -109,8 +109,8 @@ def test_weights_of_any_pair(compiler):
     with fit.pair.isolated():
         loc, scale = pyro.param("loc").item(), pyro.param("scale").item()
     precision = 1 + weights.sum().item()
-    # Adam at a rate r and gradients with a deviation of 5.2, the root of the precision, has a mean with a standard
-    # deviation of (r / 2 / 5.2)^(1/2), .003 at the last r of 1e-4 and .005 some hundred steps before
+    # Adam at a rate r and gradients with standard deviation 5.2, the root of the precision, has a mean with standard
+    # deviation (r / 2 / 5.2)^(1/2), .003 at the last r of 1e-4 and .005 some hundred steps before
     assert loc == pytest.approx((weights * y).sum().item() / precision, abs=0.02)
     assert scale == pytest.approx(precision**-0.5, rel=0.1)
 

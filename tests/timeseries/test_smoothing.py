@@ -367,8 +367,8 @@ def test_leave_future_out_is_the_integral_over_the_past_s_posterior():
     assert "Leave-future-out" in repr(ours)
     assert "not LOO" in repr(ours)
     high = np.concatenate([[0.71, 0.9], ours.pareto_k[2:].clip(max=0.7)])
-    told = repr(dataclasses.replace(ours, pareto_k=high))
-    assert "above 0.7 at 2 steps, whose terms are unreliable" in told
+    printed = repr(dataclasses.replace(ours, pareto_k=high))
+    assert "above 0.7 at 2 steps, whose terms are unreliable" in printed
     assert "unreliable" not in repr(dataclasses.replace(ours, pareto_k=high.clip(max=0.7)))
 
 

@@ -1,0 +1,212 @@
+"""Search for a stationary point of the ELBO over fixed draws, by L-BFGS and Newton steps, for many vectors at once.
+
+The gradient over fixed draws is that of the ELBO plus noise. Most of the noise is the guide's score, whose mean is
+zero: a multiple of it, estimated from the spread over blocks of draws, is subtracted. L-BFGS comes near the minimum,
+and Newton steps to the zero of that gradient follow. The noise that remains gives the Monte Carlo error of the optimum:
+with noise e and inverse Hessian H, the expected loss of ELBO is ``E[e' H e] / 2``.
+
+Gradient norm and Monte Carlo error are root mean squares over parameters, in the metric of H: for a Gaussian guide
+distances of its means in posterior standard deviations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pplgen.inference.fixed_draws_elbo import Blocks, FixedDrawsELBO
+from pplgen.inference.lbfgs import (
+    ROUNDING,
+    DenseInverseHessian,
+    InverseHessian,
+    LimitedMemoryInverseHessian,
+    Point,
+    line_search,
+)
+from pplgen.inference.training_result import Optimum
+
+__all__ = ["QuasiNewtonSearch", "depends_on_draws"]
+
+TOLERANCE = 1e-3
+"""Largest gradient norm of a stationary point, unless the Monte Carlo error is larger."""
+MAX_ITERATIONS, MAX_EXACT_ITERATIONS, MAX_REFINEMENTS = 200, 1000, 50
+"""Maximum numbers of steps of L-BFGS, if the ELBO depends on the draws or not, and of Newton steps after it."""
+MIN_ITERATIONS = 3
+"""Minimum number of steps of L-BFGS: they approximate the inverse Hessian."""
+NEAR = (0.05, 0.005, 0.0)
+"""Gradient norms at which Newton steps are tried."""
+MAX_HESSIAN_TOTAL = 2**29
+"""Entries of the intermediate results of all evaluations, up to which Hessians are computed: a second or two."""
+NEGLIGIBLE = 0.1
+"""Gradient norm relative to the Monte Carlo error that is small enough."""
+SHORTEST = 2**-6
+"""Shortest length of a Newton step, as a fraction."""
+
+
+def depends_on_draws(losses: Tensor) -> Tensor:
+    """Whether losses at each draw, shape ``(num_draws, R)``, differ beyond rounding; an exact guide's do not."""
+    return losses.std(0) > 1e-10 * losses.mean(0).abs()
+
+
+class QuasiNewtonSearch:
+    """L-BFGS for R parameter vectors, and Newton steps on the gradient without the noise of the guide's score."""
+
+    def __init__(self, elbo: FixedDrawsELBO, vectors: Tensor) -> None:
+        self.elbo, self.num_iterations = elbo, 0
+        self._exact: DenseInverseHessian | None = None
+        losses, gradients = elbo.each_draw(vectors)
+        # at an optimum the variance of a parameter's gradient over draws is about its curvature
+        variances = gradients.var(0).nan_to_num()
+        mean = variances.mean(-1, keepdim=True)
+        self._random = depends_on_draws(losses) & (mean[:, 0] > 0)
+        diagonal = torch.where(self._random[:, None], 1 / (variances + 1e-3 * mean), 1.0)
+        self._descent = LimitedMemoryInverseHessian(diagonal)
+        self._begin(vectors)
+
+    def renew(self) -> None:
+        """Continue with other draws."""
+        self._begin(self.point.vectors)
+
+    def _begin(self, vectors: Tensor) -> None:
+        """Evaluate vectors at the present draws; none has converged there."""
+        self.point = self._evaluate(vectors)
+        self.error, self.norm = (torch.full_like(self.point.values, math.inf) for _ in range(2))
+        self._failed = ~self.point.values.isfinite()
+        self.converged = torch.zeros_like(self._failed)
+
+    def run(self) -> None:
+        """Iterate until every vector has converged or failed.
+
+        Where Newton steps find no zero of the gradient without the score, the minimum over the draws is taken, with
+        all of its noise.
+        """
+        for near in NEAR:
+            self._approach(near)
+            self._refine()
+            left = ~(self.converged | self._failed)
+            if not left.any():
+                return
+        none = torch.zeros_like(self.norm[:, None])
+        gradients, error = self._without_score(self.elbo.blocks(self.point.vectors), none)
+        norm = self._norm(gradients)
+        self.norm, self.error = torch.where(left, norm, self.norm), torch.where(left, error, self.error)
+        self.converged = self.converged | (left & (norm <= torch.maximum(self._tolerance, NEGLIGIBLE * error)))
+        self._failed = ~self.converged
+
+    def _approach(self, near: float) -> None:
+        """Descend by L-BFGS until gradient norms are ``near``, or the tolerance where the loss has no noise."""
+        self.inverse: InverseHessian = self._descent
+        stuck = torch.zeros_like(self._failed)
+        for _ in range(MAX_ITERATIONS if self._random.any() else MAX_EXACT_ITERATIONS):
+            norm = self._norm(self.point.gradients)
+            arrived = norm <= torch.where(self._random, near, 0.0).maximum(self._tolerance)
+            ended = self._failed | self.converged
+            if (arrived | ended).all() and self.num_iterations >= MIN_ITERATIONS:
+                break
+            stuck = self._descend(~ended, stuck & ~arrived)
+        self._failed = self._failed | ~(arrived | self.converged)
+
+    def optimum(self, index: int) -> Optimum:
+        """Return the result of one vector."""
+        error = float(self.error[index])
+        return Optimum(
+            num_draws=len(self.elbo.draws),
+            num_iterations=self.num_iterations,
+            num_evaluations=self.elbo.num_evaluations,
+            gradient_norm=float(self.norm[index]),
+            tolerance=max(TOLERANCE, NEGLIGIBLE * error),
+            monte_carlo_error=error,
+        )
+
+    def _descend(self, moving: Tensor, stuck: Tensor) -> Tensor:
+        """Take a step of L-BFGS; where no lower value is found, first forget the curvature, then stop."""
+        self.num_iterations += 1
+        after, found = line_search(self._evaluate, self.point, -self._descent.times(self.point.gradients), moving)
+        self._descent.update(self.point, after)
+        self.point = after
+        failing = moving & ~found
+        self._failed = self._failed | (failing & stuck)
+        if failing.any():
+            self._descent.forget(failing)
+        return failing
+
+    def _refine(self) -> None:
+        """Solve for the zero of the gradient without the score's noise, by damped Newton steps near the minimum."""
+        start, stalled = self.point, torch.zeros_like(self._failed)
+        blocks = self.elbo.blocks(start.vectors)
+        if self._dense():
+            self._exact = self._exact_inverse(self._multiples(blocks))
+        if self._exact is not None:  # over fewer draws, if those at present are many
+            self.inverse = self._exact
+        multiples = self._multiples(blocks)
+        gradients, error = self._without_score(blocks, multiples)
+        self.error = torch.where(self.converged, self.error, error)
+        self.norm = torch.where(self.converged, self.norm, self._norm(gradients))
+        length = torch.ones_like(self.norm)
+        for _ in range(MAX_REFINEMENTS):
+            near = self.norm <= torch.maximum(self._tolerance, NEGLIGIBLE * self.error)
+            self.converged = self.converged | (near & ~self._failed)
+            moving = ~(self._failed | self.converged | stalled)
+            if not moving.any():
+                break
+            self.num_iterations += 1
+            steps = torch.where(moving, length, 0.0)[:, None] * self.inverse.step(gradients)
+            before = Point(self.point.vectors, self.norm, gradients)
+            vectors = before.vectors - steps
+            trial, error = self._without_score(self.elbo.blocks(vectors), multiples)
+            norm = self._norm(trial)
+            better = moving & (norm < (1 - 0.1 * length) * self.norm)
+            after = Point(vectors, norm, trial).where(better, before)
+            self.inverse.update(before, after)
+            gradients = after.gradients
+            self.point = Point(after.vectors, self.point.values, gradients)
+            self.error = torch.where(better, error, self.error)
+            self.norm = torch.where(moving, self._norm(gradients), self.norm)
+            length = torch.where(better, 1.0, length / 2)
+            stalled = stalled | (moving & (length < SHORTEST))
+        self.point = self.point.where(self.converged, start)
+
+    def _exact_inverse(self, multiples: Tensor) -> DenseInverseHessian:
+        """Return inverses of the Hessians, and of the derivatives of the gradients without the score."""
+        hessians, derivatives = [], []
+        for index, (vector, multiple) in enumerate(zip(self.point.vectors, multiples, strict=True)):
+            hessian, score = self.elbo.alone(index).derivatives(vector)
+            hessians.append(hessian)
+            derivatives.append(hessian - multiple * score)
+        return DenseInverseHessian(torch.stack(hessians), torch.stack(derivatives))
+
+    def _dense(self) -> bool:
+        """Whether Hessians of all vectors, by finite differences, take little time."""
+        R, P = self.point.vectors.shape
+        evaluations = 2 * R * P * len(self.elbo.draws)
+        return evaluations * self.elbo.graph.total <= MAX_HESSIAN_TOTAL
+
+    def _multiples(self, blocks: Blocks) -> Tensor:
+        """Return the multiples of the scores that reduce the noise of the gradients most, shape ``(R, 1)``."""
+        _, gradients, scores = blocks
+        noise, score_noise = gradients - gradients.mean(0), scores - scores.mean(0)
+        scaled = self.inverse.times(score_noise)
+        size = (scaled * score_noise).sum((0, -1))
+        return torch.where(size > 0, (scaled * noise).sum((0, -1)) / size, 0.0).clamp(0, 1)[:, None]
+
+    def _without_score(self, blocks: Blocks, multiples: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gradients minus multiples of the scores, and the Monte Carlo error."""
+        each = blocks.gradients - multiples * blocks.scores
+        noise = each - each.mean(0)
+        loss = self.inverse.decrement(noise).sum(0) / (len(noise) * (len(noise) - 1))
+        return each.mean(0), (2 * loss / noise.shape[-1]).sqrt()
+
+    def _norm(self, gradients: Tensor) -> Tensor:
+        norm = (2 * self.inverse.decrement(gradients) / gradients.shape[-1]).sqrt()
+        return norm.nan_to_num(math.inf, math.inf)
+
+    @property
+    def _tolerance(self) -> Tensor:
+        """Tolerance of the gradient norm, not below the rounding error of the ELBO."""
+        rounding = (4 * ROUNDING * self.point.values.abs() / self.point.vectors.shape[-1]).sqrt()
+        return rounding.clamp(min=TOLERANCE)
+
+    def _evaluate(self, vectors: Tensor) -> Point:
+        return Point(vectors, *self.elbo(vectors))
