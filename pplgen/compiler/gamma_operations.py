@@ -62,8 +62,9 @@ def _(x: Tensor, concentration: Tensor, total: Tensor) -> Tensor:
 @torch.library.custom_op("pplgen::gamma_quantile", mutates_args=())
 def _gamma_quantile(concentration: Tensor, probability: Tensor) -> Tensor:
     """Compute quantiles of the gamma distribution of rate 1, elementwise, in float64."""
-    quantiles = special.gammaincinv(_array(concentration), _array(probability))
-    return torch.as_tensor(np.maximum(quantiles, SMALLEST), device=concentration.device)
+    with np.errstate(all="ignore"):
+        quantiles = np.maximum(special.gammaincinv(_array(concentration), _array(probability)), SMALLEST)
+    return torch.as_tensor(quantiles, device=concentration.device)
 
 
 @_batches_elementwise
@@ -74,8 +75,10 @@ def _gamma_quantile_grad(concentration: Tensor, probability: Tensor) -> Tensor:
     torch's derivative of a gamma draw has a relative error of up to 5e-4, too large for a quasi-Newton method.
     """
     a, p = _array(concentration), _array(probability)
-    difference = special.gammaincinv(a * (1 + RELATIVE_STEP), p) - special.gammaincinv(a * (1 - RELATIVE_STEP), p)
-    return torch.as_tensor(difference / (2 * RELATIVE_STEP * a), device=concentration.device)
+    with np.errstate(all="ignore"):  # an infinite concentration has no derivative: NaN
+        difference = special.gammaincinv(a * (1 + RELATIVE_STEP), p) - special.gammaincinv(a * (1 - RELATIVE_STEP), p)
+        derivative = difference / (2 * RELATIVE_STEP * a)
+    return torch.as_tensor(derivative, device=concentration.device)
 
 
 @_gamma_quantile.register_fake

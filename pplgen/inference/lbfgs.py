@@ -20,6 +20,8 @@ MEMORY = 30
 """Number of pairs of steps and gradient differences that approximate the inverse Hessian."""
 DECREASE, CURVATURE = 1e-4, 0.9
 """Constants of the weak Wolfe conditions: sufficient decrease, and fraction of the slope that may remain."""
+LARGEST_DECREASE = 10.0
+"""Decrease relative to that of the tangent (plus 1) beyond which a value is an overflow or a cancellation."""
 FLAT = 1e-8
 """Curvature, relative to the largest, below which a direction is flat."""
 MAX_TRIALS = 40
@@ -170,7 +172,8 @@ def line_search(
     best, found, searching = start, torch.zeros_like(moving), moving.clone()
     for _ in range(MAX_TRIALS):
         trial = function(torch.where(searching[:, None], start.vectors + length[:, None] * directions, best.vectors))
-        finite = trial.values.isfinite() & trial.gradients.isfinite().all(-1)
+        possible = trial.values >= start.values + LARGEST_DECREASE * length * descent - 1
+        finite = possible & trial.values.isfinite() & trial.gradients.isfinite().all(-1)
         bound = start.values + DECREASE * length * descent + ROUNDING * start.values.abs()
         lower = finite & (trial.values <= bound)
         flat = (trial.gradients * directions).sum(-1) >= CURVATURE * descent

@@ -33,6 +33,8 @@ TOLERANCE = 1e-3
 """Largest gradient norm of a stationary point, unless the Monte Carlo error is larger."""
 MAX_ITERATIONS, MAX_EXACT_ITERATIONS, MAX_REFINEMENTS = 200, 1000, 50
 """Maximum numbers of steps of L-BFGS, if the ELBO depends on the draws or not, and of Newton steps after it."""
+PATIENCE = 8
+"""Number of Newton steps in which the gradient norm must halve."""
 MIN_ITERATIONS = 3
 """Minimum number of steps of L-BFGS: they approximate the inverse Hessian."""
 NEAR = (0.05, 0.005, 0.0)
@@ -144,8 +146,11 @@ class QuasiNewtonSearch:
         gradients, error = self._without_score(blocks, multiples)
         self.error = torch.where(self.converged, self.error, error)
         self.norm = torch.where(self.converged, self.norm, self._norm(gradients))
-        length = torch.ones_like(self.norm)
-        for _ in range(MAX_REFINEMENTS):
+        length, earlier = torch.ones_like(self.norm), torch.full_like(self.norm, math.inf)
+        for iteration in range(MAX_REFINEMENTS):
+            if iteration % PATIENCE == 0:
+                stalled = stalled | (self.norm > earlier / 2)
+                earlier = self.norm
             near = self.norm <= torch.maximum(self._tolerance, NEGLIGIBLE * self.error)
             self.converged = self.converged | (near & ~self._failed)
             moving = ~(self._failed | self.converged | stalled)

@@ -99,6 +99,9 @@ def test_gamma_quantiles_and_their_derivatives():
     torch.testing.assert_close(found, torch._standard_gamma_grad(a, x), rtol=2e-3, atol=0)
     both = torch.func.vmap(torch.ops.pplgen.gamma_quantile, in_dims=(None, 0))(a, torch.stack([u, 1 - u]))
     torch.testing.assert_close(both[0], x)
+    # a line search may try an infinite concentration: NaN, and no warning
+    infinite = torch.full((1,), math.inf, dtype=torch.float64)
+    assert not torch.ops.pplgen.gamma_quantile_grad(infinite, u[:1]).isfinite().any()
 
 
 def test_a_discrete_draw_is_not_lifted():

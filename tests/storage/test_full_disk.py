@@ -17,7 +17,7 @@ from pplgen.cli.main import main
 from pplgen.errors import DataWarning
 from pplgen.storage import atomic, checkpoint, run_folder
 
-OPTIONS = {"steps": 500, "compile": "graph", "checkpoint_every": 1e-6}
+OPTIONS = {"steps": 500, "compile": "graph", "checkpoint_every": 1e-6, "optimiser": "adam"}
 
 
 @pytest.fixture(scope="module")
