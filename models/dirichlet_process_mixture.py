@@ -5,7 +5,7 @@ The story, for rows x_i of D features and at most K components::
     alpha          ~ Gamma(1, 1 / c)                       its mean c is ``concentration``
     v_k | alpha    ~ Beta(1, alpha),  k < K;   v_K = 1     stick-breaking
     pi_k           = v_k (1 - v_1) ... (1 - v_(k-1))
-    (mu_k, Sigma_k)  as in ``GaussianMixture``, with the same K
+    (mu_k, Sigma_k)  as in ``GaussianMixture`` with K = 10, whatever the truncation
     z_i | pi       ~ Categorical(pi)
     x_i | z_i = k  ~ Normal(mu_k, Sigma_k)
 
@@ -34,6 +34,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pplgen.story.base import Story, check_count, check_positive, pyro_method
+
+SHARING = 10
+"""Number of components that share the volume of the rows in the base measure, whatever the truncation."""
 
 
 class DirichletProcessMixture(GaussianRows, Story):
@@ -72,7 +75,7 @@ class DirichletProcessMixture(GaussianRows, Story):
             mean_precision=check_positive("mean_precision", mean_precision),
         )
         self.K, self.D = K, D
-        self.components = gaussian_components(covariance, K, D, self.config["mean_precision"])
+        self.components = gaussian_components(covariance, K, D, self.config["mean_precision"], sharing=SHARING)
         self.auxiliary = self.components.auxiliary | {"sticks"}
         self.dims = {
             "alpha": (),

@@ -11,7 +11,8 @@ The story, for rows x_i of D features and K components::
 With alpha = 1 and kappa = .01 this is the weak conjugate prior of Fraley and Raftery (2007), for narrower components:
 its density falls to zero faster than any likelihood can rise as a component collapses. The priors of the covariances
 are in ``_distributions/gaussians.py``. Defaults: m is the column mean, s is .15 of the column standard deviation, set
-by ``initialise`` (from a sample of streamed rows; 0 and 1 before).
+by ``initialise`` (from a sample of streamed rows; 0 and 1 before). A smaller s resolves narrower components in many
+columns; a larger one, up to 1 standard deviation, empties fewer components where rows are few.
 
 The guide is the conjugate family, each factor with separate parameters: q(pi) is Dirichlet. The index z is summed out
 exactly by ``TraceEnum_ELBO``, and missing entries are integrated out exactly.
@@ -122,5 +123,6 @@ class GaussianMixture(GaussianRows, Story):
         """Set m and s from the columns unless specified, and q to the posterior given soft clusters."""
         scaled = self.components.learn_scales(x, self.config["prior_mean"], self.config["prior_scale"], weights)
         filled = self.components.m + self.components.s * scaled
-        n = self.components.initialise(filled, soft_clusters(self.components, filled, scaled, labels, weights))
-        self.q_weights = self.config["concentration"] + n
+        alpha = self.config["concentration"]
+        clusters = soft_clusters(self.components, alpha, filled, scaled, labels, weights)
+        self.q_weights = alpha + self.components.initialise(filled, clusters)

@@ -12,8 +12,10 @@ from pplgen.models import GaussianMixture
 
 import pplgen
 
-# the tests run side by side, one worker to a core
-torch.set_num_threads(int(os.environ.get("PPLGEN_TEST_THREADS", "1")))
+# the tests run side by side, one worker to a core, and so do the processes that they start
+THREADS = os.environ.get("PPLGEN_TEST_THREADS", "1")
+torch.set_num_threads(int(THREADS))
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)
 
 
 def shift_seeds(offset):

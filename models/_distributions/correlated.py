@@ -122,7 +122,7 @@ class CorrelatedComponents(GaussianComponents):
     @property
     def prior_tril(self) -> Tensor:
         """Cholesky factor of Psi, diagonal, shape ``(D, D)``."""
-        return torch.diag(self.s / self.K ** (1 / self.D))
+        return torch.diag(self.s / self.sharing ** (1 / self.D))
 
     def _initialise_scales(self, n: Tensor, scatter: Tensor) -> Tensor:
         """Set q(Sigma) to the posterior given clusters: B = B* T, B* a Bartlett factor of nu + n degrees of freedom."""

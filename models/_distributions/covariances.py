@@ -16,8 +16,13 @@ COVARIANCES: dict[str, tuple[type[GaussianComponents], dict[str, bool]]] = {
 
 
 def gaussian_components(
-    covariance: str, num_components: int, num_features: int, mean_precision: float
+    covariance: str, num_components: int, num_features: int, mean_precision: float, *, sharing: int | None = None
 ) -> GaussianComponents:
-    """Return components with this kind of covariance, or raise ``InputError``."""
+    """Return components with this kind of covariance, or raise ``InputError``.
+
+    ``sharing`` is the number of components C that share the volume of the rows in the prior; default: all.
+    """
     kind, options = COVARIANCES[check_choice("covariance", covariance, COVARIANCES)]
-    return kind(num_components, num_features, mean_precision, **options)
+    components = kind(num_components, num_features, mean_precision, **options)
+    components.sharing = num_components if sharing is None else sharing
+    return components

@@ -2,12 +2,13 @@ r"""Gaussian components: prior, guide and initialisation; and components with di
 
 The conjugate prior of Fraley and Raftery (2007), with degrees of freedom nu and scale Psi::
 
-    full, tied    Sigma ~ InverseWishart(D + 2, diag(s^2) / K^(2/D))           one for each component, or one for all
-    diag          sigma_d^2 ~ psi_d / ChiSquared(3),         psi_d = s_d^2 / K^(2/D)
-    spherical     sigma^2 ~ psi / ChiSquared(D + 2),         psi = mean(s^2) / K^(2/D)
+    full, tied    Sigma ~ InverseWishart(D + 2, diag(s^2) / C^(2/D))           one for each component, or one for all
+    diag          sigma_d^2 ~ psi_d / ChiSquared(3),         psi_d = s_d^2 / C^(2/D)
+    spherical     sigma^2 ~ psi / ChiSquared(D + 2),         psi = mean(s^2) / C^(2/D)
     mu_k | Sigma  ~ Normal(m, Sigma / kappa)
 
-Its density falls to zero faster than any likelihood can rise as a component collapses onto a point, a line or a tie.
+C components share the volume of the rows; C is K unless the number of components is unknown. The prior's
+density falls to zero faster than any likelihood can rise as a component collapses onto a point, a line or a tie.
 The guide is the conjugate family in the same coordinates, each factor with separate parameters.
 """
 
@@ -30,8 +31,14 @@ from torch.distributions import constraints
 TINY = 1e-30
 """Smallest row count of a component, against division by zero."""
 SCALE = 0.15
-"""Default prior scale s, in standard deviations of the columns. A wide prior blurs narrow components (at one standard
-deviation, by a tenth of a nat per row for 100,000 rows of 16 columns); a narrow one empties surplus components."""
+"""Default prior scale s, in standard deviations of the columns.
+
+A wide prior blurs narrow components: with the true clusters of 20,000 rows in 16 columns, held-out rows lose .0006 nats
+each at .15, .05 at .5 and .27 at 1, which Fraley and Raftery take. A narrow one favours empty components: of 30 rows
+around 0 and 30 around 3, at distance 3 standard deviations, the ELBO with one component empty is higher by 2.6 nats at
+.15, and lower by .6 at .5 and by 2.2 at 1. For few rows in few columns, ``prior_scale`` of .5 to 1 standard deviations
+is the better choice.
+"""
 
 
 class GaussianComponents(PyroModule):
@@ -43,6 +50,7 @@ class GaussianComponents(PyroModule):
         super().__init__()
         self.K, self.D, self.kappa = num_components, num_features, mean_precision
         self.missing = False
+        self.sharing = num_components
         self.register_buffer("m", torch.zeros(num_features))
         self.register_buffer("s", torch.ones(num_features))
         self.q_location = Offset(self.K, self.D, correlated=correlated, initial_scale=1.0)
@@ -170,7 +178,7 @@ class DiagonalComponents(GaussianComponents):
     def psi(self) -> Tensor:
         """Prior scale of the variances, shape ``(D,)`` or ``(1,)``."""
         variance = self.s.square().mean().reshape(1) if self.spherical else self.s.square()
-        return variance / self.K ** (2 / self.D)
+        return variance / self.sharing ** (2 / self.D)
 
     def _sigma(self, relative_precision: Tensor) -> Tensor:
         return (self.psi / relative_precision).sqrt()

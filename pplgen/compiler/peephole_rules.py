@@ -103,6 +103,13 @@ def _bmm(left: Any, right: Any) -> Any:
     return None
 
 
+def _solve_triangular(triangular: Any, right: Any, *, unitriangular: bool = False, **_: Any) -> Any:
+    """Divide by matrices of one entry, for which LAPACK takes a call each."""
+    if triangular.shape[-1] != 1 or unitriangular:
+        return None
+    return aten.div.Tensor(materialise(right), materialise(triangular))
+
+
 def _scatter(target: Any, dim: int, index: Any, value: Any) -> Any:
     """Scatter a number along an axis: a ``where``, which batches without a loop."""
     axes = range(len(target.shape))
@@ -129,6 +136,7 @@ PEEPHOLE_RULES: dict[Any, Any] = {
     aten.index_put.default: _index_put,
     aten.dot.default: _dot,
     aten.bmm.default: _bmm,
+    aten.linalg_solve_triangular.default: _solve_triangular,
     aten.scatter.value: _scatter,
     aten.log_sigmoid_backward.default: _log_sigmoid_backward,
 }

@@ -135,7 +135,7 @@ class Simplifier(fx.Interpreter):
             return result
         if target in POINTWISE:
             return self._pointwise(target, args, kwargs)
-        if target in PEEPHOLE_RULES and (rewritten := PEEPHOLE_RULES[target](*args)) is not None:
+        if target in PEEPHOLE_RULES and (rewritten := PEEPHOLE_RULES[target](*args, **kwargs)) is not None:
             return rewritten
         args, kwargs = materialise((args, kwargs))
         return super().call_function(target, args, kwargs)

@@ -41,6 +41,10 @@ CASES = {
         lambda x, p: torch.bmm(x[None], p[None, None]) + torch.bmm(p[None, None], p[None, :, None]),
         (aten.bmm.default,),
     ),
+    "triangular matrices of one entry": (
+        lambda x, p: torch.linalg.solve_triangular(p[:, None, None], x.expand(3, 6, 1).mT, upper=False),
+        (aten.linalg_solve_triangular.default,),
+    ),
     "index of a largest entry": (
         lambda x, p: torch.zeros(3).scatter(0, p.argmax(0, keepdim=True), 1.0) * p + x,
         (aten.scatter.value,),

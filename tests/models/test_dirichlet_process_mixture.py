@@ -90,6 +90,14 @@ def test_clusters_are_compared_by_the_restaurants_probability(three_groups):
     assert permuted == pytest.approx(right, abs=0.1)  # float32 sums of 300 rows
 
 
+def test_the_base_measure_does_not_depend_on_the_truncation():
+    """Two far groups: surplus components cost some tenths of a nat, through the guide of the sticks."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 2, generator=generator) + 6.0 * (torch.arange(120) % 2)[:, None]
+    few, many = (pplgen.fit(DirichletProcessMixture(K, 2), x, compile="graph", progress=False).elbo for K in (3, 10))
+    assert few == pytest.approx(many, abs=1.5)
+
+
 def test_bad_sizes():
     with pytest.raises(InputError, match="num_components=1: expected a whole number of at least 2"):
         DirichletProcessMixture(1, 2)
