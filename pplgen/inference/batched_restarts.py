@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pplgen.compiler.graph import tensors_of, trace
@@ -24,11 +23,12 @@ from pplgen.inference.kl_warm_up import half_kl_weight
 from pplgen.inference.nonfinite_steps import MAX_LOCATED, FaultLocalisation
 from pplgen.inference.quasi_newton import maximise
 from pplgen.inference.quasi_newton_phase import fixed_draws_elbo
+from pplgen.inference.run_identity import run_identity
 from pplgen.inference.stacking import stacked_data, stacked_parameters
 from pplgen.inference.training_options import TrainingOptions
 from pplgen.inference.training_result import StopReason, Training, num_evaluations
 from pplgen.inference.training_state import NonFinite, TrainingState
-from pplgen.storage.checkpoint import Checkpoint, content_digest
+from pplgen.storage.checkpoint import Checkpoint
 from pplgen.story.isolation import generator_states, seeded, set_generator_states
 from pplgen.story.pair import Pair
 
@@ -238,46 +238,38 @@ class _Run:
         """Open the fit's checkpoint, and restore the training state from it if it exists."""
         if self.options.checkpoint is None:
             return None
-        checkpoint = self.ranks.on_first_rank(
-            partial(Checkpoint, self.options.checkpoint, self._identity(vectors), vectors.device)
-        )
+        identity = run_identity(self.first, self.graph, self.options, self.seeds, vectors)
+        checkpoint = self.ranks.on_first_rank(partial(Checkpoint, self.options.checkpoint, identity, vectors.device))
         if loaded := self.ranks.on_first_rank(checkpoint.load):
             self.training = TrainingState.from_tensors(*loaded, vectors.device)
         return checkpoint
-
-    def _identity(self, vectors: Tensor) -> str:
-        """Digest of everything that determines the rest of the fit."""
-        batching, graph = self.options.batching, self.graph
-        facts: dict[str, Any] = {
-            "seeds": self.seeds,
-            "batch_size": batching.batch_size,
-            "optimiser": asdict(self.options.optimiser),
-            "graph": graph.module.code,
-            "rows": self.first.num_rows,
-            "version": version("pplgen"),
-            "stream": self.first.fingerprint,
-        }
-        if self.ranks.size > 1:
-            facts["ranks"] = self.ranks.size
-        if self.warm_up or batching.augment:
-            augment = getattr(batching.augment, "__qualname__", repr(batching.augment))
-            facts |= {"warm_up": self.warm_up, "augment": augment}
-        constants = [value for value in vars(graph.module).values() if isinstance(value, Tensor)]
-        start = [vectors, *graph.buffers, *graph.module.buffers(), *constants, *tensors_of(self.first.data)]
-        return content_digest(facts, start)
 
     def _save(self) -> None:
         """Write a checkpoint, if enabled."""
         if self.checkpoint and self.ranks.first:
             self.checkpoint.save(*self.training.to_tensors())
 
-    def _results(self) -> list[Training | None]:
-        """Restore every pair's last good state, evaluate its final ELBO, and return the results."""
-        good = self.training.good.vectors
+    def _final_elbos(self, vectors: Tensor) -> Any:
+        """Evaluate the ELBOs of all restarts repeatedly, in nats, shape ``(num_evaluations, R)``."""
+        self._continue_batches()
         with seeded(self.seed + 1):  # independent of the number of steps of other restarts
             self._reseed()
-            finals: Any = (-self.engine.evaluate(good, num_evaluations(self.training.taken))).cpu().numpy()
-        finals = np.asarray(finals, dtype="float64")
+            losses = self.engine.evaluate(vectors, num_evaluations(self.training.taken))
+        return -losses.cpu().double().numpy()
+
+    def _results(self) -> list[Training | None]:
+        """Restore every pair's final parameters, evaluate its final ELBO, and return the results.
+
+        They are those of the last good state, or their average over the last learning rate if that is better.
+        """
+        good, finals = self.training.good.vectors, self._final_elbos(self.training.good.vectors)
+        averaged = self.training.averaged
+        if averaged.any():
+            averages = torch.where(averaged[:, None], self.training.good.average, good)
+            of_averages = self._final_elbos(averages)
+            better = averaged.cpu().numpy() & (of_averages.mean(0) > finals.mean(0))
+            finals = np.where(better, of_averages, finals)
+            good = torch.where(torch.as_tensor(better, device=good.device)[:, None], averages, good)
         results: list[Training | None] = []
         for index, (pair, seed, restart) in enumerate(zip(self.pairs, self.seeds, self.training.restarts, strict=True)):
             values = finals[:, index]

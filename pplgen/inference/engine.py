@@ -35,13 +35,23 @@ class State(NamedTuple):
     """Adam's first moment, shape ``(R, P)``."""
     square: Tensor
     """Adam's second moment, shape ``(R, P)``."""
+    average: Tensor
+    """Mean of the vectors since the moments were zero, shape ``(R, P)``."""
+    since: Tensor
+    """Steps since the moments were zero, shape ``(R, 1)``."""
     taken: Tensor
     """Steps taken, a scalar."""
 
     @classmethod
     def start(cls, vectors: Tensor) -> State:
         """Return the initial state."""
-        return cls(vectors, torch.zeros_like(vectors), torch.zeros_like(vectors), vectors.new_zeros(()))
+        mean, square, average = (torch.zeros_like(vectors) for _ in range(3))
+        return cls(vectors, mean, square, average, vectors.new_zeros((len(vectors), 1)), vectors.new_zeros(()))
+
+    def reset_moments(self, index: int) -> None:
+        """Let Adam start again from one vector, in place."""
+        for part in (self.mean, self.square, self.average, self.since):
+            part[index] = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,9 +209,9 @@ class Engine:
         self.num_traces += 1
         rates = self._example.vectors.new_zeros((len(self._example.vectors), 1))
 
-        def steps(vectors: Tensor, mean: Tensor, square: Tensor, taken: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-            state, losses = State(vectors, mean, square, taken), []
-            rates, *others = inputs
+        def steps(*inputs: Tensor) -> tuple[Tensor, ...]:
+            state, losses = State(*inputs[: len(State._fields)]), []
+            rates, *others = inputs[len(State._fields) :]
             buffers, tensors = others[: len(self.buffers)], others[len(self.buffers) :]
             for index in range(num_steps):
                 batch = tensors if isinstance(self.data, tuple) else [value[index] for value in tensors]
@@ -246,7 +256,10 @@ class Engine:
         taken = state.taken + 1
         mean = BETAS[0] * state.mean + (1 - BETAS[0]) * gradients
         square = BETAS[1] * state.square + (1 - BETAS[1]) * gradients * gradients
-        direction = mean / (1 - BETAS[0] ** taken) / ((square / (1 - BETAS[1] ** taken)).sqrt() + EPSILON)
+        since = state.since + 1
+        direction = mean / (1 - BETAS[0] ** since) / ((square / (1 - BETAS[1] ** since)).sqrt() + EPSILON)
         moved = state.vectors - rates * (direction if self.decay == 1 else self.decay**taken * direction)
-        vectors = torch.where(rates > 0, moved, state.vectors)
-        return State(vectors, mean, square, taken), losses
+        moving = rates > 0
+        average = state.average + (moved - state.average) / since
+        vectors, average = torch.where(moving, moved, state.vectors), torch.where(moving, average, state.average)
+        return State(vectors, mean, square, average, torch.where(moving, since, state.since), taken), losses

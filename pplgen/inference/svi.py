@@ -14,7 +14,7 @@ import torch
 
 from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import DataWarning, InputError
-from pplgen.inference.convergence import PLATEAUS, WINDOW, PlateauWatch
+from pplgen.inference.convergence import PLATEAUS, WINDOW, PlateauWatch, relative_drift
 from pplgen.inference.iterates import Iterates, flatten
 from pplgen.inference.nonfinite_policy import MAX_NON_FINITE, RATE_FACTOR, non_finite_message
 from pplgen.inference.nonfinite_sites import explain
@@ -112,6 +112,7 @@ class _Run:
                 self._step_back()
                 continue
             self.history.append(value)
+            self.steps.average_parameters()
             taken = self.steps.taken
             if self.iterates.due(taken):
                 self.iterates.record(taken, flatten(self.pair.snapshot()))
@@ -130,13 +131,20 @@ class _Run:
         whole = len(self.history) % WINDOW == 0
         warmed_up = self.steps.taken - WINDOW >= self.options.objective.warm_up
         if whole and warmed_up and self.watch.plateau(self.history[-WINDOW:]):
-            if self.watch.plateaus == PLATEAUS:
-                self.stop = StopReason.CONVERGED
-            else:
-                self.schedule.step()
+            self._end_stage()
         self.steps.record_good()
         self.iterates.mark()
         self.num_good = len(self.history)
+
+    def _end_stage(self) -> None:
+        """At a plateau, lower the learning rate and let Adam start again, or stop at the last plateau."""
+        vectors = flatten(self.pair.snapshot()), flatten(self.steps.average)
+        if self.watch.count(relative_drift(*vectors, self.steps.rate, self.steps.since)):
+            if self.watch.plateaus == PLATEAUS:
+                self.stop = StopReason.CONVERGED
+                return
+            self.schedule.step()
+        self.steps.reset_moments()
 
     def _step_back(self) -> None:
         """Return to the last good state at a lower learning rate; after ``MAX_NON_FINITE`` faults, stop there."""
@@ -153,8 +161,19 @@ class _Run:
             self.stop = StopReason.NOT_FINITE
 
     def _result(self) -> Training:
-        """Evaluate the ELBO at the final parameters, and return the result."""
+        """Evaluate the ELBO at the final parameters, and return the result.
+
+        They are those of the last step, or their average over the last learning rate if that is better.
+        """
         values = self._final_values()
+        last, average = self.pair.snapshot(), self.steps.average
+        if self.stop is not StopReason.NOT_FINITE and self.steps.since >= WINDOW and average.keys() == last.keys():
+            self.pair.restore(average)
+            of_average = self._final_values()
+            if np.mean(of_average) > np.mean(values):
+                values = of_average
+            else:
+                self.pair.restore(last)
         if not np.isfinite(values).all():
             batch = next(self.steps.batches)
             fault = self.ranks.first_not_none(explain(self.pair, self.bound, batch, max(FINAL_EVALUATIONS)))

@@ -32,6 +32,8 @@ class _State:
     parameters: dict[str, Tensor]
     optimisers: dict[Tensor, dict[str, Any]]
     """Adam's moments, step count and learning rate for each parameter that has moved."""
+    average: dict[str, Tensor]
+    since: int
 
 
 class SVISteps:
@@ -74,6 +76,10 @@ class SVISteps:
         self._batches_from = batches_from
         self.batches = batches_from(0)
         self.taken = 0
+        self.average: dict[str, Tensor] = {}
+        """Mean of the parameters since Adam's moments were zero."""
+        self.since = 0
+        """Steps since then."""
         self.record_good()
 
     @property
@@ -111,8 +117,25 @@ class SVISteps:
     def record_good(self) -> None:
         """Record the current state as the last good state."""
         states = {value: copy.deepcopy(each.optimizer.state_dict()) for value, each in self._schedulers.items()}
-        self._good = _State(self.taken, self.pair.snapshot(), states)
+        average = {name: value.clone() for name, value in self.average.items()}
+        self._good = _State(self.taken, self.pair.snapshot(), states, average, self.since)
         self._replay_from = self.taken, generator_states()
+
+    def reset_moments(self) -> None:
+        """Let Adam start again from the present parameters."""
+        for each in self._schedulers.values():
+            each.optimizer.state.clear()
+        self.average, self.since = {}, 0
+
+    @torch.no_grad()
+    def average_parameters(self) -> None:
+        """Add the present parameters to their average."""
+        self.since += 1
+        for name, value in pyro.get_param_store().named_parameters():
+            if name in self.average:
+                self.average[name].lerp_(value, 1 / self.since)
+            else:
+                self.average[name] = value.detach().clone()
 
     def scale_rate(self, factor: float) -> None:
         """Multiply the learning rate of the last good state."""
@@ -129,6 +152,7 @@ class SVISteps:
     def restore_good(self) -> None:
         """Restore the parameters and moments of the last good state."""
         self.pair.restore(self._good.parameters)
+        self.average, self.since = {n: value.clone() for n, value in self._good.average.items()}, self._good.since
         for value in list(self._schedulers):
             if value in self._good.optimisers:
                 state = copy.deepcopy(self._good.optimisers[value])

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplgen.inference.convergence import DECAY, PLATEAUS, WINDOW, PlateauWatch
-from pplgen.inference.engine import BETAS, State
+from pplgen.inference.convergence import DECAY, PLATEAUS, WINDOW, PlateauWatch, relative_drift
+from pplgen.inference.engine import State
 from pplgen.inference.iterates import Iterates
 from pplgen.inference.nonfinite_policy import MAX_NON_FINITE, NOT_LOCALISED, RATE_FACTOR, non_finite_message
 from pplgen.inference.training_options import Adam
@@ -67,6 +67,12 @@ class TrainingState:
     def running(self) -> bool:
         """Whether any restart is still running."""
         return any(restart.stop is None for restart in self.restarts)
+
+    @property
+    def averaged(self) -> Tensor:
+        """Which restarts ended by steps of Adam, with an average over at least a window of them, shape ``(R,)``."""
+        by_adam = [restart.optimum is None and restart.stop is not StopReason.NOT_FINITE for restart in self.restarts]
+        return torch.tensor(by_adam, device=self.rates.device) & (self.good.since[:, 0] >= WINDOW)
 
     @property
     def best_mean(self) -> float:
@@ -125,9 +131,9 @@ class TrainingState:
             Step and explanation of located non-finite values, by restart.
         """
         non_finite = self.non_finite(state, losses)
-        good_step, self.taken = self.taken, self.taken + len(losses)
+        self.taken += len(losses)
         reset = torch.tensor([index in non_finite for index in range(len(self.restarts))], device=state.vectors.device)
-        self.state = self._reset_to_good(state, reset, good_step)
+        self.state = self._reset_to_good(state, reset)
         stopped = torch.tensor([restart.stop is not None for restart in self.restarts], device=reset.device)
         vectors = torch.where(stopped[:, None], self.good.vectors, self.state.vectors)
         self.good = State(vectors, *(value.clone() for value in self.state[1:]))
@@ -140,23 +146,28 @@ class TrainingState:
                 restart.history.extend(window)
                 restart.good_step = self.taken
                 if judge and len(window) == WINDOW and restart.watch.plateau(window):
-                    self.rates[index] *= DECAY
-                    if restart.watch.plateaus == PLATEAUS:
-                        self._halt(index, StopReason.CONVERGED)
+                    self._end_stage(index)
         self.iterates.mark()
 
-    def _reset_to_good(self, state: State, reset: Tensor, good_step: int) -> State:
-        """Reset some restarts to their last good state, with Adam's moments rescaled to the current step."""
-        good = self.good
-        if good_step:
-            # Adam divides by 1 - beta^t, where t is the current step of all restarts
-            corrections = ((1 - beta**self.taken) / (1 - beta**good_step) for beta in BETAS)
-            mean, square = (factor * part for factor, part in zip(corrections, good[1:3], strict=True))
-            good = good._replace(mean=mean, square=square)
-        vectors, mean, square = (
-            torch.where(reset[:, None], old, new) for old, new in zip(good[:3], state[:3], strict=True)
+    def _end_stage(self, index: int) -> None:
+        """At a plateau of a restart, lower its rate and let Adam start again, or stop it at the last plateau."""
+        watch, state = self.restarts[index].watch, self.state
+        drift = relative_drift(
+            state.vectors[index], state.average[index], float(self.rates[index]), int(state.since[index])
         )
-        return State(vectors, mean, square, state.taken)
+        if watch.count(drift):
+            self.rates[index] *= DECAY
+            if watch.plateaus == PLATEAUS:
+                self._halt(index, StopReason.CONVERGED)
+                return
+        self.state.reset_moments(index)
+        self.good.reset_moments(index)
+
+    def _reset_to_good(self, state: State, reset: Tensor) -> State:
+        """Reset some restarts to their last good state."""
+        parts = zip(self.good[:-1], state[:-1], strict=True)
+        vectors, mean, square, average, since = (torch.where(reset[:, None], old, new) for old, new in parts)
+        return State(vectors, mean, square, average, since, state.taken)
 
     def _step_back(self, index: int, step: int, fault: str | None) -> None:
         """Lower the rate of a reset restart; after ``MAX_NON_FINITE`` faults, stop it."""
