@@ -138,7 +138,7 @@ def test_density_is_that_of_statsmodels(K, p, variance, coefficients):
 def test_hamilton(growth):
     """The maximum of the likelihood is Hamilton's; at the posterior mean, recessions are those of the NBER."""
     y, recession = growth
-    fit = pplgen.fit(MarkovSwitchingAR(2, 4), y, restarts=2, steps=400, **FIT)
+    fit = pplgen.fit(MarkovSwitchingAR(2, 4), y, restarts=2, steps=400, optimiser="adam", **FIT)
     assert fit.path.startswith("the traced graph")
     tree = fit.to_datatree(draws=500)
     names = ("P", "mu", "sigma", "phi")
