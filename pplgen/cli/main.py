@@ -162,6 +162,13 @@ def _fit_options(
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of row weights.")] = None,
     series: SeriesOption = None,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Guide of the latents that rows share: mean-field, low-rank, full-rank, flow.  [default: the story's]",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     method: Annotated[str, typer.Option(help="svi, or nuts (Pyro's NUTS sampler).")] = "svi",
     steps: Annotated[

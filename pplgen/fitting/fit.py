@@ -29,7 +29,7 @@ __all__ = ["fit"]
 def fit(
     model: Story | Callable[..., Any],
     data: Any,
-    guide: Callable[..., Any] | None = None,
+    guide: Callable[..., Any] | Literal["mean-field", "low-rank", "full-rank", "flow"] | None = None,
     *,
     labels: Any = None,
     weights: Any = None,
@@ -69,7 +69,13 @@ def fit(
         reads minibatches from a file that need not fit in memory. For a bare model, its argument, or a tuple of its
         arguments. NaN is missing.
     guide
-        Guide of a bare model; ``None`` for ``AutoNormal`` over its continuous latents, discrete ones summed out.
+        ``None`` for a story's own guide, or ``AutoNormal`` over a bare model's continuous latents; a guide of a bare
+        model; or the name of one, discrete latents summed out: ``"full-rank"`` for a normal distribution on the
+        unconstrained scale with all correlations (``AutoMultivariateNormal``), ``"low-rank"`` with those of a few
+        factors (``AutoLowRankMultivariateNormal``), ``"mean-field"`` without, ``"flow"`` for a full-rank one bent by
+        the networks of affine couplings, which needs more steps and accurate gradients (``num_particles=32``). A
+        story's named guide is of the latents that all rows share, and starts at the story's own guide, which still
+        draws those of rows.
     labels
         Observed values of the discrete latent of each row, counted from 0; missing or -1 if unobserved. For a story
         also the name of a column. Labelled rows are conditioned on; in others the latent is summed out.
@@ -159,9 +165,10 @@ def fit(
     """
     call = locals()
     options = FitOptions.of(call)
-    if isinstance(model, Story) and guide is not None:
+    if isinstance(model, Story) and not (guide is None or isinstance(guide, str)):
         raise InputError(
-            f"guide: {type(model).__name__} has its own guide; pass another by fit(story.model, data, guide)"
+            f"guide: {type(model).__name__} has its own guide; expected the name of another, or a bare model, "
+            "fit(story.model, data, guide)"
         )
     prepared = prepare(
         model,

@@ -138,6 +138,8 @@ def _refuse_svi_options(call: Mapping[str, Any]) -> None:
     refused = [name for name in names if call[name] is not None]
     if isinstance(call["data"], RowStream):
         refused.append("stream")
+    if isinstance(call["guide"], str):
+        refused.append("a guide by name")
     if refused:
         raise InputError(f"{refused[0]}: not supported by method='nuts'")
 

@@ -141,6 +141,20 @@ class Training:
         arrays = (iterates.cpu().float().numpy(), stored.detach().cpu().double().numpy())
         return cls(seed, np.array(history), elbo, error, stop, *arrays, optimum, tuple(faults))
 
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any], final: Tensor) -> Training:
+        """Return the result of a saved restart, without history and iterates."""
+        return cls(
+            facts["seed"],
+            np.empty(0),
+            float(facts["elbo"]),
+            float(facts["elbo_error"]),
+            StopReason[facts["stop"]],
+            final=final.numpy(),
+            optimum=Optimum.from_facts(facts),
+            faults=tuple(str(fault) for fault in facts.get("faults", ())),
+        )
+
     @property
     def failed(self) -> bool:
         """Whether it ended with non-finite values; its last finite ELBO may be high by chance."""
