@@ -170,7 +170,9 @@ def _fit_options(
         ),
     ] = None,
     seed: SeedOption = 0,
-    method: Annotated[str, typer.Option(help="svi, or nuts (Pyro's NUTS sampler).")] = "svi",
+    method: Annotated[
+        str, typer.Option(help="svi, laplace (normal approximation at a mode), or nuts (Pyro's NUTS sampler).")
+    ] = "svi",
     steps: Annotated[
         int | None, typer.Option(help="Maximum number of steps; for NUTS, draws per chain.  [default: 10,000; 1,000]")
     ] = None,

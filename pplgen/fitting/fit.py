@@ -15,6 +15,7 @@ from pplgen.fitting.fit_options import FitOptions, explicit_options
 from pplgen.fitting.nuts_fit import fit_nuts
 from pplgen.fitting.prepare import prepare
 from pplgen.fitting.result import Fit
+from pplgen.inference.laplace import approximate_all
 from pplgen.inference.minibatches import Augment
 from pplgen.inference.restarts_over_ranks import best_of
 from pplgen.inference.train import train_restarts
@@ -33,7 +34,7 @@ def fit(
     *,
     labels: Any = None,
     weights: Any = None,
-    method: Literal["svi", "nuts"] = "svi",
+    method: Literal["svi", "laplace", "nuts"] = "svi",
     seed: int = 0,
     steps: int | None = None,
     optimiser: Literal["auto", "adam"] = "auto",
@@ -55,7 +56,7 @@ def fit(
     shard: Literal["rows", "restarts"] | None = "rows",
     progress: bool | ProgressCallback = True,
 ) -> Fit:
-    """Fit a story, or any Pyro model and guide, by stochastic variational inference or NUTS.
+    """Fit a story, or any Pyro model and guide, by stochastic variational inference, Laplace's approximation or NUTS.
 
     Arguments are not modified: modules are copied, and Pyro's parameter store and all random generators are restored.
     The same seed gives the same result.
@@ -82,9 +83,12 @@ def fit(
     weights
         Weight of each row: its log density is multiplied by it. At least 0; or the name of a column. Default: 1.
     method
-        ``"svi"``; or ``"nuts"`` for draws from the posterior by Pyro's NUTS, discrete latents summed out: slower, and
-        exact up to the Monte Carlo error that ``summary`` prints. NUTS supports the options ``seed``, ``steps``,
-        ``restarts``, ``warm_up``, ``device``, ``compile`` and ``progress``; chains are initialised from the guide.
+        ``"svi"``. ``"laplace"`` for a normal approximation on the unconstrained scale at a mode of the joint density,
+        discrete latents summed out: its covariance is the inverse Hessian there, and the restart with the largest
+        approximate evidence is returned. The mode is found by Adam and L-BFGS. Or ``"nuts"`` for draws from the
+        posterior by Pyro's NUTS, discrete latents summed out: slower, and exact up to the Monte Carlo error that
+        ``summary`` prints. NUTS supports the options ``seed``, ``steps``, ``restarts``, ``warm_up``, ``device``,
+        ``compile`` and ``progress``; chains are initialised from the guide.
     seed
         Random seed of initialisation and optimisation.
     steps
@@ -172,7 +176,7 @@ def fit(
         )
     prepared = prepare(
         model,
-        guide,
+        "point" if options.method == "laplace" else guide,
         data,
         labels,
         weights,
@@ -188,6 +192,8 @@ def fit(
         try:
             pairs = prepared.start(options.restart_seeds, options.ranks)
             trained = train_restarts(pairs, options.restart_seeds, options.training(pairs[0]), callback)
+            if options.method == "laplace":
+                pairs, trained = approximate_all(pairs, trained)
             best, results = best_of(pairs, trained.results, options.ranks.restarts)
         except KeyboardInterrupt:
             when = "before the fit was finished" if own_rows else "while ranks shared the rows"
@@ -198,7 +204,7 @@ def fit(
     best_run = max(runs, key=lambda run: run.rank)
     if best_run.stop is StopReason.DIVERGED:
         warnings.warn(best_run.how, DataWarning, stacklevel=2)
-    path = trained.path + ", then L-BFGS" * (best_run.optimum is not None)
+    path = trained.path + ", then L-BFGS" * (best_run.optimum is not None and best_run.mode is None)
     path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {shard}"
     return Fit(
         best,

@@ -13,6 +13,7 @@ from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import broadcast_parameters, check_same_on_all_ranks
 from pplgen.errors import InputError
 from pplgen.fitting.run_contents import type_name
+from pplgen.inference.laplace import point_pair
 from pplgen.inference.model_arguments import (
     RowAnnotations,
     bare_annotations,
@@ -20,10 +21,10 @@ from pplgen.inference.model_arguments import (
     read_training_rows,
     survey_stream,
 )
-from pplgen.inference.named_guides import GUIDES, named_pair
+from pplgen.inference.named_guides import named_pair
 from pplgen.inference.nonfinite_sites import explain_start
 from pplgen.inference.restarts_over_ranks import RankRoles
-from pplgen.story.base import Story, check_choice
+from pplgen.story.base import Story
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -71,10 +72,12 @@ def prepare(
     origin: dict[str, Any] = {"options": recorded}
     name, own_guide = (guide, None) if isinstance(guide, str) else (None, guide)
     if name is not None:
-        origin["guide"] = check_choice("guide", name, GUIDES)
+        origin["guide"] = "laplace" if name == "point" else name
 
     def named(pair: Pair) -> Pair:
-        return pair if name is None else named_pair(pair, name)
+        if name is None:
+            return pair
+        return point_pair(pair) if name == "point" else named_pair(pair, name)
 
     if isinstance(data, RowStream):
         if not isinstance(model, Story):

@@ -125,9 +125,11 @@ FAMILIES: dict[str, type[AutoContinuous]] = {
     "full-rank": AutoMultivariateNormal,
     "flow": Flow,
     "point": Point,
+    "laplace": AutoMultivariateNormal,
 }
+"""Every name: guides that are trained, the point mass that finds a mode, and the normal approximation there."""
 GUIDES = ("mean-field", "low-rank", "full-rank", "flow")
-"""Names of guides."""
+"""Names from which a user chooses."""
 CORRELATED = ("full-rank", "flow")
 
 
@@ -207,7 +209,7 @@ def named_pair(pair: Pair, name: str, *, initialise: bool = True) -> Pair:
     pair
         An untrained pair: of a story, or of a bare model with its automatic guide.
     name
-        One of ``GUIDES``, or ``"point"``.
+        A key of ``FAMILIES``.
     initialise
         Whether a story's guide starts at its own, which must not yet be trained.
 
@@ -245,10 +247,10 @@ def named_pair(pair: Pair, name: str, *, initialise: bool = True) -> Pair:
 def named_guide(pair: Pair, name: str, names: tuple[str, ...]) -> AutoContinuous:
     """Return an untrained guide of some latents, set up on the pair's data; call it inside ``pair.isolated``.
 
-    That of a story has ``start`` and ``unit``, zero and one.
+    That of a story, and a normal approximation, has ``start`` and ``unit``, zero and one.
     """
     model, family = poutine.block(pair.model, expose=list(names)), FAMILIES[name]
-    scaled = pair.story is not None
+    scaled = pair.story is not None or name == "laplace"
     kind: Any = type(family.__name__, (_Scaled, family), {}) if scaled else family
     options: dict[str, Any] = {} if family is Point else {"init_scale": 1.0 if scaled else INITIAL_SCALE}
     guide: AutoContinuous = kind(model, init_loc_fn=init_to_sample if scaled else init_to_uniform, **options)
@@ -258,7 +260,7 @@ def named_guide(pair: Pair, name: str, names: tuple[str, ...]) -> AutoContinuous
             raise InputError(f"guide={name!r}: latent site {site!r} is discrete; expected continuous latents")
     if scaled:
         P = guide.latent_dim
-        full = name in CORRELATED and DRAWS_PER_LATENT * P <= NUM_DRAWS
+        full = name == "laplace" or (name in CORRELATED and DRAWS_PER_LATENT * P <= NUM_DRAWS)
         guide.loc.data.zero_()
         guide.register_buffer("start", torch.zeros_like(guide.loc))
         guide.register_buffer("unit", torch.eye(P).to(guide.loc) if full else torch.ones_like(guide.loc))
