@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -201,6 +202,9 @@ def fit(
     if best is None:
         raise trained.failure or InputError("no restart of any rank has a finite ELBO")
     runs = tuple(run for run in results if run is not None)
+    if hasattr(best.guide, "start") or hasattr(getattr(best.guide, "shared", None), "start"):
+        # parameters of a restart are relative to its own start, so that they do not apply to another's guide
+        runs = tuple(replace(run, final=run.final[:0]) for run in runs)
     best_run = max(runs, key=lambda run: run.rank)
     if best_run.stop is StopReason.DIVERGED:
         warnings.warn(best_run.how, DataWarning, stacklevel=2)

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pplgen.models import PPCA, VAE, GaussianMixture, LinearGaussianSSM, SwitchingLDS
+from pplgen.models import PPCA, VAE, LinearGaussianSSM, SwitchingLDS
 
 import pplgen
 from pplgen.cli.main import main
@@ -95,8 +95,8 @@ def test_the_restart_with_the_largest_evidence_is_returned():
         parts = dist.Normal(torch.tensor([-1.5, 1.5]), torch.tensor([0.15, 0.5])).log_prob(x)
         pyro.factor("posterior", (torch.tensor([0.3, 0.7]).log() + parts).logsumexp(0) + y)
 
-    fit = pplgen.fit(two_modes, torch.tensor(0.0), restarts=8, **OPTIONS)
-    # the narrow mode is twice as high; its mass is three tenths; all but .04 of sets of eight starts find both
+    fit = pplgen.fit(two_modes, torch.tensor(0.0), restarts=5, **OPTIONS)
+    # the narrow mode is twice as high; its mass is three tenths; all but an eighth of sets of five starts find both
     mean, variance = normal_at_mode(fit)
     assert mean == pytest.approx(1.5, abs=1e-3)
     assert variance == pytest.approx(0.25, rel=1e-3)
@@ -107,15 +107,8 @@ def test_the_restart_with_the_largest_evidence_is_returned():
     assert all(run.mode.log_evidence <= fit.best.mode.log_evidence for run in fit.runs)
 
 
-@pytest.mark.parametrize(
-    ("story", "rows"),
-    [
-        (GaussianMixture(2, 2), ROWS),
-        (LinearGaussianSSM.local_level(), X[None, :20, :1].cumsum(1)),
-    ],
-    ids=["mixture", "level"],
-)
-def test_stories_are_fitted_saved_and_loaded(tmp_path, story, rows):
+def test_a_story_is_fitted_saved_and_loaded(tmp_path):
+    story, rows = LinearGaussianSSM.local_level(), X[None, :20, :1].cumsum(1)
     fit = pplgen.fit(story, rows, **OPTIONS)
     # the bound is below the evidence, which is approximate itself, by less than a nat for such posteriors
     assert fit.elbo == pytest.approx(fit.best.mode.log_evidence, abs=1.0)
@@ -125,8 +118,7 @@ def test_stories_are_fitted_saved_and_loaded(tmp_path, story, rows):
     trees = [each.to_datatree(5)["posterior"] for each in (fit, again)]
     for name in trees[0].data_vars:
         np.testing.assert_array_equal(*(tree[name] for tree in trees))
-    if story.takes_series:
-        assert np.isfinite(fit.forecast(horizon=2, draws=10)["y_mean"]).all()
+    assert np.isfinite(fit.forecast(horizon=2, draws=10)["y_mean"]).all()
 
 
 def test_a_bare_fit_is_loaded(tmp_path):
@@ -145,7 +137,8 @@ def test_the_command_line_takes_it(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0, capsys.readouterr().err
-    assert pplgen.load(tmp_path / "run").best.mode is not None
+    best = pplgen.load(tmp_path / "run").best
+    assert best.elbo == pytest.approx(best.mode.log_evidence, abs=1.0)  # as in the test of a story
     assert "Laplace approximation at a mode" in " ".join(capsys.readouterr().out.split())
 
 

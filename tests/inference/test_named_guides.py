@@ -23,7 +23,6 @@ from pyro import poutine
 import pplgen
 from pplgen.cli.main import main
 from pplgen.errors import InputError
-from pplgen.inference.named_guides import GUIDES
 from pplgen.report.reproduction import python_lines
 from pplgen.story.pair import Pair
 
@@ -73,7 +72,7 @@ def test_a_flow_bends_where_a_normal_guide_cannot():
 
     y, evidence = torch.tensor(0.0), -0.5 * math.log(2 * math.pi)  # the latents do not depend on y
     normal = pplgen.fit(banana, y, "full-rank", progress=False)
-    options = {"steps": 300, "learning_rate": 0.05, "num_particles": 32, "compile": "graph", "progress": False}
+    options = {"steps": 200, "learning_rate": 0.05, "num_particles": 32, "compile": "graph", "progress": False}
     flow = pplgen.fit(banana, y, "flow", **options)
     error = math.hypot(normal.best.elbo_error, flow.best.elbo_error)  # Monte Carlo errors of both bounds
     assert normal.elbo + 4 * error < flow.elbo < evidence + 4 * flow.best.elbo_error
@@ -81,17 +80,18 @@ def test_a_flow_bends_where_a_normal_guide_cannot():
 
 def test_a_story_s_full_rank_guide_is_as_good_as_its_own():
     """Two groups of 20 rows 8 sd apart: the own guide's conjugate factors are the posterior up to the memberships."""
-    own, full = (pplgen.fit(GaussianMixture(2, 2), ROWS, guide, progress=False) for guide in (None, "full-rank"))
+    options = {"compile": "graph", "progress": False}
+    own, full = (pplgen.fit(GaussianMixture(2, 1), ROWS[:, :1], guide, **options) for guide in (None, "full-rank"))
     error = math.hypot(own.best.elbo_error, full.best.elbo_error)
-    # the posterior given memberships is no normal distribution, by some hundredths of a nat for each of 11 scalars
-    assert full.elbo == pytest.approx(own.elbo, abs=0.5 + 4 * error)
+    # the posterior given memberships is no normal distribution, by some hundredths of a nat for each of 5 scalars
+    assert full.elbo == pytest.approx(own.elbo, abs=0.2 + 4 * error)
     assert full.elbo != own.elbo
     assert full.best.optimum is not None
 
 
 def test_correlated_parameters_are_not_worse():
     series = torch.randn(1, 20, 1, generator=torch.Generator().manual_seed(3)).cumsum(1)
-    story = LinearGaussianSSM.local_level()
+    story = LinearGaussianSSM.local_level(known={"m0": 0.0, "s0": 1.0})  # q and r are correlated
     own, full = (pplgen.fit(story, series, guide, progress=False) for guide in (None, "full-rank"))
     # the same family: each optimum has a Monte Carlo error, and the bounds are averages over draws
     error = math.hypot(own.best.elbo_error, full.best.elbo_error)
@@ -132,7 +132,7 @@ def test_every_story_with_shared_latents_takes_a_named_guide(name):
     assert not any(each.startswith(("theta.", "q_", "components.q_")) for each in names)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", ["full-rank", "flow"])
 def test_a_saved_fit_of_a_story_is_loaded(tmp_path, guide):
     fit = pplgen.fit(GaussianMixture(2, 2), ROWS, guide, restarts=2, **QUICK)
     fit.save(tmp_path / "run")
@@ -144,7 +144,7 @@ def test_a_saved_fit_of_a_story_is_loaded(tmp_path, guide):
     np.testing.assert_array_equal(*(tree["posterior"]["mu"] for tree in trees))
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", ["mean-field", "low-rank"])
 def test_a_saved_fit_of_a_bare_model_is_loaded_without_its_guide(tmp_path, guide):
     fit = pplgen.fit(regression, (X, Y), guide, **QUICK)
     fit.save(tmp_path / "run")
