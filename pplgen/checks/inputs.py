@@ -23,8 +23,8 @@ from pplgen.posterior.importance_sampling import INNER_DRAWS, WeightedDraws, int
 from pplgen.posterior.parameter_names import entry_names
 from pplgen.posterior.row_likelihood import latent_densities
 from pplgen.story.latent import LatentStory
-from pplgen.story.pair import Pair, select_rows
-from pplgen.story.structure import number_of_rows
+from pplgen.story.pair import Pair
+from pplgen.story.structure import number_of_rows, select_rows
 
 __all__ = ["REPLICATES", "SAMPLED", "CheckInputs"]
 

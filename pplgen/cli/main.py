@@ -162,8 +162,17 @@ def _fit_options(
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of row weights.")] = None,
     series: SeriesOption = None,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Guide of the latents that rows share: mean-field, low-rank, full-rank, flow.  [default: the story's]",
+        ),
+    ] = None,
     seed: SeedOption = 0,
-    method: Annotated[str, typer.Option(help="svi, or nuts (Pyro's NUTS sampler).")] = "svi",
+    method: Annotated[
+        str, typer.Option(help="svi, laplace (normal approximation at a mode), or nuts (Pyro's NUTS sampler).")
+    ] = "svi",
     steps: Annotated[
         int | None, typer.Option(help="Maximum number of steps; for NUTS, draws per chain.  [default: 10,000; 1,000]")
     ] = None,

@@ -52,7 +52,8 @@ def story_command(
     options
         Options of the story.
     shared
-        Function whose signature declares the shared options; never called.
+        Function whose signature declares the shared options; never called. An option of the story replaces a shared
+        one of the same name.
     """
 
     def command(**values: Any) -> None:
@@ -70,7 +71,8 @@ def story_command(
         )
         for option in options
     ]
-    common = list(inspect.signature(shared, eval_str=True).parameters.values())
+    taken = {option.name for option in options}
+    common = [each for each in inspect.signature(shared, eval_str=True).parameters.values() if each.name not in taken]
     command.__signature__ = inspect.Signature([common[0], *own, *common[1:]])  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *common]}
     return command

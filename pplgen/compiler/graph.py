@@ -22,8 +22,8 @@ from pplgen.compiler.recording import record_operations
 from pplgen.compiler.traceable_pyro import NotTraceable, require_equal, traceable
 from pplgen.errors import first_line
 from pplgen.story.isolation import ignore_nonfinite_warnings, modules_of, seeded
-from pplgen.story.pair import Pair, select_rows
-from pplgen.story.structure import number_of_rows
+from pplgen.story.pair import Pair
+from pplgen.story.structure import number_of_rows, select_rows
 
 __all__ = [
     "Graph",

@@ -12,7 +12,7 @@ import torch
 from pyro.infer import traceenum_elbo
 from pyro.infer.util import Dice
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, lowrank_multivariate_normal
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["FunctionalFills", "NotTraceable", "require_equal", "traceable"]
@@ -66,6 +66,12 @@ class _TraceMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _capacitance_tril(W: Tensor, D: Tensor) -> Tensor:
+    """Return the Cholesky factor of ``I + W' D^-1 W``; torch adds I in place, which ``vmap`` cannot batch."""
+    K = (W.mT / D.unsqueeze(-2)) @ W
+    return torch.linalg.cholesky(K + torch.eye(K.shape[-1], dtype=K.dtype, device=K.device))
+
+
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
     """Make Pyro traceable: no validation, no value-dependent warnings, Dice without data-dependent shapes."""
@@ -80,6 +86,7 @@ def traceable() -> Iterator[None]:
     # existing distributions have their own validation setting
     originals.append((Distribution, "_validate_sample", Distribution._validate_sample))
     expectation, common_scale = Dice.compute_expectation, traceenum_elbo._get_common_scale
+    capacitance_tril = lowrank_multivariate_normal._batch_capacitance_tril
 
     def compute_expectation(self: Dice, costs: Any) -> Any:
         mode.in_dice = True
@@ -94,12 +101,14 @@ def traceable() -> Iterator[None]:
         Dice.compute_expectation = compute_expectation
         # Pyro's compares scales by value; it runs unmodified when the graph is compared with Pyro
         traceenum_elbo._get_common_scale = lambda scales: scales[0]
+        lowrank_multivariate_normal._batch_capacitance_tril = _capacitance_tril
         with mode, pyro.validation_enabled(False):
             yield
     finally:
         for module, name, original in originals:
             setattr(module, name, original)
         Dice.compute_expectation, traceenum_elbo._get_common_scale = expectation, common_scale
+        lowrank_multivariate_normal._batch_capacitance_tril = capacitance_tril
 
 
 def require_equal(what: str, ours: Tensor, theirs: Tensor, whose: str = "Pyro's") -> None:

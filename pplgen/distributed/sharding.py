@@ -19,7 +19,8 @@ from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
 from pplgen.storage.checkpoint import content_digest
 from pplgen.story.isolation import seeded
-from pplgen.story.pair import Pair, select_rows
+from pplgen.story.pair import Pair
+from pplgen.story.structure import select_rows
 
 __all__ = ["AveragedELBO", "Shard", "broadcast_parameters", "check_same_on_all_ranks", "check_shardable", "shard_rows"]
 

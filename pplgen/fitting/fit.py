@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from pplgen.fitting.fit_options import FitOptions, explicit_options
 from pplgen.fitting.nuts_fit import fit_nuts
 from pplgen.fitting.prepare import prepare
 from pplgen.fitting.result import Fit
+from pplgen.inference.laplace import approximate_all
 from pplgen.inference.minibatches import Augment
 from pplgen.inference.restarts_over_ranks import best_of
 from pplgen.inference.train import train_restarts
@@ -29,11 +31,11 @@ __all__ = ["fit"]
 def fit(
     model: Story | Callable[..., Any],
     data: Any,
-    guide: Callable[..., Any] | None = None,
+    guide: Callable[..., Any] | Literal["mean-field", "low-rank", "full-rank", "flow"] | None = None,
     *,
     labels: Any = None,
     weights: Any = None,
-    method: Literal["svi", "nuts"] = "svi",
+    method: Literal["svi", "laplace", "nuts"] = "svi",
     seed: int = 0,
     steps: int | None = None,
     optimiser: Literal["auto", "adam"] = "auto",
@@ -55,7 +57,7 @@ def fit(
     shard: Literal["rows", "restarts"] | None = "rows",
     progress: bool | ProgressCallback = True,
 ) -> Fit:
-    """Fit a story, or any Pyro model and guide, by stochastic variational inference or NUTS.
+    """Fit a story, or any Pyro model and guide, by stochastic variational inference, Laplace's approximation or NUTS.
 
     Arguments are not modified: modules are copied, and Pyro's parameter store and all random generators are restored.
     The same seed gives the same result.
@@ -69,16 +71,25 @@ def fit(
         reads minibatches from a file that need not fit in memory. For a bare model, its argument, or a tuple of its
         arguments. NaN is missing.
     guide
-        Guide of a bare model; ``None`` for ``AutoNormal`` over its continuous latents, discrete ones summed out.
+        ``None`` for a story's own guide, or ``AutoNormal`` over a bare model's continuous latents; a guide of a bare
+        model; or the name of one, discrete latents summed out: ``"full-rank"`` for a normal distribution on the
+        unconstrained scale with all correlations (``AutoMultivariateNormal``), ``"low-rank"`` with those of a few
+        factors (``AutoLowRankMultivariateNormal``), ``"mean-field"`` without, ``"flow"`` for a full-rank one bent by
+        the networks of affine couplings, which needs more steps and accurate gradients (``num_particles=32``). A
+        story's named guide is of the latents that all rows share, and starts at the story's own guide, which still
+        draws those of rows.
     labels
         Observed values of the discrete latent of each row, counted from 0; missing or -1 if unobserved. For a story
         also the name of a column. Labelled rows are conditioned on; in others the latent is summed out.
     weights
         Weight of each row: its log density is multiplied by it. At least 0; or the name of a column. Default: 1.
     method
-        ``"svi"``; or ``"nuts"`` for draws from the posterior by Pyro's NUTS, discrete latents summed out: slower, and
-        exact up to the Monte Carlo error that ``summary`` prints. NUTS supports the options ``seed``, ``steps``,
-        ``restarts``, ``warm_up``, ``device``, ``compile`` and ``progress``; chains are initialised from the guide.
+        ``"svi"``. ``"laplace"`` for a normal approximation on the unconstrained scale at a mode of the joint density,
+        discrete latents summed out: its covariance is the inverse Hessian there, and the restart with the largest
+        approximate evidence is returned. The mode is found by Adam and L-BFGS. Or ``"nuts"`` for draws from the
+        posterior by Pyro's NUTS, discrete latents summed out: slower, and exact up to the Monte Carlo error that
+        ``summary`` prints. NUTS supports the options ``seed``, ``steps``, ``restarts``, ``warm_up``, ``device``,
+        ``compile`` and ``progress``; chains are initialised from the guide.
     seed
         Random seed of initialisation and optimisation.
     steps
@@ -159,13 +170,14 @@ def fit(
     """
     call = locals()
     options = FitOptions.of(call)
-    if isinstance(model, Story) and guide is not None:
+    if isinstance(model, Story) and not (guide is None or isinstance(guide, str)):
         raise InputError(
-            f"guide: {type(model).__name__} has its own guide; pass another by fit(story.model, data, guide)"
+            f"guide: {type(model).__name__} has its own guide; expected the name of another, or a bare model, "
+            "fit(story.model, data, guide)"
         )
     prepared = prepare(
         model,
-        guide,
+        "point" if options.method == "laplace" else guide,
         data,
         labels,
         weights,
@@ -181,6 +193,8 @@ def fit(
         try:
             pairs = prepared.start(options.restart_seeds, options.ranks)
             trained = train_restarts(pairs, options.restart_seeds, options.training(pairs[0]), callback)
+            if options.method == "laplace":
+                pairs, trained = approximate_all(pairs, trained)
             best, results = best_of(pairs, trained.results, options.ranks.restarts)
         except KeyboardInterrupt:
             when = "before the fit was finished" if own_rows else "while ranks shared the rows"
@@ -188,10 +202,13 @@ def fit(
     if best is None:
         raise trained.failure or InputError("no restart of any rank has a finite ELBO")
     runs = tuple(run for run in results if run is not None)
+    if hasattr(best.guide, "start") or hasattr(getattr(best.guide, "shared", None), "start"):
+        # parameters of a restart are relative to its own start, so that they do not apply to another's guide
+        runs = tuple(replace(run, final=run.final[:0]) for run in runs)
     best_run = max(runs, key=lambda run: run.rank)
     if best_run.stop is StopReason.DIVERGED:
         warnings.warn(best_run.how, DataWarning, stacklevel=2)
-    path = trained.path + ", then L-BFGS" * (best_run.optimum is not None)
+    path = trained.path + ", then L-BFGS" * (best_run.optimum is not None and best_run.mode is None)
     path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {shard}"
     return Fit(
         best,

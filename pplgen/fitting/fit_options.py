@@ -19,6 +19,7 @@ from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.minibatches import Augment
 from pplgen.inference.model_arguments import check_device
+from pplgen.inference.named_guides import GUIDES
 from pplgen.inference.objectives import augmentation, check_warm_up, make_bound
 from pplgen.inference.restarts_over_ranks import RankRoles
 from pplgen.inference.training_options import Adam, Batching, Objective, TrainingOptions
@@ -29,7 +30,7 @@ from pplgen.story.pair import Pair
 
 __all__ = ["FitOptions", "explicit_options"]
 
-DEFAULTS = {"svi": (10_000, 1), "nuts": (1000, 4)}
+DEFAULTS = {"svi": (10_000, 1), "laplace": (10_000, 1), "nuts": (1000, 4)}
 """Default numbers of steps and restarts of each method."""
 OPTIMISERS = ("auto", "adam")
 COMPILERS = ("auto", "inductor", "graph", "off")
@@ -84,7 +85,9 @@ class FitOptions:
         check_count("steps", chosen["steps"])
         check_count("restarts", chosen["restarts"])
         ranks = RankRoles.of(call["shard"], method, chosen["restarts"], call["checkpoint"])
-        if method == "nuts":
+        if isinstance(call["guide"], str):
+            check_choice("guide", call["guide"], GUIDES)
+        if method != "svi":
             _refuse_svi_options(call)
         check_choice("optimiser", call["optimiser"], OPTIMISERS)
         check_positive("learning_rate", call["learning_rate"])
@@ -126,20 +129,26 @@ class FitOptions:
             Adam(self.learning_rate, self.clip, self.decay, patience, alone=self.optimiser == "adam"),
             Objective(bound, self.warm_up),
             Batching(batch_size, augment),
-            self.compile,
+            "graph" if self.method == "laplace" else self.compile,
             checkpoint,
             self.ranks.rows,
         )
 
 
 def _refuse_svi_options(call: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` for options and data that NUTS does not support."""
+    """Raise ``InputError`` for options and data that NUTS and Laplace's approximation do not support."""
+    laplace = call["method"] == "laplace"
     names = ("clip", "patience", "batch_size", "elbo", "free_bits", "augment", "checkpoint")
-    refused = [name for name in names if call[name] is not None]
+    refused = [name for name in (*names, *(("guide",) if laplace else ())) if call[name] is not None]
+    if laplace:
+        unlike = {"compile": "off", "optimiser": "adam"}
+        refused += [f"{name}={value!r}" for name, value in unlike.items() if call[name] == value]
     if isinstance(call["data"], RowStream):
         refused.append("stream")
+    if isinstance(call["guide"], str):
+        refused.append("a guide by name")
     if refused:
-        raise InputError(f"{refused[0]}: not supported by method='nuts'")
+        raise InputError(f"{refused[0]}: not supported by method={call['method']!r}")
 
 
 def default_batch_size(story: Story | None, num_rows: int, *, streamed: bool) -> int | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -31,10 +30,11 @@ from pplgen.fitting.run_contents import (
     saved_buffers,
     source_digest,
     with_prefix,
+    with_saved_guide,
 )
 from pplgen.inference.model_arguments import check_device, read_rows
 from pplgen.inference.nuts import Chains, use_stored_draws
-from pplgen.inference.training_result import Optimum, StopReason, Training
+from pplgen.inference.training_result import Training
 from pplgen.storage import run_folder
 from pplgen.storage.user_code import COLLECTION, import_path, user_story
 from pplgen.story.base import Story
@@ -88,7 +88,7 @@ def load(
         For your own story: its class, or an untrained instance if its options are modules, or ``"FILE.py:CLASS"``, a
         file that is then executed.
     model, guide
-        For a bare pair: model and guide as passed to ``fit``, untrained.
+        For a bare pair: model and guide as passed to ``fit``, untrained; a guide by name is not needed.
     labels, weights
         Labels and weights of the rows, as passed to ``fit``.
     dtype
@@ -172,7 +172,8 @@ def _story_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: Loa
     if len(header["columns"]) != x.shape[-1]:
         raise InputError(f"{run_folder.HEADER} names {len(header['columns'])} columns; the story has {x.shape[-1]}")
     annotations = (None if each is None else each.to(options.device) for each in (labels, weights))
-    return Pair.of_story(story, x.to(options.device), *annotations, initialise=False), table
+    pair = Pair.of_story(story, x.to(options.device), *annotations, initialise=False)
+    return with_saved_guide(pair, header.get("guide"), tensors), table
 
 
 def _bare_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: LoadOptions) -> tuple[Pair, None]:
@@ -184,12 +185,12 @@ def _bare_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: Load
         raise InputError(f"story: the run is of a bare pair, {names}; give model and guide")
     if options.dtype is not None:
         raise InputError("dtype: a bare pair has the dtype of its data; convert the data instead")
-    annotations = (options.labels, options.weights)
     prepared = prepare(
         options.model,
-        options.guide,
+        header.get("guide", options.guide),
         options.data,
-        *annotations,
+        options.labels,
+        options.weights,
         seed=header["seed"],
         device=options.device,
         recorded={},
@@ -248,16 +249,7 @@ def _runs(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[Training,
                 f"tensor {name!r} has shape {tuple(tensors[name].shape)}; expected {' or '.join(map(str, axes))} axes"
             )
     runs = [
-        Training(
-            run["seed"],
-            np.empty(0),
-            float(run["elbo"]),
-            float(run["elbo_error"]),
-            StopReason[run["stop"]],
-            final=final.numpy(),
-            optimum=Optimum.from_facts(run),
-            faults=tuple(str(fault) for fault in run.get("faults", ())),
-        )
+        Training.from_facts(run, final)
         for run, final in zip(header["runs"], tensors.get("finals", [empty] * len(header["runs"])), strict=True)
     ]
     best, iterates = header["best"], tensors.get("iterates", empty)

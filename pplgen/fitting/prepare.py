@@ -13,6 +13,7 @@ from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import broadcast_parameters, check_same_on_all_ranks
 from pplgen.errors import InputError
 from pplgen.fitting.run_contents import type_name
+from pplgen.inference.laplace import point_pair
 from pplgen.inference.model_arguments import (
     RowAnnotations,
     bare_annotations,
@@ -20,6 +21,7 @@ from pplgen.inference.model_arguments import (
     read_training_rows,
     survey_stream,
 )
+from pplgen.inference.named_guides import named_pair
 from pplgen.inference.nonfinite_sites import explain_start
 from pplgen.inference.restarts_over_ranks import RankRoles
 from pplgen.story.base import Story
@@ -52,7 +54,7 @@ class Prepared(NamedTuple):
 
 def prepare(
     model: Story | Callable[..., Any],
-    guide: Callable[..., Any] | None,
+    guide: Callable[..., Any] | str | None,
     data: Any,
     labels: Any,
     weights: Any,
@@ -67,6 +69,16 @@ def prepare(
     A story is initialised from its rows, a bare pair by the initial values of its parameters. Of several ranks only the
     first reads all rows of a stream.
     """
+    origin: dict[str, Any] = {"options": recorded}
+    name, own_guide = (guide, None) if isinstance(guide, str) else (None, guide)
+    if name is not None:
+        origin["guide"] = "laplace" if name == "point" else name
+
+    def named(pair: Pair) -> Pair:
+        if name is None:
+            return pair
+        return point_pair(pair) if name == "point" else named_pair(pair, name)
+
     if isinstance(data, RowStream):
         if not isinstance(model, Story):
             raise InputError("a stream of rows needs a Story; a bare pair takes tensors")
@@ -76,8 +88,8 @@ def prepare(
             survey = ranks.on_first_rank(lambda: survey_stream(model, data, seed))
         facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
         facts["dtype"] = type_name(survey.sample)
-        origin = {"columns": data.columns, "data": facts, "options": recorded}
-        return Prepared(_checked_numerically(lambda: Pair.of_stream(model, data, survey, device)), None, origin)
+        origin |= {"columns": data.columns, "data": facts}
+        return Prepared(_checked_numerically(lambda: named(Pair.of_stream(model, data, survey, device))), None, origin)
     if isinstance(model, Story):
         table = read_training_rows(model, data, labels, weights)
         x, annotations = table.values.to(device), _to_device((table.labels, table.weights), device)
@@ -85,15 +97,15 @@ def prepare(
         def initialised() -> Pair:
             pair = Pair.of_story(model, x, *annotations)
             pair.columns = table.columns
-            return pair
+            return named(pair)
 
-        return Prepared(_checked_numerically(initialised), table, {"options": recorded})
-    arguments = bare_arguments(data, device, model, guide)
+        return Prepared(_checked_numerically(initialised), table, origin)
+    arguments = bare_arguments(data, device, model, own_guide)
     data_device = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
     annotations = _to_device(bare_annotations(arguments, labels, weights), device or data_device)
 
     def build() -> Pair:
-        return Pair(model, guide, arguments, device)
+        return Pair(model, own_guide, arguments, device)
 
     def start() -> Pair:
         try:
@@ -105,9 +117,9 @@ def prepare(
                 raise InputError(f"the model cannot be evaluated at its initial parameters: {fault}") from error
             raise
         pair.condition_on(*annotations)
-        return pair
+        return named(pair)
 
-    return Prepared(start, None, {"options": recorded})
+    return Prepared(start, None, origin)
 
 
 def _to_device(annotations: RowAnnotations, device: torch.device | None) -> RowAnnotations:

@@ -24,7 +24,7 @@ from pplgen.inference.training_result import Training
 from pplgen.posterior import datatree
 from pplgen.posterior.imputation import impute_rows
 from pplgen.posterior.latent_variables import inherits_model_and_guide
-from pplgen.posterior.linear_response import MAX_CHEAP_ENTRIES, posterior_covariance
+from pplgen.posterior.linear_response import MAX_CHEAP_ENTRIES, guide_moments, posterior_covariance
 from pplgen.posterior.parameter_names import entry_names
 from pplgen.posterior.predictive import sample_rows
 from pplgen.posterior.row_likelihood import LogLikelihood
@@ -106,7 +106,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             ``"linear-response"``: from the response of the ELBO's optimum to a perturbation of the posterior, see
             ``pplgen.posterior.linear_response``. It includes correlations, and standard deviations, that a mean-field
             guide cannot represent. It takes two gradients for each variational parameter. ``"guide"``: that of the
-            guide itself.
+            guide itself, the only one of a Laplace approximation.
 
         Raises
         ------
@@ -118,10 +118,15 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
 
     def _covariance(self, method: str, max_entries: float = math.inf) -> pd.DataFrame:
         """Return a covariance with named entries; ``max_entries`` as for ``posterior_covariance``."""
+        if self.best.mode is not None and method != "guide":
+            raise InputError("linear-response covariances are of fits by SVI; for this one see covariance('guide')")
         with self._ready(None):
-            found = posterior_covariance(self.pair, self.best.optimum, self.seed, max_entries)
-        names = [name for site in entry_names(found.shapes, self.story, self.columns).values() for name in site]
-        values = found.guide if method == "guide" else found.linear_response
+            if self.best.mode is not None:
+                shapes, _, values, _ = guide_moments(self.pair, self.seed)
+            else:
+                found = posterior_covariance(self.pair, self.best.optimum, self.seed, max_entries)
+                shapes, values = found.shapes, found.guide if method == "guide" else found.linear_response
+        names = [name for site in entry_names(shapes, self.story, self.columns).values() for name in site]
         return pd.DataFrame(values.cpu().numpy(), index=names, columns=names)
 
     def _response_sds(self) -> pd.Series | None:

@@ -6,11 +6,12 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pplgen.data.table import Table
 from pplgen.errors import InputError
 from pplgen.inference.empirical_guide import StoredDraws
+from pplgen.inference.named_guides import named_pair
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.storage.run_folder import provenance
 from pplgen.storage.user_code import COLLECTION, code_digest, import_path, qualified_name
@@ -28,13 +29,15 @@ __all__ = [
     "table_facts",
     "type_name",
     "with_prefix",
+    "with_saved_guide",
 ]
 
 
 def saved_buffers(pair: Pair) -> dict[str, Tensor]:
     """Return the buffers of a story, or of a bare pair's modules, by their names in a saved run."""
     if pair.story is not None:
-        return {f"buffer/{name}": value for name, value in pair.story.named_buffers()}
+        of_guide = {f"guide_buffer/{name}": value for name, value in _guide_buffers(pair).items()}
+        return {f"buffer/{name}": value for name, value in pair.story.named_buffers()} | of_guide
     modules = [module for module in modules_of(pair.model, pair.guide) if not isinstance(module, StoredDraws)]
     distinct = list({id(module): module for module in modules}.values())
     return {
@@ -42,6 +45,21 @@ def saved_buffers(pair: Pair) -> dict[str, Tensor]:
         for index, module in enumerate(distinct)
         for name, value in module.named_buffers()
     }
+
+
+def _guide_buffers(pair: Pair) -> dict[str, Tensor]:
+    """Return the buffers of a story's named guide; none of its own guide, whose buffers are the story's."""
+    named = isinstance(pair.guide, nn.Module) and not isinstance(pair.guide, StoredDraws)
+    return dict(pair.guide.named_buffers()) if named else {}
+
+
+def with_saved_guide(pair: Pair, name: str | None, tensors: dict[str, Tensor]) -> Pair:
+    """Return a story's pair with the named guide of a saved run, its buffers restored; ``None``: its own guide."""
+    if name is None:
+        return pair
+    pair = named_pair(pair, name, initialise=False)
+    restore_buffers(_guide_buffers(pair), with_prefix("guide_buffer/", tensors))
+    return pair
 
 
 @torch.no_grad()

@@ -103,16 +103,19 @@ class FixedDrawsAverage:
         """
         return self._differentiate(self.graph, self.draws, vector)
 
-    def _differentiate(self, graph: LiftedGraph, draws: BaseDraws, vector: Tensor) -> Tensor:
+    def _differentiate(
+        self, graph: LiftedGraph, draws: BaseDraws, vector: Tensor, scales: Tensor | None = None
+    ) -> Tensor:
         """Differentiate the average vector of a graph."""
+        scales = torch.ones_like(vector, dtype=torch.float64) if scales is None else scales
         together = BaseDraws(draws.normals, draws.uniforms, 1)
-        steps = STEP * torch.eye(len(vector), dtype=torch.float64, device=vector.device)
+        steps = STEP * scales.diag()
         parts = steps.split(max(1, MAX_ENTRIES // graph.largest))
         after, before = (
             torch.cat([self._evaluate(graph, together, vector.double() + sign * part)[1][0] for part in parts])
             for sign in (1, -1)
         )
-        return ((after - before) / (2 * STEP)).mT
+        return ((after - before) / (2 * STEP * scales[:, None])).mT
 
     def _evaluate(self, graph: LiftedGraph, draws: BaseDraws, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate a graph at base draws; return its averages over each block, with a first axis of blocks."""
@@ -160,9 +163,12 @@ class FixedDrawsELBO(FixedDrawsAverage):
             _, scores = self._evaluate(self.score, self._draws_of(self.score), vectors)
         return Blocks(losses, gradients, scores)
 
-    def hessian(self, vector: Tensor) -> Tensor:
-        """Return the Hessian of the loss at one parameter vector, shape ``(P, P)``."""
-        jacobian = self.jacobian(vector)
+    def hessian(self, vector: Tensor, scales: Tensor | None = None) -> Tensor:
+        """Return the Hessian of the loss at one parameter vector, shape ``(P, P)``.
+
+        ``scales`` are distances over which the parameters matter, by default 1; steps of differences are relative.
+        """
+        jacobian = self._differentiate(self.graph, self.draws, vector, scales)
         return (jacobian + jacobian.mT) / 2
 
     def alone(self, index: int) -> FixedDrawsELBO:

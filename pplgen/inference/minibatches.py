@@ -13,7 +13,8 @@ from pplgen.data.streams import spawned_generator
 from pplgen.distributed.sharding import Shard
 from pplgen.errors import InputError
 from pplgen.story.conditioning import RowScale
-from pplgen.story.pair import Pair, select_rows
+from pplgen.story.pair import Pair
+from pplgen.story.structure import select_rows
 
 __all__ = ["Augment", "batching", "is_full_batch"]
 

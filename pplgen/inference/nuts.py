@@ -25,7 +25,7 @@ from pplgen.inference.log_joint import delta_guide, latent_sites, log_joint_at
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
-__all__ = ["Chains", "Potential", "run_nuts"]
+__all__ = ["Chains", "Potential", "require_samplable", "run_nuts"]
 
 TRIES = 100
 """Maximum number of initial draws until one has a finite density."""
@@ -201,7 +201,7 @@ def run_nuts(
         If the model has parameters to be learned, or discrete latents that cannot be summed out.
     """
     first = pairs[0]
-    _require_samplable(first)
+    require_samplable(first, "nuts")
     with first.isolated(), pyro.validation_enabled(False), seeded(seeds[0]):
         potential = Potential(first)
         if first.story is not None:
@@ -248,29 +248,29 @@ def use_stored_draws(pair: Pair, draws: dict[str, Tensor]) -> None:
     pair.guide = StoredDraws(latent_sites(pair, pair.structure.latent), draws)
 
 
-def _require_samplable(pair: Pair) -> None:
+def require_samplable(pair: Pair, method: str) -> None:
     """Raise ``InputError`` unless the model has only continuous latents, or ones to be summed out, and full plates."""
     structure = pair.structure
     with pair.isolated(), torch.no_grad():
         trace = poutine.trace(pair.model).get_trace(*pair.data)
     if learned := sorted(name for name, node in trace.nodes.items() if node["type"] == "param"):
         raise InputError(
-            f"method='nuts' samples latents, but the model has parameters to be learned, such as {learned[0]!r}"
+            f"method={method!r} is of latents, but the model has parameters to be learned, such as {learned[0]!r}"
         )
     if structure.guide_enumerated:
         raise InputError(
-            f"method='nuts': {structure.guide_enumerated[0]!r} is enumerated in the guide; expected in the model"
+            f"method={method!r}: {structure.guide_enumerated[0]!r} is enumerated in the guide; expected in the model"
         )
     for name in structure.latent:
         if trace.nodes[name]["fn"].support.is_discrete:
             raise InputError(
-                f"method='nuts': latent site {name!r} is discrete and drawn by the guide; expected to be summed out"
+                f"method={method!r}: latent site {name!r} is discrete and drawn by the guide; expected to be summed out"
             )
     for name, node in trace.nodes.items():
         if node["type"] == "sample" and poutine.util.site_is_subsample(node):
             frame = node["fn"]
             if getattr(frame, "subsample_size", None) not in (None, frame.size):
-                raise InputError(f"method='nuts' needs all rows in each step, but plate {name!r} subsamples them")
+                raise InputError(f"method={method!r} needs all rows in each step, but plate {name!r} subsamples them")
 
 
 def _start(pair: Pair, potential: Potential) -> Tensor:

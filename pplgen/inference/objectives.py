@@ -37,8 +37,8 @@ from pplgen.inference.estimators import (
 from pplgen.inference.minibatches import Augment
 from pplgen.story.base import check_choice, check_count, check_positive
 from pplgen.story.isolation import seeded
-from pplgen.story.pair import Pair, select_rows
-from pplgen.story.structure import Structure, number_of_rows
+from pplgen.story.pair import Pair
+from pplgen.story.structure import Structure, number_of_rows, select_rows
 
 __all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "check_warm_up", "make_bound"]
 

@@ -37,8 +37,8 @@ class RankRoles(NamedTuple):
             return cls(SINGLE_PROCESS, SINGLE_PROCESS, SINGLE_PROCESS)
         check_choice("shard", shard, ("rows", "restarts"))
         ranks = Ranks.current()
-        if ranks.size > 1 and method == "nuts":
-            raise InputError("method='nuts' runs in one process; with shard=None each rank samples separately")
+        if ranks.size > 1 and method != "svi":
+            raise InputError(f"method={method!r} runs in one process; with shard=None each rank samples separately")
         if ranks.size == 1 or shard == "rows":
             return cls(ranks, ranks, SINGLE_PROCESS)
         if num_restarts < ranks.size:

@@ -17,6 +17,7 @@ from pplgen.inference.iterates import MAX_FINAL_SIZE
 
 __all__ = [
     "FINAL_EVALUATIONS",
+    "Mode",
     "Optimum",
     "Progress",
     "ProgressCallback",
@@ -96,6 +97,27 @@ class Optimum:
 
 
 @dataclass(frozen=True)
+class Mode:
+    """Mode of the joint density, at which Laplace's approximation was made."""
+
+    gradient_norm: float
+    """Root mean square over latents, in the metric of the inverse Hessian: a distance in posterior sds."""
+    log_evidence: float
+    """Laplace's approximation of log p(x), in nats."""
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Mode | None:
+        """Return the mode in the facts of a saved restart, ``None`` if there is none."""
+        return cls(**facts["mode"]) if facts.get("mode") else None
+
+    def __str__(self) -> str:
+        return (
+            f"Laplace approximation at a mode of the joint density: gradient norm {self.gradient_norm:.1g} "
+            f"posterior sd, log evidence {self.log_evidence:.2f} nats"
+        )
+
+
+@dataclass(frozen=True)
 class Training:
     """Result of one restart. ELBOs are in nats, for all rows."""
 
@@ -113,6 +135,8 @@ class Training:
     """Flat final parameters, shape ``(P,)``; empty if there are too many to store."""
     optimum: Optimum | None = None
     """The stationary point at which L-BFGS ended; ``None`` if it was not used."""
+    mode: Mode | None = None
+    """The mode of Laplace's approximation; ``None`` for other methods."""
     faults: tuple[str, ...] = ()
     """Message about each infinite or NaN value after which the run returned to its last good state."""
 
@@ -139,7 +163,22 @@ class Training:
             stop, optimum = StopReason.DIVERGED, None
         stored = final if len(final) <= MAX_FINAL_SIZE else final[:0]
         arrays = (iterates.cpu().float().numpy(), stored.detach().cpu().double().numpy())
-        return cls(seed, np.array(history), elbo, error, stop, *arrays, optimum, tuple(faults))
+        return cls(seed, np.array(history), elbo, error, stop, *arrays, optimum, faults=tuple(faults))
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any], final: Tensor) -> Training:
+        """Return the result of a saved restart, without history and iterates."""
+        return cls(
+            facts["seed"],
+            np.empty(0),
+            float(facts["elbo"]),
+            float(facts["elbo_error"]),
+            StopReason[facts["stop"]],
+            final=final.numpy(),
+            optimum=Optimum.from_facts(facts),
+            mode=Mode.from_facts(facts),
+            faults=tuple(str(fault) for fault in facts.get("faults", ())),
+        )
 
     @property
     def failed(self) -> bool:
@@ -149,12 +188,12 @@ class Training:
     @property
     def how(self) -> str:
         """Why it stopped, as a sentence."""
-        return self.stop.value if self.optimum is None else str(self.optimum)
+        return str(self.mode or self.optimum or self.stop.value)
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Sort key of runs, the best having the largest: by ELBO, failed runs below all others."""
-        return not self.failed, self.elbo
+        """Sort key of runs, the best having the largest: by ELBO or evidence, failed runs below all others."""
+        return not self.failed, self.elbo if self.mode is None else self.mode.log_evidence
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -167,6 +206,8 @@ class Training:
         facts = {"seed": self.seed, "elbo": self.elbo, "elbo_error": self.elbo_error, "stop": self.stop.name}
         if self.optimum is not None:
             facts["optimum"] = asdict(self.optimum)
+        if self.mode is not None:
+            facts["mode"] = asdict(self.mode)
         return {**facts, "faults": list(self.faults)}
 
 

@@ -16,7 +16,8 @@ from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.posterior.draws import Draws, draw_posterior, row_densities, shared_densities
 from pplgen.posterior.row_likelihood import latent_densities
 from pplgen.story.latent import LatentStory
-from pplgen.story.pair import Pair, select_rows
+from pplgen.story.pair import Pair
+from pplgen.story.structure import select_rows
 
 __all__ = ["INNER_DRAWS", "WeightedDraws", "integrate_row_latents", "log_prior", "weighted_draws"]
 

@@ -15,7 +15,8 @@ from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.latent_variables import complete_rows, row_blocks
 from pplgen.story.base import Story
 from pplgen.story.latent import PROPOSALS, LatentStory
-from pplgen.story.pair import Pair, select_rows
+from pplgen.story.pair import Pair
+from pplgen.story.structure import select_rows
 
 __all__ = ["impute_rows"]
 

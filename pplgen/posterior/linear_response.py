@@ -9,8 +9,9 @@ cannot represent (Giordano, Broderick and Jordan 2018, Covariances, robustness, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -27,7 +28,7 @@ from pplgen.posterior.draws import draw_shared
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
-__all__ = ["PosteriorCovariance", "posterior_covariance"]
+__all__ = ["PosteriorCovariance", "guide_moments", "posterior_covariance"]
 
 MOMENT_DRAWS = 4096
 """Number of draws for the guide's moments, which are cheap."""
@@ -49,6 +50,17 @@ class PosteriorCovariance:
     """Covariance of the guide's draws, shape ``(num_latents, num_latents)``."""
     linear_response: Tensor
     """Linear-response covariance, of the same shape."""
+
+
+class GuideMoments(NamedTuple):
+    """Mean and covariance of a guide's draws."""
+
+    shapes: dict[str, torch.Size]
+    """Shape of one draw of each site."""
+    mean: Tensor
+    covariance: Tensor
+    jacobian: Callable[[Tensor], Tensor]
+    """Derivative of the mean in the guide's parameters, shape ``(num_latents, P)``."""
 
 
 def posterior_covariance(
@@ -75,27 +87,37 @@ def posterior_covariance(
             graph = trace(pair, pair.elbo(), pair.data)
             inputs = (*graph.buffers, *tensors_of(pair.data))
             elbo = FixedDrawsELBO(graph, None, inputs, seed=seed)
-            moments = FixedDrawsAverage(_latents_graph(pair, names), inputs, seed=seed)
     except (NotTraceable, NotReparameterised) as reason:
         raise InputError(f"linear-response covariances need a traced graph: {reason}") from None
     vector = graph.pack(pair.snapshot()).double()
     if 2 * len(vector) * optimum.num_draws * elbo.graph.largest > max_entries:
         raise InputError(f"linear-response covariances of {len(vector)} variational parameters take long")
     elbo.set_draws(BLOCKS, max(2, optimum.num_draws // BLOCKS))
-    moments.set_draws(BLOCKS, MOMENT_DRAWS // BLOCKS)
     curvature, directions = torch.linalg.eigh(elbo.hessian(vector))
     curved = curvature > FLAT * curvature.max()
     if (curvature < -(FLAT**0.5) * curvature.max()).any():
         raise InputError("linear-response covariances need a maximum of the ELBO; here it is a saddle point")
+    moments = guide_moments(pair, seed)
     jacobian = moments.jacobian(vector) @ directions
     if (jacobian[:, ~curved].abs() > FLAT**0.5 * jacobian.abs().max()).any():
         raise InputError("the ELBO does not depend on a direction in which the guide's means change")
     scaled = jacobian[:, curved] / curvature[curved].sqrt()
+    return PosteriorCovariance(moments.shapes, moments.mean, moments.covariance, scaled @ scaled.mT)
+
+
+def guide_moments(pair: Pair, seed: int) -> GuideMoments:
+    """Compute moments of the guide's draws of latents that all rows share; call it inside ``pair.isolated``."""
+    try:
+        with seeded(seed):
+            graph = _latents_graph(pair, pair.structure.shared_latent)
+            moments = FixedDrawsAverage(graph, (*graph.buffers, *tensors_of(pair.data)), seed=seed)
+    except (NotTraceable, NotReparameterised) as reason:
+        raise InputError(f"covariances of a guide need a traced graph: {reason}") from None
+    moments.set_draws(BLOCKS, MOMENT_DRAWS // BLOCKS)
+    draws = moments.each_draw(graph.pack(pair.snapshot()).double()[None])[1][:, 0]
     shapes = {name: value.shape[1:] for name, value in draw_shared(pair, 1).items()}
-    draws = moments.each_draw(vector[None])[1][:, 0]
-    return PosteriorCovariance(
-        shapes, draws.mean(0), draws.mT.cov(correction=0).reshape(len(jacobian), -1), scaled @ scaled.mT
-    )
+    covariance = draws.mT.cov(correction=0).reshape(draws.shape[1], -1)
+    return GuideMoments(shapes, draws.mean(0), covariance, moments.jacobian)
 
 
 def _latents_graph(pair: Pair, names: tuple[str, ...]) -> Any:

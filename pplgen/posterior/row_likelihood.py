@@ -13,7 +13,8 @@ from torch import Tensor
 from pplgen.posterior.draws import draw_shared, row_densities
 from pplgen.posterior.latent_variables import inherits_model_and_guide, log_weights, row_blocks
 from pplgen.story.latent import LatentStory
-from pplgen.story.pair import Pair, select_rows
+from pplgen.story.pair import Pair
+from pplgen.story.structure import select_rows
 
 __all__ = ["EXACT", "IMPORTANCE", "LogLikelihood", "density_estimator", "latent_densities", "row_log_likelihood"]
 

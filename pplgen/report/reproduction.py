@@ -78,9 +78,10 @@ def python_lines(fit: FittedPair, facts: Mapping[str, Any]) -> str:
     if len(fit.runs) + fit.num_failed > 1:  # a sampler has no restarts
         options["restarts"] = len(fit.runs) + fit.num_failed
     keywords = "".join(f", {name}={'...' if value is None else repr(value)}" for name, value in options.items())
-    story = fit.story
+    story, guide = fit.story, None if "method" in options else facts.get("guide")
     if story is None:
-        return f"import pplgen\n\nfit = pplgen.fit(model, data, guide{keywords})"
+        return f"import pplgen\n\nfit = pplgen.fit(model, data, {'guide' if guide is None else repr(guide)}{keywords})"
+    keywords = keywords if guide is None else f", {guide!r}{keywords}"
     data = facts.get("data", {})
     name = str(data.get("name"))
     rows = repr(name) if name in NAMED_DATA_SETS else "x"

@@ -76,7 +76,7 @@ SVI = {"best": COUNT, "num_failed": COUNT, "runs": OBJECTS}
 RESTART = {"seed": COUNT, "elbo": NUMBER, "elbo_error": NUMBER, "stop": TEXT}
 NUTS = {"chains": OBJECT}
 CHAINS = {"num_chains": COUNT, "num_draws": COUNT, "warm_up": COUNT, "divergences": COUNT, "acceptance": NUMBER}
-OPTIONAL = {"command": TEXT, "source_sha256": TEXT}
+OPTIONAL = {"command": TEXT, "source_sha256": TEXT, "guide": TEXT}
 
 
 def with_digest(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from pplgen.story.conditioning import ConditionedRows, labelled_site
 from pplgen.story.isolation import CloneInitialValues, copy_pair, modules_of, overwrite, seeded
 from pplgen.story.marginalisation import WeightedEnum_ELBO
 from pplgen.story.streamed_rows import RowSample, RowSource
-from pplgen.story.structure import Structure, inspect_traces, number_of_rows, with_auto_normal
+from pplgen.story.structure import Structure, inspect_traces, number_of_rows, select_rows, with_auto_normal
 
-__all__ = ["Pair", "check_shapes", "select_rows"]
+__all__ = ["Pair", "check_shapes"]
 
 NUM_EXAMPLE_ROWS = 1000
 """Rows of a stream that are held in memory as the pair's ``data``."""
@@ -130,6 +130,13 @@ class Pair:
         pair = cls(copy.model, copy.guide, (x[:NUM_EXAMPLE_ROWS],), copied=True)
         pair.story, pair.source, pair.fingerprint = copy, source, survey.fingerprint
         return pair
+
+    def with_guide(self, guide: Callable[..., Any]) -> Pair:
+        """Return a pair of the same model and data with another guide, and only the parameters that the two use."""
+        other = Pair(self.model, guide, self.data, copied=True)
+        replaced = {name: vars(other)[name] for name in ("model", "guide", "structure", "_store", "_external")}
+        vars(other).update(vars(self) | replaced)
+        return other
 
     def condition_on(self, labels: Tensor | None, weights: Tensor | None) -> None:
         """Condition model and guide on labels and weights of rows, which are appended to ``data``.
@@ -288,9 +295,3 @@ def check_shapes(kind: str, values: dict[str, Tensor], expected: dict[str, Tenso
     if ours != theirs:
         name = min(set(ours.items()) ^ set(theirs.items()))[0]
         raise InputError(f"{kind} {name!r} has shape {ours.get(name, 'none')}; expected {theirs.get(name, 'none')}")
-
-
-def select_rows(value: Any, chosen: Tensor | slice, rows: int) -> Any:
-    """Select rows of an argument with one entry per row; return any other argument unchanged."""
-    per_row = isinstance(value, Tensor) and value.ndim and len(value) == rows
-    return value[chosen] if per_row else value

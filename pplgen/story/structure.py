@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["Structure", "inspect_traces", "number_of_rows", "with_auto_normal"]
+__all__ = ["Structure", "inspect_traces", "number_of_rows", "select_rows", "with_auto_normal"]
 
 ROW_PLATE = "data"
 
@@ -69,6 +69,12 @@ class Structure:
 def number_of_rows(data: tuple[Any, ...]) -> int | None:
     """Length of the first argument, ``None`` if it is not a tensor with axes."""
     return len(data[0]) if data and isinstance(data[0], Tensor) and data[0].ndim else None
+
+
+def select_rows(value: Any, chosen: Tensor | slice, rows: int) -> Any:
+    """Select rows of an argument with one entry per row; return any other argument unchanged."""
+    per_row = isinstance(value, Tensor) and value.ndim and len(value) == rows
+    return value[chosen] if per_row else value
 
 
 def with_auto_normal(model: Callable[..., Any], data: tuple[Any, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -38,6 +38,13 @@ def functional_guide(y):
     pyro.sample("sigma", dist.LogNormal(pyro.param("log_loc", torch.tensor(0.1)), 0.3))
 
 
+def strided_guide(y):
+    scales = torch.zeros(2, 2)
+    scales.view(-1)[::3] += pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
+    pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.3)), scales[0, 0]))
+    pyro.sample("sigma", dist.LogNormal(pyro.param("log_loc", torch.tensor(0.1)), scales[1, 1]))
+
+
 def regression(x, y):
     beta = pyro.sample("beta", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pyro.plate("data", len(y)):
@@ -320,6 +327,7 @@ def faithful():
         "mask and scale": (masked, auto.AutoNormal(masked), (Y,), Trace_ELBO()),
         "LKJ": (correlated, auto.AutoNormal(correlated), (X,), Trace_ELBO()),
         "Gaussian process": (process, auto.AutoNormal(process), (X, Y), Trace_ELBO()),
+        "in-place diagonal": (normal, strided_guide, (Y,), Trace_ELBO()),
         "autoencoder": (vae.model, vae.guide, (X,), Trace_ELBO()),
         "autoencoder, analytic": (vae.model, vae.guide, (X,), TraceMeanField_ELBO()),
         "dropout": (dropped.model, dropped.guide, (X,), Trace_ELBO()),
@@ -328,7 +336,7 @@ def faithful():
     }
 
 
-UNBATCHED = {"AutoLowRankMultivariateNormal"}
+UNBATCHED = {"in-place diagonal"}
 """Traced faithfully, but some operation has no rule for batches: several restarts run in plain Pyro."""
 
 

@@ -213,7 +213,7 @@ def test_what_cannot_be_sampled_is_refused():
         pplgen.fit(VAE(4, 1), torch.rand(20, 4), method="nuts", steps=5, progress=False)
     with pytest.raises(InputError, match="batch_size: not supported by method='nuts'"):
         pplgen.fit(conjugate, Y, method="nuts", batch_size=5)
-    with pytest.raises(InputError, match="expected one of svi, nuts"):
+    with pytest.raises(InputError, match="expected one of svi, laplace, nuts"):
         pplgen.fit(conjugate, Y, method="hmc")
 
     def counts(y):
