@@ -103,8 +103,10 @@ def fit(
         parameters; elsewhere, and where it finds no stationary point that is as good on fresh draws, Adam continues.
         ``"adam"``: Adam alone.
     learning_rate
-        Initial learning rate of Adam. It is multiplied by .3 at each plateau of the smoothed ELBO, and by .1 when the
-        ELBO or its gradient is not finite: the restart returns to its last good state, and stops there the third time.
+        Initial learning rate of Adam. It is multiplied by .3 at each plateau of the smoothed ELBO, where Adam's moments
+        are reset, and which does not count while a parameter drifts; the third ends the fit, with the average of the
+        parameters since the second if its ELBO is better. The rate is multiplied by .1 when the ELBO or its gradient is
+        not finite: the restart returns to its last good state, and stops there the third time.
     clip
         Clip gradient entries at this absolute value, as Pyro's ``ClippedAdam`` does (default: off).
     decay
