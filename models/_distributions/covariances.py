@@ -24,5 +24,6 @@ def gaussian_components(
     """
     kind, options = COVARIANCES[check_choice("covariance", covariance, COVARIANCES)]
     components = kind(num_components, num_features, mean_precision, **options)
-    components.sharing = num_components if sharing is None else sharing
+    if sharing is not None:
+        components.sharing = sharing
     return components

@@ -7,9 +7,9 @@ The conjugate prior of Fraley and Raftery (2007), with degrees of freedom nu and
     spherical     sigma^2 ~ psi / ChiSquared(D + 2),         psi = mean(s^2) / C^(2/D)
     mu_k | Sigma  ~ Normal(m, Sigma / kappa)
 
-C components share the volume of the rows; C is K unless the number of components is unknown. The prior's
-density falls to zero faster than any likelihood can rise as a component collapses onto a point, a line or a tie.
-The guide is the conjugate family in the same coordinates, each factor with separate parameters.
+C components share the volume of the rows; C is K unless the number of components is unknown. The prior's density falls
+to zero faster than any likelihood can rise as a component collapses onto a point, a line or a tie. The guide is the
+conjugate family in the same coordinates, each factor with separate parameters.
 """
 
 from __future__ import annotations

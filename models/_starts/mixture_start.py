@@ -39,7 +39,7 @@ def soft_clusters(
 ) -> Tensor:
     """Return initial responsibilities times row weights, shape ``(num_rows, K)``.
 
-    Few rows are clustered once: SVI explores from there, and restarts differ. With many rows the posterior is too
+    Few rows are clustered once, and clusters merged and split: restarts differ. With many rows the posterior is too
     narrow for SVI to leave a local optimum, so EM starts from the best of ten clusterings of a sample.
 
     Parameters
@@ -56,12 +56,20 @@ def soft_clusters(
     weights = x.new_ones(len(x)) if weights is None else weights
     labels = torch.full((len(x),), -1, device=x.device) if labels is None else labels
     missing, components.missing = components.missing, False  # the rows are filled
-    if len(x) <= SAMPLE:
+    if len(x) > SAMPLE:
+        clusters = _best_of_sample(components, x, scaled, labels, weights)
+    else:
         clusters = kmeans_plus_plus(scaled, components.K, labels, weights)
         if (labels < 0).all():
             clusters = _split_and_merge(components, concentration, clusters, x, scaled, weights)
-        components.missing = missing
-        return clusters
+    components.missing = missing
+    return clusters
+
+
+def _best_of_sample(
+    components: GaussianComponents, x: Tensor, scaled: Tensor, labels: Tensor, weights: Tensor
+) -> Tensor:
+    """Return responsibilities of many rows by EM from the best of ten clusterings of a sample."""
     order = torch.randperm(len(x), device=x.device)
     labelled_first = (
         (labels[order] < 0).to(torch.uint8).argsort(stable=True)
@@ -76,7 +84,6 @@ def soft_clusters(
     best, _ = max(tries, key=lambda result: result[1])
     responsibilities, _ = _assign(components, components.initialise(sample, best), x, labels, weights)
     responsibilities, _ = _run_em(components, responsibilities, x, labels, weights)
-    components.missing = missing
     return responsibilities
 
 
@@ -143,18 +150,25 @@ def _moves(clusters: Tensor, scaled: Tensor) -> Iterator[Tensor]:
     centres = clusters.T @ scaled / count[:, None]
     pairs = sorted(combinations(occupied, 2), key=lambda pair: float((centres[pair[0]] - centres[pair[1]]).norm()))
     squares = (clusters.unsqueeze(-1) * (scaled.unsqueeze(1) - centres).square()).sum((0, 2))
+    by_size = sorted(occupied, key=lambda k: -float(squares[k]))
+    halves: dict[int, tuple[Tensor, Tensor]] = {}
     for kept, freed in pairs[: clusters.shape[1]]:
         merged = clusters.clone()
         merged[:, kept], merged[:, freed] = clusters[:, kept] + clusters[:, freed], 0.0
         yield merged
-        others = sorted((k for k in occupied if k not in (kept, freed)), key=lambda k: -float(squares[k]))
-        for split in others[:NUM_SPLITS]:
-            deviations = scaled - centres[split]
-            scatter = (clusters[:, split, None] * deviations).T @ deviations
-            beyond = deviations @ torch.linalg.eigh(scatter)[1][:, -1] > 0
+        for split in [k for k in by_size if k not in (kept, freed)][:NUM_SPLITS]:
+            if split not in halves:
+                halves[split] = _halves(clusters[:, split], scaled - centres[split])
             moved = merged.clone()
-            moved[:, freed], moved[:, split] = clusters[:, split] * beyond, clusters[:, split] * ~beyond
+            moved[:, freed], moved[:, split] = halves[split]
             yield moved
+
+
+def _halves(cluster: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a cluster at its mean, across the first principal component of its deviations from it."""
+    scatter = (cluster[:, None] * deviations).T @ deviations
+    positive = deviations @ torch.linalg.eigh(scatter)[1][:, -1] > 0
+    return cluster * positive, cluster * ~positive
 
 
 def _bound(

@@ -204,7 +204,7 @@ def test_a_plateau_is_not_counted_while_a_parameter_drifts():
     path = rate * torch.arange(1, steps + 1)[:, None] * torch.tensor([1.0, 0.0])
     assert relative_drift(path[-1], path.mean(0), rate, steps) == pytest.approx(1, abs=0.01)  # as fast as Adam moves
     noise = rate * torch.randn(steps, 50, generator=torch.Generator().manual_seed(0)).cumsum(0) * 0.2
-    # a random walk of Adam's steps ends .58 of its deviation from its mean: 2 * .2 * .58 / sqrt(400), and 4 deviations
+    # a random walk of sd s ends .58 s from its mean, in sd: 2 * .2 * .58 / sqrt(400) of the rate, and 4 sd of that
     assert relative_drift(noise[-1], noise.mean(0), rate, steps) < 0.06
     watch = PlateauWatch()
     assert watch.count(1.0)  # before the first plateau a drift may be slow, and Adam starts again
