@@ -31,7 +31,7 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     init_to_sample,
-    init_to_uniform,
+    init_to_value,
 )
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -253,7 +253,9 @@ def named_guide(pair: Pair, name: str, names: tuple[str, ...]) -> AutoContinuous
     scaled = pair.story is not None or name == "laplace"
     kind: Any = type(family.__name__, (_Scaled, family), {}) if scaled else family
     options: dict[str, Any] = {} if family is Point else {"init_scale": 1.0 if scaled else INITIAL_SCALE}
-    guide: AutoContinuous = kind(model, init_loc_fn=init_to_sample if scaled else init_to_uniform, **options)
+    own = poutine.trace(pair.guide).get_trace(*pair.data)
+    start = init_to_sample if scaled else init_to_value(values={site: own.nodes[site]["value"] for site in names})
+    guide: AutoContinuous = kind(model, init_loc_fn=start, **options)
     guide._setup_prototype(*pair.data)
     for site, node in guide.prototype_trace.nodes.items():
         if site in names and node["fn"].support.is_discrete:

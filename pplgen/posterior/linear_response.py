@@ -32,8 +32,8 @@ __all__ = ["PosteriorCovariance", "guide_moments", "posterior_covariance"]
 
 MOMENT_DRAWS = 4096
 """Number of draws for the guide's moments, which are cheap."""
-MAX_CHEAP_ENTRIES = 2**26
-"""Entries of the largest intermediate results of all evaluations, up to which a Hessian takes about a second."""
+MAX_CHEAP_ENTRIES = 2**29
+"""Entries of the intermediate results of all evaluations, up to which a Hessian takes about a second."""
 FLAT = 1e-8
 """Curvature, relative to the largest, below which a direction of the variational parameters is flat."""
 
@@ -72,7 +72,7 @@ def posterior_covariance(
     ------
     InputError
         If the fit did not end at a stationary point of the ELBO over fixed draws, or it is no maximum; or if the
-        largest intermediate results of all evaluations have more than ``max_entries`` entries.
+        intermediate results of all evaluations have more than ``max_entries`` entries.
     """
     names = pair.structure.shared_latent
     if optimum is None:
@@ -90,7 +90,7 @@ def posterior_covariance(
     except (NotTraceable, NotReparameterised) as reason:
         raise InputError(f"linear-response covariances need a traced graph: {reason}") from None
     vector = graph.pack(pair.snapshot()).double()
-    if 2 * len(vector) * optimum.num_draws * elbo.graph.largest > max_entries:
+    if 2 * len(vector) * optimum.num_draws * elbo.graph.total > max_entries:
         raise InputError(f"linear-response covariances of {len(vector)} variational parameters take long")
     elbo.set_draws(BLOCKS, max(2, optimum.num_draws // BLOCKS))
     curvature, directions = torch.linalg.eigh(elbo.hessian(vector))

@@ -13,12 +13,13 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pplgen.errors import InputError
+from pplgen.story.automatic_guide import with_automatic_guide
 from pplgen.story.base import Story
 from pplgen.story.conditioning import ConditionedRows, labelled_site
 from pplgen.story.isolation import CloneInitialValues, copy_pair, modules_of, overwrite, seeded
 from pplgen.story.marginalisation import WeightedEnum_ELBO
 from pplgen.story.streamed_rows import RowSample, RowSource
-from pplgen.story.structure import Structure, inspect_traces, number_of_rows, select_rows, with_auto_normal
+from pplgen.story.structure import Structure, inspect_traces, number_of_rows, select_rows
 
 __all__ = ["Pair", "check_shapes"]
 
@@ -89,7 +90,7 @@ class Pair:
             module.to(device)
         with self._private_store(), torch.no_grad():
             if self.guide is None:
-                self.model, self.guide = with_auto_normal(self.model, data)
+                self.model, self.guide = with_automatic_guide(self.model, data)
             guide_trace = poutine.trace(self.guide).get_trace(*data)
             model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(*data)
             stored = [value for _, value in pyro.get_param_store().named_parameters()]

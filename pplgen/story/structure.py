@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pyro import poutine
-from pyro.infer import config_enumerate
-from pyro.infer.autoguide import AutoNormal, init_to_uniform
 from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["Structure", "inspect_traces", "number_of_rows", "select_rows", "with_auto_normal"]
+__all__ = ["Structure", "inspect_traces", "number_of_rows", "select_rows"]
 
 ROW_PLATE = "data"
 
@@ -75,26 +72,6 @@ def select_rows(value: Any, chosen: Tensor | slice, rows: int) -> Any:
     """Select rows of an argument with one entry per row; return any other argument unchanged."""
     per_row = isinstance(value, Tensor) and value.ndim and len(value) == rows
     return value[chosen] if per_row else value
-
-
-def with_auto_normal(model: Callable[..., Any], data: tuple[Any, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Enumerate the model's discrete latents, and make a mean-field normal guide for the others.
-
-    Locations are initialised uniformly in (-2, 2) on the unconstrained scale, so that restarts differ.
-    """
-    trace = poutine.trace(model).get_trace(*data)
-    nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
-    latent = {name: node["fn"] for name, node in nodes.items() if not poutine.util.site_is_subsample(node)}
-    discrete = [name for name, fn in latent.items() if not fn.has_rsample and fn.support.is_discrete]
-    for name in discrete:
-        if not latent[name].has_enumerate_support:
-            kind = type(latent[name]).__name__
-            raise InputError(f"latent site {name!r} is {kind}, which cannot be enumerated; give a guide for it")
-    if discrete:
-        model = config_enumerate(model, default="parallel")
-    if len(discrete) == len(latent):
-        raise InputError("the model has no continuous latent site to fit; give a guide")
-    return model, AutoNormal(poutine.block(model, hide=discrete), init_loc_fn=init_to_uniform)
 
 
 def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data: tuple[Any, ...]) -> Structure:

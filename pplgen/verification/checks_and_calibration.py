@@ -7,12 +7,10 @@ import math
 from functools import partial
 
 import arviz_stats
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
 from pplgen.calibration.calibrate import calibrate
@@ -21,24 +19,16 @@ from pplgen.checks import importance_weights
 from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.registry import Verdict
 from pplgen.fitting.fit import fit
-from pplgen.posterior.datatree import group_of
 from pplgen.posterior.importance_sampling import weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.story.pair import Pair
 from pplgen.verification.claim import Claim, Estimate
 from pplgen.verification.data_sources import Sources
+from pplgen.verification.known_hierarchies import POSTERIORDB, eight_schools
 
 __all__ = ["CLAIMS"]
 
 ROWS = 20
-
-
-def _schools(y: Tensor, sigma: Tensor) -> None:
-    """Eight schools, non-centred, as in posteriordb."""
-    mu, tau = pyro.sample("mu", dist.Normal(0.0, 5.0)), pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(mu + tau * z, sigma), obs=y)
 
 
 def _centred(y: Tensor, sigma: Tensor) -> None:
@@ -51,7 +41,7 @@ def _centred(y: Tensor, sigma: Tensor) -> None:
 @functools.cache
 def _chains(sources: Sources) -> dict[str, Estimate]:
     """Posterior means of mu and tau by NUTS, with Monte Carlo standard errors."""
-    found = fit(_schools, sources.schools(), method="nuts", steps=1000, restarts=2, progress=False)
+    found = fit(eight_schools, sources.schools(), method="nuts", steps=1000, restarts=2, progress=False)
     tree = found.to_datatree(groups=["posterior"])
     table = arviz_stats.summary(tree, var_names=["mu", "tau"], round_to="none").astype(float)
     return {name: Estimate(table.loc[name, "mean"], table.loc[name, "mcse_mean"]) for name in ("mu", "tau")}
@@ -63,7 +53,7 @@ def _school_mean(name: str, sources: Sources) -> Estimate:
 
 def _khat(centred: bool, sources: Sources) -> float:
     """k-hat of a mean-field fit to the eight schools."""
-    model = _centred if centred else _schools
+    model = _centred if centred else eight_schools
     found = fit(model, sources.schools(), compile="graph", progress=False)
     with found.pair.isolated(), torch.no_grad():
         return importance_weights.khat(CheckInputs(found.pair)).value
@@ -139,41 +129,6 @@ def _expected_coverage() -> float:
     sd_ratio = float((precision[0, 0] * torch.linalg.inv(precision)[0, 0]) ** -0.5)
     return round(math.erf(1.6448536 * sd_ratio / math.sqrt(2)), 4)  # the last digits depend on the machine
 
-
-def _two_normals(y: Tensor) -> None:
-    """Posteriordb's low_dim_gauss_mix without its ordering constraint; the guide's initialisation selects the order."""
-    mu = pyro.sample("mu", dist.Normal(0.0, 2.0).expand([2]).to_event(1))
-    sigma = pyro.sample("sigma", dist.HalfNormal(2.0).expand([2]).to_event(1))
-    theta = pyro.sample("theta", dist.Beta(5.0, 5.0))
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Bernoulli(1 - theta), infer={"enumerate": "parallel"}).long()
-        pyro.sample("y", dist.Normal(mu[z], sigma[z]), obs=y)
-
-
-@functools.cache
-def _two_normals_posterior(sources: Sources) -> dict[str, float]:
-    y = sources.posteriordb("low_dim_gauss_mix").float()
-    start = init_to_value(values={"mu": torch.tensor([-1.0, 1.0])})
-    guide = AutoMultivariateNormal(pyro.poutine.block(_two_normals, hide=["z"]), init_loc_fn=start, init_scale=0.05)
-    found = fit(_two_normals, y, guide, learning_rate=0.003, compile="graph", progress=False)
-    draws = group_of(found.to_datatree(10_000, groups=["posterior"]), "posterior")
-    means = [np.asarray(draws[name].mean(("chain", "draw"))).reshape(-1) for name in ("mu", "sigma", "theta")]
-    return dict(zip(TWO_NORMALS, np.concatenate(means).tolist(), strict=True))
-
-
-def _two_normals_mean(name: str, sources: Sources) -> float:
-    return _two_normals_posterior(sources)[name]
-
-
-TWO_NORMALS = {
-    "mu1": (-2.73351, 0.0420),
-    "mu2": (2.86983, 0.0546),
-    "sigma1": (1.02807, 0.0314),
-    "sigma2": (1.02382, 0.0405),
-    "theta": (0.62155, 0.0155),
-}
-"""Posterior means and standard deviations of posteriordb's reference draws."""
-POSTERIORDB = "posteriordb's reference draws (Magnusson et al. 2024)"
 
 CLAIMS = (
     *(
@@ -267,19 +222,5 @@ CLAIMS = (
         "closed form: the factors have the conditional standard deviations (Turner and Sahani 2011)",
         partial(_coverage, True),
         slow=True,
-    ),
-    *(
-        Claim(
-            f"two-normals-{name}",
-            "a pair of your own",
-            f"posterior mean of {name} in posteriordb's low_dim_gauss_mix, by a multivariate normal guide",
-            mean,
-            0.15 * sd,
-            ".15 posterior sd for the optimiser; Monte Carlo error of 10,000 draws is .01",
-            POSTERIORDB,
-            partial(_two_normals_mean, name),
-            slow=True,
-        )
-        for name, (mean, sd) in TWO_NORMALS.items()
     ),
 )

@@ -18,6 +18,7 @@ from pplgen.story.dynamics import MarkovChain
 from pplgen.verification.claim import Claim
 from pplgen.verification.data_sources import Sources, needs
 from pplgen.verification.densities import density, from_prior, over_all_paths
+from pplgen.verification.known_hierarchies import HMM_EXAMPLE, POSTERIORDB
 
 __all__ = ["CLAIMS"]
 
@@ -136,7 +137,6 @@ def _hmm_mean(name: str, sources: Sources) -> float:
 
 SUM = "the sum over all paths, by definition"
 ROUNDING = "float64 rounding of sums over all paths"
-POSTERIORDB = {"A11": (0.66665, 0.1012), "A21": (0.07313, 0.0284), "mu1": (3.02152, 0.2245), "mu2": (8.82728, 0.1106)}
 
 CLAIMS = (
     Claim(
@@ -170,11 +170,11 @@ CLAIMS = (
             mean,
             0.15 * sd,
             ".15 posterior standard deviations for the guide; Monte Carlo error of 4,000 draws is .016",
-            "posteriordb's reference draws (Magnusson et al. 2024)",
+            POSTERIORDB,
             partial(_hmm_mean, name),
             slow=True,
         )
-        for name, (mean, sd) in POSTERIORDB.items()
+        for name, (mean, sd) in HMM_EXAMPLE.items()
     ),
     Claim(
         "switching-ar-paths",

@@ -15,7 +15,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pplgen.verification.known_posterior import GRID, KnownPosterior, Moments, drawn, log_normal, on_grid
+from pplgen.verification.known_posterior import GRID, KnownPosterior, Moments, drawn, fixed, log_normal, on_grid
 
 __all__ = ["KNOWN"]
 
@@ -95,16 +95,16 @@ FAR = drawn(0, lambda: (10 + torch.randn(1000)).double())
 
 KNOWN: dict[str, KnownPosterior] = {
     "normal-double": KnownPosterior(
-        "a normal mean far from the start, float64", _normal, None, (FAR,), _normal_moments, True
+        "a normal mean far from the start, float64", _normal, None, fixed(FAR), _normal_moments, True
     ),
     "normal-single": KnownPosterior(
-        "a normal mean far from the start, float32", _normal, None, (FAR.float(),), _normal_moments, True
+        "a normal mean far from the start, float32", _normal, None, fixed(FAR.float()), _normal_moments, True
     ),
     "normal-sd": KnownPosterior(
         "a normal with unknown mean and sd, 60 rows",
         _normal_sd,
         None,
-        (drawn(2, lambda: 3 + 2 * torch.randn(60)),),
+        fixed(drawn(2, lambda: 3 + 2 * torch.randn(60))),
         _normal_sd_moments,
         source=GRID,
     ),
@@ -112,7 +112,7 @@ KNOWN: dict[str, KnownPosterior] = {
         "a Poisson rate, gamma guide",
         partial(_sample, "rate", lambda: dist.Gamma(2.0, 0.5), dist.Poisson),
         partial(_conjugate_guide, "rate", dist.Gamma, 1.0),
-        (torch.tensor([3.0, 5, 2, 4, 7, 3]),),
+        fixed(torch.tensor([3.0, 5, 2, 4, 7, 3])),
         _poisson_moments,
         True,
     ),
@@ -120,7 +120,7 @@ KNOWN: dict[str, KnownPosterior] = {
         "a probability, beta guide",
         partial(_sample, "p", lambda: dist.Beta(2.0, 3.0), dist.Bernoulli),
         partial(_conjugate_guide, "p", dist.Beta, 2.0),
-        (torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1]),),
+        fixed(torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1])),
         _bernoulli_moments,
         True,
     ),
@@ -128,7 +128,7 @@ KNOWN: dict[str, KnownPosterior] = {
         "probabilities of four categories, Dirichlet guide",
         partial(_sample, "p", lambda: dist.Dirichlet(torch.ones(4)), dist.Categorical),
         _dirichlet_guide,
-        (torch.tensor([0.0, 1, 1, 2, 2, 2, 3, 0, 1, 2]),),
+        fixed(torch.tensor([0.0, 1, 1, 2, 2, 2, 3, 0, 1, 2])),
         _categories_moments,
         True,
     ),
@@ -136,7 +136,7 @@ KNOWN: dict[str, KnownPosterior] = {
         "an exponential rate, 12 rows, gamma guide",
         partial(_sample, "rate", lambda: dist.Gamma(1.0, 1.0), dist.Exponential),
         partial(_conjugate_guide, "rate", dist.Gamma, 1.0),
-        (torch.linspace(0.1, 2.5, 12),),
+        fixed(torch.linspace(0.1, 2.5, 12)),
         _exponential_moments,
         True,
     ),
@@ -144,7 +144,7 @@ KNOWN: dict[str, KnownPosterior] = {
         "the location of Student's t with 3 degrees of freedom, 50 rows",
         partial(_sample, "mu", lambda: dist.Normal(0.0, 10.0), lambda mu: dist.StudentT(3.0, mu, 1.0)),
         None,
-        (drawn(3, lambda: 5 + torch.randn(50)),),
+        fixed(drawn(3, lambda: 5 + torch.randn(50))),
         _student_moments,
         source=GRID,
     ),

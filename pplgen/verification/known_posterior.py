@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pplgen.story.isolation import seeded
+from pplgen.verification.data_sources import Sources
 
-__all__ = ["GRID", "KnownPosterior", "Moments", "drawn", "log_normal", "on_grid"]
+__all__ = ["GRID", "KnownPosterior", "Moments", "drawn", "fixed", "log_normal", "on_grid"]
 
 GRID = "sum over a grid"
 
@@ -30,22 +31,30 @@ class KnownPosterior:
     model, guide
         The pair; a guide of ``None`` is fit's default, ``AutoNormal``.
     data
-        Arguments of both.
+        Returns the arguments of both.
     moments
-        Returns mean and standard deviation of each site.
+        Returns mean and standard deviation of each site that all rows share, given the same arguments.
     exact
         Whether the guide's family contains the posterior; otherwise linear-response standard deviations are compared.
     source
         How the moments are computed.
+    allowed
+        Allowed errors of means, in posterior sd, and of sds, relative, where they are wider than usual.
     """
 
     what: str
     model: Callable[..., Any]
     guide: Callable[..., Any] | None
-    data: tuple[Tensor, ...]
+    data: Callable[[Sources], tuple[Tensor, ...]]
     moments: Callable[..., Moments]
     exact: bool = False
     source: str = "closed form"
+    allowed: tuple[float, float] | None = None
+
+
+def fixed(*data: Tensor) -> Callable[[Sources], tuple[Tensor, ...]]:
+    """Return these data, whatever the sources."""
+    return lambda sources: data
 
 
 def drawn(seed: int, draw: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
-from pplgen.verification.known_posterior import GRID, KnownPosterior, Moments, drawn, log_normal, on_grid
+from pplgen.verification.known_posterior import GRID, KnownPosterior, Moments, drawn, fixed, log_normal, on_grid
 
 __all__ = ["KNOWN"]
 
@@ -142,32 +142,32 @@ KNOWN: dict[str, KnownPosterior] = {
         "a regression on six correlated features, full-rank guide",
         _regression,
         AutoMultivariateNormal(_regression),
-        (CORRELATED, RESPONSES),
+        fixed(CORRELATED, RESPONSES),
         _regression_moments,
         True,
     ),
     "regression-mean-field": KnownPosterior(
-        "the same, mean-field guide", _regression, None, (CORRELATED, RESPONSES), _regression_moments
+        "the same, mean-field guide", _regression, None, fixed(CORRELATED, RESPONSES), _regression_moments
     ),
     "logistic": KnownPosterior(
-        "a logistic regression, 300 rows", _logistic, None, (PREDICTOR, OUTCOMES), _logistic_moments, source=GRID
+        "a logistic regression, 300 rows", _logistic, None, fixed(PREDICTOR, OUTCOMES), _logistic_moments, source=GRID
     ),
     "logistic-full-rank": KnownPosterior(
         "the same, full-rank guide",
         _logistic,
         AutoMultivariateNormal(_logistic),
-        (PREDICTOR, OUTCOMES),
+        fixed(PREDICTOR, OUTCOMES),
         _logistic_moments,
         source=GRID,
     ),
     "poisson": KnownPosterior(
-        "a Poisson regression, 300 rows", _log_linear, None, (PREDICTOR, COUNTS), _log_linear_moments, source=GRID
+        "a Poisson regression, 300 rows", _log_linear, None, fixed(PREDICTOR, COUNTS), _log_linear_moments, source=GRID
     ),
     "poisson-full-rank": KnownPosterior(
         "the same, full-rank guide",
         _log_linear,
         AutoMultivariateNormal(_log_linear),
-        (PREDICTOR, COUNTS),
+        fixed(PREDICTOR, COUNTS),
         _log_linear_moments,
         source=GRID,
     ),
@@ -175,18 +175,18 @@ KNOWN: dict[str, KnownPosterior] = {
         "AR(5) with known variance, 300 steps, full-rank guide",
         _regression,
         AutoMultivariateNormal(_regression),
-        (LAGS, NEXT),
+        fixed(LAGS, NEXT),
         _regression_moments,
         True,
     ),
     "autoregression-mean-field": KnownPosterior(
-        "the same, mean-field guide", _regression, None, (LAGS, NEXT), _regression_moments
+        "the same, mean-field guide", _regression, None, fixed(LAGS, NEXT), _regression_moments
     ),
     "arma": KnownPosterior(
         "ARMA(1, 1), written as a loop of 100 steps",
         _moving_average,
         None,
-        (drawn(0, _moving_average_data),),
+        fixed(drawn(0, _moving_average_data)),
         _moving_average_moments,
         source=GRID,
     ),
@@ -194,7 +194,7 @@ KNOWN: dict[str, KnownPosterior] = {
         "GARCH(1, 1), written as a loop of 150 steps",
         _volatility,
         None,
-        (drawn(0, _volatility_data),),
+        fixed(drawn(0, _volatility_data)),
         _volatility_moments,
         source=GRID,
     ),

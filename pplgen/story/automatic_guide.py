@@ -1,0 +1,63 @@
+"""The guide of a model that comes without one: mean-field normal, from the best of several initial points."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoNormal, init_to_sample, init_to_uniform
+
+from pplgen.errors import InputError
+
+__all__ = ["with_automatic_guide"]
+
+NUM_STARTS = 8
+"""Initial points, half of them from the prior, half uniform in (-2, 2) on the unconstrained scale."""
+
+
+def with_automatic_guide(
+    model: Callable[..., Any], data: tuple[Any, ...]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Enumerate the model's discrete latents, and make a mean-field normal guide for the others.
+
+    Of ``NUM_STARTS`` random initial points the guide starts at that with the best ELBO: a single one may lead to a
+    minor mode. Restarts differ, because each has its own points.
+    """
+    trace = poutine.trace(model).get_trace(*data)
+    nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
+    latent = {name: node["fn"] for name, node in nodes.items() if not poutine.util.site_is_subsample(node)}
+    discrete = [name for name, fn in latent.items() if not fn.has_rsample and fn.support.is_discrete]
+    for name in discrete:
+        if not latent[name].has_enumerate_support:
+            kind = type(latent[name]).__name__
+            raise InputError(f"latent site {name!r} is {kind}, which cannot be enumerated; give a guide for it")
+    if discrete:
+        model = config_enumerate(model, default="parallel")
+    if len(discrete) == len(latent):
+        raise InputError("the model has no continuous latent site to fit; give a guide")
+    frames = [frame for node in trace.nodes.values() for frame in node.get("cond_indep_stack", ()) if frame.vectorized]
+    depth = max((-frame.dim for frame in frames), default=0)
+    elbo = TraceEnum_ELBO(max_plate_nesting=depth) if discrete else Trace_ELBO(max_plate_nesting=depth)
+    continuous = poutine.block(model, hide=discrete)
+    guides = [AutoNormal(continuous, init_loc_fn=(init_to_uniform, init_to_sample)[i % 2]) for i in range(NUM_STARTS)]
+    losses = [_loss(elbo, model, guide, data) for guide in guides]
+    best = min(losses)
+    return model, guides[losses.index(best)] if best < math.inf else AutoNormal(continuous, init_loc_fn=init_to_uniform)
+
+
+@torch.no_grad()
+def _loss(elbo: ELBO, model: Callable[..., Any], guide: AutoNormal, data: tuple[Any, ...]) -> float:
+    """Evaluate the loss at the initial parameters, in nats; infinity where the model cannot be evaluated."""
+    with pyro.get_param_store().scope(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            loss = float(elbo.loss(model, guide, *data))
+        except (ValueError, RuntimeError):
+            return math.inf
+    return loss if math.isfinite(loss) else math.inf
