@@ -7,7 +7,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def compare(title: str, contenders: dict[str, Callable[[], int]], repeats: int =
     return medians
 
 
-def report(title: str, columns: tuple[str, ...], rows: dict[str, tuple[str, ...]], raw: Any, note: str = "") -> None:
+def report(title: str, columns: tuple[str, ...], rows: Mapping[str, tuple[str, ...]], raw: Any, note: str = "") -> None:
     """Write a table into the results and print the raw figures as a line of JSON.
 
     Parameters

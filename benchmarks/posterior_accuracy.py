@@ -35,7 +35,7 @@ def nuts(known: KnownPosterior, data: tuple[torch.Tensor, ...], seed: int, targe
         started = time.perf_counter()
         fit = pplgen.fit(known.model, data, method="nuts", steps=draws, restarts=1, seed=seed, progress=False)
         seconds = time.perf_counter() - started
-        posterior = fit.to_datatree(groups=["posterior"])["posterior"]
+        posterior = fit.to_datatree(groups=["posterior"])["posterior"].to_dataset()
         names = list(known.moments(*data))
         found = torch.cat(
             [torch.tensor(posterior[name].values[0]).reshape(draws, -1).std(0).double() for name in names]

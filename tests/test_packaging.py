@@ -1,6 +1,7 @@
 """What is installed, and that it is one thing."""
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ import pplgen
 from pplgen import models
 
 ROOT = Path(__file__).parents[1]
+_WITHOUT_PATH = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -71,7 +73,7 @@ def test_what_users_install_is_no_clone():
 
 def test_nothing_installs_a_top_level_models(tmp_path):
     program = "import importlib.util, sys; sys.exit(importlib.util.find_spec('models') is not None)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=_WITHOUT_PATH, check=False).returncode == 0
 
 
 def test_version_is_told_once():

@@ -34,7 +34,7 @@ from pplgen.story.pair import Pair
 
 __all__ = ["Report", "train_together"]
 
-EXPLORATION = 200
+EXPLORATION = 100
 """Steps of Adam before L-BFGS over fixed draws."""
 EXPECTED_STEPS = 1500
 """Expected number of steps of a fit, if more are allowed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import pyro
 from torch import Tensor, nn
 
 from pplgen.compiler.base_draws import NotReparameterised
@@ -49,9 +50,11 @@ def _verified(elbo: FixedDrawsELBO, vectors: Tensor) -> FixedDrawsELBO | None:
 
 
 def _has_networks(pair: Pair) -> bool:
-    """Whether parameters belong to layers of neural networks, or to modules that ``pyro.module`` registered."""
-    layers = (layer for module in modules_of(pair.model, pair.guide) for layer in module.modules())
-    registered = any("$$$" in name for name in pair.snapshot())
-    return registered or any(
-        isinstance(layer, NETWORK_LAYERS) and next(layer.parameters(False), None) is not None for layer in layers
+    """Whether parameters belong to layers of neural networks, or to unknown modules that ``pyro.module`` registered."""
+    modules = modules_of(pair.model, pair.guide)
+    known = {id(parameter) for module in modules for parameter in module.parameters()}
+    registered = (value for name, value in pyro.get_param_store().named_parameters() if "$$$" in name)
+    layers = (layer for module in modules for layer in module.modules() if isinstance(layer, NETWORK_LAYERS))
+    return any(id(value) not in known for value in registered) or any(
+        next(layer.parameters(False), None) is not None for layer in layers
     )

@@ -201,7 +201,7 @@ def test_a_command_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch, capsy
 def test_a_killed_command_resumes(tmp_path, monkeypatch, capsys):
     """SIGKILL after the first checkpoint; --resume goes on from there and writes the run."""
     run = tmp_path / "run"
-    options = ["--steps", "1500", "--compile", "graph", "--batch-size", "100", "--draws", "20"]
+    options = ["--steps", "600", "--compile", "graph", "--batch-size", "100", "--draws", "20"]
     options += ["--checkpoint-every", "1e-6"]
     command = [sys.executable, "-m", "pplgen", "fit", "gaussian-mixture", "faithful", "--out", str(run), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
