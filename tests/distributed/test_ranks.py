@@ -202,7 +202,7 @@ def test_torchrun_writes_one_run(tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["gaussian-mixture-own"]
     assert not list((tmp_path / "runs").rglob("*unfinished*"))
     fit = pplgen.load(tmp_path / "runs" / "gaussian-mixture-own", tmp_path / "own.csv")
-    assert fit.path == "the traced graph; 2 ranks shared the rows"
+    assert fit.path == "the traced graph, then L-BFGS; 2 ranks shared the rows"
     assert fit.log_likelihood(draws=10).shape == (31,)
 
 
