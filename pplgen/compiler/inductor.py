@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pplgen.errors import first_line
+from pplgen.errors import DataWarning, first_line
 
-__all__ = ["compile_graph", "compiling_repays", "why_not_compiled"]
+__all__ = ["compile_graph", "compiling_repays", "use_writable_cache", "why_not_compiled"]
 
 MIN_SECONDS = 30.0
 """Minimum expected run time of the uncompiled graph, in seconds, for which it is compiled."""
@@ -27,6 +31,22 @@ def _ignore_torch_warnings() -> Iterator[None]:
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module="torch")
         yield
+
+
+def use_writable_cache() -> None:
+    """Use a temporary cache of compiled code if torch's directory cannot be written: its optimisers need one as well."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    directory = Path(os.environ.get(name) or Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        os.environ[name] = tempfile.mkdtemp(prefix="torchinductor_")
+        message = (
+            f"compiled code is cached in {os.environ[name]!r}, because {str(directory)!r} cannot be written: {error}"
+        )
+        warnings.warn(message, DataWarning, stacklevel=2)
 
 
 def compile_graph(
@@ -65,5 +85,7 @@ def why_not_compiled() -> str | None:
 
             get_cpp_compiler()
     except Exception as error:
-        return f"no C++ compiler was found, so the uncompiled graph runs: {first_line(error)}"
+        return (
+            f"graphs cannot be compiled here, so the uncompiled graph runs: {type(error).__name__}: {first_line(error)}"
+        )
     return None
