@@ -34,7 +34,7 @@ def _ignore_torch_warnings() -> Iterator[None]:
 
 
 def use_writable_cache() -> None:
-    """Use a temporary cache of compiled code if torch's directory cannot be written: its optimisers need one as well."""
+    """Use a temporary cache of compiled code if torch's directory, which its optimisers need too, cannot be written."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     directory = Path(os.environ.get(name) or Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}")
     try:
@@ -67,6 +67,8 @@ def compile_graph(
         cudagraphs = arguments[0].is_cuda and cudagraphs
         # random numbers come from torch's generator, so that compiled and traced steps draw the same numbers
         options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": cudagraphs, "cpp_wrapper": cpp_wrapper}
+        if hasattr(config, "reorder_for_peak_memory"):  # before torch 2.13 it reorders random numbers
+            options["reorder_for_peak_memory"] = False
         # the cache on disk is used only if a tracing context has the shapes
         with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
             return compile_fx.compile_fx(module, list(arguments))
