@@ -38,7 +38,7 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
                 f"site {name!r} is in the guide but not in the model; remove it, or mark it "
                 "infer={'is_auxiliary': True}"
             )
-    for trace in (guide, model):
+    for trace in (model, guide):
         for node in trace.nodes.values():
             if _is_random(node):
                 _check_log_density(node)
