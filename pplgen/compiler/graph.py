@@ -18,6 +18,7 @@ from pyro.infer import ELBO
 from torch import Tensor, fx
 
 from pplgen.compiler.functionalisation import canonicalise, lift_constants
+from pplgen.compiler.python_state import changed_state, reachable_state
 from pplgen.compiler.recording import record_operations
 from pplgen.compiler.traceable_pyro import NotTraceable, require_equal, traceable
 from pplgen.errors import first_line
@@ -195,21 +196,24 @@ def gradients_of(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def _require_stateless(pair: Pair) -> Iterator[None]:
-    """Raise ``NotTraceable`` if the evaluation inside changes buffers or Pyro's store; restore the buffers."""
+    """Raise ``NotTraceable`` if the evaluation inside changes buffers (restored), Pyro's store or Python state."""
     buffers = [
         (name, buffer, buffer.clone())
         for module in modules_of(pair.model, pair.guide)
         for name, buffer in module.named_buffers()
     ]
-    stored = pair.snapshot()
+    stored, state = pair.snapshot(), reachable_state(pair.model, pair.guide)
     yield
+    place = changed_state(state, reachable_state(pair.model, pair.guide))
     changed = [name for name, buffer, before in buffers if not torch.equal(buffer, before)]
     for _, buffer, before in buffers:
         buffer.copy_(before)
     after = pair.snapshot()
     changed += [name for name in after if name not in stored or not torch.equal(after[name], stored[name])]
-    if changed:
-        raise NotTraceable(f"evaluating the pair changes {changed[0]!r}, so it is not a pure function")
+    if changed or place:
+        raise NotTraceable(
+            f"evaluating the pair changes {changed[0] if changed else place!r}, so it is not a pure function"
+        )
 
 
 def _resample_rows(data: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -230,14 +234,24 @@ def _verify(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale:
         for parameter in parameters:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
         seed = int(torch.randint(2**31, ()))
-        with seeded(seed), pyro.validation_enabled(False), ignore_nonfinite_warnings():
-            loss, gradients = _pyro_loss_and_gradients(pair, bound, data, scale, parameters)
+        with pyro.validation_enabled(False), ignore_nonfinite_warnings():
+            with seeded(seed):
+                again, gradients_again = _pyro_loss_and_gradients(pair, bound, data, scale, parameters)
+            with seeded(seed):
+                loss, gradients = _pyro_loss_and_gradients(pair, bound, data, scale, parameters)
         with seeded(seed), torch.no_grad():
             detached = [parameter.detach() for parameter in parameters]
             traced = graph.module(*detached, *graph.buffers, *tensors_of(data))
     finally:
         for parameter, value in zip(parameters, before, strict=True):
             parameter.data.copy_(value)
+    if not loss.is_cuda and not all(map(_identical, (loss, *gradients), (again, *gradients_again))):
+        raise NotTraceable("two evaluations at the same parameters and seed differ, so the pair keeps state")
     require_equal("loss", traced[0], loss)
     for name, ours, theirs in zip(graph.names, traced[1], gradients, strict=True):
         require_equal(f"gradient of {name!r}", ours, theirs)
+
+
+def _identical(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two results are equal to the bit, NaN counting as equal."""
+    return torch.equal(ours.nan_to_num(), theirs.nan_to_num()) and torch.equal(ours.isnan(), theirs.isnan())

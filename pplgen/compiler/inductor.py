@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pplgen.errors import first_line
+from pplgen.errors import DataWarning, first_line
 
-__all__ = ["compile_graph", "compiling_repays", "why_not_compiled"]
+__all__ = ["compile_graph", "compiling_repays", "use_writable_cache", "why_not_compiled"]
 
 MIN_SECONDS = 30.0
 """Minimum expected run time of the uncompiled graph, in seconds, for which it is compiled."""
@@ -27,6 +31,22 @@ def _ignore_torch_warnings() -> Iterator[None]:
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module="torch")
         yield
+
+
+def use_writable_cache() -> None:
+    """Use a temporary cache of compiled code if torch's directory, which its optimisers need too, cannot be written."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    directory = Path(os.environ.get(name) or Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        os.environ[name] = tempfile.mkdtemp(prefix="torchinductor_")
+        message = (
+            f"compiled code is cached in {os.environ[name]!r}, because {str(directory)!r} cannot be written: {error}"
+        )
+        warnings.warn(message, DataWarning, stacklevel=2)
 
 
 def compile_graph(
@@ -47,6 +67,8 @@ def compile_graph(
         cudagraphs = arguments[0].is_cuda and cudagraphs
         # random numbers come from torch's generator, so that compiled and traced steps draw the same numbers
         options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": cudagraphs, "cpp_wrapper": cpp_wrapper}
+        if hasattr(config, "reorder_for_peak_memory"):  # before torch 2.13 it reorders random numbers
+            options["reorder_for_peak_memory"] = False
         # the cache on disk is used only if a tracing context has the shapes
         with config.patch(options), tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
             return compile_fx.compile_fx(module, list(arguments))
@@ -65,5 +87,7 @@ def why_not_compiled() -> str | None:
 
             get_cpp_compiler()
     except Exception as error:
-        return f"no C++ compiler was found, so the uncompiled graph runs: {first_line(error)}"
+        return (
+            f"graphs cannot be compiled here, so the uncompiled graph runs: {type(error).__name__}: {first_line(error)}"
+        )
     return None

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from pyro.infer import ELBO
 
+from pplgen.compiler.inductor import use_writable_cache
 from pplgen.errors import DataWarning, InputError, Interrupted
 from pplgen.fitting.fit_options import FitOptions, explicit_options
 from pplgen.fitting.nuts_fit import fit_nuts
@@ -24,6 +25,7 @@ from pplgen.inference.training_result import ProgressCallback, StopReason
 from pplgen.report.console import reporting
 from pplgen.storage.checkpoint import DEFAULT_INTERVAL
 from pplgen.story.base import Story
+from pplgen.story.isolation import exclusive
 
 __all__ = ["fit"]
 
@@ -97,7 +99,7 @@ def fit(
         a stationary point, or the smoothed ELBO has stopped improving. For NUTS, number of draws per chain after
         warm-up (default: 1,000).
     optimiser
-        ``"auto"``: after 200 steps of Adam, L-BFGS maximises the ELBO averaged over fixed draws of the guide (Giordano,
+        ``"auto"``: after 100 steps of Adam, L-BFGS maximises the ELBO averaged over fixed draws of the guide (Giordano,
         Ingram and Broderick 2024), to a stationary point whose gradient norm and Monte Carlo error ``Fit.how`` states.
         It needs the traced graph, all rows in each step, reparameterised draws, no networks and at most 5,000
         parameters; elsewhere, and where it finds no stationary point that is as good on fresh draws, Adam continues.
@@ -171,53 +173,55 @@ def fit(
         If another rank has failed.
     """
     call = locals()
-    options = FitOptions.of(call)
-    if isinstance(model, Story) and not (guide is None or isinstance(guide, str)):
-        raise InputError(
-            f"guide: {type(model).__name__} has its own guide; expected the name of another, or a bare model, "
-            "fit(story.model, data, guide)"
+    use_writable_cache()
+    with exclusive(), torch.enable_grad():
+        options = FitOptions.of(call)
+        if isinstance(model, Story) and not (guide is None or isinstance(guide, str)):
+            raise InputError(
+                f"guide: {type(model).__name__} has its own guide; expected the name of another, or a bare model, "
+                "fit(story.model, data, guide)"
+            )
+        prepared = prepare(
+            model,
+            "point" if options.method == "laplace" else guide,
+            data,
+            labels,
+            weights,
+            seed=seed,
+            device=options.device,
+            recorded=explicit_options(fit, call),
+            ranks=options.ranks.all,
         )
-    prepared = prepare(
-        model,
-        "point" if options.method == "laplace" else guide,
-        data,
-        labels,
-        weights,
-        seed=seed,
-        device=options.device,
-        recorded=explicit_options(fit, call),
-        ranks=options.ranks.all,
-    )
-    if options.method == "nuts":
-        return fit_nuts(prepared, options, progress)
-    ranks, own_rows = options.ranks.all, options.ranks.rows.size == 1
-    with ranks.monitored(), reporting(progress if ranks.first else False) as callback:
-        try:
-            pairs = prepared.start(options.restart_seeds, options.ranks)
-            trained = train_restarts(pairs, options.restart_seeds, options.training(pairs[0]), callback)
-            if options.method == "laplace":
-                pairs, trained = approximate_all(pairs, trained)
-            best, results = best_of(pairs, trained.results, options.ranks.restarts)
-        except KeyboardInterrupt:
-            when = "before the fit was finished" if own_rows else "while ranks shared the rows"
-            raise Interrupted(f"interrupted {when}; no fit is returned") from None
-    if best is None:
-        raise trained.failure or InputError("no restart of any rank has a finite ELBO")
-    runs = tuple(run for run in results if run is not None)
-    if hasattr(best.guide, "start") or hasattr(getattr(best.guide, "shared", None), "start"):
-        # parameters of a restart are relative to its own start, so that they do not apply to another's guide
-        runs = tuple(replace(run, final=run.final[:0]) for run in runs)
-    best_run = max(runs, key=lambda run: run.rank)
-    if best_run.stop is StopReason.DIVERGED:
-        warnings.warn(best_run.how, DataWarning, stacklevel=2)
-    path = trained.path + ", then L-BFGS" * (best_run.optimum is not None and best_run.mode is None)
-    path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {shard}"
-    return Fit(
-        best,
-        runs,
-        table=prepared.table,
-        seed=seed,
-        num_failed=len(results) - len(runs),
-        path=path,
-        origin=prepared.origin,
-    )
+        if options.method == "nuts":
+            return fit_nuts(prepared, options, progress)
+        ranks, own_rows = options.ranks.all, options.ranks.rows.size == 1
+        with ranks.monitored(), reporting(progress if ranks.first else False) as callback:
+            try:
+                pairs = prepared.start(options.restart_seeds, options.ranks)
+                trained = train_restarts(pairs, options.restart_seeds, options.training(pairs[0]), callback)
+                if options.method == "laplace":
+                    pairs, trained = approximate_all(pairs, trained)
+                best, results = best_of(pairs, trained.results, options.ranks.restarts)
+            except KeyboardInterrupt:
+                when = "before the fit was finished" if own_rows else "while ranks shared the rows"
+                raise Interrupted(f"interrupted {when}; no fit is returned") from None
+        if best is None:
+            raise trained.failure or InputError("no restart of any rank has a finite ELBO")
+        runs = tuple(run for run in results if run is not None)
+        if hasattr(best.guide, "start") or hasattr(getattr(best.guide, "shared", None), "start"):
+            # parameters of a restart are relative to its own start, so that they do not apply to another's guide
+            runs = tuple(replace(run, final=run.final[:0]) for run in runs)
+        best_run = max(runs, key=lambda run: run.rank)
+        if best_run.stop is StopReason.DIVERGED:
+            warnings.warn(best_run.how, DataWarning, stacklevel=2)
+        path = trained.path + ", then L-BFGS" * (best_run.optimum is not None and best_run.mode is None)
+        path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {shard}"
+        return Fit(
+            best,
+            runs,
+            table=prepared.table,
+            seed=seed,
+            num_failed=len(results) - len(runs),
+            path=path,
+            origin=prepared.origin,
+        )

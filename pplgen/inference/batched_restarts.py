@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from pplgen.compiler.graph import tensors_of, trace
 from pplgen.compiler.inductor import compiling_repays
 from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.distributed.sharding import shard_rows
-from pplgen.errors import InputError
+from pplgen.errors import DataWarning, InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.engine import Engine, State
 from pplgen.inference.kl_warm_up import half_kl_weight
@@ -36,6 +37,8 @@ __all__ = ["Report", "train_together"]
 
 EXPLORATION = 100
 """Steps of Adam before L-BFGS over fixed draws."""
+WORTH_A_WARNING = 10.0
+"""Seconds of compiling in vain from which the user is warned."""
 EXPECTED_STEPS = 1500
 """Expected number of steps of a fit, if more are allowed."""
 
@@ -201,7 +204,7 @@ class _Run:
 
     def _compiled(self) -> str:
         """Compile the step if it reproduces the graph on all ranks; return the new execution path."""
-        path = "the compiled graph"
+        path, started = "the compiled graph", time.perf_counter()
         with seeded(self.seed):  # restores the generators
             try:
                 with self.ranks.shared_errors():
@@ -211,6 +214,8 @@ class _Run:
             except NotTraceable as reason:
                 self.engine.discard_compiled()
                 path = f"the traced graph: {reason}"
+                if (seconds := time.perf_counter() - started) > WORTH_A_WARNING and self.ranks.first:
+                    warnings.warn(f"compiling took {seconds:.0f} s in vain: {reason}", DataWarning, stacklevel=2)
         self._continue_batches()
         return path
 

@@ -178,4 +178,8 @@ def _argument(value: Any, device: torch.device | None) -> Any:
     elif isinstance(value, np.ndarray):
         tensor = torch.as_tensor(value)
         value = tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
-    return value.to(device) if isinstance(value, Tensor) and device is not None else value
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_inference():  # cannot be used where gradients are computed
+        value = value.clone()
+    return value if device is None else value.to(device)

@@ -18,6 +18,7 @@ from pplgen.inference.training_result import Progress as Update
 from pplgen.inference.training_result import ProgressCallback
 from pplgen.posterior.datatree import printed_table
 from pplgen.posterior.fitted_pair import AGREEMENT, FittedPair
+from pplgen.story.isolation import kept_generators
 
 __all__ = ["print_checks", "print_summary", "print_table", "reporting"]
 
@@ -31,7 +32,12 @@ TABLE_ROWS = 60
 def reporting(progress: bool | ProgressCallback) -> Iterator[ProgressCallback | None]:
     """Yield a callback: a progress bar on standard error for ``True``, ``None`` for ``False``, else ``progress``."""
     if not isinstance(progress, bool):
-        yield progress
+
+        def call(update: Update) -> None:
+            with kept_generators():  # what the callback draws does not change the fit
+                progress(update)
+
+        yield call
         return
     console = Console(stderr=True)
     if not (progress and (console.is_terminal or console.is_jupyter)):

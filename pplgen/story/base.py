@@ -15,6 +15,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
 from pplgen.errors import DataWarning, InputError
+from pplgen.story.isolation import kept_generators
 
 __all__ = [
     "DataWarning",
@@ -28,7 +29,16 @@ __all__ = [
 ]
 
 
-class Story(PyroModule):
+class _KeepsGenerators(type(PyroModule)):  # type: ignore[misc]
+    """Metaclass of stories: initial values of networks are random, but the caller's generators are not advanced."""
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        """Construct a story."""
+        with kept_generators():
+            return super().__call__(*args, **options)
+
+
+class Story(PyroModule, metaclass=_KeepsGenerators):
     """A generative model and its guide, as one ``PyroModule``.
 
     A subclass writes ``model`` and ``guide`` as plain Pyro, each decorated with ``pyro_method``, so that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,15 +14,18 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine import runtime
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 __all__ = [
     "CloneInitialValues",
     "copy_pair",
+    "exclusive",
     "flush_denormals",
     "generator_states",
     "ignore_nonfinite_warnings",
+    "kept_generators",
     "modules_of",
     "overwrite",
     "seeded",
@@ -29,17 +33,64 @@ __all__ = [
 ]
 
 
+_LOCK = threading.RLock()
+_depth = 0
+"""Number of contexts of the thread that holds ``_LOCK``."""
+
+
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, NumPy and Python with any non-negative number, and restore their generators on exit."""
+def exclusive() -> Iterator[None]:
+    """Own Pyro's global state: other threads wait, and Pyro's handlers, inference mode and autocast do not apply.
+
+    Those around the caller would change what is computed. Gradients are computed as outside, and not in inference mode.
+    """
+    global _depth
+    with _LOCK:
+        context = contextlib.nullcontext() if _depth else _without_outer_context()
+        _depth += 1
+        try:
+            with context:
+                yield
+        finally:
+            _depth -= 1
+
+
+@contextlib.contextmanager
+def _without_outer_context() -> Iterator[None]:
+    """Remove Pyro's handlers, and torch's modes that change results."""
+    handlers = runtime._PYRO_STACK[:]
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        runtime._PYRO_STACK.clear()
+        try:
+            yield
+        finally:
+            runtime._PYRO_STACK[:] = handlers
+
+
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Restore the generators of torch, NumPy and Python on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
-        pyro.set_rng_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         try:
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, NumPy and Python with any non-negative number, and restore their generators on exit."""
+    with kept_generators():
+        pyro.set_rng_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        yield
 
 
 @contextlib.contextmanager

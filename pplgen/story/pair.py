@@ -16,8 +16,9 @@ from pplgen.errors import InputError
 from pplgen.story.automatic_guide import with_automatic_guide
 from pplgen.story.base import Story
 from pplgen.story.conditioning import ConditionedRows, labelled_site
-from pplgen.story.isolation import CloneInitialValues, copy_pair, modules_of, overwrite, seeded
+from pplgen.story.isolation import CloneInitialValues, copy_pair, exclusive, modules_of, overwrite, seeded
 from pplgen.story.marginalisation import WeightedEnum_ELBO
+from pplgen.story.site_checks import check_sites
 from pplgen.story.streamed_rows import RowSample, RowSource
 from pplgen.story.structure import Structure, inspect_traces, number_of_rows, select_rows
 
@@ -93,6 +94,7 @@ class Pair:
                 self.model, self.guide = with_automatic_guide(self.model, data)
             guide_trace = poutine.trace(self.guide).get_trace(*data)
             model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(*data)
+            check_sites(model_trace, guide_trace)
             stored = [value for _, value in pyro.get_param_store().named_parameters()]
         self.structure: Structure = inspect_traces(guide_trace, model_trace, data)
         owned = {id(parameter) for module in modules_of(self.model, self.guide) for parameter in module.parameters()}
@@ -271,6 +273,7 @@ class Pair:
         """Activate the pair's parameter store, its dtype, and Pyro's global parameter names."""
         default = torch.get_default_dtype()
         with (
+            exclusive(),
             pyro.get_param_store().scope(self._store),
             pyro.settings.context(module_local_params=False),
             CloneInitialValues(),

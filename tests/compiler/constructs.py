@@ -346,7 +346,7 @@ def refused():
     stateful = counting()
     return {
         "branch on a value": (branching, auto.AutoNormal(branching), (Y,), Trace_ELBO(), "branches on values"),
-        "state in Python": (stateful, auto.AutoNormal(stateful), (Y,), Trace_ELBO(), "differs from Pyro's"),
+        "state in Python": (stateful, auto.AutoNormal(stateful), (Y,), Trace_ELBO(), "changes 'calls"),
         "buffers": (normed.model, normed.guide, (X,), Trace_ELBO(), "evaluating the pair changes 'encoder.1"),
         "decaying baseline": (score_model, baseline_guide, (Y,), TraceGraph_ELBO(), "changes '__baseline"),
     }
