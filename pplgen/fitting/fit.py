@@ -11,11 +11,10 @@ from typing import Any, Literal
 import torch
 from pyro.infer import ELBO
 
-from pplgen.compiler.inductor import use_writable_cache
 from pplgen.errors import DataWarning, InputError, Interrupted
 from pplgen.fitting.fit_options import FitOptions, explicit_options
 from pplgen.fitting.nuts_fit import fit_nuts
-from pplgen.fitting.prepare import prepare
+from pplgen.fitting.prepare import Prepared, prepare
 from pplgen.fitting.result import Fit
 from pplgen.inference.laplace import approximate_all
 from pplgen.inference.minibatches import Augment
@@ -173,7 +172,6 @@ def fit(
         If another rank has failed.
     """
     call = locals()
-    use_writable_cache()
     with exclusive(), torch.enable_grad():
         options = FitOptions.of(call)
         if isinstance(model, Story) and not (guide is None or isinstance(guide, str)):
@@ -192,36 +190,39 @@ def fit(
             recorded=explicit_options(fit, call),
             ranks=options.ranks.all,
         )
-        if options.method == "nuts":
-            return fit_nuts(prepared, options, progress)
-        ranks, own_rows = options.ranks.all, options.ranks.rows.size == 1
-        with ranks.monitored(), reporting(progress if ranks.first else False) as callback:
-            try:
-                pairs = prepared.start(options.restart_seeds, options.ranks)
-                trained = train_restarts(pairs, options.restart_seeds, options.training(pairs[0]), callback)
-                if options.method == "laplace":
-                    pairs, trained = approximate_all(pairs, trained)
-                best, results = best_of(pairs, trained.results, options.ranks.restarts)
-            except KeyboardInterrupt:
-                when = "before the fit was finished" if own_rows else "while ranks shared the rows"
-                raise Interrupted(f"interrupted {when}; no fit is returned") from None
-        if best is None:
-            raise trained.failure or InputError("no restart of any rank has a finite ELBO")
-        runs = tuple(run for run in results if run is not None)
-        if hasattr(best.guide, "start") or hasattr(getattr(best.guide, "shared", None), "start"):
-            # parameters of a restart are relative to its own start, so that they do not apply to another's guide
-            runs = tuple(replace(run, final=run.final[:0]) for run in runs)
-        best_run = max(runs, key=lambda run: run.rank)
-        if best_run.stop is StopReason.DIVERGED:
-            warnings.warn(best_run.how, DataWarning, stacklevel=2)
-        path = trained.path + ", then L-BFGS" * (best_run.optimum is not None and best_run.mode is None)
-        path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {shard}"
-        return Fit(
-            best,
-            runs,
-            table=prepared.table,
-            seed=seed,
-            num_failed=len(results) - len(runs),
-            path=path,
-            origin=prepared.origin,
-        )
+        return (fit_nuts if options.method == "nuts" else _train)(prepared, options, progress)
+
+
+def _train(prepared: Prepared, options: FitOptions, progress: bool | ProgressCallback) -> Fit:
+    """Train all restarts, and return the fit."""
+    ranks, own_rows = options.ranks.all, options.ranks.rows.size == 1
+    with ranks.monitored(), reporting(progress if ranks.first else False) as callback:
+        try:
+            pairs = prepared.start(options.restart_seeds, options.ranks)
+            trained = train_restarts(pairs, options.restart_seeds, options.training(pairs[0]), callback)
+            if options.method == "laplace":
+                pairs, trained = approximate_all(pairs, trained)
+            best, results = best_of(pairs, trained.results, options.ranks.restarts)
+        except KeyboardInterrupt:
+            when = "before the fit was finished" if own_rows else "while ranks shared the rows"
+            raise Interrupted(f"interrupted {when}; no fit is returned") from None
+    if best is None:
+        raise trained.failure or InputError("no restart of any rank has a finite ELBO")
+    runs = tuple(run for run in results if run is not None)
+    if hasattr(best.guide, "start") or hasattr(getattr(best.guide, "shared", None), "start"):
+        # parameters of a restart are relative to its own start, so that they do not apply to another's guide
+        runs = tuple(replace(run, final=run.final[:0]) for run in runs)
+    best_run = max(runs, key=lambda run: run.rank)
+    if best_run.stop is StopReason.DIVERGED:
+        warnings.warn(best_run.how, DataWarning, stacklevel=3)
+    path = trained.path + ", then L-BFGS" * (best_run.optimum is not None and best_run.mode is None)
+    path = path if ranks.size == 1 else f"{path}; {ranks.size} ranks shared the {'restarts' if own_rows else 'rows'}"
+    return Fit(
+        best,
+        runs,
+        table=prepared.table,
+        seed=options.seed,
+        num_failed=len(results) - len(runs),
+        path=path,
+        origin=prepared.origin,
+    )

@@ -16,7 +16,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pplgen.compiler.inductor import compile_graph, why_not_compiled
+from pplgen.compiler.inductor import compile_graph, use_writable_cache, why_not_compiled
 from pplgen.compiler.traceable_pyro import NotTraceable, require_equal
 from pplgen.compiler.vectorisation import map_draws, traced_function
 from pplgen.errors import InputError, first_line
@@ -202,6 +202,7 @@ def run_nuts(
     """
     first = pairs[0]
     require_samplable(first, "nuts")
+    use_writable_cache()
     with first.isolated(), pyro.validation_enabled(False), seeded(seeds[0]):
         potential = Potential(first)
         if first.story is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+from pplgen.compiler.inductor import use_writable_cache
 from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.errors import DataWarning, InputError
 from pplgen.inference.batched_restarts import train_together
@@ -45,6 +46,7 @@ def train_restarts(
     KeyboardInterrupt
         If interrupted before any result.
     """
+    use_writable_cache()
     num_steps = len(pairs) * options.steps
     if options.compiler == "off":
         reason = "compile='off'"

@@ -74,8 +74,7 @@ class Pair:
         *,
         copied: bool = False,
     ) -> None:
-        self.data = data
-        self.num_arguments = len(data)
+        self.data, self.num_arguments = data, len(data)
         self.source: RowSource | None = None
         self.fingerprint = ""
         self.columns: tuple[str, ...] = ()
@@ -95,7 +94,7 @@ class Pair:
             guide_trace = poutine.trace(self.guide).get_trace(*data)
             model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(*data)
             check_sites(model_trace, guide_trace)
-            stored = [value for _, value in pyro.get_param_store().named_parameters()]
+            stored = dict(pyro.get_param_store().named_parameters()).values()
         self.structure: Structure = inspect_traces(guide_trace, model_trace, data)
         owned = {id(parameter) for module in modules_of(self.model, self.guide) for parameter in module.parameters()}
         for parameter in stored:
@@ -137,8 +136,8 @@ class Pair:
     def with_guide(self, guide: Callable[..., Any]) -> Pair:
         """Return a pair of the same model and data with another guide, and only the parameters that the two use."""
         other = Pair(self.model, guide, self.data, copied=True)
-        replaced = {name: vars(other)[name] for name in ("model", "guide", "structure", "_store", "_external")}
-        vars(other).update(vars(self) | replaced)
+        replaced = ("model", "guide", "structure", "_store", "_external")
+        vars(other).update(vars(self) | {name: vars(other)[name] for name in replaced})
         return other
 
     def condition_on(self, labels: Tensor | None, weights: Tensor | None) -> None:
