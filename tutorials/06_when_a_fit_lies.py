@@ -327,7 +327,9 @@ assert np.allclose(ratio["one joint normal"], 1, rtol=0.15)
 assert max(np.abs(each).max() for each in shift.values()) < 0.25
 # four standard errors of a shape k that 300 of 10,000 weights give in each of four replicates, (1 + k) / sqrt(4 * 300)
 assert abs(narrow_k[0] - abs(correlation)) < 4 * (1 + abs(correlation)) / 1200**0.5
-assert coverage["independent normals"] < 0.65
-assert coverage["mean subtracted"] > 0.8
+# the theory of such guides, and four standard errors of a fraction
+narrow_coverage = 2 * float(dist.Normal(0.0, 1.0).cdf(torch.tensor(1.645 * (1 - correlation**2) ** 0.5))) - 1
+for name, expected in (("independent normals", narrow_coverage), ("mean subtracted", 0.9)):
+    assert abs(coverage[name] - expected) < 4 * (expected * (1 - expected) / calibration["num_datasets"]) ** 0.5
 assert not calibrations["independent normals"].passed
 assert calibrations["mean subtracted"].passed

@@ -26,10 +26,10 @@ def test_bound_is_the_maximum_of_the_likelihood(wine, fit):
 def test_units_of_a_column_change_nothing_else(wine, fit):
     units = torch.logspace(-3, 3, 13, dtype=wine.dtype)
     again = pplgen.fit(FactorAnalysis(13, 2), units * wine + 5, compile="graph", progress=False)
-    # the rounding of 1800 steps of Adam, which are the same but for it
-    assert again.elbo + len(wine) * units.log().sum().item() == pytest.approx(fit.elbo, abs=1e-5)
+    # gradient norms of up to .001 in the metric of the Hessian, over 52 parameters: 52 / 2 * .001^2 nats each
+    assert again.elbo + len(wine) * units.log().sum().item() == pytest.approx(fit.elbo, abs=2e-4)
     sigma = fit.story.constants["sigma"]
-    torch.testing.assert_close(again.story.constants["sigma"] / units, sigma, rtol=1e-4, atol=0)
+    torch.testing.assert_close(again.story.constants["sigma"] / units, sigma, rtol=1e-3, atol=0)
 
 
 def test_a_factor_may_take_a_column_over(wine):
