@@ -137,7 +137,7 @@ KNOWN: dict[str, KnownPosterior] = {
         "standard deviations of a local level, the Nile",
         _level,
         None,
-        lambda sources: (sources.nile()[:, 0].float(),),
+        lambda sources: (sources.nile()[:, 0],),
         _level_moments,
         source=GRID,
     ),
