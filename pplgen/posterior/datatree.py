@@ -30,7 +30,7 @@ from pplgen.posterior.draws import (
     row_densities,
 )
 from pplgen.posterior.observed_densities import observed_densities, plates_of
-from pplgen.posterior.parameter_names import names_along
+from pplgen.posterior.parameter_names import names_along, variable_name
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -95,7 +95,7 @@ def to_datatree(
         Draws have the dimensions ``(chain, draw, ...)``, with one chain unless they come from a sampler.
         ``sample_stats`` holds ``lp`` = log p(x, theta) with discrete latents summed out, and ``log_q`` = log q(theta),
         both in nats. ``log_likelihood`` has one variable for each observed site: log p(x_i | theta) by row, or by the
-        plates of the site, discrete latents summed out.
+        plates of the site, discrete latents summed out. A ``/`` in the name of a site becomes a dot.
     """
     requested = set(GROUPS if groups is None else groups)
     for name in sorted(requested - set(GROUPS)):
@@ -126,8 +126,11 @@ def to_datatree(
     fixed = {"observed_data", "constant_data"} & requested
     content |= {name: sites for name, sites in _data_groups(pair).items() if name in fixed and sites}
     tree = arviz_base.from_dict(
-        {group: {name: _as_array(value, group, chains) for name, value in content[group].items()} for group in content},
-        dims=_dims(pair, content),
+        {
+            group: {variable_name(name): _as_array(value, group, chains) for name, value in sites.items()}
+            for group, sites in content.items()
+        },
+        dims={variable_name(name): dims for name, dims in _dims(pair, content).items()},
         coords=_coords(pair, columns),
     )
     tree.attrs.update(attributes or {})

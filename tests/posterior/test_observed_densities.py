@@ -100,3 +100,18 @@ def test_a_site_without_densities_by_entry_is_left_out_and_the_rest_is_there():
         tree = fit.to_datatree(20)
     assert "posterior" in tree.children
     assert "log_likelihood" not in tree.children
+
+
+def test_a_slash_in_a_name_is_a_dot_in_trees_and_tables(tmp_path, capsys):
+    def model(a):
+        mu = pyro.sample("level/mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", 8):
+            pyro.sample("level/a", dist.Normal(mu, 1.0), obs=a)
+
+    fit, tree = tree_of(model, A)
+    assert list(tree["posterior"].data_vars) == ["level.mu"]
+    assert tree["log_likelihood"]["level.a"].dims == ("chain", "draw", "row")
+    fit.summary()
+    assert "level.mu" in capsys.readouterr().out
+    assert list(fit.covariance().columns) == ["level.mu"]
+    assert fit.report(tmp_path, tree=tree).exists()
