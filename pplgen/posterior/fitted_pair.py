@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -180,5 +180,5 @@ class FittedPair(ABC):
             return self.pair.data
         like = next((value for value in self.pair.data if isinstance(value, Tensor)), torch.empty(0))
         if self.story is None:
-            return bare_arguments(x, like.device)
+            return bare_arguments(x, like.device, self.pair.model if isinstance(x, Mapping) else None)
         return (read_new_rows(self.story, x, self.columns, like.dtype).to(like.device),)
