@@ -96,14 +96,15 @@ def bare_arguments(
 ) -> tuple[Any, ...]:
     """Convert the data of a bare pair to arguments: one per element of a tuple, arrays and tables as tensors.
 
-    Floating-point arrays are converted to torch's default dtype; tensors keep theirs.
+    A dictionary whose keys are the model's arguments is passed by name; any other is a single argument. Floating-point
+    arrays are converted to torch's default dtype; tensors keep theirs.
 
     Raises
     ------
     InputError
         If the model or the guide cannot be called with that number of arguments.
     """
-    arguments = data if isinstance(data, tuple) else (data,)
+    arguments = data if isinstance(data, tuple) else _by_name(model, data) or (data,)
     for name, function in (("model", model), ("guide", guide)):
         expected = _parameters(function)
         try:
@@ -160,6 +161,20 @@ def _parameters(function: Callable[..., Any] | None) -> inspect.Signature:
         return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except (TypeError, ValueError):
         return anything
+
+
+def _by_name(model: Callable[..., Any] | None, data: Any) -> tuple[Any, ...] | None:
+    """Return the model's arguments from a dictionary with their names, ``None`` for other data."""
+    if not isinstance(data, Mapping):
+        return None
+    expected = [p for p in _parameters(model).parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if not data or not set(data) <= {p.name for p in expected}:
+        return None
+    last = max(index for index, p in enumerate(expected) if p.name in data)
+    values = [data.get(p.name, p.default) for p in expected[: last + 1]]
+    if missing := [p.name for p, value in zip(expected, values, strict=False) if value is inspect.Parameter.empty]:
+        raise InputError(f"data: the model's argument {missing[0]!r} is missing among {', '.join(map(repr, data))}")
+    return tuple(values)
 
 
 def _kind_of(data: Any) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from pplgen.errors import DataWarning, InputError, near_names
 from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.posterior.draws import (
+    Draws,
     draw_generated,
     draw_posterior,
     draw_predictive,
@@ -28,7 +29,8 @@ from pplgen.posterior.draws import (
     draw_shared,
     row_densities,
 )
-from pplgen.posterior.parameter_names import names_along
+from pplgen.posterior.observed_densities import observed_densities, plates_of
+from pplgen.posterior.parameter_names import names_along, variable_name
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -92,7 +94,8 @@ def to_datatree(
     xarray.DataTree
         Draws have the dimensions ``(chain, draw, ...)``, with one chain unless they come from a sampler.
         ``sample_stats`` holds ``lp`` = log p(x, theta) with discrete latents summed out, and ``log_q`` = log q(theta),
-        both in nats. ``log_likelihood`` has one value per row: log p(x_i | theta), discrete latents summed out.
+        both in nats. ``log_likelihood`` has one variable for each observed site: log p(x_i | theta) by row, or by the
+        plates of the site, discrete latents summed out. A ``/`` in the name of a site becomes a dot.
     """
     requested = set(GROUPS if groups is None else groups)
     for name in sorted(requested - set(GROUPS)):
@@ -111,9 +114,8 @@ def to_datatree(
         content["sample_stats"] = {"lp": sampled.lp}
         if not isinstance(pair.guide, StoredDraws):
             content["sample_stats"]["log_q"] = sampled.log_q
-    if "log_likelihood" in requested and pair.structure.why_no_row_densities() is None:
-        rows = row_densities(pair, sampled.named(pair.structure.latent), draws, pair.data).log_likelihood
-        content["log_likelihood"] = {"_".join(pair.structure.observed): rows}
+    if "log_likelihood" in requested and (densities := _log_likelihood(pair, sampled, draws)):
+        content["log_likelihood"] = densities
     if "posterior_predictive" in requested:
         content["posterior_predictive"] = draw_predictive(pair, sampled)
     if requested & {"prior", "prior_predictive"}:
@@ -124,12 +126,25 @@ def to_datatree(
     fixed = {"observed_data", "constant_data"} & requested
     content |= {name: sites for name, sites in _data_groups(pair).items() if name in fixed and sites}
     tree = arviz_base.from_dict(
-        {group: {name: _as_array(value, group, chains) for name, value in content[group].items()} for group in content},
-        dims=_dims(pair, content),
+        {
+            group: {variable_name(name): _as_array(value, group, chains) for name, value in sites.items()}
+            for group, sites in content.items()
+        },
+        dims={variable_name(name): dims for name, dims in _dims(pair, content).items()},
         coords=_coords(pair, columns),
     )
     tree.attrs.update(attributes or {})
     return tree
+
+
+def _log_likelihood(pair: Pair, sampled: Draws, draws: int) -> dict[str, Tensor]:
+    """Log densities in nats: of a story's rows; of each observed site of a bare pair."""
+    latents = sampled.named(pair.structure.latent)
+    if pair.story is None:
+        return observed_densities(pair, latents, draws)
+    if pair.structure.why_no_row_densities():
+        return {}
+    return {"_".join(pair.structure.observed): row_densities(pair, latents, draws, pair.data).log_likelihood}
 
 
 def group_of(tree: xr.DataTree, name: str) -> xr.Dataset:
@@ -270,8 +285,8 @@ def _dims(pair: Pair, content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, 
         dims = {name: list(names) for name, names in {**pair.story.dims, **ROW_ANNOTATIONS}.items()}
         # the posterior group holds draws, without the axis of the values' probabilities
         return dims | {name: dims[name][:-1] for name in pair.structure.guide_enumerated if name in dims}
-    rows = content.get("log_likelihood", {})
-    return {name: ["row"] for name in [*rows, *ROW_ANNOTATIONS]}
+    dims = {name: plates_of(pair, name) for name in content.get("log_likelihood", {})}
+    return dims | {name: ["row"] for name in ROW_ANNOTATIONS}
 
 
 def _coords(pair: Pair, columns: Sequence[str]) -> dict[str, Any]:

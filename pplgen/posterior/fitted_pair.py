@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from pplgen.errors import InputError
 from pplgen.inference.model_arguments import bare_arguments, read_new_rows
 from pplgen.inference.nuts import Chains
 from pplgen.inference.training_result import StopReason, Training
+from pplgen.posterior.parameter_names import variable_name
 from pplgen.story.base import Story, check_count
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -151,7 +152,8 @@ class FittedPair(ABC):
     def readable_sites(self, tree: xr.DataTree) -> list[str]:
         """Sites of the posterior group to show in a table: neither auxiliary nor per-row."""
         hidden = self.pair.structure.per_row | (self.story.auxiliary if self.story else frozenset())
-        return [str(name) for name in tree["posterior"].data_vars if name not in hidden]
+        names = {variable_name(name) for name in hidden}
+        return [str(name) for name in tree["posterior"].data_vars if name not in names]
 
     @property
     def _without_rows(self) -> str:
@@ -178,5 +180,5 @@ class FittedPair(ABC):
             return self.pair.data
         like = next((value for value in self.pair.data if isinstance(value, Tensor)), torch.empty(0))
         if self.story is None:
-            return bare_arguments(x, like.device)
+            return bare_arguments(x, like.device, self.pair.model if isinstance(x, Mapping) else None)
         return (read_new_rows(self.story, x, self.columns, like.dtype).to(like.device),)

@@ -9,7 +9,12 @@ import numpy as np
 
 from pplgen.story.base import Story
 
-__all__ = ["entry_names", "names_along"]
+__all__ = ["entry_names", "names_along", "variable_name"]
+
+
+def variable_name(site: str) -> str:
+    """Return the name of a site in trees and tables: ``/``, which separates groups of a tree, becomes a dot."""
+    return site.replace("/", ".")
 
 
 def entry_names(
@@ -40,6 +45,6 @@ def entry_names(
 
 def names_along(site: str, axes: Sequence[Sequence[Any]]) -> list[str]:
     """Name every scalar entry of a site by the labels of its axes, in C order."""
-    indices = np.ndindex(*map(len, axes))
+    indices, site = np.ndindex(*map(len, axes)), variable_name(site)
     indices_text = (", ".join(str(labels[i]) for labels, i in zip(axes, index, strict=True)) for index in indices)
     return [f"{site}[{index_text}]" if axes else site for index_text in indices_text]

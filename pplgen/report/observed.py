@@ -111,14 +111,16 @@ def leave_one_out(fit: FittedPair, tree: xr.DataTree) -> LeaveOneOut:
     ----------
     Magnusson et al. (2019), Bayesian leave-one-out cross-validation for large data.
     """
-    densities = list(group_of(tree, "log_likelihood").values())
+    densities = [each for each in group_of(tree, "log_likelihood").values() if each.dims[2:] == ("row",)]
     if not densities:
         raise InputError("The draws have no log density of single rows.")
     if fit.pair.structure.row_latent:
         raise InputError("Each row has its own latent variables, which must be integrated out first.")
     if "row_weights" in group_of(tree, "constant_data"):
         raise InputError("Weighted rows cannot be left out one at a time.")
-    density = densities[0].values.reshape(-1, *densities[0].shape[2:])
+    if len(densities) > 1 and fit.pair.structure.enumerates:
+        raise InputError("Several observed sites of a row share discrete latents.")
+    density = sum(each.values for each in densities).reshape(-1, *densities[0].shape[2:])
     num_rows = density.shape[-1]
     if num_rows == 1:
         one = "series" if fit.story is not None and fit.story.takes_series else "row"

@@ -35,6 +35,12 @@ def sum_out(
     row = trace.plate_to_symbol[row_plate]
     # packing removes axes of length one: a single row, a single value
     output = "".join(symbol for symbol in row + keep if any(symbol in term for term in terms))
+    # a term of zeros in the rows alone: they are outside the plates inside them
+    for operand, term in zip(operands, terms, strict=True):
+        if row in term:
+            operands.append(operand.new_zeros(operand.shape[term.index(row)]))
+            terms.append(row)
+            break
     summed: Tensor = einsum(
         f"{','.join(terms)}->{output}",
         *operands,

@@ -114,7 +114,7 @@ class OfOne(nn.Module):
 @pytest.mark.parametrize(
     ("data", "guide", "sentence"),
     [
-        ({"x": Y, "y": Y}, None, r"the model's arguments \(x, y\), not a dict of 'x', 'y'$"),
+        ({"x": Y, "z": Y}, None, r"the model's arguments \(x, y\), not a dict of 'x', 'z'$"),
         (Y, AutoMultivariateNormal(regression), r"the model's arguments \(x, y\), not a single tensor$"),
         ([Y, Y], None, r"the model's arguments \(x, y\), not a single list$"),
         ((Y, Y, Y), None, r"the model's arguments \(x, y\), not one of 3$"),
@@ -261,3 +261,24 @@ def test_many_rows_with_codes_come_in_batches(monkeypatch):
         assert seen[-1].rows_per_second / seen[-1].steps_per_second == pytest.approx({30: 30, 31: 10}[rows])
     assert options.default_batch_size(VAE(4), 20, streamed=True) == 10
     assert options.default_batch_size(GaussianMixture(2, 4), 20, streamed=True) == 20
+
+
+def test_a_dictionary_with_the_names_of_the_arguments_is_passed_by_name():
+    def regression(x, y, scale=1.0):
+        w = pyro.sample("w", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x, scale), obs=y)
+
+    def of_batch(batch):
+        regression(batch["x"], batch["y"])
+
+    x = torch.linspace(-1.0, 1.0, 40)
+    data = {"y": 2 * x, "x": x}
+    named, positional, nested = (
+        pplgen.fit(model, rows, steps=120, progress=False)
+        for model, rows in ((regression, data), (regression, (x, 2 * x)), (of_batch, data))
+    )
+    assert named.elbo == positional.elbo == pytest.approx(nested.elbo, abs=1e-4)  # rounding of constants folded
+    assert named.log_likelihood(data, draws=10).shape == (40,)
+    with pytest.raises(InputError, match="the model's argument 'x' is missing among 'y'"):
+        pplgen.fit(regression, {"y": 2 * x}, progress=False)
