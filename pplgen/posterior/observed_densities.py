@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pyro import poutine
@@ -42,7 +43,7 @@ def observed_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int
     found: dict[str, Tensor] = {}
     for name in pair.structure.observed:
         try:
-            found[name] = map_draws(lambda latent, name=name: _density(pair, name, latent), num_draws, latents)
+            found[name] = map_draws(partial(_density, pair, name), num_draws, latents)
         except (ValueError, NotImplementedError, RuntimeError) as error:
             message = f"log_likelihood of {name!r} is left out: it has no density per row: {first_line(error)}"
             warnings.warn(message, DataWarning, stacklevel=5)

@@ -120,7 +120,7 @@ def leave_one_out(fit: FittedPair, tree: xr.DataTree) -> LeaveOneOut:
         raise InputError("Weighted rows cannot be left out one at a time.")
     if len(densities) > 1 and fit.pair.structure.enumerates:
         raise InputError("Several observed sites of a row share discrete latents.")
-    density = sum(each.values for each in densities).reshape(-1, *densities[0].shape[2:])
+    density = np.sum([each.values for each in densities], axis=0).reshape(-1, *densities[0].shape[2:])
     num_rows = density.shape[-1]
     if num_rows == 1:
         one = "series" if fit.story is not None and fit.story.takes_series else "row"
