@@ -18,7 +18,7 @@ from pplgen.story.isolation import seeded
 
 __all__ = ["MAX_ENTRIES", "largest_result", "map_draws", "traced_function"]
 
-MIN_TRACED_DRAWS = 150
+MIN_TRACED_DRAWS = 50
 """Minimum number of draws for which tracing pays off."""
 MAX_ENTRIES = 2**22
 """Maximum entries of the largest intermediate result of one ``vmap`` chunk."""

@@ -1,10 +1,15 @@
 """The command line: what it prints, what it writes, and one sentence for every mistake."""
 
+import contextlib
+import io
 import json
 import os
 import shlex
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -19,18 +24,23 @@ TWO_COLUMNS = "a,b\n" + "\n".join(f"{i % 7 + (i % 2) * 10},{i % 5}" for i in ran
 
 
 def pplgen(*arguments, cwd, code=0):
-    """Run the command line in a process of its own and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pplgen", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "120", "PYTHONWARNINGS": "default"},
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    """Run the command line in this process, as in one of its own, and return what it printed."""
+    out, err, ended = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["pplgen", *map(str, arguments)]),
+        mock.patch.dict(os.environ, {"COLUMNS": "120"}),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("default")
+        try:
+            main()
+        except SystemExit as error:
+            ended = error.code
+    assert ended == code, err.getvalue()
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="module")

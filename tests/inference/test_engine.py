@@ -180,7 +180,7 @@ def test_a_missing_compiler_is_said(monkeypatch):
 @pytest.fixture(scope="module")
 def plain():
     """Old Faithful in plain Pyro."""
-    return pplgen.fit(GaussianMixture(2, 2), "faithful", compile="off", progress=False)
+    return pplgen.fit(GaussianMixture(2, 2), "faithful", steps=1200, compile="off", progress=False)
 
 
 @pytest.mark.parametrize("path", ["graph", pytest.param("inductor", marks=needs_compiler)])

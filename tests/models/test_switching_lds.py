@@ -154,7 +154,7 @@ def test_bound_and_regimes_on_twelve_quarters(growth, short_fit):
 
 
 def test_importance_weighted_bound_on_all_quarters(growth, short_fit):
-    weights = log_weights(short_fit(growth), 10_000)
+    weights = log_weights(short_fit(growth), 4000)
     bound = (weights.view(-1, 1000).logsumexp(1) - math.log(1000)).mean().item()
     assert bound == pytest.approx(ALL_QUARTERS, abs=0.3)
 
