@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import pplgen
-from pplgen.errors import DataWarning
 
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(8.0)[:, None]
 A, B = X[:, 0], X[0]
@@ -86,20 +85,6 @@ def test_discrete_latents_are_summed_out_of_each_entry_or_group(inner):
     expected = np.logaddexp.reduce(weights[..., None] + each if inner else weights + each.sum(-1), axis=1)
     assert density.dims == ("chain", "draw", "row", "visits")[: 4 if inner else 3]
     np.testing.assert_allclose(density.values[0], expected, rtol=1e-4)
-
-
-def test_a_site_without_densities_by_entry_is_left_out_and_the_rest_is_there():
-    def model(a):
-        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 5.0).to_event(1))
-        z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
-        with pyro.plate("data", 8):
-            pyro.sample("a", dist.Normal(mu[z], 1.0), obs=a)
-
-    fit = pplgen.fit(model, A, progress=False)
-    with pytest.warns(DataWarning, match="log_likelihood of 'a' is left out"):
-        tree = fit.to_datatree(20)
-    assert "posterior" in tree.children
-    assert "log_likelihood" not in tree.children
 
 
 def test_a_slash_in_a_name_is_a_dot_in_trees_and_tables(tmp_path, capsys):
