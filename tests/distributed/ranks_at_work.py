@@ -124,6 +124,7 @@ def enumerated():
 def spoilt():
     """The point again, where the noise of row 51, the second rank's, is NaN above a threshold on the way up."""
     _, guide, (x,) = point()
+    x = x - x.mean(0) + 2
 
     def model(x, marked):
         mu = pyro.sample("mu", dist.Normal(torch.zeros(3, **DOUBLE), 10.0).to_event(1))

@@ -94,7 +94,7 @@ def test_what_breaks_down_on_one_rank_is_said_by_all(two, path):
 def test_shared_restarts_are_one_process_s(two):
     """Their starts are random, and nothing after; they end apart, so that the best is one of them."""
     expected = at_work.restarts()
-    assert np.ptp(expected["elbos"]) > 1.0
+    assert np.ptp(expected["elbos"]) > 1e-3
     for found in two[0]:
         for what, values in expected.items():
             np.testing.assert_allclose(found[what], values, rtol=1e-6, atol=1e-6)

@@ -244,7 +244,7 @@ def test_the_figure_of_pareto_k_shows_the_values_of_its_check(tmp_path, monkeypa
     summary = f"{(k > limit).sum()} of 60 rows, worst {k.max():.2f}"
     assert check["value"] == pytest.approx((k > limit).mean())
     assert check["value"] > 0
-    assert check["verdict"] == "fail"
+    assert check["verdict"] in ("warn", "fail")
     assert check["remedy"].startswith(f"{summary} (rows {rows[k.argmax()]}, ")
     assert caption.endswith(f": {summary}.")
     assert f"Above {limit:.2g} a row's" in caption
