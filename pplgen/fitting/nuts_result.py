@@ -143,8 +143,7 @@ class SampledFit(Fit):
         posterior = tree["posterior"].to_dataset()[names]
         first = {str(name): torch.as_tensor(values.values[0]) for name, values in posterior.items()}
         ordered = relabel_dataset(posterior, first, component_axes(self.pair))
-        with np.errstate(invalid="ignore"):  # constant scalars
-            with np.errstate(divide="ignore", invalid="ignore"):  # a chain that never moved has an infinite R-hat
+        with np.errstate(divide="ignore", invalid="ignore"):  # constant scalars, chains that never moved
             return arviz_stats.summary(ordered, kind="diagnostics", round_to="none").astype(float)
 
     @property
