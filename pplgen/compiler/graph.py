@@ -18,12 +18,12 @@ from pyro.infer import ELBO
 from torch import Tensor, fx
 
 from pplgen.compiler.functionalisation import canonicalise, lift_constants
-from pplgen.compiler.python_state import changed_state, reachable_state
 from pplgen.compiler.recording import record_operations
 from pplgen.compiler.traceable_pyro import NotTraceable, require_equal, traceable
 from pplgen.errors import first_line
 from pplgen.story.isolation import ignore_nonfinite_warnings, modules_of, seeded
 from pplgen.story.pair import Pair
+from pplgen.story.python_state import changed_state, reachable_state
 from pplgen.story.structure import number_of_rows, select_rows
 
 __all__ = [

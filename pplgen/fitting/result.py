@@ -31,6 +31,7 @@ from pplgen.posterior.row_likelihood import LogLikelihood
 from pplgen.report.console import print_summary
 from pplgen.storage import run_folder
 from pplgen.story.base import check_choice, check_count
+from pplgen.story.full_plates import with_full_plates
 from pplgen.story.pair import Pair
 from pplgen.story.state_space import StateSpaceStory
 from pplgen.timeseries.series_likelihood import log_likelihood
@@ -56,7 +57,8 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
         path: str = "",
         origin: dict[str, Any] | None = None,
     ) -> None:
-        self.pair, self.runs, self.table, self.seed, self.num_failed = pair, runs, table, seed, num_failed
+        self.pair, self.runs, self.table = with_full_plates(pair), runs, table
+        self.seed, self.num_failed = seed, num_failed
         self.path, self.origin = path, origin or {}
         self.columns: tuple[str, ...] = table.columns if table is not None else tuple(self.origin.get("columns", ()))
 

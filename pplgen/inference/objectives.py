@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, ReweightedWakeSleep, TraceMeanField_ELBO
 
 from pplgen.data.transforms import redraw_pixels
 from pplgen.errors import InputError, first_line
@@ -78,6 +78,11 @@ def make_bound(
         check_positive("free_bits", free_bits)
         if elbo != "analytic":
             raise InputError(f"free_bits={free_bits!r}: expected elbo='analytic', which computes KL divergences")
+    if isinstance(elbo, ReweightedWakeSleep) or (elbo is not None and not isinstance(elbo, (str, ELBO))):
+        raise InputError(
+            f"elbo: {type(elbo).__name__} is not one ELBO of model and guide; expected one of {', '.join(BOUNDS)}, or "
+            "Pyro's ELBO with a single loss, such as TraceGraph_ELBO()"
+        )
     if isinstance(elbo, ELBO):
         if num_particles != 1:
             raise InputError(

@@ -12,10 +12,7 @@ import arviz_base
 import arviz_stats
 import numpy as np
 import pandas as pd
-import pyro
-import torch
 import xarray as xr
-from pyro import poutine
 from torch import Tensor
 
 from pplgen.errors import DataWarning, InputError, near_names
@@ -29,7 +26,7 @@ from pplgen.posterior.draws import (
     draw_shared,
     row_densities,
 )
-from pplgen.posterior.observed_densities import observed_densities, plates_of
+from pplgen.posterior.observed_densities import model_trace, observed_densities, plates_of
 from pplgen.posterior.parameter_names import names_along, variable_name
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -119,10 +116,8 @@ def to_datatree(
     if "posterior_predictive" in requested:
         content["posterior_predictive"] = draw_predictive(pair, sampled)
     if requested & {"prior", "prior_predictive"}:
-        latent, observed = draw_prior(pair, draws, exclude=exclude)
-        content |= {
-            name: sites for name, sites in (("prior", latent), ("prior_predictive", observed)) if name in requested
-        }
+        drawn = zip(("prior", "prior_predictive"), _prior(pair, draws, exclude), strict=True)
+        content |= {name: sites for name, sites in drawn if name in requested and sites}
     fixed = {"observed_data", "constant_data"} & requested
     content |= {name: sites for name, sites in _data_groups(pair).items() if name in fixed and sites}
     tree = arviz_base.from_dict(
@@ -135,6 +130,15 @@ def to_datatree(
     )
     tree.attrs.update(attributes or {})
     return tree
+
+
+def _prior(pair: Pair, draws: int, exclude: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draw latents and observed sites from the prior; nothing, with a warning, if it is improper."""
+    try:
+        return draw_prior(pair, draws, exclude=exclude)
+    except NotImplementedError as error:
+        warnings.warn(f"prior, prior_predictive: left out of the tree: {error}", DataWarning, stacklevel=4)
+        return {}, {}
 
 
 def _log_likelihood(pair: Pair, sampled: Draws, draws: int) -> dict[str, Tensor]:
@@ -228,8 +232,8 @@ def _is_symmetric(draws: np.ndarray) -> bool:
 def _default_groups(pair: Pair, draws: int) -> tuple[set[str], set[str]]:
     """Return the groups within ``MAX_SITE_SIZE``, and the sites beyond it; warn about what is left out."""
     structure = pair.structure
-    with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
-        nodes = poutine.trace(pair.model).get_trace(*pair.data).nodes
+    with seeded(0):
+        nodes = model_trace(pair).nodes
     candidates = [*structure.latent, *structure.deterministic, *structure.observed]
     sizes = {name: nodes[name]["value"].numel() for name in candidates if name in structure.per_row}
     large = {name for name, size in sizes.items() if draws * size > MAX_SITE_SIZE}
@@ -252,9 +256,8 @@ def _default_groups(pair: Pair, draws: int) -> tuple[set[str], set[str]]:
 
 def _data_groups(pair: Pair) -> dict[str, dict[str, Tensor]]:
     """Return the groups of observed values and of constants: arguments, row annotations, the story's constants."""
-    with torch.no_grad(), pyro.validation_enabled(False):
-        trace = poutine.trace(pair.model).get_trace(*pair.data)
-    observed = {name: trace.nodes[name]["value"] for name in pair.structure.observed}
+    nodes = model_trace(pair).nodes
+    observed = {name: nodes[name]["value"] for name in pair.structure.observed}
     constants = dict(pair.story.constants) if pair.story is not None else {}
     arguments = zip(_argument_names(pair.model), pair.data[: pair.num_arguments], strict=False)
     annotations = zip(ROW_ANNOTATIONS, pair.data[pair.num_arguments :], strict=False)

@@ -14,7 +14,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pplgen.compiler.vectorisation import map_draws
-from pplgen.errors import InputError
+from pplgen.errors import InputError, first_line
 from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.inference.estimators import unwrap_independent
 from pplgen.story.base import Story
@@ -205,7 +205,15 @@ def row_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int, dat
         raise InputError(reason)
     if set(pair.structure.row_latent) - set(latents):
         _require_row_guide(pair)
-    return RowDensities(*map_draws(lambda latent: _score_rows(pair, latent, data), num_draws, latents))
+    try:
+        return RowDensities(*map_draws(lambda latent: _score_rows(pair, latent, data), num_draws, latents))
+    except RuntimeError as error:
+        if data is pair.data:
+            raise
+        raise InputError(
+            "the model cannot be evaluated on these rows; one that is conditioned on its training data, such as by "
+            f"pyro.condition, has no density of others: {first_line(error)}"
+        ) from error
 
 
 @torch.no_grad()

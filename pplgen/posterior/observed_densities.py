@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import pyro
+import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
@@ -16,7 +18,7 @@ from pplgen.errors import DataWarning, first_line
 from pplgen.story.marginalisation import sum_out
 from pplgen.story.pair import Pair
 
-__all__ = ["observed_densities", "plates_of"]
+__all__ = ["model_trace", "observed_densities", "plates_of"]
 
 
 def observed_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int) -> dict[str, Tensor]:
@@ -52,8 +54,16 @@ def observed_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int
 
 def plates_of(pair: Pair, name: str) -> list[str]:
     """Names of the dimensions of a site's log densities: its plates from left to right, the row plate as ``row``."""
-    names = [frame.name for frame in _kept(pair, _trace(pair, {}), name)]
+    names = [frame.name for frame in _kept(pair, model_trace(pair), name)]
     return ["row" if each == pair.structure.row_plate else each for each in names]
+
+
+@torch.no_grad()
+def model_trace(pair: Pair) -> Any:
+    """Trace the model at one draw of the guide, without validation; call it inside ``pair.isolated``."""
+    with pyro.validation_enabled(False):
+        drawn = poutine.trace(pair.guide).get_trace(*pair.data)
+        return poutine.trace(poutine.replay(pair.model, drawn)).get_trace(*pair.data)
 
 
 def _trace(pair: Pair, latent: Mapping[str, Tensor]) -> Any:

@@ -10,10 +10,15 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import ImproperUniform
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal, init_to_sample, init_to_uniform
+from pyro.infer.autoguide.initialization import InitMessenger
+from torch import Tensor
+from torch.distributions import transform_to
 
 from pplgen.errors import InputError
+from pplgen.story.site_checks import innermost
 
 __all__ = ["with_automatic_guide"]
 
@@ -29,7 +34,7 @@ def with_automatic_guide(
     Of ``NUM_STARTS`` random initial points the guide starts at that with the best ELBO: a single one may lead to a
     minor mode. Restarts differ, because each has its own points.
     """
-    trace = poutine.trace(model).get_trace(*data)
+    trace = poutine.trace(InitMessenger(_from_prior)(model)).get_trace(*data)
     nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
     latent = {name: node["fn"] for name, node in nodes.items() if not poutine.util.site_is_subsample(node)}
     discrete = [name for name, fn in latent.items() if not fn.has_rsample and fn.support.is_discrete]
@@ -45,10 +50,24 @@ def with_automatic_guide(
     depth = max((-frame.dim for frame in frames), default=0)
     elbo = TraceEnum_ELBO(max_plate_nesting=depth) if discrete else Trace_ELBO(max_plate_nesting=depth)
     continuous = poutine.block(model, hide=discrete)
-    guides = [AutoNormal(continuous, init_loc_fn=(init_to_uniform, init_to_sample)[i % 2]) for i in range(NUM_STARTS)]
+    guides = [AutoNormal(continuous, init_loc_fn=(_uniform, _from_prior)[i % 2]) for i in range(NUM_STARTS)]
     losses = [_loss(elbo, model, guide, data) for guide in guides]
     best = min(losses)
-    return model, guides[losses.index(best)] if best < math.inf else AutoNormal(continuous, init_loc_fn=init_to_uniform)
+    return model, guides[losses.index(best)] if best < math.inf else AutoNormal(continuous, init_loc_fn=_uniform)
+
+
+def _uniform(site: Any) -> Tensor:
+    """Draw uniformly in (-2, 2) on the unconstrained scale; ``init_to_uniform`` of Pyro needs a prior that draws."""
+    fn = site["fn"]
+    if not isinstance(innermost(fn), ImproperUniform):
+        return init_to_uniform(site)
+    transform = transform_to(fn.support)
+    return transform(4 * torch.rand(transform.inverse_shape(fn.shape())) - 2)
+
+
+def _from_prior(site: Any) -> Tensor:
+    """Draw from the prior, if it is proper."""
+    return _uniform(site) if isinstance(innermost(site["fn"]), ImproperUniform) else init_to_sample(site)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
 from pplgen.errors import DataWarning, InputError
-from pplgen.story.isolation import kept_generators
+from pplgen.story.isolation import copy_pair, kept_generators
 
 __all__ = [
     "DataWarning",
@@ -25,6 +25,7 @@ __all__ = [
     "check_count",
     "check_per_feature",
     "check_positive",
+    "copy_story",
     "pyro_method",
 ]
 
@@ -164,6 +165,14 @@ def _accept_notice(cls: type[Story]) -> None:
     for base in cls.__mro__[1:]:  # for calls of super().notice(x)
         if "observe_missing" in vars(base) and "notice" not in vars(base):
             setattr(base, "notice", vars(base)["observe_missing"])  # noqa: B010
+
+
+def copy_story(story: Story, x: Tensor) -> Story:
+    """Copy a story to the device and dtype of the rows, and let it record which are missing."""
+    copy: Story = copy_pair(story, None)[0]
+    copy.to(device=x.device, dtype=x.dtype)
+    copy.observe_missing(x)
+    return copy
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:

@@ -170,7 +170,7 @@ def modules_of(*parts: Any) -> list[nn.Module]:
     return [owner for owner in owners if isinstance(owner, nn.Module)]
 
 
-def overwrite(values: dict[nn.Parameter, Tensor]) -> None:
-    """Set parameters in place."""
-    for parameter, value in values.items():
-        parameter.data.copy_(value)
+def overwrite(values: dict[Tensor, Tensor]) -> None:
+    """Set parameters and buffers in place."""
+    for tensor, value in values.items():
+        tensor.data.copy_(value)

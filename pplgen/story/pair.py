@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from pplgen.errors import InputError
 from pplgen.story.automatic_guide import with_automatic_guide
-from pplgen.story.base import Story
+from pplgen.story.base import Story, copy_story
 from pplgen.story.conditioning import ConditionedRows, labelled_site
 from pplgen.story.isolation import CloneInitialValues, copy_pair, exclusive, modules_of, overwrite, seeded
 from pplgen.story.marginalisation import WeightedEnum_ELBO
+from pplgen.story.python_state import reachable_buffers
 from pplgen.story.site_checks import check_sites
 from pplgen.story.streamed_rows import RowSample, RowSource
 from pplgen.story.structure import Structure, inspect_traces, number_of_rows, select_rows
@@ -32,8 +33,8 @@ class Pair:
     """A model and a guide with private parameters.
 
     Modules and stories are deep-copied. Parameters in Pyro's store, or in modules that a function closes over, are
-    swapped in by ``isolated`` and restored on exit, so the caller's parameters never change. (Running statistics of a
-    module that a function closes over do change: make such a module part of a module guide instead.)
+    swapped in by ``isolated`` and restored on exit, so the caller's parameters never change; nor do buffers of such
+    modules, like running statistics.
 
     Parameters
     ----------
@@ -81,13 +82,16 @@ class Pair:
         self._labelled_site: str | None = None
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
-        self._external: dict[nn.Parameter, Tensor] = {}
+        self._external: dict[Tensor, Tensor] = {}
         floating = (value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point())
         self._dtype = next(floating, torch.get_default_dtype())
         parts: tuple[Any, Any] = (model, guide) if copied else copy_pair(model, guide)
         self.model, self.guide = parts
         for module in modules_of(self.model, self.guide):
             module.to(device)
+        owned = {id(value) for module in modules_of(*parts) for value in (*module.parameters(), *module.buffers())}
+        buffers = [each for each in reachable_buffers(*filter(None, parts)) if id(each) not in owned]
+        self._external |= {buffer: buffer.detach().clone() for buffer in buffers}
         with self._private_store(), torch.no_grad():
             if self.guide is None:
                 self.model, self.guide = with_automatic_guide(self.model, data)
@@ -95,8 +99,9 @@ class Pair:
             model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(*data)
             check_sites(model_trace, guide_trace)
             stored = dict(pyro.get_param_store().named_parameters()).values()
+        overwrite(self._external)
         self.structure: Structure = inspect_traces(guide_trace, model_trace, data)
-        owned = {id(parameter) for module in modules_of(self.model, self.guide) for parameter in module.parameters()}
+        owned |= {id(parameter) for module in modules_of(self.guide) for parameter in module.parameters()}
         for parameter in stored:
             if isinstance(parameter, nn.Parameter) and id(parameter) not in owned:
                 self._external[parameter] = parameter.detach().clone()
@@ -112,7 +117,7 @@ class Pair:
         initialise: bool = True,
     ) -> Pair:
         """Copy a story to the device and dtype of ``x``, initialise it near ``x`` by default, and make a pair of it."""
-        copy = _copy(story, x)
+        copy = copy_story(story, x)
         if initialise:
             conditions = {"labels": labels, "weights": weights}
             copy.initialise(x, **{name: value for name, value in conditions.items() if value is not None})
@@ -125,7 +130,7 @@ class Pair:
     def of_stream(cls, story: Story, source: RowSource, survey: RowSample, device: torch.device | None) -> Pair:
         """Copy a story and initialise it near a sample of rows, the first of which are the pair's ``data``."""
         x = survey.sample.to(device)
-        copy = _copy(story, x)
+        copy = copy_story(story, x)
         if survey.missing:
             copy.observe_missing(torch.full_like(x[:1], torch.nan))
         copy.initialise(x, weights=x.new_full((len(x),), len(source) / len(x)))
@@ -282,14 +287,6 @@ class Pair:
                 yield
             finally:
                 torch.set_default_dtype(default)
-
-
-def _copy(story: Story, x: Tensor) -> Story:
-    """Copy a story to the device and dtype of the rows, and let it record which are missing."""
-    copy: Story = copy_pair(story, None)[0]
-    copy.to(device=x.device, dtype=x.dtype)
-    copy.observe_missing(x)
-    return copy
 
 
 def check_shapes(kind: str, values: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from pyro.util import check_site_shape
 
 from pplgen.errors import InputError, first_line
 
-__all__ = ["check_sites"]
+__all__ = ["check_sites", "innermost"]
 
 
 @torch.no_grad()
@@ -83,11 +83,11 @@ def _outside_support(node: Any) -> str | None:
     what = "observed site" if node["is_observed"] else "site"
     return (
         f"{what} {node['name']!r}{', entry ' + ', '.join(map(str, place)) + ',' if place else ''} is {shown}, outside "
-        f"the support of its distribution {type(_innermost(fn)).__name__}: {fn.support}"
+        f"the support of its distribution {type(innermost(fn)).__name__}: {fn.support}"
     )
 
 
-def _innermost(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
     """Return the distribution inside wrappers such as ``Independent``."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist

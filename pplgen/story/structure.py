@@ -38,6 +38,8 @@ class Structure:
     """Terms that ``pyro.factor`` adds to the log density."""
     per_row: frozenset[str]
     """Sites of the model inside the row plate."""
+    subsamples: bool = False
+    """Whether a plate holds a random subsample of its rows."""
 
     @property
     def enumerates(self) -> bool:
@@ -103,6 +105,7 @@ def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data:
         observed=observed,
         factors=tuple(name for name in conditioned if name not in observed),
         per_row=per_row,
+        subsamples=any(frame.full_size not in (None, frame.size) for frame in frames),
     )
 
 

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import VAE, GaussianMixture
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import EnergyDistance, ReweightedWakeSleep, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import nn
 
@@ -282,3 +282,40 @@ def test_a_dictionary_with_the_names_of_the_arguments_is_passed_by_name():
     assert named.log_likelihood(data, draws=10).shape == (40,)
     with pytest.raises(InputError, match="the model's argument 'x' is missing among 'y'"):
         pplgen.fit(regression, {"y": 2 * x}, progress=False)
+
+
+def test_an_improper_prior_is_fitted_and_its_draws_are_left_out():
+    def improper(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        scale = pyro.sample("scale", dist.ImproperUniform(dist.constraints.positive, (), (2,)))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, scale[0]), obs=y)
+        pyro.sample("other", dist.LogNormal(scale.log(), 0.1).to_event(1), obs=torch.ones(2))
+
+    y = torch.linspace(-1.0, 1.0, 40) + 5
+    fit = pplgen.fit(improper, y, progress=False)
+    with pytest.warns(DataWarning, match="prior, prior_predictive: left out of the tree: ImproperUniform"):
+        tree = fit.to_datatree(2000)
+    assert {"prior", "prior_predictive"}.isdisjoint(tree.children)
+    mu = tree["posterior"]["mu"].values[0]
+    # a flat prior: the mean of y, with standard deviation near scale / sqrt(40); four standard errors of 2,000 draws
+    assert abs(mu.mean() - 5.0) < 4 * mu.std() / 2000**0.5 + 0.05 * mu.std()
+
+
+@pytest.mark.parametrize("bound", [ReweightedWakeSleep(), EnergyDistance()])
+def test_an_objective_of_several_losses_is_refused(bound):
+    with pytest.raises(InputError, match=f"elbo: {type(bound).__name__} is not one ELBO"):
+        pplgen.fit(regression, (Y, Y), elbo=bound, progress=False)
+
+
+def test_a_conditioned_model_has_no_density_of_other_rows():
+    def simulator(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0))
+
+    y = torch.linspace(2.0, 6.0, 50)
+    fit = pplgen.fit(pyro.condition(simulator, data={"y": y}), y, steps=120, progress=False)
+    assert fit.log_likelihood(draws=10).shape == (50,)
+    with pytest.raises(InputError, match="conditioned on its training data"):
+        fit.log_likelihood(y[:10], draws=10)

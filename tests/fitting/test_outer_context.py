@@ -82,3 +82,20 @@ def test_threads_wait_for_each_other(expected):
         thread.join()
     assert set(elbos.values()) == {expected["graph"]}
     assert not len(pyro.get_param_store())
+
+
+@pytest.mark.parametrize("path", ["graph", "off"])
+def test_statistics_of_a_module_in_a_closure_are_kept(path):
+    norm = torch.nn.BatchNorm1d(1)
+
+    def standardised(y):
+        z = norm(y[:, None])[:, 0]
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(mu, 1.0), obs=z.detach())
+
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    fit = pplgen.fit(standardised, Y, steps=120, compile=path, progress=False)
+    fit.to_datatree(10)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
+    assert fit.path.startswith("plain Pyro")

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import nn
 
 import pplgen
-from pplgen.compiler.python_state import changed_state, reachable_state
+from pplgen.story.python_state import changed_state, reachable_state
 
 Y = torch.linspace(2.0, 6.0, 50)
 CALLS, COUNT = [], 0

@@ -6,7 +6,7 @@ import itertools
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,14 @@ import numpy as np
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-__all__ = ["changed_state", "reachable_state"]
+__all__ = ["changed_state", "reachable_buffers", "reachable_state"]
 
 LIBRARIES = frozenset({"arviz", "numpy", "pandas", "pplgen", "pyro", "scipy", "sklearn", "torch", "xarray"})
 """Packages whose functions and objects are not examined, beside the standard library; their modules' children are."""
 MAX_DEPTH, MAX_ITEMS = 8, 1000
 """Maximum depth of nesting, and number of items of a container, that are examined."""
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+LEAVES = (*PLAIN, Tensor, np.ndarray, itertools.count)
 INTERNAL = frozenset(vars(PyroModule()))
 """Attributes that every module has."""
 
@@ -28,24 +29,36 @@ INTERNAL = frozenset(vars(PyroModule()))
 def reachable_state(*functions: Callable[..., Any]) -> dict[str, Any]:
     """Return the numbers, strings, lengths and identities that functions reach, by a readable name of the place."""
     state: dict[str, Any] = {}
-    seen: set[int] = set()
-    pending: deque[tuple[str, Any, int]] = deque((_name(function), function, 0) for function in functions)
-    while pending:
-        place, value, depth = pending.popleft()
-        if isinstance(value, PLAIN):
+    for place, value in _reached(functions):
+        if isinstance(value, (*PLAIN, itertools.count)):
             state[place] = repr(value)
         elif isinstance(value, Tensor):
             state[place] = id(value), value._version
         elif isinstance(value, np.ndarray):
             state[place] = id(value), value.tobytes() if value.size <= MAX_ITEMS else None
-        elif isinstance(value, itertools.count):
-            state[place] = repr(value)
+        elif isinstance(value, (list, tuple, set, frozenset, deque, Mapping)):
+            state[f"len({place})"] = len(value)
+    return state
+
+
+def reachable_buffers(*functions: Callable[..., Any]) -> list[Tensor]:
+    """Return the buffers of modules that functions reach, such as in their closures."""
+    modules = (value for _, value in _reached(functions) if isinstance(value, nn.Module))
+    return list({id(buffer): buffer for module in modules for buffer in module.buffers()}.values())
+
+
+def _reached(functions: Iterable[Callable[..., Any]]) -> Iterator[tuple[str, Any]]:
+    """Iterate over what functions reach, breadth first, each object once, with a name of its place."""
+    seen: set[int] = set()
+    pending: deque[tuple[str, Any, int]] = deque((_name(function), function, 0) for function in functions)
+    while pending:
+        place, value, depth = pending.popleft()
+        if isinstance(value, LEAVES):
+            yield place, value
         elif id(value) not in seen and depth < MAX_DEPTH:
             seen.add(id(value))
-            if isinstance(value, (list, tuple, set, frozenset, deque, Mapping)):
-                state[f"len({place})"] = len(value)
+            yield place, value
             pending.extend((inner, each, depth + 1) for inner, each in _parts(place, value))
-    return state
 
 
 def changed_state(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
@@ -79,7 +92,8 @@ def _attributes(place: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Iterate over the attributes of an object and of its class, and over the children of a module."""
     kind, is_module = type(value), isinstance(value, nn.Module)
     if is_module:
-        yield from ((f"{place}.{name}", child) for name, child in value._modules.items())
+        inside = value._modules | {name: each for name, each in value._buffers.items() if each is not None}
+        yield from ((f"{place}.{name}", each) for name, each in inside.items())
     if _of_library(kind.__module__, besides="pplgen" if is_module else ""):
         return
     slots = (name for cls in kind.__mro__ for name in getattr(cls, "__slots__", ()))
