@@ -56,7 +56,7 @@ settings.register_profile("ci", max_examples=40, derandomize=True, **_ALIKE)
 settings.register_profile("nightly", max_examples=500, print_blob=True, **_ALIKE)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-LONGEST = ("test_tutorials.py", "test_readme.py", "test_killed.py")
+LONGEST = ("test_tutorials.py", "test_readme.py", "test_killed.py", "test_switching_lds.py", "test_ranks.py")
 """Files of tests that run for minutes: they begin, lest one worker is left with them at the end."""
 REFERENCE_DATA = Path(__file__).parents[2] / "shared" / "data"
 
