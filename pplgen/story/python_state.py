@@ -29,7 +29,10 @@ INTERNAL = frozenset(vars(PyroModule()))
 def reachable_state(*functions: Callable[..., Any]) -> dict[str, Any]:
     """Return the numbers, strings, lengths and identities that functions reach, by a readable name of the place."""
     state: dict[str, Any] = {}
-    for place, value in _reached(functions):
+    for name, value in _reached(functions):
+        place = name
+        while place in state:  # of the same name, such as in the closures of model and guide
+            place += "'"
         if isinstance(value, (*PLAIN, itertools.count)):
             state[place] = repr(value)
         elif isinstance(value, Tensor):

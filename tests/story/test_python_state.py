@@ -110,3 +110,14 @@ def test_reachable_state_has_readable_names_and_ends_in_cycles():
     assert changed_state(state, reachable_state(function)) is None
     loop["a"].append(3)
     assert changed_state(state, reachable_state(function)) == "len(loop['a'])"
+
+
+def test_variables_of_the_same_name_are_told_apart():
+    def counter():
+        n = [0]
+        return (lambda: n), n
+
+    (first, own), (second, _) = counter(), counter()
+    before = reachable_state(first, second)
+    own[0] += 1
+    assert changed_state(before, reachable_state(first, second)) == "n[0]"
