@@ -164,10 +164,10 @@ def _moves(clusters: Tensor, scaled: Tensor) -> Iterator[Tensor]:
             yield moved
 
 
-def _halves(cluster: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a cluster at its mean, across the first principal component of its deviations from it."""
-    scatter = (cluster[:, None] * deviations).T @ deviations
-    positive = deviations @ torch.linalg.eigh(scatter)[1][:, -1] > 0
+def _halves(cluster: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Split the weights of a cluster by the sign of each row's score on the cluster's first principal component."""
+    scatter = (cluster[:, None] * centred).T @ centred
+    positive = centred @ torch.linalg.eigh(scatter)[1][:, -1] > 0
     return cluster * positive, cluster * ~positive
 
 

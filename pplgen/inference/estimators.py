@@ -17,6 +17,7 @@ from torch.distributions import Independent, kl_divergence
 
 from pplgen.errors import InputError
 from pplgen.story.marginalisation import PARTICLE_PLATE, RowEnum_ELBO, sum_out
+from pplgen.story.structure import unwrap
 
 __all__ = [
     "DetachSamples",
@@ -107,9 +108,7 @@ def kl_per_dimension(name: str, guide: Any, model: Any) -> tuple[Tensor, Tensor]
 
 def unwrap_independent(distribution: Any) -> Any:
     """Return the base distribution of (nested) ``Independent``."""
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution
+    return unwrap(distribution, Independent)
 
 
 class ScoreFunction_ELBO(Trace_ELBO):

@@ -20,7 +20,7 @@ from pplgen.errors import first_line
 from pplgen.inference.nonfinite_gradients import first_nonfinite_gradient
 from pplgen.story.isolation import ignore_nonfinite_warnings
 from pplgen.story.pair import Pair
-from pplgen.story.structure import number_of_rows
+from pplgen.story.structure import number_of_rows, unwrap
 
 __all__ = ["TRIES", "explain", "explain_start"]
 
@@ -155,9 +155,7 @@ class _Evaluation:
 
     def _cause(self, name: str, node: Any, what: str) -> str:
         """Name the argument of the site's distribution at fault, if one is."""
-        fn = node["fn"]
-        while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-            fn = fn.base_dist
+        fn = unwrap(node["fn"])
         kind = type(fn).__name__
         for argument, constraint in fn.arg_constraints.items():
             value = vars(fn).get(argument)
@@ -199,9 +197,7 @@ class _Evaluation:
 
     def _columns(self, node: Any) -> str:
         """Name the columns at fault where entries of a row have separate densities; empty if all are."""
-        fn = node["fn"]
-        while isinstance(fn, MaskedDistribution | ExpandedDistribution):
-            fn = fn.base_dist
+        fn = unwrap(node["fn"], MaskedDistribution | ExpandedDistribution)
         if not isinstance(fn, Independent) or fn.reinterpreted_batch_ndims != 1:
             return ""
         entries = fn.base_dist.log_prob(node["value"]).detach()

@@ -26,9 +26,9 @@ from pplgen.posterior.draws import (
     draw_shared,
     row_densities,
 )
-from pplgen.posterior.observed_densities import model_trace, observed_densities, plates_of
+from pplgen.posterior.model_traces import model_trace
+from pplgen.posterior.observed_densities import observed_densities, plate_names
 from pplgen.posterior.parameter_names import names_along, variable_name
-from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
 __all__ = ["GROUPS", "INTERVAL", "group_of", "printed_table", "row_latents", "summarise", "to_datatree"]
@@ -232,8 +232,7 @@ def _is_symmetric(draws: np.ndarray) -> bool:
 def _default_groups(pair: Pair, draws: int) -> tuple[set[str], set[str]]:
     """Return the groups within ``MAX_SITE_SIZE``, and the sites beyond it; warn about what is left out."""
     structure = pair.structure
-    with seeded(0):
-        nodes = model_trace(pair).nodes
+    nodes = model_trace(pair).nodes
     candidates = [*structure.latent, *structure.deterministic, *structure.observed]
     sizes = {name: nodes[name]["value"].numel() for name in candidates if name in structure.per_row}
     large = {name for name, size in sizes.items() if draws * size > MAX_SITE_SIZE}
@@ -288,7 +287,7 @@ def _dims(pair: Pair, content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, 
         dims = {name: list(names) for name, names in {**pair.story.dims, **ROW_ANNOTATIONS}.items()}
         # the posterior group holds draws, without the axis of the values' probabilities
         return dims | {name: dims[name][:-1] for name in pair.structure.guide_enumerated if name in dims}
-    dims = {name: plates_of(pair, name) for name in content.get("log_likelihood", {})}
+    dims = plate_names(pair) if "log_likelihood" in content else {}
     return dims | {name: ["row"] for name in ROW_ANNOTATIONS}
 
 

@@ -17,6 +17,7 @@ from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError, first_line
 from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.inference.estimators import unwrap_independent
+from pplgen.posterior.model_traces import enumerated_trace
 from pplgen.story.base import Story
 from pplgen.story.marginalisation import sum_out
 from pplgen.story.pair import Pair
@@ -242,11 +243,7 @@ def _score_rows(
     row_plate = str(structure.row_plate)
     left_out = [name for name in structure.latent if name not in latent]
     drawn, log_q, probabilities = _draw_rows(pair, latent, left_out, data)
-    conditioned = poutine.condition(pair.model, {**latent, **drawn})
-    trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-1 - structure.plate_depth))
-    model_trace = trace.get_trace(*data)
-    model_trace.compute_log_prob()
-    model_trace.pack_tensors()
+    model_trace = enumerated_trace(pair, {**latent, **drawn}, data)
     scored = [*structure.observed, *structure.factors, *structure.enumerated, *left_out]
     scored = [name for name in scored if name in structure.per_row]
     nodes = [model_trace.nodes[name] for name in scored]

@@ -7,18 +7,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import pyro
-import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import DataWarning, first_line
+from pplgen.posterior.model_traces import enumerated_trace, model_trace
 from pplgen.story.marginalisation import sum_out
 from pplgen.story.pair import Pair
+from pplgen.story.structure import plates_of_site
 
-__all__ = ["model_trace", "observed_densities", "plates_of"]
+__all__ = ["observed_densities", "plate_names"]
 
 
 def observed_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int) -> dict[str, Tensor]:
@@ -40,64 +39,56 @@ def observed_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int
     Returns
     -------
     dict
-        Log densities by site, shape ``(num_draws, *plates)``, dimensions as by ``plates_of``.
+        Log densities by site, shape ``(num_draws, *plates)``, dimensions as by ``plate_names``.
     """
-    found: dict[str, Tensor] = {}
+    plates = _plates(pair)
+    if pair.structure.enumerates:
+        for name in [name for name, frames in plates.items() if not frames]:
+            _warn(name, "it depends on an enumerated site that is in none of its plates")
+            del plates[name]
+    try:
+        return map_draws(partial(_densities, pair, plates), num_draws, latents) if plates else {}
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        for name in plates:
+            _warn(name, first_line(error))
+        return {}
+
+
+def plate_names(pair: Pair) -> dict[str, list[str]]:
+    """Names of the dimensions of each site's log densities: its plates from left to right, the row plate as ``row``."""
+    row = pair.structure.row_plate
+    return {
+        name: ["row" if frame.name == row else frame.name for frame in frames] for name, frames in _plates(pair).items()
+    }
+
+
+def _plates(pair: Pair) -> dict[str, list[Any]]:
+    """Plates of each observed site over which its entries are independent: those of every enumerated site too."""
+    nodes = model_trace(pair).nodes
+    enumerated = [plates_of_site(nodes[name]) for name in pair.structure.enumerated]
+    found = {}
     for name in pair.structure.observed:
-        try:
-            found[name] = map_draws(partial(_density, pair, name), num_draws, latents)
-        except (ValueError, NotImplementedError, RuntimeError) as error:
-            message = f"log_likelihood of {name!r} is left out: it has no density per row: {first_line(error)}"
-            warnings.warn(message, DataWarning, stacklevel=5)
+        frames = plates_of_site(nodes[name])
+        kept = set(frames).intersection(*enumerated)
+        found[name] = sorted((frames[each] for each in kept), key=lambda frame: frame.dim)
     return found
 
 
-def plates_of(pair: Pair, name: str) -> list[str]:
-    """Names of the dimensions of a site's log densities: its plates from left to right, the row plate as ``row``."""
-    names = [frame.name for frame in _kept(pair, model_trace(pair), name)]
-    return ["row" if each == pair.structure.row_plate else each for each in names]
+def _densities(pair: Pair, plates: dict[str, list[Any]], latent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the log densities of sites at one draw, with the dimensions of their plates."""
+    trace, found = enumerated_trace(pair, latent, pair.data), {}
+    for name, frames in plates.items():
+        if pair.structure.enumerates:
+            symbols = [trace.plate_to_symbol[frame.name] for frame in frames[1:]]
+            found[name] = sum_out(trace, [name, *pair.structure.enumerated], frames[0].name, "".join(symbols))
+        else:
+            node, sizes = trace.nodes[name], {frame.dim: frame.size for frame in frames}
+            log_prob = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
+            found[name] = log_prob.expand([sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)])
+        found[name] = found[name].reshape([frame.size for frame in frames])
+    return found
 
 
-@torch.no_grad()
-def model_trace(pair: Pair) -> Any:
-    """Trace the model at one draw of the guide, without validation; call it inside ``pair.isolated``."""
-    with pyro.validation_enabled(False):
-        drawn = poutine.trace(pair.guide).get_trace(*pair.data)
-        return poutine.trace(poutine.replay(pair.model, drawn)).get_trace(*pair.data)
-
-
-def _trace(pair: Pair, latent: Mapping[str, Tensor]) -> Any:
-    """Trace the model at one draw of the latents, its discrete ones enumerated."""
-    conditioned = poutine.condition(pair.model, dict(latent))
-    trace = poutine.trace(poutine.enum(conditioned, first_available_dim=-1 - pair.structure.plate_depth))
-    return trace.get_trace(*pair.data)
-
-
-def _kept(pair: Pair, trace: Any, name: str) -> list[Any]:
-    """Plates of a site over which its entries are independent given the latents: those of every enumerated site too."""
-    plates = {each: _plates(trace.nodes[each]) for each in (name, *pair.structure.enumerated)}
-    shared = set(plates[name]).intersection(*map(set, plates.values()))
-    return sorted((plates[name][each] for each in shared), key=lambda frame: frame.dim)
-
-
-def _plates(node: Any) -> dict[str, Any]:
-    """Vectorised plates of a site by name."""
-    return {frame.name: frame for frame in node["cond_indep_stack"] if frame.vectorized}
-
-
-def _density(pair: Pair, name: str, latent: Mapping[str, Tensor]) -> Tensor:
-    """Return the log density of a site at one draw, with the dimensions of its kept plates."""
-    trace = _trace(pair, latent)
-    trace.compute_log_prob()
-    frames, node = _kept(pair, trace, name), trace.nodes[name]
-    if not pair.structure.enumerated:
-        log_prob = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
-        sizes = {frame.dim: frame.size for frame in frames}
-        depth = max((-dim for dim in sizes), default=0)
-        return log_prob.expand([sizes.get(dim, 1) for dim in range(-depth, 0)]).reshape([f.size for f in frames])
-    if not frames:
-        raise ValueError("it depends on an enumerated site that is in none of its plates")
-    trace.pack_tensors()
-    symbols = [trace.plate_to_symbol[frame.name] for frame in frames[1:]]
-    summed = sum_out(trace, [name, *pair.structure.enumerated], frames[0].name, "".join(symbols))
-    return summed.reshape([frame.size for frame in frames])
+def _warn(name: str, reason: str) -> None:
+    message = f"log_likelihood of {name!r} is left out: it has no density per row: {reason}"
+    warnings.warn(message, DataWarning, stacklevel=6)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pplgen.errors import InputError
-from pplgen.story.site_checks import innermost
+from pplgen.story.structure import sample_sites, unwrap, vectorised_plates
 
 __all__ = ["with_automatic_guide"]
 
@@ -35,8 +35,8 @@ def with_automatic_guide(
     minor mode. Restarts differ, because each has its own points.
     """
     trace = poutine.trace(InitMessenger(_from_prior)(model)).get_trace(*data)
-    nodes = {name: trace.nodes[name] for name in trace.stochastic_nodes}
-    latent = {name: node["fn"] for name, node in nodes.items() if not poutine.util.site_is_subsample(node)}
+    sites = sample_sites(trace)
+    latent = {name: node["fn"] for name, node in sites.items() if not node["is_observed"]}
     discrete = [name for name, fn in latent.items() if not fn.has_rsample and fn.support.is_discrete]
     for name in discrete:
         if not latent[name].has_enumerate_support:
@@ -46,8 +46,7 @@ def with_automatic_guide(
         model = config_enumerate(model, default="parallel")
     if len(discrete) == len(latent):
         raise InputError("the model has no continuous latent site to fit; give a guide")
-    frames = [frame for node in trace.nodes.values() for frame in node.get("cond_indep_stack", ()) if frame.vectorized]
-    depth = max((-frame.dim for frame in frames), default=0)
+    _, depth = vectorised_plates(sites.values())
     elbo = TraceEnum_ELBO(max_plate_nesting=depth) if discrete else Trace_ELBO(max_plate_nesting=depth)
     continuous = poutine.block(model, hide=discrete)
     guides = [AutoNormal(continuous, init_loc_fn=(_uniform, _from_prior)[i % 2]) for i in range(NUM_STARTS)]
@@ -59,7 +58,7 @@ def with_automatic_guide(
 def _uniform(site: Any) -> Tensor:
     """Draw uniformly in (-2, 2) on the unconstrained scale; ``init_to_uniform`` of Pyro needs a prior that draws."""
     fn = site["fn"]
-    if not isinstance(innermost(fn), ImproperUniform):
+    if not isinstance(unwrap(fn), ImproperUniform):
         return init_to_uniform(site)
     transform = transform_to(fn.support)
     return transform(4 * torch.rand(transform.inverse_shape(fn.shape())) - 2)
@@ -67,7 +66,7 @@ def _uniform(site: Any) -> Tensor:
 
 def _from_prior(site: Any) -> Tensor:
     """Draw from the prior, if it is proper."""
-    return _uniform(site) if isinstance(innermost(site["fn"]), ImproperUniform) else init_to_sample(site)
+    return _uniform(site) if isinstance(unwrap(site["fn"]), ImproperUniform) else init_to_sample(site)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pplgen.errors import InputError
+from pplgen.story.isolation import Wrapped
 from pplgen.story.structure import Structure
 
 __all__ = ["ConditionedRows", "PartlyObserved", "RowScale", "labelled_site"]
@@ -84,7 +85,7 @@ class PartlyObserved(dist.TorchDistribution):
         return values
 
 
-class ConditionedRows:
+class ConditionedRows(Wrapped):
     """A model or guide, or any function of the same arguments, that also takes labels and weights of rows.
 
     Parameters
@@ -100,9 +101,8 @@ class ConditionedRows:
     """
 
     def __init__(self, function: Callable[..., Any], num_arguments: int, row_plate: str, site: str | None) -> None:
-        functools.update_wrapper(self, function)
-        self.function, self.num_arguments, self.row_plate, self.site = function, num_arguments, row_plate, site
-        self.__self__ = getattr(function, "__self__", function)  # owner of the parameters, as for a bound method
+        super().__init__(function)
+        self.num_arguments, self.row_plate, self.site = num_arguments, row_plate, site
 
     def __call__(self, *data: Any) -> Any:
         """Call the function, conditioned on labels and weights where given."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 
+from pplgen.story.isolation import Wrapped
 from pplgen.story.pair import Pair
 
 __all__ = ["FullPlates", "with_full_plates"]
 
 
-class FullPlates:
+class FullPlates(Wrapped):
     """A function of Pyro primitives in whose plates ``subsample_size`` has no effect.
 
     Predictive draws, observed data and log densities are then of all rows in their order, not of a random few.
@@ -24,11 +24,6 @@ class FullPlates:
     function
         A model or a guide.
     """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, function)
-        self.function = function
-        self.__self__ = getattr(function, "__self__", function)  # owner of the parameters, as for a bound method
 
     def __call__(self, *data: Any) -> Any:
         """Call the function with full plates."""

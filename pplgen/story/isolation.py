@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import random
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "CloneInitialValues",
+    "Wrapped",
     "copy_pair",
     "exclusive",
     "flush_denormals",
@@ -168,6 +170,25 @@ def modules_of(*parts: Any) -> list[nn.Module]:
     """Return the modules among callables; a bound method is replaced by its module."""
     owners = [getattr(part, "__self__", part) for part in parts]
     return [owner for owner in owners if isinstance(owner, nn.Module)]
+
+
+class Wrapped:
+    """Base of callables that call another function: they have its name, and own its parameters like a bound method.
+
+    Parameters
+    ----------
+    function
+        The other function.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.__self__ = getattr(function, "__self__", function)
+
+    def __call__(self, *data: Any) -> Any:
+        """Call the other function."""
+        return self.function(*data)
 
 
 def overwrite(values: dict[Tensor, Tensor]) -> None:

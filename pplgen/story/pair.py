@@ -82,7 +82,6 @@ class Pair:
         self._labelled_site: str | None = None
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
-        self._external: dict[Tensor, Tensor] = {}
         floating = (value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point())
         self._dtype = next(floating, torch.get_default_dtype())
         parts: tuple[Any, Any] = (model, guide) if copied else copy_pair(model, guide)
@@ -91,7 +90,7 @@ class Pair:
             module.to(device)
         owned = {id(value) for module in modules_of(*parts) for value in (*module.parameters(), *module.buffers())}
         buffers = [each for each in reachable_buffers(*filter(None, parts)) if id(each) not in owned]
-        self._external |= {buffer: buffer.detach().clone() for buffer in buffers}
+        self._external: dict[Tensor, Tensor] = {buffer: buffer.detach().clone() for buffer in buffers}
         with self._private_store(), torch.no_grad():
             if self.guide is None:
                 self.model, self.guide = with_automatic_guide(self.model, data)

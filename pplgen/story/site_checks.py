@@ -11,8 +11,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.util import check_site_shape
 
 from pplgen.errors import InputError, first_line
+from pplgen.story.structure import sample_sites, unwrap
 
-__all__ = ["check_sites", "innermost"]
+__all__ = ["check_sites"]
 
 
 @torch.no_grad()
@@ -31,21 +32,15 @@ def check_sites(model: poutine.Trace, guide: poutine.Trace) -> None:
     InputError
         Names the site, and what it was expected to be.
     """
-    sampled = {name: node for name, node in model.nodes.items() if _is_random(node)}
-    for name, node in guide.nodes.items():
-        if _is_random(node) and name not in sampled and not node["infer"].get("is_auxiliary"):
+    sampled, guided = sample_sites(model), sample_sites(guide)
+    for name, node in guided.items():
+        if name not in sampled and not node["infer"].get("is_auxiliary"):
             raise InputError(
                 f"site {name!r} is in the guide but not in the model; remove it, or mark it "
                 "infer={'is_auxiliary': True}"
             )
-    for trace in (model, guide):
-        for node in trace.nodes.values():
-            if _is_random(node):
-                _check_log_density(node)
-
-
-def _is_random(node: Any) -> bool:
-    return node["type"] == "sample" and not poutine.util.site_is_subsample(node)
+    for node in (*sampled.values(), *guided.values()):
+        _check_log_density(node)
 
 
 def _check_log_density(node: Any) -> None:
@@ -83,12 +78,5 @@ def _outside_support(node: Any) -> str | None:
     what = "observed site" if node["is_observed"] else "site"
     return (
         f"{what} {node['name']!r}{', entry ' + ', '.join(map(str, place)) + ',' if place else ''} is {shown}, outside "
-        f"the support of its distribution {type(innermost(fn)).__name__}: {fn.support}"
+        f"the support of its distribution {type(unwrap(fn)).__name__}: {fn.support}"
     )
-
-
-def innermost(fn: Any) -> Any:
-    """Return the distribution inside wrappers such as ``Independent``."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pyro import poutine
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["Structure", "inspect_traces", "number_of_rows", "select_rows"]
+__all__ = [
+    "Structure",
+    "inspect_traces",
+    "number_of_rows",
+    "plates_of_site",
+    "sample_sites",
+    "select_rows",
+    "unwrap",
+    "vectorised_plates",
+]
 
 ROW_PLATE = "data"
 
@@ -76,10 +87,33 @@ def select_rows(value: Any, chosen: Tensor | slice, rows: int) -> Any:
     return value[chosen] if per_row else value
 
 
+def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """Return the sample sites of a trace by name, without the subsamples of plates."""
+    sites = ((name, node) for name, node in trace.nodes.items() if node["type"] == "sample")
+    return {name: node for name, node in sites if not poutine.util.site_is_subsample(node)}
+
+
+def plates_of_site(node: Any) -> dict[str, Any]:
+    """Return the vectorised plates of a site by name."""
+    return {frame.name: frame for frame in node["cond_indep_stack"] if frame.vectorized}
+
+
+def vectorised_plates(sites: Iterable[Any]) -> tuple[set[Any], int]:
+    """Return the vectorised plates of sites, and the number of batch dimensions that they occupy."""
+    frames = {frame for node in sites for frame in plates_of_site(node).values()}
+    return frames, max((-frame.dim for frame in frames), default=0)
+
+
+def unwrap(distribution: Any, kinds: Any = Independent | MaskedDistribution | ExpandedDistribution) -> Any:
+    """Return the distribution inside (nested) wrappers of these kinds."""
+    while isinstance(distribution, kinds):
+        distribution = distribution.base_dist
+    return distribution
+
+
 def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data: tuple[Any, ...]) -> Structure:
     """Classify the sites of traces by their role in inference."""
-    sites = {name: node for name, node in model_trace.nodes.items() if node["type"] == "sample"}
-    sites = {name: node for name, node in sites.items() if not poutine.util.site_is_subsample(node)}
+    sites = sample_sites(model_trace)
     deterministic = tuple(name for name, node in sites.items() if node["infer"].get("_deterministic"))
     conditioned = [name for name, node in sites.items() if node["is_observed"] and name not in deterministic]
     # pyro.factor observes an empty value
@@ -92,11 +126,11 @@ def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data:
                 f"site {name!r} is in the model but not in the guide; add it there, or mark it "
                 "infer={'enumerate': 'parallel'} if it is discrete"
             )
-    frames = {frame for node in sites.values() for frame in node["cond_indep_stack"] if frame.vectorized}
+    frames, plate_depth = vectorised_plates(sites.values())
     row_plate = _row_plate(frames, [sites[name] for name in observed], number_of_rows(data))
     per_row = frozenset(name for name, node in sites.items() if row_plate in _plates(node))
     return Structure(
-        plate_depth=max((-frame.dim for frame in frames), default=0),
+        plate_depth=plate_depth,
         row_plate=row_plate,
         latent=latent,
         enumerated=enumerated,

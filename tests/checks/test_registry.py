@@ -298,7 +298,7 @@ def test_prior_sensitivity_is_arvizs():
         {"posterior": {"mu": weighed.sites["mu"].numpy()[None]}, "log_prior": {"mu": prior.numpy()[None]}}
     )
     theirs = float(arviz_stats.psense(tree, group="prior")["mu"])
-    # single precision of log densities near 3
+    # rounding of log densities in float32
     assert sensitivity._sensitivities(weighed.sites["mu"][None], prior)[0] == pytest.approx(theirs, rel=1e-3)
 
 

@@ -24,7 +24,7 @@ TWO_COLUMNS = "a,b\n" + "\n".join(f"{i % 7 + (i % 2) * 10},{i % 5}" for i in ran
 
 
 def pplgen(*arguments, cwd, code=0):
-    """Run the command line in this process, as in one of its own, and return what it printed."""
+    """Run a command in this process, and return its output."""
     out, err, ended = io.StringIO(), io.StringIO(), 0
     with (
         contextlib.chdir(cwd),

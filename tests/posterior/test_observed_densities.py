@@ -100,3 +100,19 @@ def test_a_slash_in_a_name_is_a_dot_in_trees_and_tables(tmp_path, capsys):
     assert "level.mu" in capsys.readouterr().out
     assert list(fit.covariance().columns) == ["level.mu"]
     assert fit.report(tmp_path, tree=tree).exists()
+
+
+def test_many_sites_are_scored_in_one_evaluation_of_a_draw():
+    calls = []
+
+    def model(y):
+        calls.append(1)
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        for t in range(40):
+            pyro.sample(f"y_{t}", dist.Normal(mu, 1.0), obs=y[t % 8])
+
+    fit = pplgen.fit(model, A, steps=3, progress=False)
+    calls.clear()
+    tree = fit.to_datatree(2, groups=["log_likelihood"])
+    assert len(tree["log_likelihood"].data_vars) == 40
+    assert len(calls) < 40
