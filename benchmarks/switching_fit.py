@@ -29,7 +29,8 @@ from torch import Tensor
 
 from pplgen.exact.switching import kim_filter, kim_smoother
 from pplgen.inference.batched_restarts import train_together
-from pplgen.inference.training_options import Adam, TrainingOptions
+from pplgen.inference.optimisers import Optimiser
+from pplgen.inference.training_options import TrainingOptions
 from pplgen.story.dynamics import SwitchingLinearGaussian
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -110,7 +111,7 @@ def ours(
     for seed in seeds:
         with seeded(seed):
             pairs.append(Pair.of_story(story, y.float()))
-    options = TrainingOptions(STEPS, Adam(0.02), compiler="graph")
+    options = TrainingOptions(STEPS, Optimiser(0.02), compiler="graph")
     with seeded(0):
         train_together(pairs, options, seeds=seeds)
     seconds = (time.perf_counter() - started) / starts

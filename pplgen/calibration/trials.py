@@ -19,7 +19,8 @@ from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
 from pplgen.inference.batched_restarts import Report, train_together
 from pplgen.inference.model_arguments import bare_arguments, read_rows
-from pplgen.inference.training_options import Adam, TrainingOptions
+from pplgen.inference.optimisers import Optimiser
+from pplgen.inference.training_options import TrainingOptions
 from pplgen.inference.training_result import StopReason, Training
 from pplgen.posterior.parameter_names import entry_names
 from pplgen.story.base import Story
@@ -141,7 +142,9 @@ def _train(
     if not learns:
         untrained = Training(0, np.empty(0), 0.0, 0.0, StopReason.CONVERGED)
         return dict.fromkeys(range(len(pairs)), untrained), "a guide without parameters"
-    options = TrainingOptions(settings.steps, Adam(settings.learning_rate, decay=FINAL_RATE ** (1 / settings.steps)))
+    options = TrainingOptions(
+        settings.steps, Optimiser(settings.learning_rate, decay=FINAL_RATE ** (1 / settings.steps))
+    )
     try:
         with seeded(seeds[0]):
             runs, path = train_together(pairs, options, seeds=seeds, report=report, own_data=True)

@@ -177,9 +177,9 @@ def _fit_options(
         int | None, typer.Option(help="Maximum number of steps; for NUTS, draws per chain.  [default: 10,000; 1,000]")
     ] = None,
     optimiser: Annotated[
-        str, typer.Option(help="auto (Adam, then L-BFGS over fixed draws where that applies), or adam.")
+        str, typer.Option(help="auto (Adam, then L-BFGS over fixed draws where that applies), adam, adamw or sgd.")
     ] = "auto",
-    learning_rate: Annotated[float, typer.Option(help="Initial learning rate of Adam.")] = 0.02,
+    learning_rate: Annotated[float, typer.Option(help="Initial learning rate.")] = 0.02,
     clip: Annotated[
         float | None, typer.Option(help="Clip gradient entries at this absolute value.  [default: off]")
     ] = None,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pyro.infer import ELBO
+from pyro.optim import PyroOptim
 
 from pplgen.errors import DataWarning, InputError, Interrupted
 from pplgen.fitting.fit_options import FitOptions, explicit_options
@@ -18,6 +19,7 @@ from pplgen.fitting.prepare import Prepared, prepare
 from pplgen.fitting.result import Fit
 from pplgen.inference.laplace import approximate_all
 from pplgen.inference.minibatches import Augment
+from pplgen.inference.optimisers import LearningRate, Schedule
 from pplgen.inference.restarts_over_ranks import best_of
 from pplgen.inference.train import train_restarts
 from pplgen.inference.training_result import ProgressCallback, StopReason
@@ -39,10 +41,10 @@ def fit(
     method: Literal["svi", "laplace", "nuts"] = "svi",
     seed: int = 0,
     steps: int | None = None,
-    optimiser: Literal["auto", "adam"] = "auto",
-    learning_rate: float = 0.02,
+    optimiser: str | Mapping[str, Any] | PyroOptim | torch.optim.Optimizer = "auto",
+    learning_rate: LearningRate = 0.02,
     clip: float | None = None,
-    decay: float = 1.0,
+    decay: float | Schedule = 1.0,
     patience: int | None = None,
     restarts: int | None = None,
     batch_size: int | None = None,
@@ -102,16 +104,22 @@ def fit(
         Ingram and Broderick 2024), to a stationary point whose gradient norm and Monte Carlo error ``Fit.how`` states.
         It needs the traced graph, all rows in each step, reparameterised draws, no networks and at most 5,000
         parameters; elsewhere, and where it finds no stationary point that is as good on fresh draws, Adam continues.
-        ``"adam"``: Adam alone.
+        ``"adam"``, ``"adamw"`` or ``"sgd"``: alone; with options of torch's, such as
+        ``{"name": "adamw", "betas": (0.9, 0.99), "weight_decay": 0.1}``. Or an object of ``pyro.optim`` or
+        ``torch.optim``, with which plain Pyro runs: its rates are its own, a scheduler of ``pyro.optim`` makes a step
+        after each epoch, and the first plateau ends the fit.
     learning_rate
-        Initial learning rate of Adam. It is multiplied by .3 at each plateau of the smoothed ELBO, where Adam's moments
-        are reset, and which does not count while a parameter drifts; the third ends the fit, with the average of the
-        parameters since the second if its ELBO is better. The rate is multiplied by .1 when the ELBO or its gradient is
-        not finite: the restart returns to its last good state, and stops there the third time.
+        Initial learning rate; or rates by parameter, as a mapping from names (others have the default) or a function of
+        the name, without L-BFGS; a rate of 0 leaves a parameter where it is. Rates are multiplied by .3 at each plateau
+        of the smoothed ELBO, where the optimiser's moments are reset, and which does not count while a parameter
+        drifts; the third ends the fit, with the average of the parameters since the second if its ELBO is better. They
+        are multiplied by .1 when the ELBO or its gradient is not finite: the restart returns to its last good state,
+        and stops there the third time.
     clip
         Clip gradient entries at this absolute value, as Pyro's ``ClippedAdam`` does (default: off).
     decay
-        Factor on the learning rate per step, ``lrd`` of ``ClippedAdam``; at most 1 (default: no decay).
+        Factor on the learning rate per step, ``lrd`` of ``ClippedAdam``; at most 1 (default: no decay). Or a schedule:
+        a function of the step, counted from 1, that returns the factor on the initial learning rate.
     patience
         Steps per average of the ELBO when plateaus are detected; at least 100, rounded up to hundreds. Default: 100;
         for minibatches of a ``LatentStory``, one epoch.

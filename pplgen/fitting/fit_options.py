@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.infer import ELBO
+from pyro.optim import PyroOptim
 
 from pplgen.data.streams import RowStream
 from pplgen.distributed.sharding import check_shardable
@@ -21,8 +22,9 @@ from pplgen.inference.minibatches import Augment
 from pplgen.inference.model_arguments import check_device
 from pplgen.inference.named_guides import GUIDES
 from pplgen.inference.objectives import augmentation, check_warm_up, make_bound
+from pplgen.inference.optimisers import LearningRate, Optimiser, Rule, Schedule, read_optimiser
 from pplgen.inference.restarts_over_ranks import RankRoles
-from pplgen.inference.training_options import Adam, Batching, Objective, TrainingOptions
+from pplgen.inference.training_options import Batching, Objective, TrainingOptions
 from pplgen.storage.checkpoint import CheckpointOptions
 from pplgen.story.base import Story, check_choice, check_count, check_positive
 from pplgen.story.latent import LatentStory
@@ -32,7 +34,6 @@ __all__ = ["FitOptions", "explicit_options"]
 
 DEFAULTS = {"svi": (10_000, 1), "laplace": (10_000, 1), "nuts": (1000, 4)}
 """Default numbers of steps and restarts of each method."""
-OPTIMISERS = ("auto", "adam")
 COMPILERS = ("auto", "inductor", "graph", "off")
 STREAMED_ROWS = 10_000
 """Default rows per step of a stream."""
@@ -50,10 +51,10 @@ class FitOptions:
     seed: int
     steps: int
     restarts: int
-    optimiser: str
-    learning_rate: float
+    optimiser: str | Mapping[str, Any] | PyroOptim
+    learning_rate: LearningRate
     clip: float | None
-    decay: float
+    decay: float | Schedule
     patience: int | None
     batch_size: int | None
     device: torch.device | None
@@ -89,12 +90,7 @@ class FitOptions:
             check_choice("guide", call["guide"], GUIDES)
         if method != "svi":
             _refuse_svi_options(call)
-        check_choice("optimiser", call["optimiser"], OPTIMISERS)
-        check_positive("learning_rate", call["learning_rate"])
-        if call["clip"] is not None:
-            check_positive("clip", call["clip"])
-        if check_positive("decay", call["decay"]) > 1:
-            raise InputError(f"decay={call['decay']!r}: expected a number above 0 and at most 1")
+        chosen["optimiser"] = read_optimiser(call)
         if call["batch_size"] is not None:
             check_count("batch_size", call["batch_size"])
         check_choice("compile", call["compile"], COMPILERS)
@@ -126,7 +122,7 @@ class FitOptions:
             checkpoint = CheckpointOptions(Path(self.checkpoint), self.checkpoint_every)
         return TrainingOptions(
             self.steps,
-            Adam(self.learning_rate, self.clip, self.decay, patience, alone=self.optimiser == "adam"),
+            self._first_order(pair, patience),
             Objective(bound, self.warm_up),
             Batching(batch_size, augment),
             "graph" if self.method == "laplace" else self.compile,
@@ -134,15 +130,26 @@ class FitOptions:
             self.ranks.rows,
         )
 
+    def _first_order(self, pair: Pair, patience: int) -> Optimiser:
+        """Return the first-order optimiser of a pair's parameters."""
+        own = self.optimiser if isinstance(self.optimiser, PyroOptim) else None
+        rule = Rule() if own or self.optimiser == "auto" else Rule.of(self.optimiser)
+        alone = self.optimiser != "auto" or not isinstance(self.learning_rate, float | int)
+        optimiser = Optimiser(self.learning_rate, self.clip, self.decay, patience, rule, alone, own)
+        with pair.isolated():
+            optimiser.check_names(list(pair.snapshot()))
+        return optimiser
+
 
 def _refuse_svi_options(call: Mapping[str, Any]) -> None:
     """Raise ``InputError`` for options and data that NUTS and Laplace's approximation do not support."""
     laplace = call["method"] == "laplace"
     names = ("clip", "patience", "batch_size", "elbo", "free_bits", "augment", "checkpoint")
     refused = [name for name in (*names, *(("guide",) if laplace else ())) if call[name] is not None]
-    if laplace:
-        unlike = {"compile": "off", "optimiser": "adam"}
-        refused += [f"{name}={value!r}" for name, value in unlike.items() if call[name] == value]
+    if call["optimiser"] != "auto":
+        refused.append("optimiser")
+    if laplace and call["compile"] == "off":
+        refused.append("compile='off'")
     if isinstance(call["data"], RowStream):
         refused.append("stream")
     if isinstance(call["guide"], str):

@@ -1,4 +1,4 @@
-"""Many parameter sets, one program: the graph mapped over restarts, with Adam inside, compiled where that pays."""
+"""Many parameter sets, one program: the graph mapped over restarts, the optimiser inside, compiled where that pays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +17,11 @@ from pplgen.compiler.recording import record_operations
 from pplgen.compiler.traceable_pyro import NotTraceable, require_equal
 from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks, communicates, without_communication
 from pplgen.errors import first_line
+from pplgen.inference.optimisers import Optimiser
 from pplgen.story.isolation import flush_denormals, seeded
 
 __all__ = ["Engine", "State"]
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
 ROUNDING = 1e-5
 """Size of a gradient's entry, relative to the largest, that may be a rounding error."""
 NODES_PER_CALL = 1000
@@ -29,14 +29,14 @@ NODES_PER_CALL = 1000
 
 
 class State(NamedTuple):
-    """Adam's state for R parameter vectors."""
+    """State of an optimiser of R parameter vectors."""
 
     vectors: Tensor
     """Unconstrained parameters, shape ``(R, P)``."""
     mean: Tensor
-    """Adam's first moment, shape ``(R, P)``."""
+    """First moment of the gradient, shape ``(R, P)``."""
     square: Tensor
-    """Adam's second moment, shape ``(R, P)``."""
+    """Second moment of the gradient, shape ``(R, P)``."""
     average: Tensor
     """Mean of the vectors since the moments were zero, shape ``(R, P)``."""
     since: Tensor
@@ -51,7 +51,7 @@ class State(NamedTuple):
         return cls(vectors, mean, square, average, vectors.new_zeros((len(vectors), 1)), vectors.new_zeros(()))
 
     def reset_moments(self, index: int) -> None:
-        """Let Adam start again from one vector, in place."""
+        """Let the optimiser start again from one vector, in place."""
         for part in (self.mean, self.square, self.average, self.since):
             part[index] = 0.0
 
@@ -68,7 +68,7 @@ class Engine:
     """Optimisation steps for R parameter vectors at once.
 
     A step is a pure function of ``(state, rates, buffers, tensors)``: it evaluates the graph for every vector with
-    separate random numbers, and updates each by Adam at its own rate; a rate of zero leaves a vector unchanged.
+    separate random numbers, and updates each at its own rate; a rate of zero leaves a vector unchanged.
 
     Parameters
     ----------
@@ -78,10 +78,8 @@ class Engine:
         Example state with R vectors.
     data
         Tensors of every step; or an infinite iterator over minibatches, the tensors of one step each.
-    clip
-        Clip gradient entries at this absolute value; ``None``: off.
-    decay
-        Factor on the learning rates per step.
+    optimiser
+        Update rule, gradient clipping, and learning rates by parameter and step, as factors on the rates of a call.
     buffers
         Buffers of each vector, shape ``(R, ...)`` each; ``None`` for the graph's.
     own_data
@@ -98,15 +96,20 @@ class Engine:
         state: State,
         data: tuple[Tensor, ...] | Iterator[tuple[Tensor, ...]],
         *,
-        clip: float | None = None,
-        decay: float = 1.0,
+        optimiser: Optimiser = Optimiser(),  # noqa: B008 - frozen
         buffers: tuple[Tensor, ...] | None = None,
         own_data: bool = False,
         warm_up: tuple[int, int] | None = None,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.ranks = ranks
-        self.graph, self.data, self.clip, self.decay, self.warm_up = graph, data, clip, decay, warm_up
+        self.graph, self.data, self.optimiser, self.warm_up = graph, data, optimiser, warm_up
+        relative = [optimiser.relative_rate(name) for name in graph.names]
+        sizes = [shape.numel() for shape in graph.shapes]
+        self.relative_rates = None
+        """Learning rate of each entry relative to its vector's, shape ``(P,)``; ``None`` if all are 1."""
+        if any(rate != 1 for rate in relative):
+            self.relative_rates = torch.tensor(np.repeat(relative, sizes)).to(state.vectors)
         self.own_data, self.own_buffers = own_data, buffers is not None
         self.buffers = graph.buffers if buffers is None else buffers
         self.num_traces = 0
@@ -141,12 +144,12 @@ class Engine:
             Final state, and losses in nats, shape ``(num_steps, R)``.
         """
         losses = []
-        taken = 0
+        taken, before = 0, int(state.taken)
         with torch.no_grad(), flush_denormals():
             while taken < num_steps:
                 fits = num_steps - taken >= self._block.num_steps
                 program = self._block if fits else self._single
-                *moved, loss = program.call(*state, *self._inputs(rates, program.num_steps))
+                *moved, loss = program.call(*state, *self._inputs(rates, program.num_steps, before + taken))
                 state = State(*moved)
                 losses.append(loss)
                 taken += program.num_steps
@@ -221,7 +224,7 @@ class Engine:
             buffers, tensors = others[: len(self.buffers)], others[len(self.buffers) :]
             for index in range(num_steps):
                 batch = tensors if isinstance(self.data, tuple) else [value[index] for value in tensors]
-                state, loss = self._step(state, rates, buffers, batch)
+                state, loss = self._step(state, rates[index], buffers, batch)
                 losses.append(loss)
             return (*state, torch.stack(losses))
 
@@ -233,8 +236,10 @@ class Engine:
                 f"a batch of restarts cannot be traced: {type(error).__name__}: {first_line(error)}"
             ) from error
 
-    def _inputs(self, rates: Tensor, num_steps: int) -> tuple[Tensor, ...]:
-        """Return the inputs of a call in addition to the state; minibatches are stacked, one per step."""
+    def _inputs(self, rates: Tensor, num_steps: int, taken: int = 0) -> tuple[Tensor, ...]:
+        """Return the inputs of a call in addition to the state; rates and minibatches are stacked, one per step."""
+        factors = [self.optimiser.factor(taken + step + 1) for step in range(num_steps)]
+        rates = torch.stack([rates if factor == 1 else rates * factor for factor in factors])
         if isinstance(self.data, tuple):
             return (rates, *self.buffers, *self.data)
         batches = [next(self.data) for _ in range(num_steps)]
@@ -243,7 +248,7 @@ class Engine:
     def _step(
         self, state: State, rates: Tensor, buffers: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[State, Tensor]:
-        """Evaluate the gradient for every vector and update it by Adam (Kingma and Ba 2015)."""
+        """Evaluate the gradient for every vector and update it by the optimiser's rule."""
         if self.warm_up:
             which, warm_up_steps = self.warm_up
             weight = ((state.taken + 1) / warm_up_steps).clamp(max=1).to(buffers[which].dtype).expand_as(buffers[which])
@@ -257,15 +262,15 @@ class Engine:
             mapped = torch.func.vmap(self.graph.loss_and_gradient, in_dims=along, randomness="different")
             losses, gradients = mapped(state.vectors, *buffers, *tensors)
         gradients = self.ranks.mean(gradients)
-        if self.clip is not None:
-            gradients = gradients.clamp(-self.clip, self.clip)
-        taken = state.taken + 1
-        mean = BETAS[0] * state.mean + (1 - BETAS[0]) * gradients
-        square = BETAS[1] * state.square + (1 - BETAS[1]) * gradients * gradients
-        since = state.since + 1
-        direction = mean / (1 - BETAS[0] ** since) / ((square / (1 - BETAS[1] ** since)).sqrt() + EPSILON)
-        moved = state.vectors - rates * (direction if self.decay == 1 else self.decay**taken * direction)
-        moving = rates > 0
+        if self.optimiser.clip is not None:
+            gradients = gradients.clamp(-self.optimiser.clip, self.optimiser.clip)
+        since, moving = state.since + 1, rates > 0
+        moved, mean, square = self.optimiser.rule.moved(
+            state.vectors,
+            gradients,
+            rates if self.relative_rates is None else rates * self.relative_rates,
+            (state.mean, state.square, since),
+        )
         average = state.average + (moved - state.average) / since
         vectors, average = torch.where(moving, moved, state.vectors), torch.where(moving, average, state.average)
-        return State(vectors, mean, square, average, torch.where(moving, since, state.since), taken), losses
+        return State(vectors, mean, square, average, torch.where(moving, since, state.since), state.taken + 1), losses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +22,7 @@ def run_identity(pair: Pair, graph: Graph, options: TrainingOptions, seeds: Sequ
     facts: dict[str, Any] = {
         "seeds": list(seeds),
         "batch_size": batching.batch_size,
-        "optimiser": asdict(options.optimiser),
+        "optimiser": options.optimiser.facts(graph.names),
         "graph": graph.module.code,
         "rows": pair.num_rows,
         "version": version("pplgen"),

@@ -14,10 +14,11 @@ import torch
 
 from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import DataWarning, InputError
-from pplgen.inference.convergence import PLATEAUS, WINDOW, PlateauWatch, relative_drift
+from pplgen.inference.convergence import DECAY, PLATEAUS, WINDOW, PlateauWatch, relative_drift
 from pplgen.inference.iterates import Iterates, flatten
 from pplgen.inference.nonfinite_policy import MAX_NON_FINITE, RATE_FACTOR, non_finite_message
 from pplgen.inference.nonfinite_sites import explain
+from pplgen.inference.svi_optimiser import SVIOptimiser
 from pplgen.inference.svi_steps import SVISteps, without_validation
 from pplgen.inference.training_options import TrainingOptions
 from pplgen.inference.training_result import (
@@ -73,11 +74,14 @@ class _Run:
 
     def __init__(self, pair: Pair, options: TrainingOptions, seed: int, report: Report | None) -> None:
         self.pair, self.options, self.seed, self.report, self.ranks = pair, options, seed, report, options.ranks
-        self.schedule, self.bound = options.optimiser.for_pyro(), options.objective.of(pair)
+        self.bound = options.objective.of(pair)
         self.shard = shard_rows(pair, self.ranks)
         self.scale = options.batching.of(pair, seed=seed, shard=self.shard)[1]
         warm_up = options.objective.warm_up
-        self.steps = SVISteps(pair, self.schedule, self.bound, self._batches_from, warm_up, seed=seed, ranks=self.ranks)
+        self.optimiser = SVIOptimiser(options.optimiser, options.batching.steps_per_epoch(pair))
+        self.steps = SVISteps(
+            pair, self.optimiser, self.bound, self._batches_from, warm_up, seed=seed, ranks=self.ranks
+        )
         self.watch, self.iterates = PlateauWatch(options.optimiser.patience), Iterates()
         self.history: list[float] = []
         self.faults: list[str] = []
@@ -137,13 +141,19 @@ class _Run:
         self.num_good = len(self.history)
 
     def _end_stage(self) -> None:
-        """At a plateau, lower the learning rate and let Adam start again, or stop at the last plateau."""
+        """At a plateau, lower the learning rate and let the optimiser start again, or stop at the last plateau.
+
+        The rates of the user's optimiser are not lowered: it stops at the first plateau.
+        """
         vectors = flatten(self.pair.snapshot()), flatten(self.steps.average)
-        if self.watch.count(relative_drift(*vectors, self.steps.rate, self.steps.since)):
+        if self.optimiser.is_own:
+            self.stop = StopReason.CONVERGED
+            return
+        if self.watch.count(relative_drift(*vectors, self.optimiser.rate, self.steps.since)):
             if self.watch.plateaus == PLATEAUS:
                 self.stop = StopReason.CONVERGED
                 return
-            self.schedule.step()
+            self.steps.scale_rate(DECAY)
         self.steps.reset_moments()
 
     def _step_back(self) -> None:
@@ -154,7 +164,7 @@ class _Run:
         self.steps.resume()
         self.iterates.overwrite_since_mark(flatten(self.pair.snapshot()))
         number = len(self.faults) + 1
-        self.faults.append(non_finite_message(fault, step, number, self.steps.good_step, self.steps.rate))
+        self.faults.append(non_finite_message(fault, step, number, self.steps.good_step, self.optimiser.rate))
         if self.ranks.first:
             warnings.warn(self.faults[-1], DataWarning, stacklevel=5)
         if number == MAX_NON_FINITE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pplgen.distributed.sharding import AveragedELBO
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.nonfinite_sites import explain
+from pplgen.inference.svi_optimiser import States, SVIOptimiser
 from pplgen.story.isolation import generator_states, set_generator_states
 from pplgen.story.pair import Pair
 
@@ -30,8 +30,7 @@ class _State:
 
     taken: int
     parameters: dict[str, Tensor]
-    optimisers: dict[Tensor, dict[str, Any]]
-    """Adam's moments, step count and learning rate for each parameter that has moved."""
+    optimisers: States
     average: dict[str, Tensor]
     since: int
 
@@ -45,8 +44,8 @@ class SVISteps:
     ----------
     pair
         Pair to train in place.
-    schedule
-        Pyro scheduler, from ``Adam.for_pyro``.
+    optimiser
+        Optimiser of all parameters.
     bound
         Objective.
     batches_from
@@ -62,7 +61,7 @@ class SVISteps:
     def __init__(
         self,
         pair: Pair,
-        schedule: Any,
+        optimiser: SVIOptimiser,
         bound: ELBO,
         batches_from: Callable[[int], Iterator[tuple[Any, ...]]],
         warm_up: int = 0,
@@ -72,12 +71,13 @@ class SVISteps:
     ) -> None:
         self.pair, self.bound, self.warm_up, self.seed, self.ranks = pair, bound, warm_up, seed, ranks
         objective: Any = bound if ranks.size == 1 else AveragedELBO(bound, ranks)
-        self.svi = SVI(pair.model, pair.guide, schedule, objective.loss, objective.loss_and_grads)
+        self.optimiser = optimiser
+        self.svi = SVI(pair.model, pair.guide, optimiser.optim, objective.loss, objective.loss_and_grads)
         self._batches_from = batches_from
         self.batches = batches_from(0)
         self.taken = 0
         self.average: dict[str, Tensor] = {}
-        """Mean of the parameters since Adam's moments were zero."""
+        """Mean of the parameters since the optimiser's moments were zero."""
         self.since = 0
         """Steps since then."""
         self.record_good()
@@ -88,12 +88,6 @@ class SVISteps:
         return all(bool(value.isfinite().all()) for value in self.pair.snapshot().values())
 
     @property
-    def rate(self) -> float:
-        """Current learning rate."""
-        group: Any = next((each.optimizer.param_groups[0] for each in self._schedulers.values()), None)
-        return float((group or self._defaults)["lr"])
-
-    @property
     def good_step(self) -> int:
         """Step of the last good state."""
         return self._good.taken
@@ -102,10 +96,14 @@ class SVISteps:
         """Take a step and return its ELBO; NaN if a matrix factorisation failed."""
         self.taken += 1
         batch = self._next(self.batches, self.taken)
-        if self.taken > 1:
-            return self._value(batch)
+        value = self._value(batch) if self.taken > 1 else self._first(batch)
+        self.optimiser.end(self.taken, -value)
+        return value
+
+    def _first(self, batch: tuple[Any, ...]) -> float:
+        """Take the first step, with validation."""
         try:
-            return -self.svi.step(*batch)
+            return -float(self.svi.step(*batch))
         except InputError:
             raise
         except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
@@ -116,15 +114,13 @@ class SVISteps:
 
     def record_good(self) -> None:
         """Record the current state as the last good state."""
-        states = {value: copy.deepcopy(each.optimizer.state_dict()) for value, each in self._schedulers.items()}
         average = {name: value.clone() for name, value in self.average.items()}
-        self._good = _State(self.taken, self.pair.snapshot(), states, average, self.since)
+        self._good = _State(self.taken, self.pair.snapshot(), self.optimiser.states(), average, self.since)
         self._replay_from = self.taken, generator_states()
 
     def reset_moments(self) -> None:
-        """Let Adam start again from the present parameters."""
-        for each in self._schedulers.values():
-            each.optimizer.state.clear()
+        """Let the optimiser start again from the present parameters."""
+        self.optimiser.reset_moments()
         self.average, self.since = {}, 0
 
     @torch.no_grad()
@@ -138,11 +134,8 @@ class SVISteps:
                 self.average[name] = value.detach().clone()
 
     def scale_rate(self, factor: float) -> None:
-        """Multiply the learning rate of the last good state."""
-        self._defaults["lr"] *= factor
-        for state in self._good.optimisers.values():
-            for group in state["param_groups"]:
-                group["lr"] *= factor
+        """Multiply the learning rates, also of the last good state."""
+        self.optimiser.scale(factor, self._good.optimisers)
 
     def resume(self) -> None:
         """Continue from the last good state, with the next batches and random numbers."""
@@ -153,12 +146,7 @@ class SVISteps:
         """Restore the parameters and moments of the last good state."""
         self.pair.restore(self._good.parameters)
         self.average, self.since = {n: value.clone() for n, value in self._good.average.items()}, self._good.since
-        for value in list(self._schedulers):
-            if value in self._good.optimisers:
-                state = copy.deepcopy(self._good.optimisers[value])
-                self._schedulers[value].optimizer.load_state_dict(state)
-            else:
-                del self._schedulers[value]
+        self.optimiser.restore(self._good.optimisers)
 
     def explain(self) -> tuple[int, str | None]:
         """Repeat the steps from the last good state to find the non-finite one, and restore the last good state.
@@ -186,19 +174,9 @@ class SVISteps:
             self.restore_good()
         return self.taken, None
 
-    @property
-    def _schedulers(self) -> dict[Any, Any]:
-        schedulers: dict[Any, Any] = self.svi.optim.optim_objs
-        return schedulers
-
-    @property
-    def _defaults(self) -> dict[str, Any]:
-        """Initial options of each parameter's optimiser."""
-        arguments: dict[str, Any] = self.svi.optim.pt_optim_args
-        return arguments
-
     def _next(self, batches: Iterator[tuple[Any, ...]], step: int) -> tuple[Any, ...]:
-        """Return the arguments of a step after setting its KL weight and the ranks' random state."""
+        """Return the arguments of a step after setting its rates, its KL weight and the ranks' random state."""
+        self.optimiser.begin(step)
         if step % WINDOW == 1:
             self.ranks.reseed(self.seed, step - 1, per_rank=bool(self.pair.structure.row_latent))
         if self.warm_up and self.pair.kl_weight is not None:

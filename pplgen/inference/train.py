@@ -50,6 +50,8 @@ def train_restarts(
     num_steps = len(pairs) * options.steps
     if options.compiler == "off":
         reason = "compile='off'"
+    elif options.optimiser.own is not None:
+        reason = f"the optimiser is an object, {type(options.optimiser.own).__name__}"
     elif options.compiler == "auto" and num_steps < MIN_STEPS_TO_TRACE:
         reason = f"{num_steps} steps are too few to repay tracing"
     else:

@@ -15,7 +15,7 @@ from pplgen.inference.convergence import DECAY, PLATEAUS, WINDOW, PlateauWatch, 
 from pplgen.inference.engine import State
 from pplgen.inference.iterates import Iterates
 from pplgen.inference.nonfinite_policy import MAX_NON_FINITE, NOT_LOCALISED, RATE_FACTOR, non_finite_message
-from pplgen.inference.training_options import Adam
+from pplgen.inference.optimisers import Optimiser
 from pplgen.inference.training_result import Optimum, StopReason
 
 __all__ = ["NonFinite", "RestartState", "TrainingState"]
@@ -57,9 +57,9 @@ class TrainingState:
     """Tracked parameters of all restarts."""
 
     @classmethod
-    def start(cls, vectors: Tensor, optimiser: Adam) -> TrainingState:
+    def start(cls, vectors: Tensor, optimiser: Optimiser) -> TrainingState:
         """Return the initial state for parameters of shape ``(R, P)``."""
-        rates = vectors.new_full((len(vectors), 1), optimiser.learning_rate)
+        rates = vectors.new_full((len(vectors), 1), optimiser.base_rate)
         restarts = [RestartState(PlateauWatch(optimiser.patience)) for _ in vectors]
         return cls(State.start(vectors), rates, State.start(vectors.clone()), restarts)
 

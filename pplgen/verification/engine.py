@@ -15,7 +15,7 @@ from torch import Tensor
 from pplgen.compiler.graph import Graph, trace
 from pplgen.compiler.inductor import why_not_compiled
 from pplgen.inference.engine import Engine, State
-from pplgen.inference.training_options import Adam
+from pplgen.inference.optimisers import Optimiser
 from pplgen.models import VAE, GaussianMixture
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -94,7 +94,7 @@ def _adam(sources: Sources) -> float:
         state = State.start(graph.pack(pair.snapshot())[None])
         _, losses = Engine(graph, state, pair.data).run(state, torch.full((1, 1), LEARNING_RATE).double(), 30)
         svi = pyro.infer.SVI(
-            pair.model, pair.guide, Adam(LEARNING_RATE).for_pyro(), TraceEnum_ELBO(max_plate_nesting=1)
+            pair.model, pair.guide, Optimiser(LEARNING_RATE).for_pyro(), TraceEnum_ELBO(max_plate_nesting=1)
         )
         theirs = torch.tensor([svi.step(*pair.data) for _ in range(30)], dtype=torch.float64)
     return float((losses[:, 0] / theirs - 1).abs().max())

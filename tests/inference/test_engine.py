@@ -19,7 +19,7 @@ from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.errors import DataWarning
 from pplgen.inference import engine as engine_module
 from pplgen.inference.engine import Engine, State
-from pplgen.inference.training_options import Adam
+from pplgen.inference.optimisers import Optimiser, Rule
 from pplgen.inference.training_result import StopReason
 from pplgen.story.conditioning import RowScale
 from pplgen.story.isolation import flush_denormals, seeded
@@ -58,11 +58,22 @@ def minibatches(values, batch_size):
         yield (values[..., torch.randperm(values.shape[-1])[:batch_size]],)
 
 
-@pytest.mark.parametrize("optimiser", [Adam(0.05), Adam(0.05, clip=2.0, decay=0.9)])
+OPTIMISERS = [
+    Optimiser(0.05),
+    Optimiser(0.05, clip=2.0, decay=0.9),
+    Optimiser(0.05, rule=Rule.of({"name": "adamw", "weight_decay": 0.5})),
+    Optimiser(0.001, rule=Rule.of({"name": "sgd", "momentum": 0.5})),
+    Optimiser({"loc": 0.1, "scale": 0.001}),
+    Optimiser(0.05, decay=lambda step: min(1.0, step / 10) / step**0.5),
+]
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_steps_are_pyros_own(optimiser):
-    """One restart takes the very steps of SVI with torch's Adam, or with Pyro's ClippedAdam, at the same seed."""
+    """One restart takes the very steps of SVI with torch's optimiser at the same seed."""
     pair = Pair(model, guide, (Y,))
-    engine, state, rates = engine_of(pair, 1, clip=optimiser.clip, decay=optimiser.decay)
+    engine, state, _ = engine_of(pair, 1, optimiser=optimiser)
+    rates = torch.full((1, 1), optimiser.base_rate)
     with seeded(0):
         state, losses = engine.run(state, rates, 30)
     with seeded(0), pair.isolated(), pyro.validation_enabled(False):

@@ -22,8 +22,9 @@ from pplgen.errors import DataWarning, InputError
 from pplgen.inference.iterates import Iterates
 from pplgen.inference.nonfinite_policy import MAX_NON_FINITE
 from pplgen.inference.nonfinite_sites import explain
+from pplgen.inference.optimisers import Optimiser
 from pplgen.inference.svi import train
-from pplgen.inference.training_options import Adam, TrainingOptions
+from pplgen.inference.training_options import TrainingOptions
 from pplgen.inference.training_result import StopReason, Training
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -249,7 +250,7 @@ def test_a_first_step_that_stops_is_one_sentence(by):
     with seeded(0), pair.isolated():
         pair.restore({"at": torch.tensor(1.25)})
         with pytest.warns(DataWarning), pytest.raises(InputError, match=named):
-            train(pair, TrainingOptions(10, Adam(0.01)), seed=0)
+            train(pair, TrainingOptions(10, Optimiser(0.01)), seed=0)
 
 
 @pytest.mark.parametrize("path", PATHS)

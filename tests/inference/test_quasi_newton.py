@@ -81,11 +81,6 @@ def test_where_it_does_not_apply_adam_goes_on(model, data, options):
         fit.covariance()
 
 
-def test_an_unknown_optimiser_is_refused():
-    with pytest.raises(InputError, match="optimiser='sgd': expected one of auto, adam"):
-        pplgen.fit(normal, Y, optimiser="sgd", progress=False)
-
-
 def test_a_killed_last_phase_is_repeated_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: True)
     options = {"restarts": 2, "compile": "graph"}

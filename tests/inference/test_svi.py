@@ -22,8 +22,9 @@ from pplgen.inference.convergence import (
     has_diverged,
     relative_drift,
 )
+from pplgen.inference.optimisers import Optimiser
 from pplgen.inference.svi import train
-from pplgen.inference.training_options import Adam, Batching, TrainingOptions
+from pplgen.inference.training_options import Batching, TrainingOptions
 from pplgen.inference.training_result import StopReason, Training
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
@@ -44,7 +45,7 @@ def guide(y):
 
 
 def run(pair, steps=10_000, optimiser=None, batch_size=None, report=None):
-    options = TrainingOptions(steps, optimiser or Adam(0.05), batching=Batching(batch_size))
+    options = TrainingOptions(steps, optimiser or Optimiser(0.05), batching=Batching(batch_size))
     with seeded(0), pair.isolated():
         result = train(pair, options, seed=0, report=report)
         return result, pyro.param("loc").item(), pyro.param("scale").item()
