@@ -24,7 +24,6 @@ from pplgen.posterior.parameter_names import entry_names
 from pplgen.posterior.row_likelihood import latent_densities
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
-from pplgen.story.structure import number_of_rows, select_rows
 
 __all__ = ["REPLICATES", "SAMPLED", "CheckInputs"]
 
@@ -90,7 +89,7 @@ class CheckInputs:
     def num_rows(self) -> int:
         """Number of rows that the fit is checked on; zero if they are not available."""
         placeholder = self.rows is self.pair.data and not self.has_rows and self.pair.source is None
-        return 0 if placeholder else number_of_rows(self.rows) or 0
+        return 0 if placeholder else self.structure.row_axes.count(self.rows) or 0
 
     @cached_property
     def traces(self) -> tuple[poutine.Trace, poutine.Trace]:
@@ -261,12 +260,12 @@ class CheckInputs:
             except InputError:
                 return self.rows
         subset = slice(0, None, max(1, math.ceil(self.num_rows / number)))
-        return tuple(select_rows(value, subset, self.num_rows) for value in self.rows)
+        return self.structure.row_axes.select(self.rows, subset)
 
     @cached_property
     def replicated_rows(self) -> tuple[Any, ...]:
         """Rows that are replicated: for a story with many rows, every ``replicated_step``-th."""
-        return tuple(select_rows(value, slice(0, None, self.replicated_step), self.num_rows) for value in self.rows)
+        return self.structure.row_axes.select(self.rows, slice(0, None, self.replicated_step))
 
     @cached_property
     def replicated_step(self) -> int:

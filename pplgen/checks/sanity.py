@@ -9,7 +9,6 @@ import torch
 from pplgen.checks.check import Check, Verdict, not_applicable
 from pplgen.checks.inputs import CheckInputs
 from pplgen.posterior.draws import draw_posterior
-from pplgen.story.structure import number_of_rows
 
 __all__ = ["counted_rows", "non_finite"]
 
@@ -48,7 +47,7 @@ def counted_rows(inputs: CheckInputs) -> Check:
         return not_applicable(name, OURS, reason)
     if inputs.pair.weights is not None:
         return not_applicable(name, OURS, "rows are weighted")
-    num_rows = number_of_rows(inputs.pair.data)
+    num_rows = inputs.structure.row_axes.count(inputs.pair.data)
     nodes = inputs.traces[1].nodes
     totals = [_total_scale(nodes[name], num_rows) for name in inputs.structure.observed if num_rows]
     defined = [total for total in totals if total is not None]

@@ -24,7 +24,7 @@ from pplgen.errors import first_line
 from pplgen.story.isolation import ignore_nonfinite_warnings, modules_of, seeded
 from pplgen.story.pair import Pair
 from pplgen.story.python_state import changed_state, reachable_state
-from pplgen.story.structure import number_of_rows, select_rows
+from pplgen.story.rows import RowAxes
 
 __all__ = [
     "Graph",
@@ -124,7 +124,7 @@ def trace(
         return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, parameters)
 
     graph = record(pair, evaluate, tensors_of(data), _require_stateless(pair))
-    for sample in (data, _resample_rows(data)):
+    for sample in (data, _resample_rows(data, pair.structure.row_axes)):
         _verify(graph, pair, bound, sample, scale, parameters)
     return graph
 
@@ -216,15 +216,10 @@ def _require_stateless(pair: Pair) -> Iterator[None]:
         )
 
 
-def _resample_rows(data: tuple[Any, ...]) -> tuple[Any, ...]:
+def _resample_rows(data: tuple[Any, ...], axes: RowAxes) -> tuple[Any, ...]:
     """Draw rows with replacement, the same for every argument with rows."""
-    rows = number_of_rows(data)
-    if not rows:
-        return data
-    chosen = torch.randint(rows, (rows,))
-    return tuple(
-        select_rows(value, chosen.to(value.device) if isinstance(value, Tensor) else chosen, rows) for value in data
-    )
+    rows = axes.count(data)
+    return axes.select(data, torch.randint(rows, (rows,))) if rows else data
 
 
 def _verify(graph: Graph, pair: Pair, bound: ELBO, data: tuple[Any, ...], scale: Any, parameters: list[Tensor]) -> None:

@@ -20,7 +20,6 @@ from pplgen.errors import InputError
 from pplgen.storage.checkpoint import content_digest
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
-from pplgen.story.structure import select_rows
 
 __all__ = ["AveragedELBO", "Shard", "broadcast_parameters", "check_same_on_all_ranks", "check_shardable", "shard_rows"]
 
@@ -133,15 +132,13 @@ def check_shardable(pair: Pair, bound: ELBO) -> None:
         )
     plate = pair.structure.row_plate
     if plate is None:
-        raise InputError("rows cannot be split over ranks: the model has no full pyro.plate('data', ...) over them")
+        raise InputError("rows cannot be split over ranks: the model has no full plate over them; rows= names it")
     terms = [name for name in (*pair.structure.observed, *pair.structure.factors) if name not in pair.structure.per_row]
     with pair.isolated(), pyro.validation_enabled(False):
         pair.check_amortised()
         if not terms and not pair.structure.shared_latent:
             return
-        half_of_rows = tuple(
-            select_rows(value, slice(-(-len(pair.data[0]) // 2)), len(pair.data[0])) for value in pair.data
-        )
+        half_of_rows = pair.structure.row_axes.select(pair.data, slice(-(-pair.num_rows // 2)))
         all_rows, half = (_densities(pair, data, terms) for data in (pair.data, half_of_rows))
     for name in all_rows:
         if all_rows[name].shape != half[name].shape or not torch.allclose(all_rows[name], half[name], equal_nan=True):

@@ -38,6 +38,7 @@ def fit(
     *,
     labels: Any = None,
     weights: Any = None,
+    rows: str | None = None,
     method: Literal["svi", "laplace", "nuts"] = "svi",
     seed: int = 0,
     steps: int | None = None,
@@ -86,6 +87,10 @@ def fit(
         also the name of a column. Labelled rows are conditioned on; in others the latent is summed out.
     weights
         Weight of each row: its log density is multiplied by it. At least 0; or the name of a column. Default: 1.
+    rows
+        Name of a bare model's row plate: its entries are what minibatches, labels, weights and densities of rows count.
+        Default: the one named ``data``, else the outermost of those around all observations whose size is the length of
+        an argument's axis. Rows are then entries along that axis, the first one if several are as long.
     method
         ``"svi"``. ``"laplace"`` for a normal approximation on the unconstrained scale at a mode of the joint density,
         discrete latents summed out: its covariance is the inverse Hessian there, and the restart with the largest
@@ -196,6 +201,7 @@ def fit(
             seed=seed,
             device=options.device,
             recorded=explicit_options(fit, call),
+            rows=rows,
             ranks=options.ranks.all,
         )
         return (fit_nuts if options.method == "nuts" else _train)(prepared, options, progress)

@@ -194,6 +194,7 @@ def _bare_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: Load
         seed=header["seed"],
         device=options.device,
         recorded={},
+        rows=header.get("options", {}).get("rows"),
     )
     pair = prepared.new_pair()
     if arguments_fingerprint(pair.data) != header["arguments_sha256"]:

@@ -15,7 +15,6 @@ from pplgen.errors import InputError
 from pplgen.fitting.run_contents import type_name
 from pplgen.inference.laplace import point_pair
 from pplgen.inference.model_arguments import (
-    RowAnnotations,
     bare_annotations,
     bare_arguments,
     read_training_rows,
@@ -62,13 +61,16 @@ def prepare(
     seed: int,
     device: torch.device | None,
     recorded: dict[str, Any],
+    rows: str | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Prepared:
     """Read and validate the data of a fit.
 
     A story is initialised from its rows, a bare pair by the initial values of its parameters. Of several ranks only the
-    first reads all rows of a stream.
+    first reads all rows of a stream. ``rows`` names the row plate of a bare model.
     """
+    if rows is not None and isinstance(model, Story):
+        raise InputError(f"rows={rows!r}: a story's row plate is 'data'; expected a bare model")
     origin: dict[str, Any] = {"options": recorded}
     name, own_guide = (guide, None) if isinstance(guide, str) else (None, guide)
     if name is not None:
@@ -92,20 +94,19 @@ def prepare(
         return Prepared(_checked_numerically(lambda: named(Pair.of_stream(model, data, survey, device))), None, origin)
     if isinstance(model, Story):
         table = read_training_rows(model, data, labels, weights)
-        x, annotations = table.values.to(device), _to_device((table.labels, table.weights), device)
+        x = table.values.to(device)
+        labels, weights = (None if each is None else each.to(device) for each in (table.labels, table.weights))
 
         def initialised() -> Pair:
-            pair = Pair.of_story(model, x, *annotations)
+            pair = Pair.of_story(model, x, labels, weights)
             pair.columns = table.columns
             return named(pair)
 
         return Prepared(_checked_numerically(initialised), table, origin)
     arguments = bare_arguments(data, device, model, own_guide)
-    data_device = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
-    annotations = _to_device(bare_annotations(arguments, labels, weights), device or data_device)
 
     def build() -> Pair:
-        return Pair(model, own_guide, arguments, device)
+        return Pair(model, own_guide, arguments, device, rows=rows)
 
     def start() -> Pair:
         try:
@@ -116,16 +117,10 @@ def prepare(
             if fault := explain_start(build):
                 raise InputError(f"the model cannot be evaluated at its initial parameters: {fault}") from error
             raise
-        pair.condition_on(*annotations)
+        pair.condition_on(*bare_annotations(pair, labels, weights))
         return named(pair)
 
     return Prepared(start, None, origin)
-
-
-def _to_device(annotations: RowAnnotations, device: torch.device | None) -> RowAnnotations:
-    """Move labels and weights to a device."""
-    labels, weights = (None if each is None else each.to(device) for each in annotations)
-    return labels, weights
 
 
 def _checked_numerically(start: Callable[[], Pair]) -> Callable[[], Pair]:

@@ -14,7 +14,6 @@ from pplgen.distributed.sharding import Shard
 from pplgen.errors import InputError
 from pplgen.story.conditioning import RowScale
 from pplgen.story.pair import Pair
-from pplgen.story.structure import select_rows
 
 __all__ = ["Augment", "batching", "is_full_batch"]
 
@@ -75,13 +74,13 @@ def _unaugmented(
     num_rows, whole = pair.num_rows, is_full_batch(pair, batch_size)
     if whole and shard is None:
         return iter(lambda: pair.data, None), None
-    plate = pair.structure.row_plate
+    plate, axes = pair.structure.row_plate, pair.structure.row_axes
     if plate is None:
         raise InputError(
-            f"batch_size={batch_size or num_rows}: the model has no full pyro.plate('data', ...) over the rows to scale"
+            f"batch_size={batch_size or num_rows}: the model has no full plate over the rows to scale; rows= names it"
         )
     if whole and shard is not None:
-        shard_data = tuple(select_rows(value, shard.rows, num_rows) for value in pair.data)
+        shard_data = axes.select(pair.data, shard.rows)
         return iter(lambda: shard_data, None), RowScale(plate, len(shard.sizes))
     if batch_size is None or not 1 <= batch_size <= num_rows:
         raise InputError(f"batch_size={batch_size}: expected between 1 and the {num_rows} rows of the data")
@@ -97,7 +96,7 @@ def _unaugmented(
     strata = _strata(pair, indices, batch_size)
     scales = torch.cat([torch.full((size,), num_shards * len(rows) / size) for rows, size in strata])
     chosen = zip(*(_shuffled(rows, size, seed, skip) for rows, size in strata), strict=False)
-    batches = (tuple(select_rows(value, torch.cat(rows), num_rows) for value in pair.data) for rows in chosen)
+    batches = (axes.select(pair.data, torch.cat(rows)) for rows in chosen)
     even = len(strata) == 1
     return batches, RowScale(plate, num_shards * len(indices) / batch_size if even else scales.to(pair.data[0]))
 

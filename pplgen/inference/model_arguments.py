@@ -19,7 +19,7 @@ from pplgen.data.table import Table, load_data, load_selected
 from pplgen.data.training_checks import check_training_series, check_training_table
 from pplgen.errors import InputError
 from pplgen.story.base import Story
-from pplgen.story.structure import number_of_rows
+from pplgen.story.pair import Pair
 
 __all__ = [
     "RowAnnotations",
@@ -117,15 +117,17 @@ def bare_arguments(
     return tuple(_argument(value, device) for value in arguments)
 
 
-def bare_annotations(arguments: tuple[Any, ...], labels: Any, weights: Any) -> RowAnnotations:
+def bare_annotations(pair: Pair, labels: Any, weights: Any) -> RowAnnotations:
     """Read labels and weights of a bare pair's rows."""
-    rows = number_of_rows(arguments)
-    if rows is None and (labels is not None or weights is not None):
-        raise InputError("labels and weights need data whose first argument is a tensor of rows")
-    dtype = next((value.dtype for value in arguments if isinstance(value, Tensor) and value.is_floating_point()), None)
+    rows = pair.num_rows
+    if not rows and (labels is not None or weights is not None):
+        raise InputError("labels and weights need data with an axis of rows")
+    tensors = [value for value in pair.data if isinstance(value, Tensor)]
+    device = tensors[0].device if tensors else None
+    dtype = next((value.dtype for value in tensors if value.is_floating_point()), torch.get_default_dtype())
     return (
-        None if labels is None else row_labels(labels, rows or 0),
-        None if weights is None else row_weights(weights, rows or 0).to(dtype or torch.get_default_dtype()),
+        None if labels is None else row_labels(labels, rows).to(device),
+        None if weights is None else row_weights(weights, rows).to(device, dtype),
     )
 
 

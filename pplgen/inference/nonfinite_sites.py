@@ -20,7 +20,7 @@ from pplgen.errors import first_line
 from pplgen.inference.nonfinite_gradients import first_nonfinite_gradient
 from pplgen.story.isolation import ignore_nonfinite_warnings
 from pplgen.story.pair import Pair
-from pplgen.story.structure import number_of_rows, unwrap
+from pplgen.story.structure import unwrap
 
 __all__ = ["TRIES", "explain", "explain_start"]
 
@@ -208,7 +208,7 @@ class _Evaluation:
 
     def _where_along(self, bad: Tensor) -> str:
         """Name the rows along the first axis that is as long as the data; empty if there is none."""
-        num_rows = number_of_rows(self.data)
+        num_rows = self.structure.row_axes.count(self.data)
         axes = [axis for axis, length in enumerate(bad.shape) if length == num_rows]
         return self._named(bad.movedim(axes[0], 0)) if axes else ""
 

@@ -38,7 +38,7 @@ from pplgen.inference.minibatches import Augment
 from pplgen.story.base import check_choice, check_count, check_positive
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
-from pplgen.story.structure import Structure, number_of_rows, select_rows
+from pplgen.story.structure import Structure
 
 __all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "check_warm_up", "make_bound"]
 
@@ -151,11 +151,11 @@ def _named(pair: Pair, name: str, num_particles: int, free_bits: float | None, b
 
 def _on_some_rows(pair: Pair, batch_size: int | None, run: Callable[[tuple[Any, ...]], Any]) -> Any:
     """Call a function on as many rows as a step has; on all if the guide does not support fewer."""
-    num_rows = number_of_rows(pair.data)
+    num_rows = pair.structure.row_axes.count(pair.data)
     with seeded(0), pair.isolated():
         if num_rows and batch_size is not None and batch_size < num_rows:
             with contextlib.suppress(RuntimeError, ValueError, IndexError):
-                return run(tuple(select_rows(value, slice(batch_size), num_rows) for value in pair.data))
+                return run(pair.structure.row_axes.select(pair.data, slice(batch_size)))
         return run(pair.data)
 
 

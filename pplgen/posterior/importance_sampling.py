@@ -17,7 +17,6 @@ from pplgen.posterior.draws import Draws, draw_posterior, row_densities, shared_
 from pplgen.posterior.row_likelihood import latent_densities
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
-from pplgen.story.structure import select_rows
 
 __all__ = ["INNER_DRAWS", "WeightedDraws", "integrate_row_latents", "log_prior", "weighted_draws"]
 
@@ -73,7 +72,7 @@ def weighted_draws(pair: Pair, num_draws: int, rows: slice | None = None, drawn:
         return WeightedDraws(sites, log_ratio, densities[:, rows or slice(None)])
     drawn = drawn or draw_posterior(pair, num_draws, exclude=structure.per_row)
     sites = {name: value[:num_draws] for name, value in drawn.sites.items()}
-    data = tuple(select_rows(value, rows or slice(None), pair.num_rows) for value in pair.data)
+    data = pair.structure.row_axes.select(pair.data, rows or slice(None))
     densities = row_densities(pair, {n: sites[n] for n in structure.shared_latent}, num_draws, data).log_likelihood
     return WeightedDraws(sites, (drawn.lp - drawn.log_q)[:num_draws], densities)
 

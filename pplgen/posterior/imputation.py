@@ -16,7 +16,6 @@ from pplgen.posterior.latent_variables import complete_rows, row_blocks
 from pplgen.story.base import Story
 from pplgen.story.latent import PROPOSALS, LatentStory
 from pplgen.story.pair import Pair
-from pplgen.story.structure import select_rows
 
 __all__ = ["impute_rows"]
 
@@ -41,7 +40,7 @@ def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int)
     each = PROPOSALS if isinstance(story, LatentStory) else 1
     drawn = []
     for block in row_blocks(len(x), BLOCK_ENTRIES // (each * x[0].numel())):
-        rows = tuple(select_rows(value, block, len(x)) for value in data)
+        rows = pair.structure.row_axes.select(data, block)
 
         def completed(latent: Mapping[str, Tensor], rows: tuple[Any, ...] = rows) -> Tensor:
             whole: Tensor = poutine.condition(complete, latent)(*rows)

@@ -14,7 +14,6 @@ from pplgen.posterior.draws import draw_shared, row_densities
 from pplgen.posterior.latent_variables import inherits_model_and_guide, log_weights, row_blocks
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
-from pplgen.story.structure import select_rows
 
 __all__ = ["EXACT", "IMPORTANCE", "LogLikelihood", "density_estimator", "latent_densities", "row_log_likelihood"]
 
@@ -124,5 +123,5 @@ def latent_densities(
             yield from log_weights(story, x, draws)
         return
     for block in row_blocks(len(x), BLOCK_NUMBERS // (draws * (1 + story.num_latents))):
-        rows = tuple(select_rows(value, block, len(x)) for value in data)
+        rows = pair.structure.row_axes.select(data, block)
         yield row_densities(pair, latents or {}, draws, rows).log_likelihood

@@ -35,7 +35,7 @@ def with_full_plates(pair: Pair) -> Pair:
     """Return a trained pair with all rows in the plates that subsample them; the pair itself if none does."""
     if not pair.structure.subsamples:
         return pair
-    other = Pair(FullPlates(pair.model), FullPlates(pair.guide), pair.data, copied=True)
+    other = Pair(FullPlates(pair.model), FullPlates(pair.guide), pair.data, copied=True, rows=pair.structure.row_plate)
     replaced = ("model", "guide", "structure")
     vars(other).update(vars(pair) | {name: vars(other)[name] for name in replaced})
     return other

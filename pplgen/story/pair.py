@@ -21,7 +21,7 @@ from pplgen.story.marginalisation import WeightedEnum_ELBO
 from pplgen.story.python_state import reachable_buffers
 from pplgen.story.site_checks import check_sites
 from pplgen.story.streamed_rows import RowSample, RowSource
-from pplgen.story.structure import Structure, inspect_traces, number_of_rows, select_rows
+from pplgen.story.structure import Structure, inspect_traces
 
 __all__ = ["Pair", "check_shapes"]
 
@@ -49,6 +49,8 @@ class Pair:
         Device of the copied modules; ``None`` leaves them on their current device.
     copied
         Whether model and guide are copies already.
+    rows
+        Name of the row plate; see ``pplgen.story.rows`` for the default.
 
     Attributes
     ----------
@@ -74,6 +76,7 @@ class Pair:
         device: torch.device | None = None,
         *,
         copied: bool = False,
+        rows: str | None = None,
     ) -> None:
         self.data, self.num_arguments = data, len(data)
         self.source: RowSource | None = None
@@ -99,7 +102,7 @@ class Pair:
             check_sites(model_trace, guide_trace)
             stored = dict(pyro.get_param_store().named_parameters()).values()
         overwrite(self._external)
-        self.structure: Structure = inspect_traces(guide_trace, model_trace, data)
+        self.structure: Structure = inspect_traces(guide_trace, model_trace, data, rows)
         owned |= {id(parameter) for module in modules_of(self.guide) for parameter in module.parameters()}
         for parameter in stored:
             if isinstance(parameter, nn.Parameter) and id(parameter) not in owned:
@@ -139,7 +142,7 @@ class Pair:
 
     def with_guide(self, guide: Callable[..., Any]) -> Pair:
         """Return a pair of the same model and data with another guide, and only the parameters that the two use."""
-        other = Pair(self.model, guide, self.data, copied=True)
+        other = Pair(self.model, guide, self.data, copied=True, rows=self.structure.row_plate)
         replaced = ("model", "guide", "structure", "_store", "_external")
         vars(other).update(vars(self) | {name: vars(other)[name] for name in replaced})
         return other
@@ -174,7 +177,7 @@ class Pair:
     @property
     def num_rows(self) -> int:
         """Number of training rows; zero if the data have none."""
-        return len(self.source) if self.source is not None else number_of_rows(self.data) or 0
+        return len(self.source) if self.source is not None else self.structure.row_axes.count(self.data) or 0
 
     @property
     def labels(self) -> Tensor | None:
@@ -249,10 +252,10 @@ class Pair:
         A guide with parameters per row, such as ``AutoNormal``, fails on data with one row fewer, or draws the same
         number of latents as before.
         """
-        rows, names = number_of_rows(self.data), self.structure.row_latent
+        rows, names = self.structure.row_axes.count(self.data), self.structure.row_latent
         if not names or rows is None or rows < 2:
             return
-        fewer = tuple(select_rows(value, slice(rows - 1), rows) for value in self.data)
+        fewer = self.structure.row_axes.select(self.data, slice(rows - 1))
         try:
             with seeded(0):
                 trace = poutine.trace(self.guide).get_trace(*fewer)

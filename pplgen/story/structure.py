@@ -8,22 +8,18 @@ from typing import Any
 
 from pyro import poutine
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
-from torch import Tensor
 
 from pplgen.errors import InputError
+from pplgen.story.rows import RowAxes, first_length, row_plate_of
 
 __all__ = [
     "Structure",
     "inspect_traces",
-    "number_of_rows",
     "plates_of_site",
     "sample_sites",
-    "select_rows",
     "unwrap",
     "vectorised_plates",
 ]
-
-ROW_PLATE = "data"
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,9 @@ class Structure:
     plate_depth: int
     """Number of batch dimensions that plates occupy (``max_plate_nesting``)."""
     row_plate: str | None
-    """The row plate: the one named ``data``, else the only one of the data's length that holds observed sites. ``None``
-    without either, and if the model subsamples its rows."""
+    """The row plate, see ``pplgen.story.rows``. ``None`` without one, and if the model subsamples its rows."""
+    row_axes: RowAxes
+    """Axis of each argument that counts the rows."""
     latent: tuple[str, ...]
     """Latent sites that the guide samples, in its order."""
     enumerated: tuple[str, ...]
@@ -70,21 +67,10 @@ class Structure:
     def why_no_row_densities(self) -> str | None:
         """Explain why per-row densities are not defined; ``None`` if they are."""
         if self.row_plate is None:
-            return "densities per row require a model with all rows in pyro.plate('data', ...), without subsampling"
+            return "densities per row require a model with all rows in a plate, without subsampling; rows= names it"
         if shared := [name for name in self.enumerated if name not in self.per_row]:
             return f"densities per row are not defined: the enumerated site {shared[0]!r} is shared by all rows"
         return None
-
-
-def number_of_rows(data: tuple[Any, ...]) -> int | None:
-    """Length of the first argument, ``None`` if it is not a tensor with axes."""
-    return len(data[0]) if data and isinstance(data[0], Tensor) and data[0].ndim else None
-
-
-def select_rows(value: Any, chosen: Tensor | slice, rows: int) -> Any:
-    """Select rows of an argument with one entry per row; return any other argument unchanged."""
-    per_row = isinstance(value, Tensor) and value.ndim and len(value) == rows
-    return value[chosen] if per_row else value
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
@@ -111,8 +97,10 @@ def unwrap(distribution: Any, kinds: Any = Independent | MaskedDistribution | Ex
     return distribution
 
 
-def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data: tuple[Any, ...]) -> Structure:
-    """Classify the sites of traces by their role in inference."""
+def inspect_traces(
+    guide_trace: poutine.Trace, model_trace: poutine.Trace, data: tuple[Any, ...], rows: str | None = None
+) -> Structure:
+    """Classify the sites of traces by their role in inference; ``rows`` names the row plate."""
     sites = sample_sites(model_trace)
     deterministic = tuple(name for name, node in sites.items() if node["infer"].get("_deterministic"))
     conditioned = [name for name, node in sites.items() if node["is_observed"] and name not in deterministic]
@@ -127,11 +115,13 @@ def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data:
                 "infer={'enumerate': 'parallel'} if it is discrete"
             )
     frames, plate_depth = vectorised_plates(sites.values())
-    row_plate = _row_plate(frames, [sites[name] for name in observed], number_of_rows(data))
+    frame = row_plate_of(frames, [sites[name] for name in observed], data, rows)
+    row_plate = None if frame is None or _subsamples(frame) else frame.name
     per_row = frozenset(name for name, node in sites.items() if row_plate in _plates(node))
     return Structure(
         plate_depth=plate_depth,
         row_plate=row_plate,
+        row_axes=RowAxes.of(data, first_length(data) if frame is None else frame.size),
         latent=latent,
         enumerated=enumerated,
         guide_enumerated=tuple(name for name in latent if guide_trace.nodes[name]["infer"].get("enumerate")),
@@ -139,18 +129,13 @@ def inspect_traces(guide_trace: poutine.Trace, model_trace: poutine.Trace, data:
         observed=observed,
         factors=tuple(name for name in conditioned if name not in observed),
         per_row=per_row,
-        subsamples=any(frame.full_size not in (None, frame.size) for frame in frames),
+        subsamples=any(map(_subsamples, frames)),
     )
 
 
-def _row_plate(frames: set[Any], observed: list[Any], rows: int | None) -> str | None:
-    """Return the row plate; see ``Structure.row_plate``."""
-    lengths = {frame.name: frame.size for frame in frames}
-    with_observations = {name for node in observed for name in _plates(node)}
-    candidates = [name for name, length in lengths.items() if length == rows and name in with_observations]
-    name = ROW_PLATE if ROW_PLATE in lengths else candidates[0] if len(candidates) == 1 else None
-    subsampled = any(f.name == name and f.full_size not in (None, f.size) for f in frames)
-    return None if subsampled else name
+def _subsamples(frame: Any) -> bool:
+    """Whether a plate holds a random subsample of its rows."""
+    return frame.full_size not in (None, frame.size)
 
 
 def _plates(node: Any) -> set[str]:

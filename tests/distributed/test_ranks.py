@@ -314,7 +314,7 @@ def test_what_ranks_cannot_share_is_refused():
         check_shardable(pair, RenyiELBO(num_particles=2))
     for wrong, own_guide, sentence in (
         (outside, guide, "site 'extra' depends on the rows outside"),
-        (without_plate, None, "no full pyro.plate"),
+        (without_plate, None, "no full plate"),
         (at_work.autoencoder()[0], None, "separate parameters for each training row"),
     ):
         rows = at_work.autoencoder()[2] if own_guide is None and wrong is not without_plate else data

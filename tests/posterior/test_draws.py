@@ -160,7 +160,7 @@ def test_what_has_no_rows_says_so():
             pyro.sample("y", dist.Normal(mu + s, 1.0), obs=y)
 
     y = torch.zeros(3)
-    for model, sentence in ((no_plate, "all rows in pyro.plate"), (shared_switch, "the enumerated site 's' is shared")):
+    for model, sentence in ((no_plate, "all rows in a plate"), (shared_switch, "the enumerated site 's' is shared")):
         pair = Pair(model, None, (y,))
         with pair.isolated(), pytest.raises(InputError, match=sentence):
             row_densities(pair, draw_shared(pair, 1), 1, (y,))
