@@ -53,12 +53,15 @@ class Graph:
         Their shapes.
     buffers
         Buffers of the pair's modules at the time of tracing, such as priors set from the data.
+    specialised
+        Whether branches or shapes depend on the entries of the data at which it was traced.
     """
 
     module: fx.GraphModule
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     buffers: tuple[Tensor, ...]
+    specialised: bool = False
 
     def pack(self, values: dict[str, Tensor]) -> Tensor:
         """Flatten a pair's ``snapshot`` to one vector."""
@@ -95,6 +98,8 @@ def trace(
     bound: ELBO,
     data: tuple[Any, ...],
     scale: contextlib.AbstractContextManager[Any] | None = None,
+    *,
+    fixed: bool = False,
 ) -> Graph:
     """Trace a pair's loss and gradients and verify the graph; call it inside ``pair.isolated``.
 
@@ -108,6 +113,8 @@ def trace(
         Arguments of model and guide, of the shapes of the graph's future inputs.
     scale
         Handler around every evaluation, such as the one that rescales a minibatch to all rows.
+    fixed
+        Whether the graph will only be evaluated on these data, so that branches and shapes may depend on them.
 
     Raises
     ------
@@ -123,8 +130,9 @@ def trace(
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, parameters)
 
-    graph = record(pair, evaluate, tensors_of(data), _require_stateless(pair))
-    for sample in (data, _resample_rows(data, pair.structure.row_axes)):
+    graph = record(pair, evaluate, tensors_of(data), _require_stateless(pair), fixed=fixed)
+    samples = [data] if graph.specialised else [data, _resample_rows(data, pair.structure.row_axes)]
+    for sample in samples:
         _verify(graph, pair, bound, sample, scale, parameters)
     return graph
 
@@ -139,32 +147,33 @@ def record(
     evaluate: Callable[..., tuple[Tensor, list[Tensor]]],
     inputs: tuple[Tensor, ...],
     context: contextlib.AbstractContextManager[Any] | None = None,
+    *,
+    fixed: bool = False,
 ) -> Graph:
     """Record a function of ``inputs``, which reads a pair's parameters and buffers, as a graph; it is not verified.
 
-    It runs once, inside ``context``.
+    It runs once, inside ``context``; ``fixed`` is that of ``record_operations``.
 
     Raises
     ------
     NotTraceable
         If it cannot be recorded.
     """
-    parameters = unconstrained_parameters()
+    parameters, buffers = unconstrained_parameters(), buffers_of(pair)
     try:
         with context or contextlib.nullcontext(), traceable():
-            raw = record_operations(evaluate, *inputs)
+            raw = record_operations(evaluate, *inputs, fixed=fixed, learned=[*parameters.values(), *buffers])
     except NotTraceable:
         raise
     except Exception as error:
         raise NotTraceable(f"tracing failed: {type(error).__name__}: {first_line(error)}") from error
-    buffers = buffers_of(pair)
     lift_constants(raw, [*parameters.values(), *buffers])
     shapes = tuple(value.shape for value in parameters.values())
     try:
         module = canonicalise(raw, [*parameters.values(), *buffers, *inputs])
     except Exception as error:
         raise NotTraceable(f"simplification failed: {type(error).__name__}: {first_line(error)}") from error
-    return Graph(module, tuple(parameters), shapes, tuple(buffers))
+    return Graph(module, tuple(parameters), shapes, tuple(buffers), raw.meta["specialised"])
 
 
 def arguments_with(data: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -50,7 +50,7 @@ def trace_guide_score(pair: Pair, graph: Graph, data: tuple[Any, ...]) -> Graph 
     if pair.structure.guide_enumerated:
         return None
     with contextlib.suppress(NotTraceable, NotReparameterised):
-        score = record(pair, evaluate, tensors_of(data))
+        score = record(pair, evaluate, tensors_of(data), fixed=True)
         drawn = random_numbers(score.module)
         if drawn == random_numbers(graph.module)[: len(drawn)]:
             return score

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,29 +17,90 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["flatten_arguments", "pause_recording", "record_operations", "result_sizes"]
+__all__ = [
+    "flatten_arguments",
+    "is_known",
+    "name_value",
+    "named_source",
+    "pause_recording",
+    "record_operations",
+    "result_sizes",
+]
 
 aten = torch.ops.aten
+_SHAPED_BY_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
-def record_operations(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+def record_operations(
+    function: Callable[..., Any], *inputs: Tensor, fixed: bool = False, learned: Iterable[Tensor] = ()
+) -> fx.GraphModule:
     """Run a function once and return its ATen operations as a graph of its inputs.
 
     Tensors other than the inputs become constants of the graph. The ``meta`` of every node holds a meta tensor ``val``
-    of its shape and dtype, and its ``device``.
+    of its shape and dtype, and its ``device``. Python numbers, branches and shapes may depend on the entries of
+    constants: they are those of this run.
+
+    Parameters
+    ----------
+    function
+        Function of the inputs; returns tensors, in any nesting.
+    inputs
+        Tensors at which it is run.
+    fixed
+        Whether the graph will only be evaluated at inputs with these entries, so that numbers, branches and shapes may
+        also depend on them. ``meta["specialised"]`` of the graph says whether some do.
+    learned
+        Constants whose entries will change.
 
     Raises
     ------
     RuntimeError
-        If a Python number or branch depends on the entries of an input.
+        If a Python number or branch depends on the entries of an input that is not fixed, or of a learned tensor.
     """
-    recorder = _Recorder()
+    recorder = _Recorder({value.untyped_storage().data_ptr() for value in learned})
     for place, value in enumerate(inputs):
-        recorder.assign(value, recorder.graph.placeholder(f"input_{place}"))
-    with recorder:
-        result = function(*inputs)
+        node = recorder.graph.placeholder(f"input_{place}")
+        recorder.assign(value, node)
+        if fixed:
+            recorder.known[node] = True
+    outer, _Recorder.active = _Recorder.active, recorder
+    try:
+        with recorder:
+            result = function(*inputs)
+    finally:
+        _Recorder.active = outer
     recorder.graph.output(recorder.as_output(result))
-    return _LazyGraphModule(recorder.root, recorder.graph)  # most are transformed before they run
+    module = _LazyGraphModule(recorder.root, recorder.graph)  # most are transformed before they run
+    module.meta["specialised"] = recorder.specialised
+    return module
+
+
+def is_known(value: Tensor) -> bool:
+    """Whether the graph that is being recorded may depend on a tensor's entries; if so, it does from here on."""
+    recorder = _Recorder.active
+    if recorder is None or not recorder.is_known(value):
+        return False
+    recorder.specialise([value])
+    return True
+
+
+def name_value(value: Any, name: str) -> None:
+    """Name a tensor in the graph that is being recorded, for messages."""
+    if _Recorder.active is not None and isinstance(value, Tensor):
+        _Recorder.active.names[_Recorder.active.as_node(value)] = name
+
+
+def named_source(value: Tensor) -> str | None:
+    """Return the nearest named tensor from which one was computed in the graph that is being recorded."""
+    recorder = _Recorder.active
+    queue = [] if recorder is None else [recorder.as_node(value)]
+    seen = set(queue)
+    for node in queue:
+        if node in recorder.names:  # type: ignore[union-attr]
+            return recorder.names[node]  # type: ignore[union-attr]
+        queue += [each for each in node.all_input_nodes if each not in seen]
+        seen.update(node.all_input_nodes)
+    return None
 
 
 def flatten_arguments(arguments: Any) -> list[Any]:
@@ -69,13 +130,19 @@ class _Recorder(TorchDispatchMode):
     """Records every operation as a node, and the node of each live tensor."""
 
     paused = False
+    active: _Recorder | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, learned: set[int]) -> None:
         super().__init__()
         self.graph, self.root = fx.Graph(), nn.Module()
         self._nodes = WeakTensorKeyDictionary()
-        self._constants: set[fx.Node] = set()
-        """Nodes of single numbers that do not depend on inputs."""
+        self.known: dict[fx.Node, bool] = {}
+        """Nodes whose entries are the same in all evaluations, and whether they depend on fixed inputs."""
+        self.specialised = False
+        """Whether the graph depends on entries of fixed inputs."""
+        self.names: dict[fx.Node, str] = {}
+        self._changing = learned
+        """Memory with entries that change."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -86,22 +153,30 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        if torch.Tag.data_dependent_output in func.tags:
-            if any(isinstance(leaf, Tensor) and self._depends(leaf) for leaf in flatten_arguments((args, kwargs))):
+        leaves = [leaf for leaf in flatten_arguments((args, kwargs)) if isinstance(leaf, Tensor)]
+        if func is aten.index.Tensor:
+            args = (args[0], [each for index in args[1] for each in self._without_mask(index)])
+        elif not _SHAPED_BY_VALUES.isdisjoint(func.tags):
+            if all(map(self.is_known, leaves)):
+                self.specialise(leaves)
+                result = func(*args, **kwargs)
+                return self._copied(result) if isinstance(result, Tensor) else result
+            if torch.Tag.data_dependent_output in func.tags:
                 raise RuntimeError(f"{func} requires a value that depends on the inputs")
-            return func(*args, **kwargs)
         if func is aten.lift_fresh.default:  # in-place operations on the result would change the constant
             func = aten.lift_fresh_copy.default
         node = self.graph.call_function(func, *map_aggregate((args, kwargs), self.as_node))
         result = func(*args, **kwargs)
+        self._propagate(node, leaves)
         if isinstance(result, Tensor):
             self.assign(result, node)
-            if result.numel() == 1 and self._is_constant(node):
-                self._constants.add(node)
         elif isinstance(result, tuple | list):
             for place, value in enumerate(result):
                 if isinstance(value, Tensor):
-                    self.assign(value, self.graph.call_function(operator.getitem, (node, place)))
+                    part = self.graph.call_function(operator.getitem, (node, place))
+                    self.assign(value, part)
+                    if node in self.known:
+                        self.known[part] = self.known[node]
         return result
 
     def assign(self, value: Tensor, node: fx.Node) -> None:
@@ -120,6 +195,8 @@ class _Recorder(TorchDispatchMode):
             self.root.register_buffer(name, value)
             node = self.graph.get_attr(name)
             self.assign(value, node)
+            if value.untyped_storage().data_ptr() not in self._changing:
+                self.known[node] = False
         return node
 
     def as_output(self, value: Any) -> Any:
@@ -133,14 +210,36 @@ class _Recorder(TorchDispatchMode):
             return self.graph.call_function(type(value), tuple(parts))
         return type(value)(parts)
 
-    def _depends(self, value: Tensor) -> bool:
-        """Whether a tensor's entries may depend on the inputs."""
-        node = self._nodes.get(value)
-        return not (node is None or node.op == "get_attr" or node in self._constants)
+    def is_known(self, value: Tensor) -> bool:
+        """Whether a tensor has the same entries in all evaluations."""
+        return self.as_node(value) in self.known and value.untyped_storage().data_ptr() not in self._changing
 
-    def _is_constant(self, node: Any) -> bool:
-        """Whether the result of an operation is the same for all inputs."""
-        if node.target is aten.lift_fresh_copy.default:
-            return True
-        is_constant = bool(node.all_input_nodes) and self._constants.issuperset(node.all_input_nodes)
-        return is_constant and torch.Tag.nondeterministic_seeded not in node.target.tags
+    def specialise(self, values: Iterable[Tensor]) -> None:
+        """Let the graph depend on the entries of known tensors."""
+        self.specialised |= any(self.known[self.as_node(value)] for value in values)
+
+    def _propagate(self, node: fx.Node, inputs: list[Tensor]) -> None:
+        """Record whether the result of an operation is known, and what it changes in place."""
+        target: Any = node.target
+        if all(map(self.is_known, inputs)) and torch.Tag.nondeterministic_seeded not in target.tags:
+            self.known[node] = any(self.known[self.as_node(value)] for value in inputs)
+        elif target._schema.is_mutable:
+            self._changing.add(inputs[0].untyped_storage().data_ptr())
+
+    def _without_mask(self, index: Tensor | None) -> list[Tensor | None]:
+        """Replace a known mask by the places where it is true, whose number is then fixed."""
+        if index is None or index.dtype not in (torch.bool, torch.uint8) or not self.is_known(index):
+            return [index]
+        self.specialise([index])
+        return [self._copied(places.contiguous()) for places in index.nonzero().unbind(1)]
+
+    def _copied(self, value: Tensor) -> Tensor:
+        """Record a result as a copy of a constant, which in-place operations do not change."""
+        name = f"constant_{len(self.root._buffers)}"
+        self.root.register_buffer(name, value.clone())
+        constant = self.graph.get_attr(name)
+        self.assign(value, constant)
+        node = self.graph.call_function(aten.lift_fresh_copy.default, (constant,))
+        self.assign(value, node)
+        self.known[node] = True
+        return value

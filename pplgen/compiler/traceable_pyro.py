@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import traceenum_elbo
 from pyro.infer.util import Dice
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, lowrank_multivariate_normal
 from torch.overrides import TorchFunctionMode
+
+import pplgen
+from pplgen.compiler.recording import is_known, name_value, named_source
 
 __all__ = ["FunctionalFills", "NotTraceable", "require_equal", "traceable"]
 
@@ -31,7 +36,17 @@ _FILLS: dict[Any, Callable[..., Tensor]] = {
 }
 """In-place random fills, which ``vmap`` cannot batch, and equivalent functions."""
 
-_CONVERSIONS = {Tensor.__bool__: "bool", Tensor.__int__: "int", Tensor.__float__: "float", Tensor.__index__: "int"}
+_CONVERSIONS = {
+    Tensor.__bool__: "bool",
+    Tensor.__int__: "int",
+    Tensor.__float__: "float",
+    Tensor.__index__: "int",
+    Tensor.tolist: "list",
+    Tensor.numpy: "NumPy array",
+    Tensor.__array__: "NumPy array",
+}
+_LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, pyro, pplgen))
+_STORIES = str(Path(str(pplgen.__file__)).parent / "models")
 
 
 class FunctionalFills(TorchFunctionMode):
@@ -53,7 +68,7 @@ class _TraceMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _FILLS:
             return _FILLS[func](*args, **kwargs)
-        if func is Tensor.item:
+        if func is Tensor.item and not is_known(args[0]):
             return args[0].detach()
         if self.in_dice:
             # Dice drops terms of probability zero by a mask; here they are set to zero
@@ -61,9 +76,32 @@ class _TraceMode(TorchFunctionMode):
                 return False
             if func is Tensor.masked_select:
                 return torch.where(args[1], args[0], 0.0)
-        if func in _CONVERSIONS:
-            raise NotTraceable(f"the pair branches on values: it converts a tensor to a Python {_CONVERSIONS[func]}")
+        if func in _CONVERSIONS and not is_known(args[0]):
+            source = named_source(args[0])
+            what = f"a tensor computed from {source!r}" if source else "a tensor"
+            raise NotTraceable(
+                f"the pair branches on values: it converts {what} to a Python {_CONVERSIONS[func]}{_users_line()}"
+            )
         return func(*args, **kwargs)
+
+
+def _users_line() -> str:
+    """Return file and line of the innermost call from a model or guide; empty if there is none."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(_STORIES) or not path.startswith((*_LIBRARIES, "<")):
+            return f" ({Path(path).name}, line {frame.f_lineno})"
+        frame = frame.f_back
+    return ""
+
+
+class _NamedSites(Messenger):
+    """Names the values of latent sites in the graph that is being recorded."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            name_value(msg["value"], msg["name"])
 
 
 def _capacitance_tril(W: Tensor, D: Tensor) -> Tensor:
@@ -102,7 +140,7 @@ def traceable() -> Iterator[None]:
         # Pyro's compares scales by value; it runs unmodified when the graph is compared with Pyro
         traceenum_elbo._get_common_scale = lambda scales: scales[0]
         lowrank_multivariate_normal._batch_capacitance_tril = _capacitance_tril
-        with mode, pyro.validation_enabled(False):
+        with mode, pyro.validation_enabled(False), _NamedSites():
             yield
     finally:
         for module, name, original in originals:

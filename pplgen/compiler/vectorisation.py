@@ -74,7 +74,7 @@ def traced_function(function: Callable[..., Any], inputs: Sequence[Tensor], capt
     """
     seed = int(torch.randint(2**31, ()))
     with traceable(), seeded(seed):
-        operations = record_operations(function, *inputs)
+        operations = record_operations(function, *inputs, learned=captured)
     lift_constants(operations, list(captured))
     arguments = [*(value.detach() for value in captured), *inputs]
     graph = canonicalise(operations, arguments)

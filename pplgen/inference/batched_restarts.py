@@ -95,13 +95,14 @@ class _Run:
         self.pairs, self.options, self.seeds, self.report = pairs, options, seeds, report
         self.ranks, self.warm_up, optimiser = options.ranks, options.objective.warm_up, options.optimiser
         self.first, self.seed, self.shard = pairs[0], seeds[0], shard_rows(pairs[0], options.ranks)
+        self.same_rows = options.batching.is_constant(self.first)
         with self.first.isolated(), self.ranks.shared_errors():
             batches, scale = options.batching.of(self.first, seed=self.seed, shard=self.shard)
             with half_kl_weight(self.first) if self.warm_up else contextlib.nullcontext():
-                self.graph = trace(self.first, options.objective.of(self.first), next(batches), scale)
+                fixed = self.same_rows and not own_data and self.ranks.size == 1
+                self.graph = trace(self.first, options.objective.of(self.first), next(batches), scale, fixed=fixed)
         vectors, buffers = stacked_parameters(pairs, self.graph)
         self.training = TrainingState.start(vectors, optimiser)
-        self.same_rows = options.batching.is_constant(self.first)
         data: Any = tensors_of(next(batches)) if self.same_rows else map(tensors_of, batches)
         if own_data:
             data = stacked_data(pairs)

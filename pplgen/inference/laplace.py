@@ -116,7 +116,7 @@ def _approximate(pair: Pair, run: Training) -> tuple[Pair, Training]:
 def _mode(pair: Pair, seed: int) -> tuple[Tensor, float, Tensor, float]:
     """Return the mode, the negative log joint density there, its Hessian, and the gradient norm, in float64."""
     try:
-        graph = trace(pair, pair.elbo(), pair.data)
+        graph = trace(pair, pair.elbo(), pair.data, fixed=True)
         joint = FixedDrawsELBO(graph, None, (*graph.buffers, *tensors_of(pair.data)), seed=seed)
     except (NotTraceable, NotReparameterised) as reason:
         raise InputError(f"method='laplace' needs a traced graph: {reason}") from None

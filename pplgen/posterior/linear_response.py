@@ -84,7 +84,7 @@ def posterior_covariance(
         raise InputError("linear-response covariances are of latents that all rows share; the model has none")
     try:
         with seeded(seed):
-            graph = trace(pair, pair.elbo(), pair.data)
+            graph = trace(pair, pair.elbo(), pair.data, fixed=True)
             inputs = (*graph.buffers, *tensors_of(pair.data))
             elbo = FixedDrawsELBO(graph, None, inputs, seed=seed)
     except (NotTraceable, NotReparameterised) as reason:
@@ -127,4 +127,4 @@ def _latents_graph(pair: Pair, names: tuple[str, ...]) -> Any:
         drawn = poutine.trace(pair.guide).get_trace(*arguments_with(pair.data, tensors))
         return torch.as_tensor(drawn.log_prob_sum()), [drawn.nodes[name]["value"] for name in names]
 
-    return record(pair, evaluate, tensors_of(pair.data))
+    return record(pair, evaluate, tensors_of(pair.data), fixed=True)
