@@ -208,7 +208,7 @@ print(ranked[["elpd", "elpd_diff", "dse", "p", "warning", "bic"]].round(1))
 # A Dirichlet process mixture infers the number: it has more components than needed, and leaves most of them empty.
 
 # %%
-process = pplgen.fit(DirichletProcessMixture(6 if SMOKE else 10, 2), x, **briefly)
+process = pplgen.fit(DirichletProcessMixture(4 if SMOKE else 10, 2), x, **briefly)
 occupied = process.to_datatree(draws=1000, groups=["posterior"])["posterior"]["num_occupied"].values.ravel().astype(int)
 probabilities = np.bincount(occupied, minlength=6) / len(occupied)
 print(

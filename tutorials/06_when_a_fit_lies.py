@@ -26,7 +26,7 @@ from pplgen.plots.palette import COLOURS
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 options = {"steps": 1600, "compile": "graph"} if SMOKE else {}
-chains = {"steps": 150, "restarts": 2, "compile": "graph"} if SMOKE else {}
+chains = {"steps": 100, "restarts": 2, "compile": "graph"} if SMOKE else {}
 
 
 def verdict_of(checks, name):
@@ -265,7 +265,7 @@ plt.show()
 # batched in one program.
 
 # %%
-calibration = {"num_datasets": 50 if SMOKE else 200, "steps": 1000}
+calibration = {"num_datasets": 40 if SMOKE else 200, "steps": 1000}
 calibrations = {
     "independent normals": pplgen.calibrate(line, (further, wait), **calibration),
     "mean subtracted": pplgen.calibrate(line, (eruptions - eruptions.mean(), wait), **calibration),

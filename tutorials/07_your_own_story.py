@@ -301,7 +301,7 @@ plt.show()
 # one batched program.
 
 # %%
-sets = 60 if SMOKE else 200
+sets = 40 if SMOKE else 200
 plan = {"num_datasets": sets, "num_rows": 66, "steps": 800 if SMOKE else 2000, "progress": False}
 calibration = pplgen.calibrate(story, **plan)
 calibration.summary()

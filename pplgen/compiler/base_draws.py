@@ -121,7 +121,7 @@ class _Lifter(fx.Interpreter):
         super().__init__(module)
         self._normals, self._uniforms = _Entries(normals), _Entries(uniforms)
         self._gammas: dict[int, tuple[Tensor, ...]] = {}
-        """By identity of a gamma or Dirichlet draw: concentration, uniforms, normalising sum, and the draw itself."""
+        """By identity of a gamma or Dirichlet draw: concentration, gamma draws, normalising sum, and the draw itself."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; unused draws are skipped."""
@@ -139,11 +139,11 @@ class _Lifter(fx.Interpreter):
         if packet in RANDOM:
             return self._draw(packet, *args)
         if target is torch.ops.pplgen.standard_gamma_grad.default:
-            concentration, uniforms, _ = self._gamma(args[1])
-            return torch.ops.pplgen.gamma_quantile_grad(concentration, uniforms)
+            concentration, gammas, _ = self._gamma(args[1])
+            return torch.ops.pplgen.gamma_quantile_grad(concentration, gammas)
         if target is torch.ops.pplgen.dirichlet_grad.default:
-            concentration, uniforms, total = self._gamma(args[0])
-            return torch.ops.pplgen.gamma_quantile_grad(concentration, uniforms) / total
+            concentration, gammas, total = self._gamma(args[0])
+            return torch.ops.pplgen.gamma_quantile_grad(concentration, gammas) / total
         return super().call_function(target, args, kwargs)
 
     def _draw(self, packet: Any, *args: Any) -> Tensor:
@@ -169,11 +169,11 @@ class _Lifter(fx.Interpreter):
         if packet is aten._sample_dirichlet:
             total = gammas.sum(-1, keepdim=True)
             draw = gammas / total
-        self._gammas[id(draw)] = (args[0], uniforms, total, draw)
+        self._gammas[id(draw)] = (args[0], gammas, total, draw)
         return draw
 
     def _gamma(self, draw: Tensor) -> tuple[Tensor, ...]:
-        """Return concentration, uniforms and normalising sum of a draw."""
+        """Return concentration, gamma draws and normalising sum of a draw."""
         if id(draw) not in self._gammas:
             raise NotReparameterised("the derivative of a gamma draw is taken at another value")
         return self._gammas[id(draw)][:3]

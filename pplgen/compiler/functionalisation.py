@@ -96,26 +96,52 @@ def _propagate_factorisation_failures(module: fx.GraphModule) -> None:
 
 
 def _functionalise_fresh(module: fx.GraphModule) -> bool:
-    """Replace in-place operations on fresh results that nothing else reads; return whether no others remain.
+    """Replace in-place operations on fresh results that no view reads; return whether no others remain.
 
     This suffices for most graphs, which then skip the slower ``_functionalise``.
     """
-    functional = {}
-    mutations: list[Any] = [node for node in module.graph.nodes if getattr(_schema(node), "is_mutable", False)]
-    for node in mutations:
-        mutated: Any = node.args[0]
+    order = {node: place for place, node in enumerate(module.graph.nodes)}
+    functional: dict[Any, Any] = {}
+    same: dict[Any, list[Any]] = {}
+    for node in (each for each in order if getattr(_schema(each), "is_mutable", False)):
+        same[node] = _same_memory(node)
         schema = _schema(node)
-        source = _schema(mutated)
-        fresh = source is not None and not any(r.alias_info for r in source.returns) and len(mutated.users) == 1
         packet = getattr(aten, schema.name.removeprefix("aten::").removesuffix("_"), None)
-        types = {each.meta["val"].dtype for each in node.all_input_nodes}
-        if not fresh or len(types) > 1 or not hasattr(packet, node.target._overloadname):
+        elementwise = torch.Tag.pointwise in node.target.tags  # whose result has the promoted type
+        promotes = elementwise and len({each.meta["val"].dtype for each in node.all_input_nodes}) > 1
+        if not same[node] or promotes or not hasattr(packet, node.target._overloadname):
             return False
         functional[node] = getattr(packet, node.target._overloadname)
     for node, target in functional.items():
         node.target = target
+        for member in same[node]:
+            for user in [each for each in member.users if order[each] > order[node]]:
+                user.replace_input_with(member, node)
     module.recompile()
     return True
+
+
+def _same_memory(mutation: Any) -> list[Any]:
+    """Return the nodes whose entries an in-place operation changes; empty if these are unknown.
+
+    They are a fresh result and its detached aliases, if nothing else views or changes them.
+    """
+    fresh = mutation.args[0]
+    while fresh.target in _ALIASES:
+        fresh = fresh.args[0]
+    if _schema(fresh) is None or _returns_alias(fresh):
+        return []
+    members = [fresh]
+    for member in members:
+        members += [user for user in member.users if user.target in _ALIASES]
+    users = {user for member in members for user in member.users} - {mutation, *members}
+    return [] if any(map(_returns_alias, users)) else members
+
+
+def _returns_alias(node: Any) -> bool:
+    """Whether the result of an operation shares memory with an argument."""
+    schema = _schema(node)
+    return node.op != "output" and (schema is None or any(each.alias_info for each in schema.returns))
 
 
 def _schema(node: Any) -> Any:
@@ -175,6 +201,7 @@ def _index_put_as_matmul(module: fx.GraphModule, node: Any) -> None:
     module.graph.erase_node(node)
 
 
+_ALIASES = (aten.detach.default, aten.alias.default)
 _BATCHABLE = {
     aten.view.default: aten.reshape.default,
     aten._standard_gamma_grad.default: torch.ops.pplgen.standard_gamma_grad.default,

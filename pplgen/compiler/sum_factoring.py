@@ -137,7 +137,7 @@ class _Sums:
         like = [_like(arg) for arg in args]
         with self.module.graph.inserting_before(self.before):
             node = self.module.graph.call_function(target, args)
-        node.meta["val"] = target(*like)
+        node.meta["val"] = _elementwise_result(*like) if torch.Tag.pointwise in target.tags else target(*like)
         return node
 
     def _should_split(self, node: Any) -> bool:
@@ -187,6 +187,17 @@ def _base(node: Any) -> Any:
     while node.target is aten.expand.default:
         node = node.args[0]
     return node
+
+
+def _elementwise_result(*values: Any) -> Tensor:
+    """Return a meta tensor of the shape and dtype of an arithmetic operation's result.
+
+    Torch's own meta functions of such operations import its compiler, which takes seconds.
+    """
+    shape = torch.broadcast_shapes(*(value.shape for value in values if isinstance(value, Tensor)))
+    operands = [value for value in values if getattr(value, "dtype", None) != torch.bool]
+    dtype = torch.result_type(*operands) if len(operands) == 2 else operands[0].dtype
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _like(value: Any) -> Any:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ["BaseDraws", "draw_blocks"]
 
+MAX_SOBOL = 1024
+"""Maximum dimension of Sobol' sequences: with the few points of a block they are not better in more, and slow to scramble."""
 CLOSEST = 1e-12
 """Minimum distance of uniform draws from 0 and 1."""
 
@@ -45,8 +47,8 @@ def draw_blocks(
 
 
 def _uniform(num_points: int, num_entries: int, seed: int) -> Tensor:
-    """Draw points in the unit cube; beyond the dimensions of Sobol' sequences independent ones."""
-    if 0 < num_entries <= torch.quasirandom.SobolEngine.MAXDIM:
+    """Draw points in the unit cube; beyond ``MAX_SOBOL`` dimensions independent ones."""
+    if 0 < num_entries <= MAX_SOBOL:
         return torch.quasirandom.SobolEngine(num_entries, scramble=True, seed=seed).draw(
             num_points, dtype=torch.float64
         )

@@ -28,7 +28,7 @@ def test_calibrate_prints_and_draws(monkeypatch, capsys, tmp_path):
 
 def test_calibrate_exits_with_one_where_it_fails(monkeypatch, capsys):
     # in one dimension three components overlap, for which a mean-field guide is too narrow
-    options = ("-n", "60", "--num-rows", "200", "--components", "3", "--features", "1", "--steps", "100")
+    options = ("-n", "40", "--num-rows", "150", "--components", "3", "--features", "1", "--steps", "100")
     assert run(monkeypatch, "calibrate", "gaussian-mixture", *options) == 1
     assert "fail" in capsys.readouterr().out
 

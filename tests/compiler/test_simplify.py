@@ -74,7 +74,7 @@ def test_repetitions_are_computed_before_they_are_repeated():
 IN_PLACE = {
     "a fresh result": (lambda x, p: (x * p).add_(1.0) * (x * p > 0).logical_and_(x > 0), True),
     "a view of one": (lambda x, p: _changed(x * p, lambda y: y[:, 0].add_(p[0])), False),
-    "one that is read before": (lambda x, p: _read_before(x * p), False),
+    "one that is read before": (lambda x, p: _read_before(x * p), True),
     "of a wider type": (lambda x, p: (x * p).add_(p.double()), False),
 }
 

@@ -156,7 +156,8 @@ def test_minibatches_stand_for_all_rows():
 
 
 @needs_compiler
-def test_compiled_steps_are_the_graphs():
+def test_compiled_steps_are_the_graphs(monkeypatch):
+    monkeypatch.setattr(engine_module, "NODES_PER_CALL", 600)  # two steps a call, sooner compiled than five
     pair = Pair.of_story(GaussianMixture(2, 2), pplgen.load_data("faithful").values)
     engine, state, rates = engine_of(pair, 2)
     with seeded(1):
@@ -191,13 +192,12 @@ def test_a_missing_compiler_is_said(monkeypatch):
 @pytest.fixture(scope="module")
 def plain():
     """Old Faithful in plain Pyro."""
-    return pplgen.fit(GaussianMixture(2, 2), "faithful", steps=1200, compile="off", progress=False)
+    return pplgen.fit(GaussianMixture(2, 2), "faithful", steps=700, compile="off", progress=False)
 
 
-@pytest.mark.parametrize("path", ["graph", pytest.param("inductor", marks=needs_compiler)])
-def test_old_faithful_does_not_depend_on_the_path(plain, path):
-    fit = pplgen.fit(GaussianMixture(2, 2), "faithful", compile=path, restarts=2, progress=False)
-    assert fit.path == {"graph": "the traced graph, then L-BFGS", "inductor": "the compiled graph, then L-BFGS"}[path]
+def test_old_faithful_does_not_depend_on_the_path(plain):
+    fit = pplgen.fit(GaussianMixture(2, 2), "faithful", compile="graph", restarts=2, progress=False)
+    assert fit.path == "the traced graph, then L-BFGS"
     assert fit.stop is StopReason.CONVERGED
     # where it settles varies by some tenths of a nat with the noise of the last steps
     assert fit.elbo == pytest.approx(plain.elbo, abs=0.5 + 4 * np.hypot(fit.best.elbo_error, plain.best.elbo_error))
@@ -215,7 +215,9 @@ def test_a_pair_without_a_graph_runs_in_plain_pyro_and_says_why():
             pyro.sample("y", dist.Normal(mu, scale), obs=y)
 
     fit = pplgen.fit(branching, Y, guide, steps=20, compile="graph", progress=False)
-    assert fit.path == "plain Pyro: the pair branches on values: it converts a tensor to a Python bool"
+    assert fit.path.startswith(
+        "plain Pyro: the pair branches on values: it converts a tensor computed from 'mu' to a Python bool"
+    )
 
 
 def test_few_steps_run_in_plain_pyro():

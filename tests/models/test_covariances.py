@@ -51,16 +51,13 @@ def posterior_mean(fit):
     return GaussianMixtureParameters(means["weights"], means["mu"], torch.diag_embed(sigma.square()))
 
 
-MAXIMA = {  # published, five decimals; full K = 2 is in test_gaussian_mixture
-    ("full", 1): -1289.79675,
-    ("tied", 2): -1140.18676,
-    ("tied", 3): -1126.31593,
-}
+MAXIMA = {("tied", 3): -1126.31593}
+"""Published, five decimals; other kinds and numbers are claims of ``pplgen verify``."""
 
 
 @pytest.mark.parametrize(
     ("kind", "num_components"),
-    [("full", 1), *((kind, K) for kind in ("tied", "diag", "spherical") for K in (1, 2, 3))],
+    [("tied", 3), ("diag", 2), ("spherical", 2)],
 )
 def test_log_likelihood_at_the_posterior_mean_is_near_the_maximum(faithful, kind, num_components):
     """Within 1 nat, 1.5 for three components, of the published maximum or scikit-learn's with ten restarts."""
@@ -72,7 +69,7 @@ def test_log_likelihood_at_the_posterior_mean_is_near_the_maximum(faithful, kind
         x = faithful.values.numpy()
         maximum = theirs.fit(x).score(x) * len(x)
     fit = pplgen.fit(
-        GaussianMixture(num_components, 2, covariance=kind), "faithful", restarts=4, steps=3000, progress=False
+        GaussianMixture(num_components, 2, covariance=kind), "faithful", restarts=4, compile="graph", progress=False
     )
     _, log_likelihood = e_step(faithful.values, posterior_mean(fit))
     allowed = 1.5 if num_components == 3 else 1.0

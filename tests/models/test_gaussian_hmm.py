@@ -119,8 +119,8 @@ TRUTH = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fit_recovers_what_it_was_simulated_from(kind):
     truth = {"P": [[0.9, 0.1], [0.2, 0.8]], **TRUTH[kind]}
-    y = story_of(kind, known=truth).simulate(4, 250).double()
-    y[0, 150:] = NAN
+    y = story_of(kind, known=truth).simulate(3, 160).double()
+    y[0, 100:] = NAN
     y[1, 7] = NAN
     y[1, 20:30, 1] = NAN
     fit = pplgen.fit(story_of(kind), y, restarts=2, steps=300, **FIT)

@@ -167,8 +167,8 @@ def test_hamilton(growth):
 def test_a_fit_recovers_what_it_was_simulated_from():
     truth = {"P": [[0.9, 0.1], [0.2, 0.8]], "mu": [-1.0, 2.0], "sigma": [0.5, 1.0], "phi": [0.5, -0.3]}
     source = MarkovSwitchingAR(2, 2, switching_variance=True, known=truth).double()
-    y = source.simulate(3, 200)
-    y[0, 120:] = NAN
+    y = source.simulate(3, 150)
+    y[0, 100:] = NAN
     fit = pplgen.fit(MarkovSwitchingAR(2, 2, switching_variance=True), y, restarts=2, steps=400, **FIT)
     assert fit.path.startswith("the traced graph")
     posterior = fit.to_datatree(draws=500)["posterior"]

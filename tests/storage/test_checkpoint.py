@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import pplgen
 from pplgen import InputError
 from pplgen.cli.main import main
+from pplgen.inference import engine
 from pplgen.storage import checkpoint
 
 OPTIONS = {"steps": 500, "restarts": 2, "compile": "graph", "optimiser": "adam"}
@@ -68,29 +69,30 @@ def killed_at(step, *arguments, **options):
 @pytest.mark.parametrize(("batch_size", "dtype"), [(None, torch.float64), (100, torch.float32)])
 def test_a_killed_fit_ends_where_it_would_have(tmp_path, rows, often, batch_size, dtype):
     rows = rows.to(dtype)
-    story, options = GaussianMixture(2, 2), {**OPTIONS, "batch_size": batch_size}
+    story, options = GaussianMixture(2, 2), {**OPTIONS, "steps": 300, "batch_size": batch_size}
     expected = pplgen.fit(story, rows, progress=False, **options)
-    killed_at(300, story, rows, checkpoint=tmp_path, **options)
+    killed_at(200, story, rows, checkpoint=tmp_path, **options)
     assert (tmp_path / checkpoint.NAME).exists()
     steps = []
     again = pplgen.fit(story, rows, checkpoint=tmp_path, progress=lambda update: steps.append(update.step), **options)
-    assert min(steps) > 200  # the kill at 300 came before that window's checkpoint
+    assert min(steps) > 100  # the kill at 200 came before that window's checkpoint
     for run, other in zip(again.runs, expected.runs, strict=True):
         np.testing.assert_array_equal(run.history, other.history)
         assert run.elbo == other.elbo
     steps.clear()
     ended = pplgen.fit(story, rows, checkpoint=tmp_path, progress=lambda update: steps.append(update.step), **options)
     assert (steps, ended.elbo) == ([], again.elbo)
-    longer = pplgen.fit(story, rows, checkpoint=tmp_path, progress=False, **{**options, "steps": 600})
-    assert len(longer.best.history) == 600
+    longer = pplgen.fit(story, rows, checkpoint=tmp_path, progress=False, **{**options, "steps": 400})
+    assert len(longer.best.history) == 400
 
 
-def test_compiling_leaves_the_random_numbers_alone(tmp_path, rows, often):
+def test_compiling_leaves_the_random_numbers_alone(tmp_path, rows, often, monkeypatch):
     def mean(x):
         mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 10.0).to_event(1))
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(mu, 1.0).to_event(1), obs=x)
 
+    monkeypatch.setattr(engine, "NODES_PER_CALL", 200)  # fewer steps a call are sooner compiled
     options = {"steps": 300, "compile": "inductor", "optimiser": "adam"}
     expected = pplgen.fit(mean, rows, progress=False, **options)
     killed_at(200, mean, rows, checkpoint=tmp_path, **options)
@@ -102,10 +104,10 @@ def test_compiling_leaves_the_random_numbers_alone(tmp_path, rows, often):
 def test_a_streamed_fit_continues(tmp_path, rows, often, monkeypatch):
     monkeypatch.setattr("pplgen.data.blocks.BLOCK_VALUES", 60)  # ten blocks of thirty rows
     np.save(tmp_path / "rows.npy", rows.numpy())
-    story, options = GaussianMixture(2, 2), {**OPTIONS, "batch_size": 100}
+    story, options = GaussianMixture(2, 2), {**OPTIONS, "steps": 300, "batch_size": 100}
     stream = pplgen.stream_data(tmp_path / "rows.npy")
     expected = pplgen.fit(story, stream, progress=False, **options)
-    killed_at(300, story, stream, checkpoint=tmp_path, **options)
+    killed_at(200, story, stream, checkpoint=tmp_path, **options)
     again = pplgen.fit(story, stream, checkpoint=tmp_path, progress=False, **options)
     np.testing.assert_array_equal(again.best.history, expected.best.history)
 
