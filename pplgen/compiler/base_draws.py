@@ -121,7 +121,7 @@ class _Lifter(fx.Interpreter):
         super().__init__(module)
         self._normals, self._uniforms = _Entries(normals), _Entries(uniforms)
         self._gammas: dict[int, tuple[Tensor, ...]] = {}
-        """By identity of a gamma or Dirichlet draw: concentration, gamma draws, normalising sum, and the draw itself."""
+        """By identity of a gamma or Dirichlet draw: concentration, gamma draws, normalising sum, the draw itself."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; unused draws are skipped."""

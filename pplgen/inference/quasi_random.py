@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["BaseDraws", "draw_blocks"]
 
 MAX_SOBOL = 1024
-"""Maximum dimension of Sobol' sequences: with the few points of a block they are not better in more, and slow to scramble."""
+"""Maximum dimension of Sobol' sequences: with a block's few points they are no better in more, and slow."""
 CLOSEST = 1e-12
 """Minimum distance of uniform draws from 0 and 1."""
 
