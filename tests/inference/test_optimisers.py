@@ -136,7 +136,6 @@ def test_a_scheduler_of_the_users_makes_a_step_per_epoch():
             "optimiser: Adam has 2 groups of parameters",
         ),
     ],
-    ids=str,
 )
 def test_mistakes_are_refused_in_a_sentence(options, message):
     with pytest.raises(InputError, match=message):
