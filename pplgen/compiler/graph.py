@@ -88,8 +88,9 @@ def tensors_of(data: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 
 def buffers_of(pair: Pair) -> list[Tensor]:
-    """Return the distinct buffers of a pair's modules."""
+    """Return the distinct buffers of a pair's modules, and its KL weight."""
     buffers = [buffer for module in modules_of(pair.model, pair.guide) for buffer in module.buffers()]
+    buffers += [] if pair.kl_weight is None else [pair.kl_weight]
     return list({id(buffer): buffer for buffer in buffers}.values())
 
 

@@ -53,7 +53,7 @@ def fit(
     elbo: str | ELBO | None = None,
     num_particles: int = 1,
     free_bits: float | None = None,
-    warm_up: int = 0,
+    warm_up: int | Mapping[str, int] = 0,
     augment: str | Augment | None = None,
     compile: Literal["auto", "inductor", "graph", "off"] = "auto",  # noqa: A002
     checkpoint: str | Path | None = None,
@@ -148,8 +148,8 @@ def fit(
         rows of a step, is not penalised below this value. Requires ``elbo="analytic"``. Lowers the reported ELBO.
     warm_up
         Steps of KL warm-up for a ``LatentStory``: the weight of its latent variables' KL terms rises linearly from 0 to
-        1 (default: 0). Plateaus are detected afterwards; the final ELBO has weight 1. For NUTS, number of adaptation
-        steps (default: as many as ``steps``).
+        1 (default: 0). For any pair, latents with the number of steps: ``{"z": 500}``. Plateaus are detected
+        afterwards; the final ELBO has weight 1. For NUTS, number of adaptation steps (default: as many as ``steps``).
     augment
         Random transformation of the rows of each step, a function; or ``"bernoulli"``, which redraws binary pixels from
         grey values. The final ELBO is for transformed rows; checks and predictions use the original rows.
@@ -202,6 +202,7 @@ def fit(
             device=options.device,
             recorded=explicit_options(fit, call),
             rows=rows,
+            warmed_up=list(warm_up) if isinstance(warm_up, Mapping) else [],
             ranks=options.ranks.all,
         )
         return (fit_nuts if options.method == "nuts" else _train)(prepared, options, progress)

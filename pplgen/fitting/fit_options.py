@@ -21,7 +21,7 @@ from pplgen.inference.convergence import WINDOW
 from pplgen.inference.minibatches import Augment
 from pplgen.inference.model_arguments import check_device
 from pplgen.inference.named_guides import GUIDES
-from pplgen.inference.objectives import augmentation, check_warm_up, make_bound
+from pplgen.inference.objectives import augmentation, check_warm_up, make_bound, warm_up_steps
 from pplgen.inference.optimisers import LearningRate, Optimiser, Rule, Schedule, read_optimiser
 from pplgen.inference.restarts_over_ranks import RankRoles
 from pplgen.inference.training_options import Batching, Objective, TrainingOptions
@@ -83,6 +83,7 @@ class FitOptions:
         for name, default in zip(("steps", "restarts"), DEFAULTS[method], strict=True):
             chosen[name] = default if call[name] is None else call[name]
         check_count("seed", call["seed"], minimum=0)
+        chosen["warm_up"] = warm_up_steps(call["warm_up"])
         check_count("steps", chosen["steps"])
         check_count("restarts", chosen["restarts"])
         ranks = RankRoles.of(call["shard"], method, chosen["restarts"], call["checkpoint"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import broadcast_parameters, check_same_on_all_ranks
 from pplgen.errors import InputError
 from pplgen.fitting.run_contents import type_name
+from pplgen.inference.kl_warm_up import weigh_kl
 from pplgen.inference.laplace import point_pair
 from pplgen.inference.model_arguments import (
     bare_annotations,
@@ -62,12 +63,14 @@ def prepare(
     device: torch.device | None,
     recorded: dict[str, Any],
     rows: str | None = None,
+    warmed_up: Sequence[str] = (),
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Prepared:
     """Read and validate the data of a fit.
 
     A story is initialised from its rows, a bare pair by the initial values of its parameters. Of several ranks only the
-    first reads all rows of a stream. ``rows`` names the row plate of a bare model.
+    first reads all rows of a stream. ``rows`` names the row plate of a bare model, ``warmed_up`` latents whose KL terms
+    have a weight.
     """
     if rows is not None and isinstance(model, Story):
         raise InputError(f"rows={rows!r}: a story's row plate is 'data'; expected a bare model")
@@ -77,9 +80,11 @@ def prepare(
         origin["guide"] = "laplace" if name == "point" else name
 
     def named(pair: Pair) -> Pair:
-        if name is None:
-            return pair
-        return point_pair(pair) if name == "point" else named_pair(pair, name)
+        if name is not None:
+            pair = point_pair(pair) if name == "point" else named_pair(pair, name)
+        if warmed_up:
+            weigh_kl(pair, warmed_up)
+        return pair
 
     if isinstance(data, RowStream):
         if not isinstance(model, Story):

@@ -16,7 +16,7 @@ Williams (1992), Simple statistical gradient-following algorithms for connection
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -101,12 +101,28 @@ def make_bound(
     return bound
 
 
+def warm_up_steps(warm_up: int | Mapping[str, int]) -> int:
+    """Return the number of steps of KL warm-up, the same for all sites that are named.
+
+    Raises
+    ------
+    InputError
+        If it is not a whole number, or not the same.
+    """
+    numbers = set(warm_up.values()) if isinstance(warm_up, Mapping) else {warm_up}
+    if len(numbers) != 1:
+        raise InputError(f"warm_up={warm_up}: expected the same number of steps for all sites, at least one")
+    return check_count("warm_up", numbers.pop(), minimum=0)
+
+
 def check_warm_up(pair: Pair, warm_up: int, steps: int) -> None:
     """Raise ``InputError`` if KL warm-up does not apply to the pair, or is longer than the fit."""
-    check_count("warm_up", warm_up, minimum=0)
     if warm_up and pair.kl_weight is None:
         name = type(pair.story).__name__ if pair.story else "a bare pair"
-        raise InputError(f"warm_up={warm_up}: {name} has no KL terms to warm up; expected a LatentStory")
+        raise InputError(
+            f"warm_up={warm_up}: {name} does not say which KL terms to warm up; expected a LatentStory, or the names "
+            f"of latents, such as warm_up={{'z': {warm_up}}}"
+        )
     if warm_up > steps:
         raise InputError(f"warm_up={warm_up}: expected at most the {steps} steps of the fit")
 

@@ -83,6 +83,7 @@ class Pair:
         self.fingerprint = ""
         self.columns: tuple[str, ...] = ()
         self._labelled_site: str | None = None
+        self.added_kl_weight: Tensor | None = None
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         floating = (value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point())
@@ -224,9 +225,8 @@ class Pair:
 
     @property
     def kl_weight(self) -> Tensor | None:
-        """The story's buffer that scales the KL term of its latents, ``None`` without one."""
-        weight = getattr(self.story, "kl_weight", None)
-        return weight if isinstance(weight, Tensor) else None
+        """Scale of the KL terms of some latents: that of ``weigh_kl``, or the story's buffer; ``None`` without."""
+        return self.added_kl_weight if self.story is None else getattr(self.story, "kl_weight", self.added_kl_weight)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copy the unconstrained parameters by name, on their device; call it inside ``isolated``."""

@@ -378,3 +378,55 @@ def test_the_command_line_passes_them_on(tmp_path, monkeypatch, capsys):
     assert "seen" in capsys.readouterr().err
     expected = {"elbo": "importance", "num_particles": 5, "warm_up": 30, "free_bits": 0.5, "augment": "bernoulli"}
     assert {name: given[name] for name in expected} == expected
+
+
+def two_latents(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, tau), obs=y)
+
+
+@pytest.mark.parametrize("path", ["graph", "off"])
+def test_latents_of_any_pair_are_warmed_up_by_name(path):
+    """At a tiny learning rate the ELBO of step t is a - t / 1000 times the KL term, whose mean is known by itself."""
+    y = torch.linspace(-1.0, 2.0, 20)
+    options = {"learning_rate": 1e-9, "optimiser": "adam", "compile": path, "progress": False}
+    fit = pplgen.fit(two_latents, y, "mean-field", steps=1000, warm_up={"mu": 1000}, **options)
+    assert fit.path == ("the traced graph" if path == "graph" else "plain Pyro: compile='off'")
+    with fit.pair.isolated(), torch.no_grad():
+        terms = [_kl_of_mu(fit.pair) for _ in range(2000)]
+    slope, error = _slope(np.arange(1, 1001) / 1000, np.array(fit.best.history))
+    assert slope == pytest.approx(-np.mean(terms), abs=4 * np.hypot(error, np.std(terms) / 2000**0.5))
+    assert abs(slope) > 4 * error
+
+
+def _kl_of_mu(pair):
+    guide = poutine.trace(pair.guide).get_trace(*pair.data)
+    model = poutine.trace(poutine.replay(pair.model, guide)).get_trace(*pair.data)
+    for each in (guide, model):
+        each.compute_log_prob()
+    own = sum(float(guide.nodes[name]["log_prob_sum"]) for name in ("mu", "mu_unconstrained"))
+    return own - float(model.nodes["mu"]["log_prob_sum"])
+
+
+def _slope(x, y):
+    """Least-squares slope and its standard error."""
+    x, y = x - x.mean(), y - y.mean()
+    slope = x @ y / (x @ x)
+    return slope, np.std(y - slope * x) / (x @ x) ** 0.5
+
+
+def test_latents_that_cannot_be_warmed_up():
+    y = torch.linspace(-1.0, 2.0, 20)
+    for guide, warm_up, message in (
+        (None, {"nu": 5}, "warm_up: 'nu' is not a latent that the guide draws; expected among"),
+        (None, {"mu": 5, "tau": 6}, "expected the same number of steps for all sites"),
+        (None, {}, "expected the same number of steps for all sites"),
+        (None, 5, "does not say which KL terms to warm up"),
+        ("full-rank", {"mu": 5}, "the guide draws 'mu' together with other latents"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pplgen.fit(two_latents, y, guide, steps=10, warm_up=warm_up, progress=False)
+    fit = pplgen.fit(two_latents, y, "full-rank", steps=200, warm_up={"mu": 100, "tau": 100}, progress=False)
+    assert np.isfinite(fit.elbo)
