@@ -46,6 +46,13 @@ def shift_seeds(offset):
     np.random.SeedSequence = lambda entropy=None, **options: sequence(moved(entropy), **options)
 
 
+ORIGINAL_SEEDERS = [
+    (torch, "Generator", torch.Generator),
+    (torch, "manual_seed", torch.manual_seed),
+    (np.random, "seed", np.random.seed),
+    (np.random, "default_rng", np.random.default_rng),
+    (np.random, "SeedSequence", np.random.SeedSequence),
+]
 if SEED_OFFSET := int(os.environ.get("PPLGEN_TEST_SEED_OFFSET", "0")):
     shift_seeds(SEED_OFFSET)
 
@@ -69,6 +76,13 @@ def pytest_collection_modifyitems(items):
 def _fresh_pyro():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+@pytest.fixture
+def readers_seeds(monkeypatch):
+    """Seeds as they are written, for what asserts of its own draws what its reader sees."""
+    for module, name, original in ORIGINAL_SEEDERS:
+        monkeypatch.setattr(module, name, original)
 
 
 @pytest.fixture(scope="session")

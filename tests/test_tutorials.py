@@ -13,7 +13,7 @@ TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("[0-9]*.py"))
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_tutorial_runs_and_holds_what_it_says(path, tmp_path, monkeypatch):
+def test_tutorial_runs_and_holds_what_it_says(path, tmp_path, monkeypatch, readers_seeds):
     monkeypatch.setenv("PPLGEN_SMOKE", "1")
     monkeypatch.chdir(tmp_path)
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()

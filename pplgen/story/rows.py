@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 
-__all__ = ["RowAxes", "first_length", "row_plate_of"]
+__all__ = ["RowAxes", "row_plate_of"]
 
 ROW_PLATE = "data"
 
@@ -24,8 +24,15 @@ class RowAxes:
 
     @classmethod
     def of(cls, data: tuple[Any, ...], num_rows: int | None) -> RowAxes:
-        """Find the axes of a length: an argument's first axis, or else its only one that has it."""
-        return cls(tuple(None if num_rows is None else _axis_of(value, num_rows) for value in data))
+        """Find the axes of a length: an argument's first axis, or else its only one that has it.
+
+        Without such an axis, as where a plate subsamples its rows, rows are the entries of the first argument.
+        """
+        axes = [None if num_rows is None else _axis_of(value, num_rows) for value in data]
+        first = _first_length(data)
+        if first is not None and all(axis is None for axis in axes):
+            axes = [_axis_of(value, first) for value in data]
+        return cls(tuple(axes))
 
     def count(self, data: tuple[Any, ...]) -> int | None:
         """Return the number of rows of arguments, ``None`` if no argument has any."""
@@ -73,11 +80,11 @@ def row_plate_of(frames: Iterable[Any], observed: list[Any], data: tuple[Any, ..
     common = [name for name in (around[0] if around else []) if all(name in names for names in around)]
     if fitting := [name for name in common if plates[name].size in lengths]:
         return plates[fitting[0]]
-    candidates = {name for names in around for name in names if plates[name].size == first_length(data)}
+    candidates = {name for names in around for name in names if plates[name].size == _first_length(data)}
     return plates[candidates.pop()] if len(candidates) == 1 else None
 
 
-def first_length(data: tuple[Any, ...]) -> int | None:
+def _first_length(data: tuple[Any, ...]) -> int | None:
     """Return the length of the first argument, ``None`` if it is not a tensor with axes."""
     return len(data[0]) if data and isinstance(data[0], Tensor) and data[0].ndim else None
 

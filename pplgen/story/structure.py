@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 
 from pplgen.errors import InputError
-from pplgen.story.rows import RowAxes, first_length, row_plate_of
+from pplgen.story.rows import RowAxes, row_plate_of
 
 __all__ = [
     "Structure",
@@ -121,7 +121,7 @@ def inspect_traces(
     return Structure(
         plate_depth=plate_depth,
         row_plate=row_plate,
-        row_axes=RowAxes.of(data, first_length(data) if frame is None else frame.size),
+        row_axes=RowAxes.of(data, None if frame is None else frame.size),
         latent=latent,
         enumerated=enumerated,
         guide_enumerated=tuple(name for name in latent if guide_trace.nodes[name]["infer"].get("enumerate")),

@@ -465,6 +465,7 @@ def test_a_fit_without_its_rows_is_checked_for_what_needs_none(faithful_fit, tmp
     capsys.readouterr()
 
 
+@pytest.mark.filterwarnings("ignore:step .* continued from step::pplgen")
 def test_the_command_ends_with_one_where_a_check_fails(faithful_fit, tmp_path, monkeypatch, capsys):
     faithful_fit.save(tmp_path / "good")
     story = GaussianMixture(num_components=2, num_features=2)

@@ -278,7 +278,7 @@ def test_a_dictionary_with_the_names_of_the_arguments_is_passed_by_name():
         pplgen.fit(model, rows, steps=120, progress=False)
         for model, rows in ((regression, data), (regression, (x, 2 * x)), (of_batch, data))
     )
-    assert named.elbo == positional.elbo == pytest.approx(nested.elbo, abs=1e-4)  # rounding of constants folded
+    assert named.elbo == positional.elbo == pytest.approx(nested.elbo, abs=1e-3)  # rounding of constants folded
     assert named.log_likelihood(data, draws=10).shape == (40,)
     with pytest.raises(InputError, match="the model's argument 'x' is missing among 'y'"):
         pplgen.fit(regression, {"y": 2 * x}, progress=False)

@@ -140,7 +140,7 @@ def test_batch_sizes_that_cannot_be():
         mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
         pyro.sample("y", dist.Normal(mu, 1.0).expand([len(y)]).to_event(1), obs=y)
 
-    with pytest.raises(InputError, match=r"batch_size=10: the model has no full pyro\.plate"):
+    with pytest.raises(InputError, match=r"batch_size=10: the model has no full plate"):
         run(Pair(plateless, guide, (Y,)), batch_size=10)
 
 
