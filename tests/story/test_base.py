@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import subprocess
 import sys
 import warnings
@@ -29,7 +30,9 @@ def story(request):
 
 @pytest.fixture
 def rows(story):
-    return story.simulate(NUM_ROWS)
+    """Rows from the prior; a linear system drawn from it may explode, and is brought back to a sane scale."""
+    rows = story.simulate(NUM_ROWS)
+    return rows / rows.std() if rows.abs().max() > 1e6 else rows
 
 
 @pytest.fixture
@@ -107,10 +110,10 @@ def test_trains_under_plain_pyro(story, rows, bound):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         svi = SVI(story.model, story.guide, pyro.optim.Adam({"lr": 0.02}), bound)
-        before = sum(svi.evaluate_loss(rows) for _ in range(20)) / 20
+        before = statistics.median(svi.evaluate_loss(rows) for _ in range(20))
         for _ in range(100):
             svi.step(rows)
-        after = sum(svi.evaluate_loss(rows) for _ in range(20)) / 20
+        after = statistics.median(svi.evaluate_loss(rows) for _ in range(20))
     assert after < before
     assert len(list(pyro.get_param_store().keys())) == len(list(story.parameters()))
 
