@@ -153,7 +153,10 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        leaves = [leaf for leaf in flatten_arguments((args, kwargs)) if isinstance(leaf, Tensor)]
+        leaves = flatten_arguments((args, kwargs))
+        if any(isinstance(leaf, torch.Generator) for leaf in leaves):
+            raise RuntimeError(f"{func} draws from a generator of its own")
+        leaves = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if func is aten.index.Tensor:
             args = (args[0], [each for index in args[1] for each in self._without_mask(index)])
         elif not _SHAPED_BY_VALUES.isdisjoint(func.tags):

@@ -109,10 +109,10 @@ def warm_up_steps(warm_up: int | Mapping[str, int]) -> int:
     InputError
         If it is not a whole number, or not the same.
     """
-    numbers = set(warm_up.values()) if isinstance(warm_up, Mapping) else {warm_up}
-    if len(numbers) != 1:
+    numbers = list(warm_up.values()) if isinstance(warm_up, Mapping) else [warm_up]
+    if not numbers or any(number != numbers[0] for number in numbers):
         raise InputError(f"warm_up={warm_up}: expected the same number of steps for all sites, at least one")
-    return check_count("warm_up", numbers.pop(), minimum=0)
+    return check_count("warm_up", numbers[0], minimum=0)
 
 
 def check_warm_up(pair: Pair, warm_up: int, steps: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,22 +120,29 @@ class Optimiser:
         if isinstance(self.learning_rate, float | int):
             return 1.0
         name = normalize_param_name(name)
-        if isinstance(self.learning_rate, Mapping):
-            return float(self.learning_rate.get(name, DEFAULT_RATE)) / DEFAULT_RATE
-        return float(self.learning_rate(name)) / DEFAULT_RATE
+        mapped = isinstance(self.learning_rate, Mapping)
+        rate: Any = self.learning_rate.get(name, DEFAULT_RATE) if mapped else self.learning_rate(name)  # type: ignore[union-attr, operator]
+        return _number(f"learning_rate of {name!r}", rate) / DEFAULT_RATE
 
     def factor(self, step: int) -> float:
-        """Return the factor on the learning rates of a step, counted from 1."""
-        return float(self.decay(step) if callable(self.decay) else self.decay**step)
+        """Return the factor on the learning rates of a step, counted from 1.
+
+        Raises
+        ------
+        InputError
+            If the schedule returns anything but a finite number of at least 0.
+        """
+        if not callable(self.decay):
+            return float(self.decay**step)
+        return _number(f"decay: at step {step} the schedule", self.decay(step))
 
     def check_names(self, names: Sequence[str]) -> None:
-        """Raise ``InputError`` if a learning rate is of no parameter, negative or infinite."""
+        """Raise ``InputError`` if a learning rate is of no parameter, or not a finite number of at least 0."""
         names = [normalize_param_name(name) for name in names]
         if isinstance(self.learning_rate, Mapping) and (unknown := self.learning_rate.keys() - set(names)):
             raise InputError(f"learning_rate: {min(unknown)!r} is not a parameter; expected among {sorted(names)}")
         for name in names:
-            if (rate := self.relative_rate(name)) != 0:
-                check_positive(f"learning_rate of {name!r}", rate)
+            self.relative_rate(name)
 
     def facts(self, names: Sequence[str]) -> dict[str, Any]:
         """Return what identifies the optimiser of some parameters; a schedule by its values at some steps."""
@@ -203,7 +211,7 @@ def read_optimiser(call: Mapping[str, Any]) -> str | Mapping[str, Any] | PyroOpt
     if isinstance(given, Mapping):
         Rule.of(given)
     else:
-        check_choice("optimiser", given, ("auto", *RULES))
+        _check_name(given)
     if not (isinstance(rate, Mapping) or callable(rate)):
         check_positive("learning_rate", rate)
     if clip is not None:
@@ -211,6 +219,28 @@ def read_optimiser(call: Mapping[str, Any]) -> str | Mapping[str, Any] | PyroOpt
     if not callable(decay) and check_positive("decay", decay) > 1:
         raise InputError(f"decay={decay!r}: expected a number above 0 and at most 1, or a function of the step")
     return given if isinstance(given, str) else dict(given)
+
+
+def _check_name(given: Any) -> None:
+    """Raise ``InputError`` unless an optimiser is named."""
+    if isinstance(given, str):
+        check_choice("optimiser", given, ("auto", *RULES))
+        return
+    raise InputError(
+        f"optimiser: expected a name, a mapping with the name and options, or an object of pyro.optim or torch.optim "
+        f"with its options, not {given!r}"
+    )
+
+
+def _number(what: str, value: Any) -> float:
+    """Return a finite number of at least 0, or raise ``InputError``."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"{what} is {value!r}; expected a finite number of at least 0")
+    return number
 
 
 def _users_optimiser(given: PyroOptim | torch.optim.Optimizer) -> PyroOptim:

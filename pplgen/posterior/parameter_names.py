@@ -12,9 +12,16 @@ from pplgen.story.base import Story
 __all__ = ["entry_names", "names_along", "variable_name"]
 
 
+DIMENSIONS = ("chain", "draw", "row")
+"""Names of dimensions of every tree, which no variable can have."""
+
+
 def variable_name(site: str) -> str:
-    """Return the name of a site in trees and tables: ``/``, which separates groups of a tree, becomes a dot."""
-    return site.replace("/", ".")
+    """Return the name of a site in trees and tables.
+
+    ``/``, which separates groups of a tree, becomes a dot; the names of the tree's own dimensions get an underscore.
+    """
+    return f"{site}_" if site in DIMENSIONS else site.replace("/", ".")
 
 
 def entry_names(

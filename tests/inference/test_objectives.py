@@ -425,6 +425,7 @@ def test_latents_that_cannot_be_warmed_up():
         (None, {"nu": 5}, "warm_up: 'nu' is not a latent that the guide draws; expected among"),
         (None, {"mu": 5, "tau": 6}, "expected the same number of steps for all sites"),
         (None, {}, "expected the same number of steps for all sites"),
+        (None, ["mu"], "expected a whole number"),
         (None, 5, "does not say which KL terms to warm up"),
         ("full-rank", {"mu": 5}, "the guide draws 'mu' together with other latents"),
     ):

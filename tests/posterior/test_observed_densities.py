@@ -102,6 +102,17 @@ def test_a_slash_in_a_name_is_a_dot_in_trees_and_tables(tmp_path, capsys):
     assert fit.report(tmp_path, tree=tree).exists()
 
 
+def test_sites_with_the_names_of_dimensions_keep_their_draws():
+    def model(a):
+        mu = pyro.sample("draw", dist.Normal(0.0, 5.0)) + pyro.sample("row", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", 8):
+            pyro.sample("chain", dist.Normal(mu, 1.0), obs=a)
+
+    _, tree = tree_of(model, A)
+    assert list(tree["posterior"].data_vars) == ["draw_", "row_"]
+    assert tree["log_likelihood"]["chain_"].dims == ("chain", "draw", "row")
+
+
 def test_many_sites_are_scored_in_one_evaluation_of_a_draw():
     calls = []
 

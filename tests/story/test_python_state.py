@@ -71,9 +71,14 @@ def an_argument(y, calls):
     sites(y)
 
 
+def a_generator(y, generator=torch.Generator()):  # noqa: B008
+    sites(y, 1 + torch.rand((), generator=generator) / 1000)
+
+
 @pytest.mark.parametrize(
     ("model", "place"),
     [
+        (a_generator, "draws from a generator of its own"),
         (Annealed(), "changes 'Annealed.n'"),
         (ClassCounter(), "changes 'ClassCounter.n'"),
         (a_list_that_grows, r"changes 'len\(CALLS\)'"),
@@ -82,7 +87,7 @@ def an_argument(y, calls):
         (partial(an_argument, calls=[]), r"changes \"len\(partial.keywords\['calls'\]\)\""),
         (an_iterator, "two evaluations at the same parameters and seed differ"),
     ],
-    ids=["attribute", "class", "list", "global", "closure", "partial", "iterator"],
+    ids=["generator", "attribute", "class", "list", "global", "closure", "partial", "iterator"],
 )
 def test_a_pair_that_keeps_state_runs_in_plain_pyro(model, place):
     fit = pplgen.fit(model, Y, steps=150, compile="graph", progress=False)
