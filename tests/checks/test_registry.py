@@ -176,7 +176,7 @@ def correlated_posterior(covariances, outlier=False):
     """A regression on columns that go together, and the best guide with or without covariances."""
     torch.manual_seed(1)
     common, own, noise = torch.randn(80, 1), torch.randn(80, 4), torch.randn(80)
-    x = (0.8 * common + 0.6 * own).double()
+    x = (0.9 * common + 0.44 * own).double()
     y = x.sum(1) + noise
     if outlier:
         x[0], y[0] = 6.0, -20.0
