@@ -21,7 +21,7 @@ from pplgen.inference.batched_restarts import Report, train_together
 from pplgen.inference.model_arguments import bare_arguments, read_rows
 from pplgen.inference.optimisers import Optimiser
 from pplgen.inference.training_options import TrainingOptions
-from pplgen.inference.training_result import StopReason, Training
+from pplgen.inference.training_result import StopReason, Training, best_first
 from pplgen.posterior.parameter_names import entry_names
 from pplgen.story.base import Story
 from pplgen.story.isolation import seeded
@@ -157,4 +157,6 @@ def _train(
 
 def _best_restart(indices: Iterable[int], runs: Mapping[int, Training]) -> int | None:
     """Return the index of the run with the best ELBO, ``None`` if all broke down."""
-    return max((index for index in indices if index in runs), key=lambda index: runs[index].rank, default=None)
+    done = {index: runs[index] for index in indices if index in runs}
+    best = next(iter(best_first(done.values())), None)
+    return next((index for index, run in done.items() if run is best), None)

@@ -227,7 +227,7 @@ def _restart_draws(inputs: CheckInputs, runs: list[Training]) -> list[dict[str, 
 
 def _differ(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether the means of some parameter differ by ``APART`` times the larger standard deviation."""
-    for name in first:
+    for name in (each for each in first if first[each].numel()):
         a, b = first[name].double(), second[name].double()
         sd = torch.maximum(a.std(0), b.std(0)).clamp_min(1e-12)
         if bool(((a.mean(0) - b.mean(0)).abs() / sd).max() > APART):

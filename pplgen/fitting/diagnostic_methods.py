@@ -10,6 +10,7 @@ from arviz_stats.utils import ELPDData
 
 from pplgen.checks.registry import Check, Checks, run_checks
 from pplgen.errors import InputError
+from pplgen.inference.training_result import best_first
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.posterior.importance_sampling import weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
@@ -85,6 +86,6 @@ class DiagnosticMethods(FittedPair):
     def _checks(self, x: Any, seed: int | None) -> Checks:
         """Run all checks, on rows ``x`` or the training rows."""
         rows = None if x is None else self._rows(x)
-        runs = tuple(sorted(self.runs, key=lambda run: run.rank, reverse=True))
+        runs = tuple(best_first(self.runs))
         with self._ready(seed):
             return run_checks(self.pair, rows, runs, has_rows=self.has_rows, columns=self.columns)

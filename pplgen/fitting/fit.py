@@ -22,7 +22,7 @@ from pplgen.inference.minibatches import Augment
 from pplgen.inference.optimisers import LearningRate, Schedule
 from pplgen.inference.restarts_over_ranks import best_of
 from pplgen.inference.train import train_restarts
-from pplgen.inference.training_result import ProgressCallback, StopReason
+from pplgen.inference.training_result import ProgressCallback, StopReason, best_first
 from pplgen.report.console import reporting
 from pplgen.storage.checkpoint import DEFAULT_INTERVAL
 from pplgen.story.base import Story
@@ -227,7 +227,7 @@ def _train(prepared: Prepared, options: FitOptions, progress: bool | ProgressCal
     if hasattr(best.guide, "start") or hasattr(getattr(best.guide, "shared", None), "start"):
         # parameters of a restart are relative to its own start, so that they do not apply to another's guide
         runs = tuple(replace(run, final=run.final[:0]) for run in runs)
-    best_run = max(runs, key=lambda run: run.rank)
+    best_run = best_first(runs)[0]
     if best_run.stop is StopReason.DIVERGED:
         warnings.warn(best_run.how, DataWarning, stacklevel=3)
     path = trained.path + ", then L-BFGS" * (best_run.optimum is not None and best_run.mode is None)

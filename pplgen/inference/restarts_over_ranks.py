@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import broadcast_parameters
 from pplgen.errors import InputError
-from pplgen.inference.training_result import Training
+from pplgen.inference.training_result import Training, best_first
 from pplgen.story.base import check_choice
 from pplgen.story.pair import Pair
 
@@ -73,10 +73,11 @@ def best_of(
     joined = [every[rank][index] for index, rank in places]
     if any(run is not None and not run.failed for run in joined):
         joined = [None if run is None or run.failed else run for run in joined]
-    done = [(run.rank, place) for run, place in zip(joined, places, strict=True) if run is not None]
+    done = [run for run in joined if run is not None]
     if not done:
         return None, joined
-    index, owner = max(done, key=lambda each: each[0])[1]
+    best = best_first(done)[0]
+    index, owner = next(place for run, place in zip(joined, places, strict=True) if run is best)
     pair = pairs[index if owner == ranks.rank else 0]
     broadcast_parameters(pair, ranks, owner)
     return pair, joined

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "ProgressCallback",
     "StopReason",
     "Training",
+    "best_first",
     "no_good_state",
     "non_finite_at_end",
     "num_evaluations",
@@ -192,7 +193,7 @@ class Training:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Sort key of runs, the best having the largest: by ELBO or evidence, failed runs below all others."""
+        """Sort key of runs, see ``best_first``: ELBO or evidence, failed runs below all others."""
         return not self.failed, self.elbo if self.mode is None else self.mode.log_evidence
 
     @property
@@ -233,3 +234,24 @@ def num_evaluations(steps: int) -> int:
     """Return the number of evaluations of the final ELBO after a number of steps."""
     minimum, maximum = FINAL_EVALUATIONS
     return min(maximum, max(minimum, steps // 2))
+
+
+def best_first(runs: Iterable[Training]) -> list[Training]:
+    """Sort runs by their final ELBO, the best first.
+
+    Of those whose ELBO differs from the best by less than four standard errors the first is the one with the smallest
+    Monte Carlo error of its optimum, if they ended at one: only the most promising restart is refined over many draws.
+    """
+    ordered = sorted(runs, key=lambda run: run.rank, reverse=True)
+    if not ordered or ordered[0].optimum is None:
+        return ordered
+    top = ordered[0]
+    tied = [
+        run
+        for run in ordered
+        if run.optimum is not None
+        and not run.failed
+        and top.elbo - run.elbo <= 4 * math.hypot(top.elbo_error, run.elbo_error)
+    ]
+    first = min(tied, key=lambda run: run.optimum.monte_carlo_error if run.optimum else math.inf, default=top)
+    return [first, *(run for run in ordered if run is not first)]

@@ -16,7 +16,7 @@ from pplgen.data.table import Table
 from pplgen.errors import InputError
 from pplgen.inference.model_arguments import bare_arguments, read_new_rows
 from pplgen.inference.nuts import Chains
-from pplgen.inference.training_result import StopReason, Training
+from pplgen.inference.training_result import StopReason, Training, best_first
 from pplgen.posterior.parameter_names import variable_name
 from pplgen.story.base import Story, check_count
 from pplgen.story.isolation import seeded
@@ -77,8 +77,8 @@ class FittedPair(ABC):
 
     @property
     def best(self) -> Training:
-        """The selected restart, the one with the best final ELBO."""
-        return max(self.runs, key=lambda run: run.rank)
+        """The selected restart, see ``pplgen.inference.training_result.best_first``."""
+        return best_first(self.runs)[0]
 
     @property
     def elbo(self) -> float:

@@ -127,10 +127,16 @@ def test_a_scheduler_of_the_users_makes_a_step_per_epoch():
             r"'lok' is not a parameter; expected among \['loc', 'scale'\]",
         ),
         ({"learning_rate": {"loc": -0.1}}, "learning_rate of 'loc'"),
-        ({"learning_rate": lambda name: None}, "learning_rate of 'loc' is None; expected a finite number of at least 0"),
+        (
+            {"learning_rate": lambda name: None},
+            "learning_rate of 'loc' is None; expected a finite number",
+        ),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"decay": lambda step: -1.0}, "decay: at step 1 the schedule is -1.0; expected a finite number of at least 0"),
-        ({"optimiser": torch.optim.Adam}, "optimiser: expected a name, a mapping with the name and options, or an object"),
+        (
+            {"optimiser": torch.optim.Adam},
+            "optimiser: expected a name, a mapping with the name and options",
+        ),
         ({"decay": 1.5}, "decay=1.5: expected a number above 0 and at most 1, or a function of the step"),
         ({"optimiser": pyro.optim.Adam({"lr": 0.1}), "clip": 1.0}, "clip: optimiser is an object with options"),
         ({"optimiser": torch.optim.LBFGS([torch.zeros(1)])}, "optimiser: L-BFGS needs a loss without noise"),

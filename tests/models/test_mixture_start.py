@@ -75,6 +75,17 @@ def test_a_few_labels_name_the_components(seed):
     torch.testing.assert_close(story.components.q_location.value[:, 0], torch.tensor([8.0, 0.0]), atol=0.05, rtol=0)
 
 
+def test_of_restarts_that_agree_the_refined_one_is_returned():
+    """Thirty rows each at distance 3, which have one column: the best optimum is over as many draws as it needs."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(60, 1, generator=generator) + 3.0 * (torch.arange(60) % 2)[:, None]
+    fit = pplgen.fit(GaussianMixture(2, 1), x, restarts=4, compile="graph", progress=False)
+    assert fit.best.optimum.monte_carlo_error < 0.03
+    assert fit.best.optimum.num_draws > min(run.optimum.num_draws for run in fit.runs if run.optimum)
+    (missed,) = (check for check in fit.diagnose() if check.name == "posterior mass at missed modes")
+    assert np.isfinite(missed.value)
+
+
 def test_many_rows_with_gaps_start_and_fit(rows):
     x = rows.clone()
     x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = torch.nan
