@@ -142,7 +142,8 @@ def point_topics():
 
     def guide(words, present):
         pyro.module("network", network)
-        start = (1.0 + torch.eye(TOPICS, VOCABULARY)) / (VOCABULARY + 1)  # equal topics would have gradients of zero
+        start = torch.linspace(1.0, 3.0, TOPICS * VOCABULARY).reshape(TOPICS, VOCABULARY)  # equal topics stay equal
+        start = start.sin().exp() / start.sin().exp().sum(-1, keepdim=True)
         with pyro.plate("topics", TOPICS):
             pyro.sample("of_words", dist.Delta(pyro.param("q", start, constraint=constraints.simplex), event_dim=1))
         with pyro.plate("documents", words.shape[1]):

@@ -118,11 +118,13 @@ def check_fit(name, build, folder):
     return fit.path
 
 
+@pytest.mark.filterwarnings("ignore:log_likelihood of .* is left out:pplgen.errors.DataWarning")
 @pytest.mark.parametrize("name", FAITHFUL)
 def test_a_fit_is_described_saved_and_loaded(name, tmp_path):
     assert check_fit(name, FAITHFUL[name], tmp_path) == "the traced graph"
 
 
+@pytest.mark.filterwarnings("ignore:log_likelihood of .* is left out:pplgen.errors.DataWarning")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_graph_is_fitted_all_the_same(name, tmp_path):
     build, reason = REFUSED[name]
