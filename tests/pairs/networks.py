@@ -126,8 +126,8 @@ def semi_supervised(labelled):
         with pyro.plate("data", len(x)):
             style = pyro.sample("style", dist.Normal(torch.zeros(1), 1.0).to_event(1))
             which = pyro.sample("kind", dist.OneHotCategorical(torch.ones(2) / 2), obs=kind)
-            style = style.expand(*which.shape[:-1], 1)
-            pyro.sample("x", dist.Bernoulli(logits=decoder(torch.cat([which, style], -1))).to_event(1), obs=x)
+            both = torch.cat([which.expand(*style.shape[:-1], -1), style], -1)
+            pyro.sample("x", dist.Bernoulli(logits=decoder(both)).to_event(1), obs=x)
 
     def guide(x, kind):
         pyro.module("encoder", encoder)
@@ -137,7 +137,8 @@ def semi_supervised(labelled):
             if which is None:
                 probabilities = classifier(x).softmax(-1)
                 which = pyro.sample("kind", dist.OneHotCategorical(probabilities), infer={"enumerate": "parallel"})
-            both = torch.cat([x.expand(*which.shape[:-1], -1), which], -1)
+            rows = torch.broadcast_shapes(which.shape[:-1], x.shape[:-1])  # enumerated values have one for all rows
+            both = torch.cat([x.expand(*rows, -1), which.expand(*rows, -1)], -1)
             loc, log_scale = encoder(both).chunk(2, -1)
             pyro.sample("style", dist.Normal(loc, log_scale.exp()).to_event(1))
 
@@ -250,10 +251,12 @@ def density_by_a_flow():
         center = pyro.sample("center", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         with pyro.plate("data", len(x)):
             base = dist.Normal(center, 1.0).to_event(1).expand([len(x)])
-            pyro.sample("x", dist.TransformedDistribution(base, [flow]), obs=x)
+            density = dist.TransformedDistribution(base, [flow])
+            density.clear_cache()  # of the inverse at the parameters of the step before
+            pyro.sample("x", density, obs=x)
 
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(9))
-    return model, auto.AutoIAFNormal(model, hidden_dim=[4]), (x, ), Trace_ELBO()
+    return model, auto.AutoIAFNormal(model, hidden_dim=[4]), (x,), Trace_ELBO()
 
 
 class Grouped(EasyGuide):
@@ -283,7 +286,7 @@ def list_with_an_encoder():
 
     guide = auto.AutoGuideList(normal_pair)
     guide.append(auto.AutoMultivariateNormal(poutine.block(normal_pair, expose=["loc", "scale"])))
-    guide.append(rows)
+    guide.append(poutine.block(rows, hide=["data"]))  # the list itself opens the plate
     return normal_pair, guide, (curve()[1],), Trace_ELBO()
 
 
