@@ -226,23 +226,6 @@ def directions():
     return model, auto.AutoNormal(model), (noise(12) * 0.4 + math.pi / 4,), Trace_ELBO()
 
 
-def of_random_length():
-    """The number of latents is itself random."""
-
-    def model(y):
-        steps = int(pyro.sample("steps", dist.Poisson(2.0)))
-        level = sum((pyro.sample(f"jump_{i}", dist.Normal(0.0, 1.0)) for i in range(steps)), torch.tensor(0.0))
-        with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.Normal(level, 1.0), obs=y)
-
-    def guide(y):
-        steps = int(pyro.sample("steps", dist.Poisson(positive("rate", 2.0))))
-        for i in range(steps):
-            pyro.sample(f"jump_{i}", dist.Normal(0.1, positive("width", 0.5)))
-
-    return model, guide, (noise(6),), Trace_ELBO()
-
-
 def rejected():
     """Whether the effect is positive decides which noise the rows have."""
 
@@ -253,6 +236,25 @@ def rejected():
                 pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
             else:
                 pyro.sample("y", dist.Laplace(effect, 1.0), obs=y)
+
+    return model, auto.AutoNormal(model), (noise(6),), Trace_ELBO()
+
+
+def rejected_by_graph_bound():
+    model, guide, data, _ = rejected()
+    return model, guide, data, TraceGraph_ELBO()
+
+
+def unrolled_until_done():
+    """A walk that stops where it passes a bound: the number of steps is that of a draw."""
+
+    def model(y):
+        speed = pyro.sample("speed", dist.LogNormal(0.0, 0.3))
+        level, steps = torch.tensor(0.0), 0
+        while level < 3.0 and steps < 20:
+            level, steps = level + speed, steps + 1
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(level - 3.0, 1.0), obs=y)
 
     return model, auto.AutoNormal(model), (noise(6),), Trace_ELBO()
 
@@ -290,7 +292,8 @@ PAIRS = {
     "directions": directions,
 }
 REFUSED = {
-    "random number of latents": (of_random_length, "branches on values.*'steps'"),
     "branch on a latent": (rejected, "branches on values.*'effect'"),
-    "annealing in Python": (annealed, "changes 'schedule"),
+    "branch on a latent, graph bound": (rejected_by_graph_bound, "branches on values.*'effect'"),
+    "loop until a latent": (unrolled_until_done, "branches on values.*'speed'"),
+    "annealing in Python": (annealed, "changes .schedule"),
 }
