@@ -85,15 +85,14 @@ def latents_as_attributes():
 class Autoencoder(nn.Module):
     """A variational autoencoder of binary pixels."""
 
-    def __init__(self, latents=2):
+    def __init__(self):
         super().__init__()
-        self.latents = latents
-        self.decoder, self.encoder = network(latents, 5), network(5, 2 * latents)
+        self.decoder, self.encoder = network(2, 5), network(5, 4)
 
     def model(self, x):
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latents), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
     def guide(self, x):
@@ -109,17 +108,13 @@ def autoencoder():
 
 
 def importance_weighted_autoencoder():
-    module = Autoencoder()
     bound = RenyiELBO(alpha=0.0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
-    return module.model, module.guide, images()[:1], bound
+    return *autoencoder()[:3], bound
 
 
 def semi_supervised(labelled):
     """Pixels from a class and a style; an unlabelled class is enumerated in the guide."""
     decoder, encoder, classifier = network(2 + 1, 5), network(5 + 2, 2), network(5, 2)
-
-    def one_hot(kind):
-        return nn.functional.one_hot(kind.long(), 2).float()
 
     def model(x, kind):
         pyro.module("decoder", decoder)
@@ -143,7 +138,12 @@ def semi_supervised(labelled):
             pyro.sample("style", dist.Normal(loc, log_scale.exp()).to_event(1))
 
     x, kind = images()
-    return model, guide, (x, one_hot(kind) if labelled else None), TraceEnum_ELBO(max_plate_nesting=1)
+    return (
+        model,
+        guide,
+        (x, nn.functional.one_hot(kind, 2).float() if labelled else None),
+        TraceEnum_ELBO(max_plate_nesting=1),
+    )
 
 
 def conditional_autoencoder():

@@ -114,9 +114,7 @@ def ordinal():
     def model(x, y):
         slopes = pyro.sample("slopes", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1))
         base = dist.Normal(torch.tensor([-1.0, 0.0, 0.5]), 1.0).to_event(1)
-        cutpoints = pyro.sample(
-            "cutpoints", dist.TransformedDistribution(base, dist.transforms.OrderedTransform())
-        )
+        cutpoints = pyro.sample("cutpoints", dist.TransformedDistribution(base, dist.transforms.OrderedTransform()))
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.OrderedLogistic(x @ slopes, cutpoints), obs=y)
 
