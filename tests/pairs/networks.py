@@ -30,17 +30,13 @@ def network(inputs, outputs, hidden=6):
     return nn.Sequential(nn.Linear(inputs, hidden), nn.Softplus(), nn.Linear(hidden, outputs))
 
 
-class Layer(PyroModule):
+class Layer(PyroModule[nn.Linear]):
     """A linear layer with normal weights."""
 
     def __init__(self, inputs, outputs, scale):
-        super().__init__()
-        self.linear = PyroModule[nn.Linear](inputs, outputs)
-        self.linear.weight = PyroSample(dist.Normal(0.0, scale).expand([outputs, inputs]).to_event(2))
-        self.linear.bias = PyroSample(dist.Normal(0.0, scale).expand([outputs]).to_event(1))
-
-    def forward(self, x):
-        return self.linear(x)
+        super().__init__(inputs, outputs)
+        self.weight = PyroSample(dist.Normal(0.0, scale).expand([outputs, inputs]).to_event(2))
+        self.bias = PyroSample(dist.Normal(0.0, scale).expand([outputs]).to_event(1))
 
 
 class BayesianNetwork(PyroModule):
@@ -138,12 +134,8 @@ def semi_supervised(labelled):
             pyro.sample("style", dist.Normal(loc, log_scale.exp()).to_event(1))
 
     x, kind = images()
-    return (
-        model,
-        guide,
-        (x, nn.functional.one_hot(kind, 2).float() if labelled else None),
-        TraceEnum_ELBO(max_plate_nesting=1),
-    )
+    known = nn.functional.one_hot(kind, 2).float() if labelled else None
+    return model, guide, (x, known), TraceEnum_ELBO(max_plate_nesting=1)
 
 
 def conditional_autoencoder():
