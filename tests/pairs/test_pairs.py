@@ -13,6 +13,7 @@ import torch
 
 import pplgen
 from pplgen.compiler.graph import trace
+from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.inference.engine import Engine, State
 from pplgen.inference.optimisers import Optimiser
 from pplgen.story.isolation import seeded
@@ -32,6 +33,8 @@ REFUSED = {name: build for module in MODULES for name, build in module.REFUSED.i
 """Names of pairs that run in plain Pyro, with the expected reason."""
 REPORTED = set(list(FAITHFUL)[5::16])
 """Every sixteenth pair has its report written, which takes longer than all else."""
+UNBATCHED = {"deep Markov model", "ordinal regression", "stable reparam"}
+"""Some operation has no rule for batches: several restarts run in plain Pyro."""
 FIT = {"steps": 20, "compile": "graph", "optimiser": "adam", "progress": False}
 
 
@@ -96,6 +99,16 @@ def test_steps_are_pyros_own(name):
     np.testing.assert_allclose(losses[:, 0], theirs, rtol=1e-3)
     for parameter, value in engine.graph.unpack(state.vectors[0]).items():
         torch.testing.assert_close(value, expected[parameter], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(UNBATCHED))
+def test_what_cannot_be_batched_is_said(name):
+    pair, _, graph = built(name)
+    with pair.isolated():
+        vectors = graph.pack(pair.snapshot())[None].repeat(2, 1)
+    tensors = tuple(value for value in pair.data if isinstance(value, torch.Tensor))
+    with pytest.raises(NotTraceable, match="a batch of restarts cannot be traced"):
+        Engine(graph, State.start(vectors), tensors)
 
 
 def check_fit(name, build, folder):
