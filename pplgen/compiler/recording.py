@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.node import map_aggregate
@@ -77,7 +78,7 @@ def record_operations(
 
 def is_known(value: Tensor) -> bool:
     """Whether the graph that is being recorded may depend on a tensor's entries; if so, it does from here on."""
-    recorder = _Recorder.active
+    recorder, value = _Recorder.active, detach_provenance(value)
     if recorder is None or not recorder.is_known(value):
         return False
     recorder.specialise([value])
@@ -87,13 +88,13 @@ def is_known(value: Tensor) -> bool:
 def name_value(value: Any, name: str) -> None:
     """Name a tensor in the graph that is being recorded, for messages."""
     if _Recorder.active is not None and isinstance(value, Tensor):
-        _Recorder.active.names[_Recorder.active.as_node(value)] = name
+        _Recorder.active.names[_Recorder.active.as_node(detach_provenance(value))] = name
 
 
 def named_source(value: Tensor) -> str | None:
     """Return the nearest named tensor from which one was computed in the graph that is being recorded."""
     recorder = _Recorder.active
-    queue = [] if recorder is None else [recorder.as_node(value)]
+    queue = [] if recorder is None else [recorder.as_node(detach_provenance(value))]
     seen = set(queue)
     for node in queue:
         if node in recorder.names:  # type: ignore[union-attr]

@@ -45,6 +45,7 @@ _CONVERSIONS = {
     Tensor.numpy: "NumPy array",
     Tensor.__array__: "NumPy array",
 }
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8}
 _LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, pyro, pplgen))
 _STORIES = str(Path(str(pplgen.__file__)).parent / "models")
 
@@ -76,6 +77,8 @@ class _TraceMode(TorchFunctionMode):
                 return False
             if func is Tensor.masked_select:
                 return torch.where(args[1], args[0], 0.0)
+        if func is Tensor.__getitem__:
+            args = _without_scalar_indices(*args)
         if func in _CONVERSIONS and not is_known(args[0]):
             source = named_source(args[0])
             what = f"a tensor computed from {source!r}" if source else "a tensor"
@@ -83,6 +86,25 @@ class _TraceMode(TorchFunctionMode):
                 f"the pair branches on values: it converts {what} to a Python {_CONVERSIONS[func]}{_users_line()}"
             )
         return func(*args, **kwargs)
+
+
+def _without_scalar_indices(value: Tensor, index: Any) -> tuple[Tensor, Any]:
+    """Select by scalar tensors of an index, such as one sampled label, whose values torch would read as numbers."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    for axis in reversed(range(len(entries))):
+        entry = entries[axis]
+        scalar = isinstance(entry, Tensor) and entry.ndim == 0 and entry.dtype in _INTEGERS
+        if scalar and all(map(_takes_one_axis, entries[:axis])) and not is_known(entry):
+            value = value[(*[slice(None)] * axis, entry.reshape(1))].squeeze(axis)
+            del entries[axis]
+    return value, tuple(entries) if isinstance(index, tuple) or len(entries) != 1 else index
+
+
+def _takes_one_axis(entry: Any) -> bool:
+    """Whether an entry of an index is for one axis of the tensor."""
+    if isinstance(entry, Tensor):
+        return entry.dtype in _INTEGERS
+    return isinstance(entry, (int, slice)) and not isinstance(entry, bool)
 
 
 def _users_line() -> str:

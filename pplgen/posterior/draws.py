@@ -293,4 +293,6 @@ def _row_frame(node: Any, row_plate: str | None) -> Any:
 
 def _values(trace: poutine.Trace, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Values of the named sites."""
+    if missing := [name for name in names if name not in trace.nodes]:
+        raise InputError(f"{missing[0]!r} is not a site of every run of the model, so its draws cannot be stacked")
     return {name: trace.nodes[name]["value"] for name in names}
