@@ -116,12 +116,12 @@ def test_mixture_agrees_with_published_draws(reference_data):
 
 @pytest.fixture(scope="module")
 def sampled():
-    return pplgen.fit(conjugate, Y, method="nuts", steps=1000, restarts=2, progress=False)
+    return pplgen.fit(conjugate, Y, method="nuts", steps=600, restarts=2, progress=False)
 
 
 def test_a_sampled_fit_has_chains_and_no_elbo(sampled, capsys):
     tree = sampled.to_datatree()
-    assert dict(tree["posterior"].sizes) == {"chain": 2, "draw": 1000}
+    assert dict(tree["posterior"].sizes) == {"chain": 2, "draw": 600}
     assert set(tree["sample_stats"].data_vars) == {"lp"}
     precision = len(Y) + 0.01
     mean, error = scored(tree, "mu")
@@ -136,7 +136,7 @@ def test_a_sampled_fit_has_chains_and_no_elbo(sampled, capsys):
     assert dict(sampled.to_datatree(100, groups=["posterior"])["posterior"].sizes) == {"chain": 2, "draw": 50}
     sampled.summary()
     printed = capsys.readouterr().out
-    assert "2 chains of 1,000 draws after 1,000 of warm-up" in printed
+    assert "2 chains of 600 draws after 600 of warm-up" in printed
     assert "R-hat" in printed
     for question in ("elbo", "stop", "spread"):
         with pytest.raises(InputError, match="has no ELBO"):

@@ -123,7 +123,7 @@ def test_a_fit_recovers_what_it_was_simulated_from(kind):
     y[0, 100:] = NAN
     y[1, 7] = NAN
     y[1, 20:30, 1] = NAN
-    fit = pplgen.fit(story_of(kind), y, restarts=2, steps=300, **FIT)
+    fit = pplgen.fit(story_of(kind), y, steps=300, **FIT)
     assert fit.path.startswith("the traced graph")
     posterior = fit.to_datatree(draws=500)["posterior"]
     for name, value in truth.items():
@@ -131,8 +131,6 @@ def test_a_fit_recovers_what_it_was_simulated_from(kind):
         # 14 numbers at most: errors stay below 4 in all but 1 of 1,100 data sets;
         # few steps know a deviation to a fifth
         assert (np.abs(sample.mean(0) - np.array(value)) < 5 * sample.std(0)).all(), name
-    elbos = [run.elbo for run in fit.runs]
-    assert max(elbos) - min(elbos) < 1.0
 
 
 def test_starts_find_regimes_that_differ_in_spread_alone():

@@ -169,7 +169,7 @@ def test_a_fit_recovers_what_it_was_simulated_from():
     source = MarkovSwitchingAR(2, 2, switching_variance=True, known=truth).double()
     y = source.simulate(3, 150)
     y[0, 100:] = NAN
-    fit = pplgen.fit(MarkovSwitchingAR(2, 2, switching_variance=True), y, restarts=2, steps=400, **FIT)
+    fit = pplgen.fit(MarkovSwitchingAR(2, 2, switching_variance=True), y, steps=400, **FIT)
     assert fit.path.startswith("the traced graph")
     posterior = fit.to_datatree(draws=500)["posterior"]
     for name, value in truth.items():
@@ -177,8 +177,6 @@ def test_a_fit_recovers_what_it_was_simulated_from():
         # 12 numbers: errors stay below 4 in all but 1 of 1,300 data sets;
         # few steps know a deviation to a fifth
         assert (np.abs(sample.mean(0) - np.array(value)) < 5 * sample.std(0)).all(), name
-    elbos = [run.elbo for run in fit.runs]
-    assert max(elbos) - min(elbos) < 1.0
 
 
 def test_series_are_continued_from_their_ends():

@@ -111,7 +111,7 @@ def test_trains_under_plain_pyro(story, rows, bound):
         warnings.simplefilter("error")
         svi = SVI(story.model, story.guide, pyro.optim.Adam({"lr": 0.02}), bound)
         before = statistics.median(svi.evaluate_loss(rows) for _ in range(20))
-        for _ in range(100):
+        for _ in range(60):
             svi.step(rows)
         after = statistics.median(svi.evaluate_loss(rows) for _ in range(20))
     assert after < before
