@@ -80,7 +80,7 @@ def _fresh_pyro():
 
 @pytest.fixture
 def readers_seeds(monkeypatch):
-    """Seeds as they are written, for what asserts of its own draws what its reader sees."""
+    """Seeds without the offset, for tests whose assertions are about particular draws."""
     for module, name, original in ORIGINAL_SEEDERS:
         monkeypatch.setattr(module, name, original)
 

@@ -40,9 +40,8 @@ def weigh_kl(pair: Pair, latents: Sequence[str]) -> None:
     with pair.isolated(), torch.no_grad():
         trace = poutine.trace(pair.guide).get_trace(*pair.data)
     sites = _sites_of(latents, pair.structure.latent, trace.stochastic_nodes)
-    like = [value for value in pair.data if isinstance(value, Tensor)]
-    dtype = next((value.dtype for value in like if value.is_floating_point()), None)
-    weight = torch.ones((), dtype=dtype, device=like[0].device if like else None)
+    device = next((value.device for value in pair.data if isinstance(value, Tensor)), None)
+    weight = torch.ones((), dtype=pair.dtype, device=device)
     pair.model, pair.guide = (_WeightedSites(part, sites, weight) for part in (pair.model, pair.guide))
     pair.added_kl_weight = weight
 

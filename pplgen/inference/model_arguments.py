@@ -122,12 +122,10 @@ def bare_annotations(pair: Pair, labels: Any, weights: Any) -> RowAnnotations:
     rows = pair.num_rows
     if not rows and (labels is not None or weights is not None):
         raise InputError("labels and weights need data with an axis of rows")
-    tensors = [value for value in pair.data if isinstance(value, Tensor)]
-    device = tensors[0].device if tensors else None
-    dtype = next((value.dtype for value in tensors if value.is_floating_point()), torch.get_default_dtype())
+    device = next((value.device for value in pair.data if isinstance(value, Tensor)), None)
     return (
         None if labels is None else row_labels(labels, rows).to(device),
-        None if weights is None else row_weights(weights, rows).to(device, dtype),
+        None if weights is None else row_weights(weights, rows).to(device, pair.dtype),
     )
 
 

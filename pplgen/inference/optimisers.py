@@ -206,7 +206,7 @@ def read_optimiser(call: Mapping[str, Any]) -> str | Mapping[str, Any] | PyroOpt
     if isinstance(given, PyroOptim | torch.optim.Optimizer):
         other = {"learning_rate": rate != DEFAULT_RATE, "clip": clip is not None, "decay": decay != 1.0}
         if changed := [name for name, value in other.items() if value]:
-            raise InputError(f"{changed[0]}: optimiser is an object with options of its own; set it there")
+            raise InputError(f"{changed[0]}: optimiser is an object with options; set it in the object")
         return _users_optimiser(given)
     if isinstance(given, Mapping):
         Rule.of(given)

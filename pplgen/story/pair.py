@@ -87,7 +87,7 @@ class Pair:
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         floating = (value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point())
-        self._dtype = next(floating, torch.get_default_dtype())
+        self.dtype = next(floating, torch.get_default_dtype())
         parts: tuple[Any, Any] = (model, guide) if copied else copy_pair(model, guide)
         self.model, self.guide = parts
         for module in modules_of(self.model, self.guide):
@@ -226,7 +226,7 @@ class Pair:
     @property
     def kl_weight(self) -> Tensor | None:
         """Scale of the KL terms of some latents: that of ``weigh_kl``, or the story's buffer; ``None`` without."""
-        return self.added_kl_weight if self.story is None else getattr(self.story, "kl_weight", self.added_kl_weight)
+        return getattr(self.story, "kl_weight", None) if self.added_kl_weight is None else self.added_kl_weight
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copy the unconstrained parameters by name, on their device; call it inside ``isolated``."""
@@ -284,7 +284,7 @@ class Pair:
             pyro.settings.context(module_local_params=False),
             CloneInitialValues(),
         ):
-            torch.set_default_dtype(self._dtype)
+            torch.set_default_dtype(self.dtype)
             try:
                 yield
             finally:

@@ -433,3 +433,10 @@ def test_latents_that_cannot_be_warmed_up():
             pplgen.fit(two_latents, y, guide, steps=10, warm_up=warm_up, progress=False)
     fit = pplgen.fit(two_latents, y, "full-rank", steps=200, warm_up={"mu": 100, "tau": 100}, progress=False)
     assert np.isfinite(fit.elbo)
+
+
+def test_the_named_latent_of_a_latent_story_is_warmed_up():
+    """Its own weight, of the latents' KL terms, is another one and stays 1."""
+    fit = pplgen.fit(Known(), torch.linspace(-1, 1, 10)[:, None], steps=5, warm_up={"z": 5}, progress=False)
+    assert fit.pair.kl_weight is not fit.story.kl_weight
+    assert fit.pair.kl_weight == fit.story.kl_weight == 1

@@ -22,7 +22,7 @@ FAITHFUL_MAXIMUM = -1130.26396  # K = 2, full covariance
 
 @pytest.fixture(scope="module")
 def ten_seeds():
-    """Ten restarts, each with a seed of its own and the default optimiser, as one program."""
+    """Ten restarts at different seeds and the default optimiser, as one program."""
     return pplgen.fit(GaussianMixture(2, 2), "faithful", restarts=10, compile="graph", progress=False)
 
 
