@@ -14,10 +14,10 @@ from pplgen.calibration.quantities import LOG_LIKELIHOOD
 from pplgen.calibration.trials import Trials
 from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError
-from pplgen.inference.estimators import unwrap_independent
 from pplgen.inference.training_result import StopReason
 from pplgen.posterior.parameter_names import entry_names
 from pplgen.story.pair import Pair
+from pplgen.story.structure import unwrap
 
 __all__ = ["amortised_trials"]
 
@@ -47,7 +47,7 @@ def amortised_trials(pair: Pair, num_rows: int, num_draws: int) -> Trials:
         raise InputError("a fit can be calibrated without refitting only if it is of a story that has row latents only")
     names = [name for name in structure.row_latent if name not in structure.guide_enumerated]
     guide = poutine.trace(pair.guide).get_trace(*pair.data)
-    if points := [name for name in names if isinstance(unwrap_independent(guide.nodes[name]["fn"]), Delta)]:
+    if points := [name for name in names if isinstance(unwrap(guide.nodes[name]["fn"]), Delta)]:
         raise InputError(f"the guide is a point mass at {points[0]!r}, so there are no draws to rank among")
     with pyro.validation_enabled(False):
         simulated = poutine.trace(story.model).get_trace(None, num_rows=num_rows)

@@ -16,7 +16,6 @@ from torch import Tensor
 from pplgen.checks.replicates import Replicates, replicate
 from pplgen.errors import InputError
 from pplgen.inference.empirical_guide import StoredDraws
-from pplgen.inference.estimators import unwrap_independent
 from pplgen.inference.training_result import Optimum, Training
 from pplgen.posterior.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
 from pplgen.posterior.importance_sampling import INNER_DRAWS, WeightedDraws, integrate_row_latents, weighted_draws
@@ -24,6 +23,7 @@ from pplgen.posterior.parameter_names import entry_names
 from pplgen.posterior.row_likelihood import latent_densities
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
+from pplgen.story.structure import unwrap
 
 __all__ = ["REPLICATES", "SAMPLED", "CheckInputs"]
 
@@ -116,7 +116,7 @@ class CheckInputs:
         guide, _ = self.traces
         if set(guide.stochastic_nodes) - set(self.structure.latent):
             return None  # an automatic guide transforms draws of auxiliary sites
-        points = (n for n in self.structure.latent if isinstance(unwrap_independent(guide.nodes[n]["fn"]), Delta))
+        points = (n for n in self.structure.latent if isinstance(unwrap(guide.nodes[n]["fn"]), Delta))
         return next(points, None)
 
     @property

@@ -25,7 +25,6 @@ __all__ = [
     "ImportanceWeighted_ELBO",
     "ScoreFunction_ELBO",
     "kl_per_dimension",
-    "unwrap_independent",
 ]
 
 
@@ -92,7 +91,7 @@ class FreeBits_ELBO(TraceMeanField_ELBO):
 
 def kl_per_dimension(name: str, guide: Any, model: Any) -> tuple[Tensor, Tensor]:
     """Return the KL divergence of each latent dimension, summed over weighted rows, and the sum of weights."""
-    q, p = unwrap_independent(guide["fn"]), unwrap_independent(model["fn"])
+    q, p = unwrap(guide["fn"], Independent), unwrap(model["fn"], Independent)
     batch = guide["fn"].batch_shape
     try:
         divergence = kl_divergence(q, p)
@@ -104,11 +103,6 @@ def kl_per_dimension(name: str, guide: Any, model: Any) -> tuple[Tensor, Tensor]
     weights = scale_and_mask(divergence.new_ones(batch), guide["scale"], guide["mask"])
     expanded = weights.reshape(*batch, *(1 for _ in guide["fn"].event_shape))
     return (expanded * divergence).sum(tuple(range(len(batch)))), weights.sum()
-
-
-def unwrap_independent(distribution: Any) -> Any:
-    """Return the base distribution of (nested) ``Independent``."""
-    return unwrap(distribution, Independent)
 
 
 class ScoreFunction_ELBO(Trace_ELBO):
@@ -126,11 +120,7 @@ class DetachSamples(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if (
-            not msg["is_observed"]
-            and getattr(fn, "has_rsample", False)
-            and not isinstance(unwrap_independent(fn), Delta)
-        ):
+        if not msg["is_observed"] and getattr(fn, "has_rsample", False) and not isinstance(unwrap(fn), Delta):
             msg["fn"] = _Detached(fn)
 
 

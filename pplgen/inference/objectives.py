@@ -32,13 +32,12 @@ from pplgen.inference.estimators import (
     ImportanceWeighted_ELBO,
     ScoreFunction_ELBO,
     kl_per_dimension,
-    unwrap_independent,
 )
 from pplgen.inference.minibatches import Augment
 from pplgen.story.base import check_choice, check_count, check_positive
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
-from pplgen.story.structure import Structure
+from pplgen.story.structure import Structure, unwrap
 
 __all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "check_warm_up", "make_bound"]
 
@@ -188,7 +187,7 @@ def _require_reparameterised(bound: str, guide: dict[str, Any]) -> None:
     """Raise ``InputError`` unless the guide's draws are reparameterised."""
     for name, node in guide.items():
         if not node["fn"].has_rsample and not node["infer"].get("enumerate"):
-            kind = type(unwrap_independent(node["fn"])).__name__
+            kind = type(unwrap(node["fn"])).__name__
             expected = "expected elbo='sampled' or 'score-function'"
             raise InputError(f"elbo={bound!r}: the guide's {kind} of {name!r} is not reparameterised; {expected}")
 
@@ -196,7 +195,7 @@ def _require_reparameterised(bound: str, guide: dict[str, Any]) -> None:
 def _require_densities(guide: dict[str, Any]) -> None:
     """Raise ``InputError`` if the guide has trainable ``Delta`` sites, which have no score."""
     for name, node in guide.items():
-        if isinstance(unwrap_independent(node["fn"]), Delta) and node["value"].requires_grad:
+        if isinstance(unwrap(node["fn"]), Delta) and node["value"].requires_grad:
             raise InputError(f"elbo='score-function': the guide's Delta of {name!r} has no score")
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError, first_line
 from pplgen.inference.empirical_guide import StoredDraws
-from pplgen.inference.estimators import unwrap_independent
 from pplgen.posterior.model_traces import enumerated_trace
 from pplgen.story.base import Story
 from pplgen.story.marginalisation import sum_out
 from pplgen.story.pair import Pair
+from pplgen.story.structure import unwrap
 
 __all__ = [
     "Draws",
@@ -223,11 +223,7 @@ def _require_row_guide(pair: Pair) -> None:
     trace = poutine.util.prune_subsample_sites(poutine.trace(pair.guide).get_trace(*pair.data))
     frames = {n: _row_frame(trace.nodes[n], pair.structure.row_plate) for n in trace.stochastic_nodes}
     auxiliary = set(frames) - set(pair.structure.latent)
-    computed = [
-        n
-        for n in pair.structure.row_latent
-        if n in frames and isinstance(unwrap_independent(trace.nodes[n]["fn"]), Delta)
-    ]
+    computed = [n for n in pair.structure.row_latent if n in frames and isinstance(unwrap(trace.nodes[n]["fn"]), Delta)]
     if computed and auxiliary and not any(frames[name] for name in auxiliary):
         raise InputError(
             f"the guide draws {computed[0]!r} of all rows jointly, so that rows have no separate densities; "
