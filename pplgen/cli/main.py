@@ -195,7 +195,8 @@ def _fit_options(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device, such as cuda.  [default: cpu]")] = None,
     elbo: Annotated[
-        str | None, typer.Option(help="Estimator: sampled, analytic, score-function or importance.  [default: sampled]")
+        str | None,
+        typer.Option(help="ELBO: sampled, analytic, sticking-the-landing, score-function or importance."),
     ] = None,
     num_particles: Annotated[
         int, typer.Option("--particles", help="Draws from the guide per step (ELBO particles).")

@@ -155,7 +155,7 @@ class _Recorder(TorchDispatchMode):
         if self.paused:
             return func(*args, **kwargs)
         leaves = flatten_arguments((args, kwargs))
-        if any(isinstance(leaf, torch.Generator) for leaf in leaves):
+        if any(isinstance(leaf, torch._C.Generator) for leaf in leaves):
             raise RuntimeError(f"{func} draws from a generator of its own")
         leaves = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if func is aten.index.Tensor:

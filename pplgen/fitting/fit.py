@@ -137,7 +137,10 @@ def fit(
     device
         Device to compute on, such as ``"cuda"``. Default: the CPU for a story, the device of the data for a bare pair.
     elbo
-        ``"sampled"`` (default): Pyro's ``Trace_ELBO``, or ``TraceEnum_ELBO`` if discrete latents are summed out.
+        ``"sampled"``: Pyro's ``Trace_ELBO``, or ``TraceEnum_ELBO`` if discrete latents are summed out.
+        ``"sticking-the-landing"``: the same value; gradients without their score term (Roeder, Wu and Duvenaud 2017),
+        which vary less, where the guide's draws are reparameterised and do not depend on one another, and no discrete
+        latent is summed out. It is the default of minibatches and networks, elsewhere ``"sampled"``.
         ``"analytic"``: ``TraceMeanField_ELBO``, with KL divergences in closed form where available.
         ``"score-function"``: ``"sampled"`` with score-function gradients. ``"importance"``: the importance-weighted
         bound of each row. Or an instance of Pyro's ``ELBO``.

@@ -21,8 +21,9 @@ from pplgen.inference.convergence import WINDOW
 from pplgen.inference.minibatches import Augment
 from pplgen.inference.model_arguments import check_device
 from pplgen.inference.named_guides import GUIDES
-from pplgen.inference.objectives import augmentation, check_warm_up, make_bound, warm_up_steps
+from pplgen.inference.objectives import augmentation, check_warm_up, lowest_variance, make_bound, warm_up_steps
 from pplgen.inference.optimisers import LearningRate, Optimiser, Rule, Schedule, read_optimiser
+from pplgen.inference.quasi_newton_phase import may_use_fixed_draws
 from pplgen.inference.restarts_over_ranks import RankRoles
 from pplgen.inference.training_options import Batching, Objective, TrainingOptions
 from pplgen.storage.checkpoint import CheckpointOptions
@@ -113,9 +114,12 @@ class FitOptions:
         batch_size = self.batch_size or default_batch_size(story, num_rows, streamed=pair.source is not None)
         patience = default_patience(story, num_rows, batch_size) if self.patience is None else self.patience
         check_count("patience", patience, minimum=WINDOW)
-        augment = augmentation(self.augment)
+        batching = Batching(batch_size, augmentation(self.augment))
         check_warm_up(pair, self.warm_up, self.steps)
-        bound = make_bound(pair, self.elbo, self.num_particles, self.free_bits, batch_size)
+        elbo = self.elbo
+        if elbo is None and self.method == "svi" and not may_use_fixed_draws(pair, batching):
+            elbo = lowest_variance(pair, batch_size)
+        bound = make_bound(pair, elbo, self.num_particles, self.free_bits, batch_size)
         if self.ranks.rows.size > 1:
             check_shardable(pair, bound)
         checkpoint = None
@@ -125,7 +129,7 @@ class FitOptions:
             self.steps,
             self._first_order(pair, patience),
             Objective(bound, self.warm_up),
-            Batching(batch_size, augment),
+            batching,
             "graph" if self.method == "laplace" else self.compile,
             checkpoint,
             self.ranks.rows,

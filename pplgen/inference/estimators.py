@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
@@ -24,7 +25,9 @@ __all__ = [
     "FreeBits_ELBO",
     "ImportanceWeighted_ELBO",
     "ScoreFunction_ELBO",
+    "StickingTheLanding_ELBO",
     "kl_per_dimension",
+    "score_term",
 ]
 
 
@@ -113,6 +116,33 @@ class ScoreFunction_ELBO(Trace_ELBO):
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return super()._get_traces(model, DetachSamples()(guide), args, kwargs)
+
+
+class StickingTheLanding_ELBO(Trace_ELBO):
+    """``Trace_ELBO`` without the score term of the reparameterisation gradient.
+
+    Roeder, Wu and Duvenaud (2017): its expectation is zero, and without it the gradient's variance vanishes where the
+    guide is the posterior. The parameters of each draw's distribution must not depend on other draws, through which
+    the gradient of the density would be lost too.
+    """
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        for name in guide_trace.stochastic_nodes:
+            site = guide_trace.nodes[name]
+            if (score := score_term(site)) is not None:
+                log_prob, score_function, entropy = site["score_parts"]
+                score = scale_and_mask(score, site["scale"], site["mask"])
+                site["score_parts"] = ScoreParts(log_prob, score_function, entropy - score)
+        return model_trace, guide_trace
+
+
+def score_term(site: Any) -> Tensor | None:
+    """Return the log density of a reparameterised draw that is a constant; ``None`` for other draws."""
+    if not site["fn"].has_rsample or isinstance(unwrap(site["fn"]), Delta):
+        return None
+    log_prob: Tensor = site["fn"].log_prob(site["value"].detach())
+    return log_prob
 
 
 class DetachSamples(Messenger):

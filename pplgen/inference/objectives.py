@@ -2,6 +2,7 @@ r"""ELBOs and their gradient estimators by name.
 
 ``sampled``         all terms from draws of the guide, eq. 6 of Kingma and Welling (2014)
 ``analytic``        the KL divergence from guide to prior in closed form where Pyro has one, eq. 7 and 10
+``sticking-the-landing``  ``sampled``, without the gradient's score term (Roeder, Wu and Duvenaud 2017)
 ``score-function``  ``sampled``, with score-function instead of pathwise gradients (Williams 1992)
 ``importance``      the importance-weighted bound of each row (Burda, Grosse and Salakhutdinov 2016)
 
@@ -10,6 +11,7 @@ References
 Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders.
 Kingma and Welling (2014), Auto-Encoding Variational Bayes.
 Kingma et al. (2016), Improved variational inference with inverse autoregressive flow.
+Roeder, Wu and Duvenaud (2017), Sticking the landing.
 Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning.
 """
 
@@ -23,6 +25,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.infer import ELBO, ReweightedWakeSleep, TraceMeanField_ELBO
+from torch import Tensor, nn
 
 from pplgen.data.transforms import redraw_pixels
 from pplgen.errors import InputError, first_line
@@ -31,7 +34,9 @@ from pplgen.inference.estimators import (
     FreeBits_ELBO,
     ImportanceWeighted_ELBO,
     ScoreFunction_ELBO,
+    StickingTheLanding_ELBO,
     kl_per_dimension,
+    score_term,
 )
 from pplgen.inference.minibatches import Augment
 from pplgen.story.base import check_choice, check_count, check_positive
@@ -39,9 +44,14 @@ from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 from pplgen.story.structure import Structure, unwrap
 
-__all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "check_warm_up", "make_bound"]
+__all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "check_warm_up", "lowest_variance", "make_bound"]
 
-BOUNDS = ("sampled", "analytic", "score-function", "importance")
+BOUNDS = ("sampled", "analytic", "sticking-the-landing", "score-function", "importance")
+_ESTIMATORS: dict[str, type[ELBO]] = {
+    "analytic": TraceMeanField_ELBO,
+    "sticking-the-landing": StickingTheLanding_ELBO,
+    "score-function": ScoreFunction_ELBO,
+}
 AUGMENTATIONS: dict[str, Augment] = {"bernoulli": redraw_pixels}
 
 
@@ -100,6 +110,15 @@ def make_bound(
     return bound
 
 
+def lowest_variance(pair: Pair, batch_size: int | None) -> str:
+    """Return ``"sticking-the-landing"`` if it is defined for the pair, else ``"sampled"``."""
+    try:
+        _named(pair, "sticking-the-landing", 1, None, batch_size)
+    except InputError:
+        return "sampled"
+    return "sticking-the-landing"
+
+
 def warm_up_steps(warm_up: int | Mapping[str, int]) -> int:
     """Return the number of steps of KL warm-up, the same for all sites that are named.
 
@@ -147,6 +166,8 @@ def _named(pair: Pair, name: str, num_particles: int, free_bits: float | None, b
         _require_densities(guide)
     else:
         _require_reparameterised(name, guide)
+    if name == "sticking-the-landing":
+        _require_independent_draws(guide)
     if name == "importance":
         _require_row_guide(structure, guide)
         return ImportanceWeighted_ELBO(structure, num_particles)
@@ -156,7 +177,7 @@ def _named(pair: Pair, name: str, num_particles: int, free_bits: float | None, b
         "max_plate_nesting": structure.plate_depth,
     }
     if free_bits is None:
-        return ScoreFunction_ELBO(**options) if name == "score-function" else TraceMeanField_ELBO(**options)
+        return _ESTIMATORS[name](**options)
     if not structure.row_latent:
         raise InputError(f"free_bits={free_bits!r}: the pair has no per-row latents")
     for site in structure.row_latent:
@@ -190,6 +211,25 @@ def _require_reparameterised(bound: str, guide: dict[str, Any]) -> None:
             kind = type(unwrap(node["fn"])).__name__
             expected = "expected elbo='sampled' or 'score-function'"
             raise InputError(f"elbo={bound!r}: the guide's {kind} of {name!r} is not reparameterised; {expected}")
+
+
+def _require_independent_draws(guide: dict[str, Any]) -> None:
+    """Raise ``InputError`` unless the distribution of each of the guide's draws is independent of its other draws."""
+    draws: dict[str, Tensor] = {}
+    for name, node in guide.items():
+        if any(isinstance(transform, nn.Module) for transform in getattr(node["fn"], "transforms", ())):
+            raise InputError(f"elbo='sticking-the-landing': {name!r} is drawn by a flow; expected elbo='sampled'")
+        term = score_term(node)
+        if draws and term is not None and term.requires_grad:
+            gradients = torch.autograd.grad(term.sum(), list(draws.values()), retain_graph=True, allow_unused=True)
+            for other, gradient in zip(draws, gradients, strict=True):
+                if gradient is not None:
+                    raise InputError(
+                        f"elbo='sticking-the-landing': the guide's distribution of {name!r} depends on its draw of "
+                        f"{other!r}; expected elbo='sampled'"
+                    )
+        if node["value"].requires_grad:
+            draws[name] = node["value"]
 
 
 def _require_densities(guide: dict[str, Any]) -> None:

@@ -11,11 +11,11 @@ from pplgen.compiler.base_draws import NotReparameterised
 from pplgen.compiler.guide_score import trace_guide_score
 from pplgen.inference.engine import Engine
 from pplgen.inference.fixed_draws_elbo import FixedDrawsELBO
-from pplgen.inference.training_options import TrainingOptions
+from pplgen.inference.training_options import Batching, TrainingOptions
 from pplgen.story.isolation import modules_of, seeded
 from pplgen.story.pair import Pair
 
-__all__ = ["fixed_draws_elbo"]
+__all__ = ["fixed_draws_elbo", "may_use_fixed_draws"]
 
 MAX_PARAMETERS = 5000
 """Maximum number of parameters; of networks there are usually more, and a stationary point is not the aim."""
@@ -35,12 +35,20 @@ def fixed_draws_elbo(
     reparameterised: the gradient must be the derivative of the loss at fixed draws, which is tried at ``vectors``.
     """
     elbo = None
-    if not options.optimiser.alone and options.batching.is_constant(pair) and vectors.shape[1] <= MAX_PARAMETERS:
+    if not options.optimiser.alone and may_use_fixed_draws(pair, options.batching):
         with pair.isolated(), seeded(seed), contextlib.suppress(NotReparameterised):
-            if not _has_networks(pair):
-                score = trace_guide_score(pair, engine.graph, pair.data)
-                elbo = _verified(FixedDrawsELBO.of_engine(engine, score, seed), vectors)
+            score = trace_guide_score(pair, engine.graph, pair.data)
+            elbo = _verified(FixedDrawsELBO.of_engine(engine, score, seed), vectors)
     return elbo if all(options.ranks.all_gather(elbo is not None)) else None
+
+
+def may_use_fixed_draws(pair: Pair, batching: Batching) -> bool:
+    """Whether every step uses all rows, and the parameters are few and not those of networks."""
+    if not batching.is_constant(pair):
+        return False
+    with pair.isolated():
+        parameters = pyro.get_param_store().named_parameters()
+        return sum(value.numel() for _, value in parameters) <= MAX_PARAMETERS and not _has_networks(pair)
 
 
 def _verified(elbo: FixedDrawsELBO, vectors: Tensor) -> FixedDrawsELBO | None:

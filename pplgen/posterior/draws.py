@@ -20,7 +20,7 @@ from pplgen.posterior.model_traces import enumerated_trace
 from pplgen.story.base import Story
 from pplgen.story.marginalisation import sum_out
 from pplgen.story.pair import Pair
-from pplgen.story.structure import unwrap
+from pplgen.story.structure import Structure, unwrap
 
 __all__ = [
     "Draws",
@@ -82,7 +82,7 @@ def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, exclude: 
             guide_trace = poutine.trace(pair.guide).get_trace(*pair.data)
             if not scored:
                 model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-                return _values(model_trace, names), torch.zeros(()), torch.zeros(())
+                return _values(model_trace, names, pair.structure), torch.zeros(()), torch.zeros(())
             for name in pair.structure.guide_enumerated:  # drawn here, so not weighted by its probability
                 guide_trace.nodes[name]["infer"] = {**guide_trace.nodes[name]["infer"], "enumerate": None}
             total = torch.as_tensor(guide_trace.log_prob_sum())
@@ -91,7 +91,7 @@ def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, exclude: 
             # one particle of the ELBO at these draws is log p - log q, summed as Pyro sums it
             ratio = -torch.as_tensor(bound.loss(pair.model, poutine.replay(pair.guide, guide_trace), *pair.data))
             model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
-            return _values(model_trace, names), total + ratio, log_q
+            return _values(model_trace, names, pair.structure), total + ratio, log_q
 
     sites, lp, log_q = map_draws(draw, num_draws, {"draw": stored.thinned_indices(num_draws)} if stored else None)
     return Draws(sites, lp.cpu(), log_q.cpu())
@@ -287,8 +287,11 @@ def _row_frame(node: Any, row_plate: str | None) -> Any:
     return next((frame for frame in node["cond_indep_stack"] if frame.name == row_plate), None)
 
 
-def _values(trace: poutine.Trace, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Values of the named sites."""
-    if missing := [name for name in names if name not in trace.nodes]:
-        raise InputError(f"{missing[0]!r} is not a site of every run of the model, so its draws cannot be stacked")
+def _values(trace: poutine.Trace, names: tuple[str, ...], structure: Structure | None = None) -> dict[str, Tensor]:
+    """Values of the named sites; with a ``structure``, its latents must be all that the trace has."""
+    changing = [name for name in names if name not in trace.nodes]
+    if structure is not None:
+        changing += structure.unknown_latents(trace)
+    if changing:
+        raise InputError(f"{changing[0]!r} is not a site of every run of the model, so its draws cannot be stacked")
     return {name: trace.nodes[name]["value"] for name in names}

@@ -64,6 +64,11 @@ class Structure:
         """Latent sites inside the row plate."""
         return tuple(name for name in self.latent if name in self.per_row)
 
+    def unknown_latents(self, model_trace: poutine.Trace) -> list[str]:
+        """Return the latents of a run of the model that the pair did not have when it was inspected."""
+        known = {*self.latent, *self.enumerated}
+        return [n for n, node in sample_sites(model_trace).items() if not (node["is_observed"] or n in known)]
+
     def why_no_row_densities(self) -> str | None:
         """Explain why per-row densities are not defined; ``None`` if they are."""
         if self.row_plate is None:

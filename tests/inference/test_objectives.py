@@ -354,6 +354,81 @@ def test_only_rows_that_come_first_are_changed():
         pplgen.fit(model, (1.0, torch.zeros(5)), lambda *_: None, augment=torch.negative, steps=2, progress=False)
 
 
+def exact_guide(y):
+    """The posterior of ``mean_model``."""
+    precision = 0.01 + len(y)
+    loc = pyro.param("loc", y.sum() / precision)
+    scale = pyro.param(
+        "scale", torch.tensor(precision, dtype=y.dtype) ** -0.5, torch.distributions.constraints.positive
+    )
+    pyro.sample("mu", dist.Normal(loc, scale))
+
+
+@pytest.mark.parametrize("name", ["sampled", "sticking-the-landing"])
+def test_gradients_without_score_vanish_at_the_posterior(name):
+    y = torch.tensor([9.0, 10.5, 11.0], dtype=torch.float64)
+    pair = Pair(mean_model, exact_guide, (y,))
+    with pair.isolated(), seeded(0):
+        graph = trace(pair, make_bound(pair, name), (y,))
+        gradients = torch.stack([graph.loss_and_gradient(graph.pack(pair.snapshot()), y)[1] for _ in range(10)])
+    size = gradients.abs().max(0).values
+    assert (size < 1e-12).all() if name == "sticking-the-landing" else (size > 1e-2).all()
+
+
+def test_gradients_without_score_are_right_on_average(pixels):
+    pair, x = pixels
+    means = {}
+    with pair.isolated():
+        vector = None
+        for name in ("analytic", "sticking-the-landing"):
+            graph = trace(pair, make_bound(pair, name), (x,))
+            vector = graph.pack(pair.snapshot()) if vector is None else vector
+            with seeded(1):
+                draws = torch.stack([graph.loss_and_gradient(vector, *graph.buffers, x)[1] for _ in range(400)])
+            means[name] = draws.mean(0), draws.var(0) / 400
+    (first, own), (second, other) = means.values()
+    # the sum over P parameters of squared differences in standard errors: P on average. Errors of parameters of one
+    # layer are correlated, so that its spread is far above that of P independent ones
+    spread = (own + other).clamp_min(1e-30)
+    number = (own > 0).sum()
+    assert ((first - second).square() / spread).sum() < 2 * number
+
+
+def chained(y):
+    """A guide with a draw given another one."""
+    first = pyro.sample("first", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+    pyro.sample("second", dist.Normal(first, 1.0))
+
+
+def chain(y):
+    second = pyro.sample("second", dist.Normal(pyro.sample("first", dist.Normal(0.0, 1.0)), 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(second, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("guide", "batch_size", "default"),
+    [
+        (None, 3, "sticking-the-landing"),
+        ("full-rank", 3, "sticking-the-landing"),
+        (None, None, "sampled"),
+        (chained, 3, "sampled"),
+        ("flow", 3, "sampled"),
+    ],
+)
+def test_score_is_left_out_by_default_in_minibatches(guide, batch_size, default):
+    y = torch.arange(6.0)
+    options = {"batch_size": batch_size, "steps": 4, "progress": False}
+    chosen, expected, sampled = (
+        pplgen.fit(chain, y, guide, elbo=elbo, **options).best.final for elbo in (None, default, "sampled")
+    )
+    assert np.array_equal(chosen, expected)
+    assert np.array_equal(chosen, sampled) == (default == "sampled")
+    if default == "sampled" and batch_size:
+        with pytest.raises(InputError, match="depends on its draw of 'first'|drawn by a flow"):
+            pplgen.fit(chain, y, guide, elbo="sticking-the-landing", **options)
+
+
 def test_bounds_that_need_reparameterised_draws_say_which_are_not():
     for name in ("analytic", "importance"):
         with pytest.raises(InputError, match="Bernoulli of 'z' is not reparameterised"):

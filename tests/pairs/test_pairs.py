@@ -147,7 +147,8 @@ def test_what_has_no_graph_is_fitted_all_the_same(name, tmp_path):
     assert re.search(reason, path)
 
 
-def test_latents_that_come_and_go_are_said():
+@pytest.mark.parametrize("mean", [0.3, 2.0])
+def test_latents_that_come_and_go_are_said(mean):
     def jumps(y):
         steps = int(pyro.sample("steps", dist.Poisson(2.0)))
         level = sum((pyro.sample(f"jump_{i}", dist.Normal(0.0, 1.0)) for i in range(steps)), torch.tensor(0.0))
@@ -155,7 +156,7 @@ def test_latents_that_come_and_go_are_said():
             pyro.sample("y", dist.Normal(level, 1.0), obs=y)
 
     def guide(y):
-        steps = int(pyro.sample("steps", dist.Poisson(pyro.param("rate", torch.tensor(2.0)))))
+        steps = int(pyro.sample("steps", dist.Poisson(pyro.param("rate", torch.tensor(mean)))))
         for i in range(steps):
             pyro.sample(f"jump_{i}", dist.Normal(0.1, 0.5))
 
