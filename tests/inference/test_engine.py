@@ -1,9 +1,5 @@
 """The batched step is Adam on Pyro's gradient, compiled or not, and is traced once."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -192,7 +188,7 @@ def test_a_missing_compiler_is_said(monkeypatch):
 @pytest.fixture(scope="module")
 def plain():
     """Old Faithful in plain Pyro."""
-    return pplgen.fit(GaussianMixture(2, 2), "faithful", steps=700, compile="off", progress=False)
+    return pplgen.fit(GaussianMixture(2, 2), "faithful", steps=300, learning_rate=0.05, compile="off", progress=False)
 
 
 def test_old_faithful_does_not_depend_on_the_path(plain):
@@ -223,34 +219,6 @@ def test_a_pair_without_a_graph_runs_in_plain_pyro_and_says_why():
 def test_few_steps_run_in_plain_pyro():
     fit = pplgen.fit(model, Y, guide, steps=20, progress=False)
     assert fit.path == "plain Pyro: 20 steps are too few to repay tracing"
-
-
-def test_torch_still_compiles_the_backward_of_indexing_wrongly():
-    """When this fails, a newer torch no longer needs ``_scatter_by_product``."""
-    program = """
-import torch
-torch._inductor.config.force_disable_caches = True
-def f(x, s):
-    v = x.t() / s[:, None]
-    return torch.zeros(64, 4).index_put([torch.arange(4)], v, accumulate=True)
-compiled, worst = torch.compile(f), 0.0
-for seed in range(3):
-    torch.manual_seed(seed)
-    x, s = torch.randn(4, 4), torch.rand(4) + 1
-    worst = max(worst, float((compiled(x, s) - f(x, s)).abs().max()))
-print(worst)
-"""
-    if why_not_compiled() is not None:
-        pytest.skip(str(why_not_compiled()))
-    if torch.__version__.partition("+")[0] != "2.13.0":
-        pytest.skip("known of torch 2.13.0 alone")
-    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        pytest.skip("known of vectorised kernels alone")
-    two = {**os.environ, "OMP_NUM_THREADS": "2"}  # one thread compiles another loop
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False, env=two
-    )
-    assert done.returncode != 0 or float(done.stdout.split()[-1]) > 1e-3
 
 
 def test_restarts_run_together_and_the_best_is_kept():

@@ -83,7 +83,7 @@ def test_potential_is_pyros(model, data):
 def test_eight_schools_agree_with_published_draws(reference_data):
     facts = json.loads((reference_data / "posteriordb" / "eight_schools.json").read_text())
     data = (torch.tensor(facts["sigma"]).float(), torch.tensor(facts["y"]).float())
-    fit = pplgen.fit(eight_schools, data, method="nuts", steps=200, restarts=2, progress=False)
+    fit = pplgen.fit(eight_schools, data, method="nuts", steps=200, warm_up=100, restarts=2, progress=False)
     tree = fit.to_datatree()
     assert dict(tree["posterior"]["theta"].sizes) == {"chain": 2, "draw": 200, "theta_dim_0": 8}
     for name, published in (("mu", 4.4105), ("tau", 3.6021)):
@@ -94,9 +94,8 @@ def test_eight_schools_agree_with_published_draws(reference_data):
 
 def test_mixture_agrees_with_published_draws(reference_data):
     facts = json.loads((reference_data / "posteriordb" / "low_dim_gauss_mix.json").read_text())
-    fit = pplgen.fit(
-        mixture, torch.tensor(facts["y"]), method="nuts", steps=300, restarts=2, compile="graph", progress=False
-    )
+    options = {"steps": 150, "warm_up": 150, "restarts": 2, "compile": "graph"}
+    fit = pplgen.fit(mixture, torch.tensor(facts["y"]), method="nuts", progress=False, **options)
     assert fit.path == "the traced graph"
     draws = fit.to_datatree()["posterior"].to_dataset()
     # the published draws have mu1 < mu2; Beta(5, 5) is the first of two weights of Dirichlet(5, 5)

@@ -17,8 +17,8 @@ def overlapping():
 
 
 def far_too_many():
-    """Ten components for forty rows of one."""
-    return torch.randn(40, 2, generator=GENERATOR), 10
+    """Six components for forty rows of one."""
+    return torch.randn(40, 2, generator=GENERATOR), 6
 
 
 def duplicated():
@@ -29,7 +29,7 @@ def duplicated():
 @pytest.mark.parametrize("case", [overlapping, far_too_many, duplicated], ids=lambda case: case.__name__)
 def test_the_fit_is_finite_and_says_how_it_ended(case):
     x, num_components = case()
-    fit = pplgen.fit(GaussianMixture(num_components, 2), x, steps=1500, compile="graph", progress=False)
+    fit = pplgen.fit(GaussianMixture(num_components, 2), x, steps=500, compile="graph", progress=False)
     assert np.isfinite(fit.elbo)
     assert fit.stop.name in ("CONVERGED", "STEPS")
     tree = fit.to_datatree(draws=200)
@@ -42,6 +42,7 @@ def test_the_fit_is_finite_and_says_how_it_ended(case):
 def test_scaling_a_column_shifts_the_elbo_by_the_jacobian():
     """The priors follow the columns: the same data in other units give the same fit, N log(scale) nats lower."""
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+    x[::2] += 5.0
     scale = torch.tensor([1.0, 1e6])
     plain, scaled = (
         pplgen.fit(GaussianMixture(2, 2), values, seed=3, compile="graph", progress=False).elbo
