@@ -188,7 +188,8 @@ class CheckInputs:
     @cached_property
     def guide_draws(self) -> Draws:
         """Draws of shared latents from the guide, all replicates concatenated."""
-        return draw_posterior(self.pair, REPLICATES * self.num_draws, exclude=self.structure.per_row)
+        number, few = REPLICATES * self.num_draws, REPLICATES * MIN_DRAWS
+        return draw_posterior(self.pair, number, exclude=self.structure.per_row, max_looped=few)
 
     @cached_property
     def log_ratios(self) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO
 from torch import Tensor, fx
 
 from pplgen.compiler.functionalisation import canonicalise, lift_constants
@@ -27,6 +27,7 @@ from pplgen.story.python_state import changed_state, reachable_state
 from pplgen.story.rows import RowAxes
 
 __all__ = [
+    "JIT_ELBOS",
     "Graph",
     "arguments_with",
     "buffers_of",
@@ -36,6 +37,8 @@ __all__ = [
     "trace",
     "unconstrained_parameters",
 ]
+
+JIT_ELBOS = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ def trace(
     parameters = list(unconstrained_parameters().values())
     if not parameters:
         raise NotTraceable("the pair has no parameters")
+    if isinstance(bound, JIT_ELBOS):
+        raise NotTraceable(f"{type(bound).__name__} is compiled by torch.jit")
 
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, parameters)

@@ -25,6 +25,7 @@ __all__ = [
     "named_source",
     "pause_recording",
     "record_operations",
+    "refusal",
     "result_sizes",
 ]
 
@@ -56,7 +57,8 @@ def record_operations(
     Raises
     ------
     RuntimeError
-        If a Python number or branch depends on the entries of an input that is not fixed, or of a learned tensor.
+        If a Python number, branch or shape depends on the entries of an input that is not fixed, or of a learned
+        tensor, also where the function catches it.
     """
     recorder = _Recorder({value.untyped_storage().data_ptr() for value in learned})
     for place, value in enumerate(inputs):
@@ -70,6 +72,8 @@ def record_operations(
             result = function(*inputs)
     finally:
         _Recorder.active = outer
+    if recorder.refusal is not None:
+        raise recorder.refusal
     recorder.graph.output(recorder.as_output(result))
     module = _LazyGraphModule(recorder.root, recorder.graph)  # most are transformed before they run
     module.meta["specialised"] = recorder.specialised
@@ -83,6 +87,13 @@ def is_known(value: Tensor) -> bool:
         return False
     recorder.specialise([value])
     return True
+
+
+def refusal(error: Exception) -> Exception:
+    """Return an error to be raised, with which the recording ends even if the recorded function catches it."""
+    if _Recorder.active is not None:
+        _Recorder.active.refusal = _Recorder.active.refusal or error
+    return error
 
 
 def name_value(value: Any, name: str) -> None:
@@ -142,6 +153,8 @@ class _Recorder(TorchDispatchMode):
         self.specialised = False
         """Whether the graph depends on entries of fixed inputs."""
         self.names: dict[fx.Node, str] = {}
+        self.refusal: Exception | None = None
+        """The first error for which the function cannot be recorded."""
         self._changing = learned
         """Memory with entries that change."""
 
@@ -156,17 +169,16 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         leaves = flatten_arguments((args, kwargs))
         if any(isinstance(leaf, torch._C.Generator) for leaf in leaves):
-            raise RuntimeError(f"{func} draws from a generator of its own")
+            raise refusal(RuntimeError(f"{func} draws from a generator of its own"))
         leaves = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if func is aten.index.Tensor:
-            args = (args[0], [each for index in args[1] for each in self._without_mask(index)])
+            args = (args[0], [each for index in args[1] for each in self._without_mask(func, index)])
         elif not _SHAPED_BY_VALUES.isdisjoint(func.tags):
             if all(map(self.is_known, leaves)):
                 self.specialise(leaves)
                 result = func(*args, **kwargs)
                 return self._copied(result) if isinstance(result, Tensor) else result
-            if torch.Tag.data_dependent_output in func.tags:
-                raise RuntimeError(f"{func} requires a value that depends on the inputs")
+            raise refusal(_depends_on_values(func))
         if func is aten.lift_fresh.default:  # in-place operations on the result would change the constant
             func = aten.lift_fresh_copy.default
         node = self.graph.call_function(func, *map_aggregate((args, kwargs), self.as_node))
@@ -230,10 +242,12 @@ class _Recorder(TorchDispatchMode):
         elif target._schema.is_mutable:
             self._changing.add(inputs[0].untyped_storage().data_ptr())
 
-    def _without_mask(self, index: Tensor | None) -> list[Tensor | None]:
+    def _without_mask(self, func: Any, index: Tensor | None) -> list[Tensor | None]:
         """Replace a known mask by the places where it is true, whose number is then fixed."""
-        if index is None or index.dtype not in (torch.bool, torch.uint8) or not self.is_known(index):
+        if index is None or index.dtype not in (torch.bool, torch.uint8):
             return [index]
+        if not self.is_known(index):
+            raise refusal(_depends_on_values(func))
         self.specialise([index])
         return [self._copied(places.contiguous()) for places in index.nonzero().unbind(1)]
 
@@ -247,3 +261,9 @@ class _Recorder(TorchDispatchMode):
         self.assign(value, node)
         self.known[node] = True
         return value
+
+
+def _depends_on_values(func: Any) -> RuntimeError:
+    """Return the error of an operation whose result is a Python value, or a tensor whose shape is one."""
+    what = "value" if torch.Tag.data_dependent_output in func.tags else "shape"
+    return RuntimeError(f"the {what} that {func} returns depends on values of the inputs")

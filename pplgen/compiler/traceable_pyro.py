@@ -11,14 +11,14 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import traceenum_elbo
-from pyro.infer.util import Dice
+from pyro.infer.util import Dice, torch_item
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, lowrank_multivariate_normal
 from torch.overrides import TorchFunctionMode
 
 import pplgen
-from pplgen.compiler.recording import is_known, name_value, named_source
+from pplgen.compiler.recording import is_known, name_value, named_source, refusal
 
 __all__ = ["FunctionalFills", "NotTraceable", "require_equal", "traceable"]
 
@@ -44,6 +44,9 @@ _CONVERSIONS = {
     Tensor.tolist: "list",
     Tensor.numpy: "NumPy array",
     Tensor.__array__: "NumPy array",
+    Tensor.__dlpack__: "array",
+    Tensor.untyped_storage: "storage",
+    Tensor.item: "number",
 }
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8}
 _LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, pyro, pplgen))
@@ -69,7 +72,7 @@ class _TraceMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _FILLS:
             return _FILLS[func](*args, **kwargs)
-        if func is Tensor.item and not is_known(args[0]):
+        if func is Tensor.item and not is_known(args[0]) and not _called_by_user():
             return args[0].detach()
         if self.in_dice:
             # Dice drops terms of probability zero by a mask; here they are set to zero
@@ -79,11 +82,14 @@ class _TraceMode(TorchFunctionMode):
                 return torch.where(args[1], args[0], 0.0)
         if func is Tensor.__getitem__:
             args = _without_scalar_indices(*args)
-        if func in _CONVERSIONS and not is_known(args[0]):
+        harmless = func is Tensor.untyped_storage and not _called_by_user()
+        if func in _CONVERSIONS and not harmless and not is_known(args[0]):
             source = named_source(args[0])
             what = f"a tensor computed from {source!r}" if source else "a tensor"
-            raise NotTraceable(
-                f"the pair branches on values: it converts {what} to a Python {_CONVERSIONS[func]}{_users_line()}"
+            raise refusal(
+                NotTraceable(
+                    f"the pair branches on values: it converts {what} to a Python {_CONVERSIONS[func]}{_users_line()}"
+                )
             )
         return func(*args, **kwargs)
 
@@ -107,13 +113,26 @@ def _takes_one_axis(entry: Any) -> bool:
     return isinstance(entry, (int, slice)) and not isinstance(entry, bool)
 
 
+def _called_by_user() -> bool:
+    """Whether a function of tensors is called by a model or guide, also by way of Pyro's ``torch_item``."""
+    frame: Any = sys._getframe(2)
+    while frame.f_code is torch_item.__code__:
+        frame = frame.f_back
+    return _is_users(frame)
+
+
+def _is_users(frame: Any) -> bool:
+    """Whether a frame is of a model or guide."""
+    path = frame.f_code.co_filename
+    return path.startswith(_STORIES) or not path.startswith((*_LIBRARIES, "<"))
+
+
 def _users_line() -> str:
     """Return file and line of the innermost call from a model or guide; empty if there is none."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        path = frame.f_code.co_filename
-        if path.startswith(_STORIES) or not path.startswith((*_LIBRARIES, "<")):
-            return f" ({Path(path).name}, line {frame.f_lineno})"
+        if _is_users(frame):
+            return f" ({Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
         frame = frame.f_back
     return ""
 

@@ -26,7 +26,11 @@ MAX_ENTRIES = 2**22
 
 @torch.no_grad()
 def map_draws(
-    function: Callable[[dict[str, Tensor]], Any], num_draws: int, inputs: Mapping[str, Tensor] | None = None
+    function: Callable[[dict[str, Tensor]], Any],
+    num_draws: int,
+    inputs: Mapping[str, Tensor] | None = None,
+    *,
+    max_looped: int | None = None,
 ) -> Any:
     """Evaluate a random function for each draw, with independent random numbers.
 
@@ -38,11 +42,13 @@ def map_draws(
         Number of evaluations.
     inputs
         Draws by name, shape ``(num_draws, ...)`` each.
+    max_looped
+        Maximum number of evaluations, of the first draws, if the function can only be evaluated draw by draw.
 
     Returns
     -------
     Any
-        Results of ``function``, stacked along a first axis of length ``num_draws``.
+        Results of ``function``, stacked along a first axis of draws.
     """
     inputs = dict(inputs or {})
     with pyro.validation_enabled(False):
@@ -51,7 +57,8 @@ def map_draws(
                 return _vmapped(function, num_draws, inputs)
             except Exception:  # a function that cannot be traced, verified or vmapped is evaluated draw by draw
                 pass
-        results = [function({name: value[index] for name, value in inputs.items()}) for index in range(num_draws)]
+        looped = range(num_draws if max_looped is None else min(num_draws, max_looped))
+        results = [function({name: value[index] for name, value in inputs.items()}) for index in looped]
     return tree_map(lambda *values: torch.stack(values), results[0], *results[1:])
 
 

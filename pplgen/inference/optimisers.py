@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -261,4 +262,8 @@ def _users_optimiser(given: PyroOptim | torch.optim.Optimizer) -> PyroOptim:
             f"optimiser: {type(given).__name__} has {len(given.param_groups)} groups of parameters, which are not "
             "those of the fit; expected a pyro.optim object, whose options may be a function of the parameter's name"
         )
-    return PyroOptim(type(given), dict(given.defaults))
+    options = {name: value for name, value in given.param_groups[0].items() if name != "params"}
+    parameters = inspect.signature(type(given)).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        options = {name: value for name, value in options.items() if name in parameters}
+    return PyroOptim(type(given), options)

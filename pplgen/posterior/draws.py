@@ -64,17 +64,23 @@ class RowDensities:
     """Per-row latents that were drawn from the guide, shape ``(num_draws, num_rows, ...)`` each."""
 
 
-def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, exclude: Collection[str] = frozenset()) -> Draws:
+def draw_posterior(
+    pair: Pair,
+    num_draws: int,
+    *,
+    scored: bool = True,
+    exclude: Collection[str] = frozenset(),
+    max_looped: int | None = None,
+) -> Draws:
     """Draw the latents from the guide on the pair's data; call it inside ``pair.isolated``.
 
     Stored draws are thinned evenly. Sites in ``exclude`` are not returned. Without ``scored`` the densities are zero,
-    which saves most of the time.
+    which saves most of the time. ``max_looped`` is that of ``map_draws``.
     """
     bound = pair.elbo()
     names = tuple(name for name in pair.structure.latent + pair.structure.deterministic if name not in exclude)
     if not (names or scored):
         return Draws({}, torch.zeros(num_draws), torch.zeros(num_draws))
-
     stored = pair.guide if isinstance(pair.guide, StoredDraws) else None
 
     def draw(chosen: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -93,7 +99,8 @@ def draw_posterior(pair: Pair, num_draws: int, *, scored: bool = True, exclude: 
             model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*pair.data)
             return _values(model_trace, names, pair.structure), total + ratio, log_q
 
-    sites, lp, log_q = map_draws(draw, num_draws, {"draw": stored.thinned_indices(num_draws)} if stored else None)
+    thinned = {"draw": stored.thinned_indices(num_draws)} if stored else None
+    sites, lp, log_q = map_draws(draw, num_draws, thinned, max_looped=max_looped)
     return Draws(sites, lp.cpu(), log_q.cpu())
 
 
@@ -134,9 +141,7 @@ def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:
     """Evaluate a story's generated quantities at each draw; call it inside ``pair.isolated``."""
     if type(story).generated is Story.generated:
         return {}
-    latents = draws.named(pair.structure.shared_latent)
-
-    generated = pair.conditioned(story.generated)
+    latents, generated = draws.named(pair.structure.shared_latent), pair.conditioned(story.generated)
 
     def generate(latent: Mapping[str, Tensor]) -> dict[str, Tensor]:
         quantities: dict[str, Tensor] = poutine.condition(generated, latent)(*pair.data)
@@ -240,8 +245,8 @@ def _score_rows(
     left_out = [name for name in structure.latent if name not in latent]
     drawn, log_q, probabilities = _draw_rows(pair, latent, left_out, data)
     model_trace = enumerated_trace(pair, {**latent, **drawn}, data)
-    scored = [*structure.observed, *structure.factors, *structure.enumerated, *left_out]
-    scored = [name for name in scored if name in structure.per_row]
+    terms = (*structure.observed, *structure.factors, *structure.enumerated, *left_out)
+    scored = [name for name in terms if name in structure.per_row]
     nodes = [model_trace.nodes[name] for name in scored]
     num_rows = next(f.size for node in nodes for f in node["cond_indep_stack"] if f.name == row_plate)
     log_likelihood = sum_out(model_trace, scored, row_plate).reshape(num_rows)
@@ -290,8 +295,6 @@ def _row_frame(node: Any, row_plate: str | None) -> Any:
 def _values(trace: poutine.Trace, names: tuple[str, ...], structure: Structure | None = None) -> dict[str, Tensor]:
     """Values of the named sites; with a ``structure``, its latents must be all that the trace has."""
     changing = [name for name in names if name not in trace.nodes]
-    if structure is not None:
-        changing += structure.unknown_latents(trace)
-    if changing:
+    if changing := changing + (structure.unknown_latents(trace) if structure else []):
         raise InputError(f"{changing[0]!r} is not a site of every run of the model, so its draws cannot be stacked")
     return {name: trace.nodes[name]["value"] for name in names}

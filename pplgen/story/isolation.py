@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import os
 import random
 import threading
 import warnings
@@ -40,6 +41,17 @@ _depth = 0
 """Number of contexts of the thread that holds ``_LOCK``."""
 
 
+def _unlock() -> None:
+    """Start anew in a process that was forked while another thread held the lock."""
+    global _LOCK, _depth
+    if not _LOCK._is_owned():  # type: ignore[attr-defined]
+        _LOCK, _depth = threading.RLock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
+
+
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
     """Own Pyro's global state: other threads wait, and Pyro's handlers, inference mode and autocast do not apply.
@@ -60,7 +72,7 @@ def exclusive() -> Iterator[None]:
 @contextlib.contextmanager
 def _without_outer_context() -> Iterator[None]:
     """Remove Pyro's handlers, and torch's modes that change results."""
-    handlers = runtime._PYRO_STACK[:]
+    handlers, plates = runtime._PYRO_STACK[:], runtime._DIM_ALLOCATOR._stack[:]
     with contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -69,10 +81,11 @@ def _without_outer_context() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         runtime._PYRO_STACK.clear()
+        runtime._DIM_ALLOCATOR._stack.clear()
         try:
             yield
         finally:
-            runtime._PYRO_STACK[:] = handlers
+            runtime._PYRO_STACK[:], runtime._DIM_ALLOCATOR._stack[:] = handlers, plates
 
 
 @contextlib.contextmanager

@@ -86,8 +86,8 @@ class Pair:
         self.added_kl_weight: Tensor | None = None
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
-        floating = (value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point())
-        self.dtype = next(floating, torch.get_default_dtype())
+        dtypes = {value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point()}
+        self.dtype = next(iter(dtypes)) if dtypes in ({torch.float32}, {torch.float64}) else torch.get_default_dtype()
         parts: tuple[Any, Any] = (model, guide) if copied else copy_pair(model, guide)
         self.model, self.guide = parts
         for module in modules_of(self.model, self.guide):

@@ -1,10 +1,12 @@
 """Tiny pairs, one for each construct of Pyro that a graph must reproduce or refuse."""
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import (
+    JitTrace_ELBO,
     RenyiELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
@@ -240,6 +242,34 @@ def branching(y):
         pyro.sample("y", dist.Normal(mu, scale), obs=y)
 
 
+def swallowing(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    try:
+        low = bool(mu < 0)
+    except Exception:
+        low = False
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0 + low), obs=y)
+
+
+def exported(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0 + float(np.from_dlpack(mu.detach()) > 0)), obs=y)
+
+
+def keyed(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, {0.0: 1.0}.get(mu.item(), 2.0)), obs=y)
+
+
+def selecting(y):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu.sum(), 1.0 + len(mu[mu > 0])), obs=y)
+
+
 def counting():
     """A model that behaves differently each time."""
     calls = [0]
@@ -347,6 +377,11 @@ def refused():
     return {
         "branch on a value": (branching, auto.AutoNormal(branching), (Y,), Trace_ELBO(), "branches on values"),
         "state in Python": (stateful, auto.AutoNormal(stateful), (Y,), Trace_ELBO(), "changes 'calls"),
+        "swallowed refusal": (swallowing, auto.AutoNormal(swallowing), (Y,), Trace_ELBO(), "branches on values"),
+        "value seen by NumPy": (exported, auto.AutoNormal(exported), (Y,), Trace_ELBO(), "branches on values"),
+        "value as a key": (keyed, auto.AutoNormal(keyed), (Y,), Trace_ELBO(), "branches on values.*number .constructs"),
+        "values as a mask": (selecting, auto.AutoNormal(selecting), (Y,), Trace_ELBO(), "the shape that .* returns"),
+        "compiled ELBO": (normal, functional_guide, (Y,), JitTrace_ELBO(), "JitTrace_ELBO is compiled by torch.jit"),
         "buffers": (normed.model, normed.guide, (X,), Trace_ELBO(), "evaluating the pair changes 'encoder.1"),
         "decaying baseline": (score_model, baseline_guide, (Y,), TraceGraph_ELBO(), "changes '__baseline"),
     }

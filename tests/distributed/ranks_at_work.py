@@ -173,6 +173,14 @@ def fits(**sharing):
         yield f"whole {compile_with}", np.concatenate([fit.runs[0].history, finals(fit)[0], [fit.elbo]])
 
 
+def optima(**sharing):
+    """Where L-BFGS ends over fixed draws that all rows share; Adam's own draws differ with the number of processes."""
+    model, guide, data = functional()
+    fit = pplgen.fit(model, data, guide, compile="graph", progress=False, **sharing)
+    assert fit.best.optimum is not None
+    return {"optimum": np.append(fit.best.final, [fit.elbo, fit.best.elbo_error])}
+
+
 def restarts(**sharing):
     model, guide, data = enumerated()
     fit = pplgen.fit(model, data, guide, restarts=5, seed=3, optimiser="adam", **WHOLE, **sharing)
@@ -265,6 +273,7 @@ def shared_by_two(ranks, folder):
             found[f"{name} {sizes}"] = gradients(name, Shard(ranks.rank, sizes), ranks)
     found |= (
         dict(fits())
+        | optima()
         | restarts(shard="restarts")
         | calibrated()
         | dict(streams(folder))

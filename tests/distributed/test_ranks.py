@@ -82,6 +82,14 @@ def test_a_fit_is_one_process_s(two, path):
         np.testing.assert_allclose(found[f"whole {path}"], expected, rtol=1e-8)
 
 
+def test_an_optimum_is_one_process_s(two):
+    expected = at_work.optima()["optimum"]
+    for found in two[0]:
+        # L-BFGS ends at a gradient norm of .001 posterior standard deviations, of which the largest is .27
+        np.testing.assert_allclose(found["optimum"][:-2], expected[:-2], atol=4 * 0.001 * 0.27)
+        assert found["optimum"][-2] == pytest.approx(expected[-2], abs=4 * np.hypot(found["optimum"][-1], expected[-1]))
+
+
 @pytest.mark.parametrize("path", ["graph", "off"])
 def test_what_breaks_down_on_one_rank_is_said_by_all(two, path):
     with pytest.warns(DataWarning, match="at row 51"):

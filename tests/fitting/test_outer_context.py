@@ -1,5 +1,8 @@
 """What surrounds a call of fit does not change it: torch's modes, Pyro's handlers, generators, threads."""
 
+import multiprocessing
+import os
+import sys
 import threading
 
 import pyro
@@ -38,9 +41,10 @@ def expected():
         lambda: torch.autocast("cpu", dtype=torch.bfloat16),
         lambda: poutine.scale(scale=10.0),
         lambda: poutine.mask(mask=False),
+        lambda: pyro.plate("outer", 2),
         lambda: poutine.condition(data={"mu": torch.zeros(())}),
     ],
-    ids=["inference mode", "no_grad", "autocast", "scale", "mask", "condition"],
+    ids=["inference mode", "no_grad", "autocast", "scale", "mask", "plate", "condition"],
 )
 def test_surroundings_change_nothing(expected, context, path):
     with context():
@@ -51,10 +55,11 @@ def test_surroundings_change_nothing(expected, context, path):
 
 
 def test_handlers_are_put_back():
-    with poutine.trace() as trace:
+    with poutine.trace() as trace, pyro.plate("outer", 2):
         fitted()
-        pyro.sample("after", dist.Normal(0.0, 1.0))
-    assert list(trace.trace.nodes) == ["after"]
+        after = pyro.sample("after", dist.Normal(0.0, 1.0))
+    assert set(trace.trace.nodes) == {"outer", "after"}
+    assert after.shape == (2,)
 
 
 def test_a_callback_may_draw(expected):
@@ -82,6 +87,27 @@ def test_threads_wait_for_each_other(expected):
         thread.join()
     assert set(elbos.values()) == {expected["graph"]}
     assert not len(pyro.get_param_store())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked")
+def test_a_process_that_is_forked_during_a_fit_may_fit(expected):
+    """Where a thread fits, the child has its lock, but not the thread."""
+
+    def progress(_):
+        started.set()
+        forked.wait(60)
+
+    started, forked, context = threading.Event(), threading.Event(), multiprocessing.get_context("fork")
+    thread = threading.Thread(target=fitted, kwargs={"progress": progress})
+    thread.start()
+    started.wait(60)
+    child = context.Process(target=lambda: sys.exit(fitted().elbo != expected["graph"]))
+    child.start()
+    forked.set()
+    thread.join()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize("path", ["graph", "off"])

@@ -82,11 +82,12 @@ def test_a_schedule_that_ends_at_zero_stops_the_parameters():
     [
         lambda: pyro.optim.RMSprop({"lr": 0.03}),
         lambda: torch.optim.RMSprop([torch.zeros(1, requires_grad=True)], lr=0.03),
+        lambda: torch.optim.RMSprop([{"params": [torch.zeros(1, requires_grad=True)], "lr": 0.03}], lr=1.0),
         lambda: pyro.optim.StepLR(
             {"optimizer": torch.optim.RMSprop, "optim_args": {"lr": 0.03}, "step_size": 10**6, "gamma": 0.5}
         ),
     ],
-    ids=["pyro", "torch", "scheduler"],
+    ids=["pyro", "torch", "group", "scheduler"],
 )
 def test_an_optimiser_of_the_users_runs_in_plain_pyro(given):
     """The losses are those of Pyro's SVI with torch's RMSprop; the object itself is not changed."""
@@ -100,6 +101,13 @@ def test_an_optimiser_of_the_users_runs_in_plain_pyro(given):
     plain = pplgen.fit(model, Y, guide, steps=60, compile="off", progress=False)
     np.testing.assert_allclose(history(adam), history(plain), rtol=1e-5)
     assert history(adam)[-1] != history(fit)[-1]
+
+
+@pytest.mark.parametrize("rule", [torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adafactor])
+def test_options_that_torch_keeps_for_itself_are_left_out(rule):
+    optimiser = rule([torch.zeros(1, requires_grad=True)], lr=0.03)
+    fit = pplgen.fit(model, Y, guide, steps=5, optimiser=optimiser, **FIT)
+    assert parameters(fit)["loc"] != 3
 
 
 def test_a_scheduler_of_the_users_makes_a_step_per_epoch():

@@ -123,6 +123,28 @@ def test_initial_values_are_not_trained_in_place():
     assert not start.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        (("float64", "float64"), "float64"),
+        (("float64", "float32"), "float32"),
+        (("float16",), "float32"),
+        (("bfloat16",), "float32"),
+    ],
+)
+def test_parameters_have_the_precision_of_data_of_one_kind(dtypes, expected):
+    """Of data in half or in several precisions they have torch's default, as in Pyro."""
+
+    def model(*rows):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=sum(each.to(mu.dtype) for each in rows))
+
+    pair = Pair(model, None, tuple(torch.ones(3, dtype=getattr(torch, each)) for each in dtypes))
+    with pair.isolated():
+        assert {value.dtype for value in pair.snapshot().values()} == {getattr(torch, expected)}
+
+
 def test_parameters_are_kept_whatever_the_users_setting():
     with pyro.settings.context(module_local_params=True):
         story = GaussianMixture(2, 1)
