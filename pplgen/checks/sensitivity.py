@@ -51,6 +51,8 @@ def prior_sensitivity(inputs: CheckInputs) -> Check:
 
 def _sensitivities(values: torch.Tensor, component: torch.Tensor) -> np.ndarray:
     """Power-scaling sensitivity of scalars, ``(n, num_draws)``, to a component of the log density."""
+    if component.max() == component.min():  # a flat prior, of any power
+        return np.zeros(len(values))
     arrays, log_density = values.cpu().numpy(), component.cpu().numpy()
     lower, upper = (np.exp(_weights(log_density, alpha)) for alpha in ALPHAS)
     sensitivities = [

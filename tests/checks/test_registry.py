@@ -287,6 +287,17 @@ def test_what_speaks_against_a_guide():
     assert judge(predictive._guide_problem, known_mean(2.5)[0]).startswith("the ELBO is 1.")
 
 
+def test_a_flat_prior_has_no_influence():
+    def flat(y):
+        p = pyro.sample("p", dist.Uniform(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Bernoulli(p), obs=y)
+
+    fit = pplgen.fit(flat, torch.tensor([0.0, 1.0, 1.0]), progress=False)
+    with fit.pair.isolated():
+        assert sensitivity.prior_sensitivity(CheckInputs(fit.pair)).value == 0
+
+
 def test_prior_sensitivity_is_arvizs():
     pair, _ = known_mean()
     with seeded(0), pair.isolated():
