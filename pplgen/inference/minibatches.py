@@ -14,6 +14,7 @@ from pplgen.distributed.sharding import Shard
 from pplgen.errors import InputError
 from pplgen.story.conditioning import RowScale
 from pplgen.story.pair import Pair
+from pplgen.story.trial_runs import check_minibatch
 
 __all__ = ["Augment", "batching", "is_full_batch"]
 
@@ -75,6 +76,12 @@ def _unaugmented(
     if whole and shard is None:
         return iter(lambda: pair.data, None), None
     plate, axes = pair.structure.row_plate, pair.structure.row_axes
+    if batch_size is not None and not num_rows:
+        kinds = ", ".join(type(value).__name__ for value in pair.data) or "none"
+        raise InputError(
+            f"batch_size={batch_size}: expected rows in a tensor that is an argument of the model, the arguments are: "
+            f"{kinds}; rows inside containers are not found, so pass them as arguments of their own"
+        )
     if plate is None:
         raise InputError(
             f"batch_size={batch_size or num_rows}: the model has no full plate over the rows to scale; rows= names it"
@@ -85,6 +92,7 @@ def _unaugmented(
     if batch_size is None or not 1 <= batch_size <= num_rows:
         raise InputError(f"batch_size={batch_size}: expected between 1 and the {num_rows} rows of the data")
     pair.check_amortised()
+    check_minibatch(pair, min(batch_size, axes.count(pair.data) or batch_size))
     indices, num_shards, source = torch.arange(num_rows), 1, pair.source
     if shard is not None:
         indices, num_shards, batch_size = indices[shard.rows], len(shard.sizes), shard.local_batch_size(batch_size)
