@@ -14,7 +14,6 @@ from pplgen.distributed.sharding import Shard
 from pplgen.errors import InputError
 from pplgen.story.conditioning import RowScale
 from pplgen.story.pair import Pair
-from pplgen.story.trial_runs import check_minibatch
 
 __all__ = ["Augment", "batching", "is_full_batch"]
 
@@ -92,7 +91,6 @@ def _unaugmented(
     if batch_size is None or not 1 <= batch_size <= num_rows:
         raise InputError(f"batch_size={batch_size}: expected between 1 and the {num_rows} rows of the data")
     pair.check_amortised()
-    check_minibatch(pair, min(batch_size, axes.count(pair.data) or batch_size))
     indices, num_shards, source = torch.arange(num_rows), 1, pair.source
     if shard is not None:
         indices, num_shards, batch_size = indices[shard.rows], len(shard.sizes), shard.local_batch_size(batch_size)

@@ -16,6 +16,7 @@ from pplgen.storage.checkpoint import exists
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 from pplgen.story.site_checks import invalid_draw
+from pplgen.story.trial_runs import check_minibatch
 
 __all__ = ["Trained", "train_restarts"]
 
@@ -43,10 +44,12 @@ def train_restarts(
     Raises
     ------
     InputError
-        If the directory contains a checkpoint of a traced graph, but the pair is trained in plain Pyro.
+        If minibatches cannot stand for all rows, or the directory contains a checkpoint of a traced graph, but the pair
+        is trained in plain Pyro.
     KeyboardInterrupt
         If interrupted before any result.
     """
+    _check_minibatch(pairs[0], options)
     trained = _trained(pairs, seeds, options, callback)
     while best := best_first([result for result in trained.results if result is not None])[:1]:
         index = next(i for i, result in enumerate(trained.results) if result is best[0])
@@ -56,6 +59,16 @@ def train_restarts(
         trained.results[index] = None
         trained.failure = trained.failure or InputError(f"at the fitted parameters, {fault}")
     return trained
+
+
+def _check_minibatch(pair: Pair, options: TrainingOptions) -> None:
+    """Raise ``InputError`` if the rows of a step are not all, and cannot stand for all."""
+    rows = pair.structure.row_axes.count(pair.data) or 0
+    size = options.batching.batch_size or pair.num_rows // options.ranks.size
+    if pair.structure.row_plate is not None and 1 <= size < rows:
+        with pair.isolated():
+            pair.check_amortised()
+            check_minibatch(pair, size)
 
 
 def _invalid(pair: Pair, seed: int, options: TrainingOptions) -> str | None:

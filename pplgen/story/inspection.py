@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pplgen.errors import InputError, first_line
 from pplgen.story.automatic_guide import with_automatic_guide
 from pplgen.story.read_only import ReadOnly
 from pplgen.story.site_checks import checked_traces
@@ -33,9 +34,12 @@ def inspect_pair(
     InputError
         If a site is invalid, or the data are written to.
     """
-    with ReadOnly(data):
+    try:
         if guide is None:
             model, guide = with_automatic_guide(model, data)
-        guide_trace, model_trace = checked_traces(model, guide, data)
+        with ReadOnly(data):
+            guide_trace, model_trace = checked_traces(model, guide, data)
+    except InputError as error:  # to which Pyro appends a table of shapes
+        raise InputError(first_line(error)) from error
     structure = inspect_traces(guide_trace, model_trace, data, rows)
     return model, guide, with_row_axes(structure, model, model_trace, data)
