@@ -63,7 +63,8 @@ def fit(
 ) -> Fit:
     """Fit a story, or any Pyro model and guide, by stochastic variational inference, Laplace's approximation or NUTS.
 
-    Arguments are not modified: modules are copied, and Pyro's parameter store and all random generators are restored.
+    Arguments are not modified: modules are copied, a model that writes into its data is refused, and Pyro's parameter
+    store and all random generators are restored.
     The same seed gives the same result.
 
     Parameters
@@ -90,7 +91,8 @@ def fit(
     rows
         Name of a bare model's row plate: its entries are what minibatches, labels, weights and densities of rows count.
         Default: the one named ``data``, else the outermost of those around all observations whose size is the length of
-        an argument's axis. Rows are then entries along that axis, the first one if several are as long.
+        an argument's axis. Rows are then entries along that axis; if several are as long, along those with which a part
+        of the rows has the same densities as among all.
     method
         ``"svi"``. ``"laplace"`` for a normal approximation on the unconstrained scale at a mode of the joint density,
         discrete latents summed out: its covariance is the inverse Hessian there, and the restart with the largest

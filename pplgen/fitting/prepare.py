@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from pplgen.data.streams import RowStream
 from pplgen.data.table import Table
 from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks
 from pplgen.distributed.sharding import broadcast_parameters, check_same_on_all_ranks
-from pplgen.errors import InputError
+from pplgen.errors import InputError, first_line
 from pplgen.fitting.run_contents import type_name
 from pplgen.inference.kl_warm_up import weigh_kl
 from pplgen.inference.laplace import point_pair
@@ -118,10 +119,12 @@ def prepare(
             pair = build()
         except InputError:
             raise
-        except (torch.linalg.LinAlgError, ValueError) as error:  # type: ignore[attr-defined]
+        except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
             if fault := explain_start(build):
                 raise InputError(f"the model cannot be evaluated at its initial parameters: {fault}") from error
-            raise
+            shapes = (f"of shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in arguments)
+            what = f"model and guide cannot be evaluated on the data, {', '.join(shapes) or 'no arguments'}"
+            raise InputError(f"{what}: {first_line(error)}") from error
         pair.condition_on(*bare_annotations(pair, labels, weights))
         return named(pair)
 

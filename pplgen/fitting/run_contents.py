@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from collections.abc import Iterable, Mapping
+from datetime import date
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +38,8 @@ __all__ = [
     "with_prefix",
     "with_saved_guide",
 ]
+
+PLAIN = (bool, int, float, str, type(None))
 
 
 def saved_buffers(pair: Pair) -> dict[str, Tensor]:
@@ -120,17 +129,64 @@ def source_digest(pair: Pair) -> str | None:
     return code_digest(pair.model, pair.guide)
 
 
-def arguments_fingerprint(data: tuple[Any, ...]) -> str:
-    """SHA-256 of a bare pair's arguments: types, shapes and values of tensors, and plain Python values."""
+def arguments_fingerprint(data: tuple[Any, ...], *, contents: bool = True) -> str:
+    """SHA-256 of a bare pair's arguments: types, shapes and values of tensors, arrays, containers and plain values.
+
+    Without ``contents``, of anything but tensors and plain values only the type counts.
+    """
     digest = hashlib.sha256()
     for value in data:
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if contents or isinstance(value, (Tensor, *PLAIN)):
+            _add(digest, value, frozenset())
         else:
-            plain = value is None or isinstance(value, (bool, int, float, str))
-            digest.update((repr(value) if plain else type(value).__qualname__).encode())
+            digest.update(type(value).__qualname__.encode())
     return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any, around: frozenset[int]) -> None:
+    """Add a value to a digest, with what it holds but not the objects ``around`` it."""
+    if isinstance(value, Tensor) and value.layout is torch.strided:
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        whole = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        digest.update(whole.reshape(-1).view(torch.uint8).numpy().data)
+        return
+    if isinstance(value, PLAIN):
+        digest.update(repr(value).encode())
+        return
+    digest.update(type(value).__qualname__.encode())
+    if id(value) not in around:
+        for part in _parts(value):
+            digest.update(b"\0")
+            _add(digest, part, around | {id(value)})
+        digest.update(b"\1")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Return what an object holds, empty for one whose type alone counts, such as a function or a module."""
+    if isinstance(value, Tensor):
+        entries = value.detach().to_sparse_coo().coalesce()
+        return tuple(value.shape), entries.indices(), entries.values()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, (np.generic, np.dtype, torch.dtype, torch.device, complex, bytes, date, Enum)):
+        return (repr(value),)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.ravel().tolist()
+    if isinstance(value, (pd.Series, pd.Index)):
+        return value.name, value.array.to_numpy(), value.index if isinstance(value, pd.Series) else None
+    if isinstance(value, Mapping):
+        return (each for key in sorted(value, key=repr) for each in (key, value[key]))
+    if isinstance(value, pd.DataFrame):
+        return (each for item in value.items() for each in item)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if isinstance(value, (list, tuple, deque, range)):
+        return value
+    if isinstance(value, (nn.Module, type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)):
+        return ()
+    slots = (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()))
+    inside = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+    return (each for item in inside.items() for each in item)
 
 
 def table_facts(table: Table) -> dict[str, Any]:

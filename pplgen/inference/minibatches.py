@@ -75,6 +75,12 @@ def _unaugmented(
     if whole and shard is None:
         return iter(lambda: pair.data, None), None
     plate, axes = pair.structure.row_plate, pair.structure.row_axes
+    if batch_size is not None and not num_rows:
+        kinds = ", ".join(type(value).__name__ for value in pair.data) or "none"
+        raise InputError(
+            f"batch_size={batch_size}: expected rows in a tensor that is an argument of the model, the arguments are: "
+            f"{kinds}; rows inside containers are not found, so pass them as arguments of their own"
+        )
     if plate is None:
         raise InputError(
             f"batch_size={batch_size or num_rows}: the model has no full plate over the rows to scale; rows= names it"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -102,8 +104,12 @@ def bare_arguments(
     Raises
     ------
     InputError
-        If the model or the guide cannot be called with that number of arguments.
+        If the model or the guide is a class, or cannot be called with that number of arguments.
     """
+    for name, function in (("model", model), ("guide", guide)):
+        if isinstance(function, type):
+            kind = function.__name__
+            raise InputError(f"{name}: expected a function or an object, such as {kind}(...), not the class {kind}")
     arguments = data if isinstance(data, tuple) else _by_name(model, data) or (data,)
     for name, function in (("model", model), ("guide", guide)):
         expected = _parameters(function)
@@ -155,7 +161,7 @@ def _check(story: Story, table: Table) -> None:
 def _parameters(function: Callable[..., Any] | None) -> inspect.Signature:
     """Return a function's signature; one that accepts any arguments if it has none."""
     anything = inspect.signature(lambda *arguments: None)
-    if function is None or isinstance(function, type):
+    if function is None:
         return anything
     try:
         return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
@@ -194,7 +200,30 @@ def _argument(value: Any, device: torch.device | None) -> Any:
         tensor = torch.as_tensor(value)
         value = tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
     if not isinstance(value, Tensor):
-        return value
+        return _copied(value)
     if value.is_inference():  # cannot be used where gradients are computed
         value = value.clone()
     return value if device is None else value.to(device)
+
+
+def _copied(value: Any) -> Any:
+    """Copy containers, and arrays and tables in them, into which a model may write; tensors are guarded otherwise."""
+    if isinstance(value, (np.ndarray, pd.Series, pd.DataFrame, set)):
+        return value.copy()
+    if isinstance(value, tuple):
+        inside = [_copied(each) for each in value]
+        return value._make(inside) if hasattr(value, "_make") else type(value)(inside)
+    places: Any = ()
+    if isinstance(value, MutableMapping):
+        places = list(value)
+    elif isinstance(value, list):
+        places = range(len(value))
+    elif not (is_dataclass(value) and not isinstance(value, (type, nn.Module))):
+        return value
+    own = copy.copy(value)
+    for place in places:
+        own[place] = _copied(value[place])
+    if is_dataclass(value):
+        for name, each in getattr(value, "__dict__", {}).items():
+            object.__setattr__(own, name, _copied(each))
+    return own

@@ -66,7 +66,7 @@ def explain_start(make: Callable[[], Pair]) -> str | None:
     try:
         with _CholeskyFailures(), pyro.validation_enabled(False), ignore_nonfinite_warnings():
             pair = make()
-    except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError):
+    except (RuntimeError, ValueError, ArithmeticError, LookupError):
         return None
     with pair.isolated():
         return explain(pair, pair.elbo(), pair.data)

@@ -97,6 +97,9 @@ def make_bound(
             "Pyro's ELBO with a single loss, such as TraceGraph_ELBO()"
         )
     if isinstance(elbo, ELBO):
+        if elbo.max_plate_nesting < pair.structure.plate_depth:
+            given, expected = elbo.max_plate_nesting, pair.structure.plate_depth
+            raise InputError(f"elbo: max_plate_nesting={given}; expected at least {expected}, the depth of the plates")
         if num_particles != 1:
             raise InputError(
                 f"num_particles={num_particles}: expected in the constructor, {type(elbo).__name__}(num_particles=...)"

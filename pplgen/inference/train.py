@@ -11,10 +11,12 @@ from pplgen.errors import DataWarning, InputError
 from pplgen.inference.batched_restarts import train_together
 from pplgen.inference.svi import train
 from pplgen.inference.training_options import TrainingOptions
-from pplgen.inference.training_result import Progress, ProgressCallback, StopReason, Training
+from pplgen.inference.training_result import Progress, ProgressCallback, StopReason, Training, best_first
 from pplgen.storage.checkpoint import exists
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
+from pplgen.story.site_checks import invalid_draw
+from pplgen.story.trial_runs import check_minibatch
 
 __all__ = ["Trained", "train_restarts"]
 
@@ -37,15 +39,49 @@ class Trained:
 def train_restarts(
     pairs: list[Pair], seeds: list[int], options: TrainingOptions, callback: ProgressCallback | None
 ) -> Trained:
-    """Train all restarts, each pair in place.
+    """Train all restarts, each pair in place; one whose draws leave the support of the model has failed.
 
     Raises
     ------
     InputError
-        If the directory contains a checkpoint of a traced graph, but the pair is trained in plain Pyro.
+        If minibatches cannot stand for all rows, or the directory contains a checkpoint of a traced graph, but the pair
+        is trained in plain Pyro.
     KeyboardInterrupt
         If interrupted before any result.
     """
+    _check_minibatch(pairs[0], options)
+    trained = _trained(pairs, seeds, options, callback)
+    while best := best_first([result for result in trained.results if result is not None])[:1]:
+        index = next(i for i, result in enumerate(trained.results) if result is best[0])
+        fault = _invalid(pairs[index], seeds[index], options)
+        if fault is None:
+            break
+        trained.results[index] = None
+        trained.failure = trained.failure or InputError(f"at the fitted parameters, {fault}")
+    return trained
+
+
+def _check_minibatch(pair: Pair, options: TrainingOptions) -> None:
+    """Raise ``InputError`` if the rows of a step are not all, and cannot stand for all."""
+    rows = pair.structure.row_axes.count(pair.data) or 0
+    size = options.batching.batch_size or pair.num_rows // options.ranks.size
+    if pair.structure.row_plate is not None and 1 <= size < rows:
+        with pair.isolated():
+            pair.check_amortised()
+            check_minibatch(pair, size)
+
+
+def _invalid(pair: Pair, seed: int, options: TrainingOptions) -> str | None:
+    """Describe what Pyro would refuse of draws at the fitted parameters; the steps ran without validation."""
+    with pair.isolated():
+        batches, _ = options.batching.of(pair, seed=seed)
+        return options.ranks.first_not_none(invalid_draw(pair.model, pair.guide, next(batches)))
+
+
+def _trained(
+    pairs: list[Pair], seeds: list[int], options: TrainingOptions, callback: ProgressCallback | None
+) -> Trained:
+    """Train all restarts over the traced graph, or else in plain Pyro."""
     use_writable_cache()
     num_steps = len(pairs) * options.steps
     if options.compiler == "off":

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pplgen.errors import InputError
+from pplgen.story.read_only import ReadOnly
 from pplgen.story.structure import sample_sites, unwrap, vectorised_plates
 
 __all__ = ["with_automatic_guide"]
@@ -34,7 +35,8 @@ def with_automatic_guide(
     Of ``NUM_STARTS`` random initial points the guide starts at that with the best ELBO: a single one may lead to a
     minor mode. Restarts differ, because each has its own points.
     """
-    trace = poutine.trace(InitMessenger(_from_prior)(model)).get_trace(*data)
+    with ReadOnly(data):
+        trace = poutine.trace(InitMessenger(_from_prior)(model)).get_trace(*data)
     sites = sample_sites(trace)
     latent = {name: node["fn"] for name, node in sites.items() if not node["is_observed"]}
     discrete = [name for name, fn in latent.items() if not fn.has_rsample and fn.support.is_discrete]

@@ -13,15 +13,14 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pplgen.errors import InputError
-from pplgen.story.automatic_guide import with_automatic_guide
 from pplgen.story.base import Story, copy_story
 from pplgen.story.conditioning import ConditionedRows, labelled_site
+from pplgen.story.inspection import inspect_pair
 from pplgen.story.isolation import CloneInitialValues, copy_pair, exclusive, modules_of, overwrite, seeded
 from pplgen.story.marginalisation import WeightedEnum_ELBO
 from pplgen.story.python_state import reachable_buffers
-from pplgen.story.site_checks import check_sites
 from pplgen.story.streamed_rows import RowSample, RowSource
-from pplgen.story.structure import Structure, inspect_traces
+from pplgen.story.structure import Structure
 
 __all__ = ["Pair", "check_shapes"]
 
@@ -96,14 +95,10 @@ class Pair:
         buffers = [each for each in reachable_buffers(*filter(None, parts)) if id(each) not in owned]
         self._external: dict[Tensor, Tensor] = {buffer: buffer.detach().clone() for buffer in buffers}
         with self._private_store(), torch.no_grad():
-            if self.guide is None:
-                self.model, self.guide = with_automatic_guide(self.model, data)
-            guide_trace = poutine.trace(self.guide).get_trace(*data)
-            model_trace = poutine.trace(poutine.replay(self.model, guide_trace)).get_trace(*data)
-            check_sites(model_trace, guide_trace)
+            self.structure: Structure
+            self.model, self.guide, self.structure = inspect_pair(self.model, self.guide, data, rows)
             stored = dict(pyro.get_param_store().named_parameters()).values()
         overwrite(self._external)
-        self.structure: Structure = inspect_traces(guide_trace, model_trace, data, rows)
         owned |= {id(parameter) for module in modules_of(self.guide) for parameter in module.parameters()}
         for parameter in stored:
             if isinstance(parameter, nn.Parameter) and id(parameter) not in owned:

@@ -1,10 +1,14 @@
 """Runs of a user's own code, in another type or on another device, and what does not belong together."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
 import sys
 import textwrap
+from collections import namedtuple
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -232,6 +236,49 @@ def test_bare_pairs_that_do_not_belong_to_the_run(tmp_path):
         load(tmp_path / "run", EFFECTS, model=schools, story=PPCA)
     with pytest.warns(DataWarning, match="has changed since this run"):
         load(tmp_path / "run", EFFECTS, model=wider)
+
+
+@dataclasses.dataclass
+class Schools:
+    effects: object
+
+
+Named = namedtuple("Named", "effects")
+Y = EFFECTS[0]
+CONTAINERS = [
+    (lambda y: ({"effects": y},), lambda data: data["effects"]),
+    (lambda y: [y], lambda data: data[0]),
+    (lambda y: (Named(y),), lambda data: data.effects),
+    (Schools, lambda data: data.effects),
+    (lambda y: ({"inner": [Schools(y)]},), lambda data: data["inner"][0].effects),
+    (lambda y: pd.Series(y.tolist()), lambda data: torch.tensor(data.tolist())),
+    (lambda y: ({"effects": y.numpy()},), lambda data: torch.as_tensor(data["effects"])),
+    (lambda y: ([each.item() for each in y],), torch.tensor),
+    (lambda y: y.to_sparse(), lambda data: data.to_dense()),
+]
+
+
+@pytest.mark.parametrize(("wrap", "unwrap"), CONTAINERS)
+def test_data_in_containers_are_those_of_the_run(tmp_path, wrap, unwrap):
+    def model(data):
+        schools(unwrap(data), EFFECTS[1])
+
+    pplgen.fit(model, wrap(Y), compile="off", steps=20, progress=False).save(tmp_path / "run")
+    assert pplgen.load(tmp_path / "run", wrap(Y.clone()), model=model).elbo < 0
+    with pytest.raises(InputError, match="the data, labels or weights are not those of this run"):
+        pplgen.load(tmp_path / "run", wrap(Y + 1), model=model)
+
+
+def test_a_run_that_records_only_the_types_of_containers_is_loaded(tmp_path):
+    def model(data):
+        schools(data["effects"], EFFECTS[1])
+
+    data = ({"effects": Y},)
+    pplgen.fit(model, data, compile="off", steps=20, progress=False).save(tmp_path / "run")
+    path = tmp_path / "run" / run_folder.HEADER
+    header = json.loads(path.read_text()) | {"arguments_sha256": hashlib.sha256(b"dict").hexdigest()}
+    path.write_text(json.dumps(with_digest(header)))
+    assert pplgen.load(tmp_path / "run", data, model=model).elbo < 0
 
 
 @pytest.mark.parametrize("own", [torch.float32, torch.float64])
