@@ -27,7 +27,6 @@ from pplgen.story.python_state import changed_state, reachable_state
 from pplgen.story.rows import RowAxes
 
 __all__ = [
-    "JIT_ELBOS",
     "Graph",
     "arguments_with",
     "buffers_of",
@@ -38,7 +37,7 @@ __all__ = [
     "unconstrained_parameters",
 ]
 
-JIT_ELBOS = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
+_JIT_ELBOS = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def trace(
     parameters = list(unconstrained_parameters().values())
     if not parameters:
         raise NotTraceable("the pair has no parameters")
-    if isinstance(bound, JIT_ELBOS):
+    if isinstance(bound, _JIT_ELBOS):
         raise NotTraceable(f"{type(bound).__name__} is compiled by torch.jit")
 
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -64,8 +64,7 @@ def fit(
     """Fit a story, or any Pyro model and guide, by stochastic variational inference, Laplace's approximation or NUTS.
 
     Arguments are not modified: modules are copied, a model that writes into its data is refused, and Pyro's parameter
-    store and all random generators are restored.
-    The same seed gives the same result.
+    store and all random generators are restored. The same seed gives the same result.
 
     Parameters
     ----------

@@ -201,6 +201,7 @@ def _argument(value: Any, device: torch.device | None) -> Any:
         value = tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
     if not isinstance(value, Tensor):
         return _copied(value)
+    value = value.detach()
     if value.is_inference():  # cannot be used where gradients are computed
         value = value.clone()
     return value if device is None else value.to(device)

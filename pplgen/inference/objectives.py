@@ -18,19 +18,15 @@ Williams (1992), Simple statistical gradient-following algorithms for connection
 from __future__ import annotations
 
 import contextlib
-import copy
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.infer import ELBO, ReweightedWakeSleep, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pplgen.compiler.graph import JIT_ELBOS
 from pplgen.data.transforms import redraw_pixels
 from pplgen.errors import InputError, first_line
 from pplgen.inference.estimators import (
@@ -104,8 +100,6 @@ def make_bound(
             raise InputError(
                 f"num_particles={num_particles}: expected in the constructor, {type(elbo).__name__}(num_particles=...)"
             )
-        if not isinstance(elbo, JIT_ELBOS):  # which cannot be copied once they are compiled
-            _require_defined(pair, elbo, batch_size)
         return elbo
     name = "sampled" if elbo is None else check_choice("elbo", elbo, BOUNDS)
     bound = _named(pair, name, num_particles, free_bits, batch_size)
@@ -192,17 +186,6 @@ def _named(pair: Pair, name: str, num_particles: int, free_bits: float | None, b
     for site in structure.row_latent:
         kl_per_dimension(site, guide[site], model[site])
     return FreeBits_ELBO(structure.row_latent, free_bits, **options)
-
-
-def _require_defined(pair: Pair, elbo: ELBO, batch_size: int | None) -> None:
-    """Raise ``InputError`` if Pyro's validation refuses the user's ELBO, a copy of which is evaluated once."""
-    copied = copy.deepcopy(elbo)
-    try:
-        with pyro.validation_enabled(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _on_some_rows(pair, batch_size, lambda data: copied.loss(pair.model, pair.guide, *data))
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"elbo: {type(elbo).__name__} cannot be evaluated: {first_line(error)}") from error
 
 
 def _on_some_rows(pair: Pair, batch_size: int | None, run: Callable[[tuple[Any, ...]], Any]) -> Any:

@@ -26,6 +26,10 @@ class ReadOnly(TorchDispatchMode):
         super().__init__()
         self.memory = {_memory(tensor) for tensor in _tensors(data)} - {None}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # avoids importing dynamo, which takes most of a second
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, unless it writes into the data."""
         kwargs = kwargs or {}

@@ -306,7 +306,7 @@ def flipped(x):
         (
             VAE(8),
             {"elbo": Trace_ELBO(max_plate_nesting=0)},
-            "elbo: Trace_ELBO cannot be evaluated: at site",
+            "elbo: max_plate_nesting=0; expected at least 1",
         ),
         (VAE(8), {"free_bits": 0.1}, "elbo='analytic'"),
         (VAE(8), {"elbo": "analytic", "free_bits": -1.0}, "free_bits=-1.0"),
