@@ -107,12 +107,12 @@ def _array_digest(value: np.ndarray, digests: dict[int, int]) -> int | None:
     """Digest the memory of an array; that of objects is examined where they are reached."""
     while isinstance(value.base, np.ndarray):
         value = value.base
-    if value.dtype.hasobject:
+    if value.dtype.hasobject or not value.nbytes:
         return None
     if (key := value.ctypes.data) not in digests:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            digests[key] = _digest(torch.from_numpy(value.ravel(order="K").view(np.uint8)))
+            digests[key] = _digest(torch.from_numpy(np.asarray(value).ravel(order="K").view(np.uint8)))
     return digests[key]
 
 
