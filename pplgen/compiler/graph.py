@@ -135,7 +135,7 @@ def trace(
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, parameters)
 
-    graph = record(pair, evaluate, tensors_of(data), _require_stateless(pair), fixed=fixed)
+    graph = record(pair, evaluate, tensors_of(data), _require_stateless(pair, bound, data), fixed=fixed)
     samples = [data] if graph.specialised else [data, _resample_rows(data, pair.structure.row_axes)]
     for sample in samples:
         _verify(graph, pair, bound, sample, scale, parameters)
@@ -209,16 +209,17 @@ def gradients_of(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextlib.contextmanager
-def _require_stateless(pair: Pair) -> Iterator[None]:
+def _require_stateless(pair: Pair, bound: ELBO, data: tuple[Any, ...]) -> Iterator[None]:
     """Raise ``NotTraceable`` if the evaluation inside changes buffers (restored), Pyro's store or Python state."""
+    reaching = pair.model, pair.guide, bound, *(value for value in data if not isinstance(value, Tensor))
     buffers = [
         (name, buffer, buffer.clone())
         for module in modules_of(pair.model, pair.guide)
         for name, buffer in module.named_buffers()
     ]
-    stored, state = pair.snapshot(), reachable_state(pair.model, pair.guide)
+    stored, state = pair.snapshot(), reachable_state(*reaching)
     yield
-    place = changed_state(state, reachable_state(pair.model, pair.guide))
+    place = changed_state(state, reachable_state(*reaching))
     changed = [name for name, buffer, before in buffers if not torch.equal(buffer, before)]
     for _, buffer, before in buffers:
         buffer.copy_(before)
