@@ -32,6 +32,7 @@ __all__ = [
     "buffers_of",
     "gradients_of",
     "record",
+    "require_stateless",
     "tensors_of",
     "trace",
     "unconstrained_parameters",
@@ -135,7 +136,7 @@ def trace(
     def evaluate(*tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, parameters)
 
-    graph = record(pair, evaluate, tensors_of(data), _require_stateless(pair, bound, data), fixed=fixed)
+    graph = record(pair, evaluate, tensors_of(data), require_stateless(pair, bound), fixed=fixed)
     samples = [data] if graph.specialised else [data, _resample_rows(data, pair.structure.row_axes)]
     for sample in samples:
         _verify(graph, pair, bound, sample, scale, parameters)
@@ -209,9 +210,9 @@ def gradients_of(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextlib.contextmanager
-def _require_stateless(pair: Pair, bound: ELBO, data: tuple[Any, ...]) -> Iterator[None]:
+def require_stateless(pair: Pair, bound: ELBO | None = None) -> Iterator[None]:
     """Raise ``NotTraceable`` if the evaluation inside changes buffers (restored), Pyro's store or Python state."""
-    reaching = pair.model, pair.guide, bound, *(value for value in data if not isinstance(value, Tensor))
+    reaching = pair.model, pair.guide, bound, *(value for value in pair.data if not isinstance(value, Tensor))
     buffers = [
         (name, buffer, buffer.clone())
         for module in modules_of(pair.model, pair.guide)

@@ -16,6 +16,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pplgen.compiler.graph import require_stateless
 from pplgen.compiler.inductor import compile_graph, use_writable_cache, why_not_compiled
 from pplgen.compiler.traceable_pyro import NotTraceable, require_equal
 from pplgen.compiler.vectorisation import map_draws, traced_function
@@ -88,7 +89,8 @@ class Potential:
     def trace(self, u: Tensor) -> None:
         """Use a traced graph, validated against Pyro at two points; if tracing fails, record why in ``path``."""
         try:
-            graph = traced_function(self.evaluate, [u])
+            with require_stateless(self.pair):
+                graph = traced_function(self.evaluate, [u])
             for _ in range(2):
                 elsewhere = u + 0.1 * torch.randn_like(u)
                 for what, ours, theirs in zip(OUTPUTS, graph(elsewhere), self.evaluate(elsewhere), strict=True):
@@ -116,8 +118,7 @@ class Potential:
 
     def __call__(self, z: dict[str, Tensor]) -> Tensor:
         """Return the differentiable potential, in the form that Pyro's samplers call."""
-        value: Tensor = _PrecomputedGradient.apply(z["u"], self.call)
-        return value
+        return _PrecomputedGradient.apply(z["u"], self.call)
 
     def constrained(self, u: Tensor) -> dict[str, Tensor]:
         """Return latents by name at vectors of shape ``(..., P)``."""

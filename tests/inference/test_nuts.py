@@ -113,6 +113,19 @@ def test_mixture_agrees_with_published_draws(reference_data):
             assert abs(own.mean() - mean) < 4 * error, (name, k)
 
 
+def test_a_model_that_counts_its_calls_is_not_traced():
+    calls = [0]
+
+    def counting(y):
+        calls[0] += 1
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0 if calls[0] < 40 else 0.1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = pplgen.fit(counting, Y, method="nuts", steps=10, restarts=1, progress=False)
+    assert fit.path.startswith("plain Pyro: evaluating the pair changes")
+
+
 @pytest.fixture(scope="module")
 def sampled():
     return pplgen.fit(conjugate, Y, method="nuts", steps=600, restarts=2, progress=False)
