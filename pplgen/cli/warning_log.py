@@ -12,7 +12,7 @@ import typer
 
 from pplgen.errors import DataWarning, printable
 
-__all__ = ["WarningLog", "is_first_process"]
+__all__ = ["WARNINGS", "WarningLog", "is_first_process"]
 
 
 def is_first_process() -> bool:
@@ -47,3 +47,7 @@ class WarningLog(logging.Handler):
                 typer.echo(f"pplgen: {printable(match[1])}", err=True)
         else:
             self.lines.append(text)
+
+
+WARNINGS = WarningLog()
+"""Warnings of this process."""
