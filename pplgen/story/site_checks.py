@@ -20,7 +20,7 @@ from pplgen.story.structure import sample_sites, unwrap
 
 __all__ = ["check_sites", "checked_traces", "invalid_draw"]
 
-NUM_DRAWS = 10
+NUM_DRAWS = 3
 """Draws at the fitted parameters that are checked."""
 
 
