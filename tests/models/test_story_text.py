@@ -29,5 +29,5 @@ def test_the_sites_are_literals_of_the_storys_file(name):
         guide = poutine.trace(pair.guide).get_trace(*pair.data)
         model = poutine.trace(poutine.replay(pair.model, guide)).get_trace(*pair.data)
     for trace, function in ((model, kind.model), (guide, kind.guide)):
-        assert inspect.getsourcefile(function) == sys.modules[kind.__module__].__file__
+        assert inspect.getsourcefile(inspect.unwrap(function)) == sys.modules[kind.__module__].__file__
         assert list(sample_sites(trace)) == literals(function)
