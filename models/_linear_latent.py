@@ -59,12 +59,13 @@ class LinearStory(LatentStory):
     @pyro_method
     def decode(self, z: Tensor) -> MarginalIndependent:
         """Return the distribution of rows given latent variables."""
-        return self.seen.distribution(z @ self.loadings.mT + self.offset)
+        W, mu, sigma = self.fitted
+        return MarginalIndependent(dist.Normal(z @ W.mT + mu, sigma))
 
     @pyro_method
     def encode(self, x: Tensor) -> Any:
         """Return the posterior of the rows' latent variables; complete rows share one covariance."""
-        W, mu, sigma = self._fitted
+        W, mu, sigma = self.fitted
         scaled = W / sigma[:, None]
         difference = x - mu
         M = torch.eye(self.num_latents, dtype=x.dtype, device=x.device)
@@ -81,7 +82,7 @@ class LinearStory(LatentStory):
     @property
     def constants(self) -> dict[str, Tensor]:
         """Maximum-likelihood loadings W, means mu and noise standard deviations sigma, in data units."""
-        return {name: value.detach() for name, value in zip(("W", "mu", "sigma"), self._fitted, strict=True)}
+        return {name: value.detach() for name, value in zip(("W", "mu", "sigma"), self.fitted, strict=True)}
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
@@ -94,7 +95,7 @@ class LinearStory(LatentStory):
         self.seen.log_sigma.copy_(sigma.log())
 
     @property
-    def _fitted(self) -> tuple[Tensor, Tensor, Tensor]:
+    def fitted(self) -> tuple[Tensor, Tensor, Tensor]:
         """W, mu and sigma in data units, from the standardised parameters."""
         m, s = self.seen.m, self.seen.s
         return s[:, None] * self.loadings, m + s * self.offset, self.seen.sigma

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
@@ -92,6 +93,20 @@ class Autoencoder(NetworkStory):
         self.decoder = DecoderNetwork(*sizes, num_latents, num_features, self.seen.per_feature, decoder)
         self.code_mean = nn.Parameter(torch.zeros(num_latents))
         self.code_tril = PyroParam(torch.eye(num_latents), constraints.lower_cholesky)
+
+    @pyro_method
+    def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
+        """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decode(z), obs=x)
+
+    @pyro_method
+    def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
+        """Place the codes of rows."""
+        if x is not None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.encode(x))
 
     @pyro_method
     def prior(self) -> Any:

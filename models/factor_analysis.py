@@ -23,7 +23,13 @@ Rubin and Thayer (1982), EM algorithms for ML factor analysis. doi:10.1007/BF022
 
 from __future__ import annotations
 
+import pyro
+import pyro.distributions as dist
+import torch
+from pplgen.models._distributions.missing import MarginalIndependent
 from pplgen.models._linear_latent import LinearStory
+from pyro.nn import pyro_method
+from torch import Tensor
 
 
 class FactorAnalysis(LinearStory):
@@ -39,3 +45,18 @@ class FactorAnalysis(LinearStory):
 
     def __init__(self, num_features: int = 5, num_latents: int = 2) -> None:
         super().__init__(num_features, num_latents, noise="feature")
+
+    @pyro_method
+    def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
+        """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
+        W, mu, sigma = self.fitted
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            z = pyro.sample("z", dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1))
+            return pyro.sample("x", MarginalIndependent(dist.Normal(z @ W.mT + mu, sigma)), obs=x)
+
+    @pyro_method
+    def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
+        """Draw the factors of rows from their exact posterior."""
+        if x is not None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.encode(x))

@@ -37,7 +37,6 @@ from pplgen.models._guides.classes import check_classes
 from pplgen.models._guides.latent_families import MIN_SCALE, REAL
 from pplgen.models._network_story import NetworkStory
 from pplgen.models._starts.mixture_vae_start import cluster_latents, pretrain_networks
-from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
 
@@ -107,10 +106,16 @@ class MixtureVAE(VAE, NetworkStory):
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
         prior = self.code_prior
         with pyro.plate("data", num_rows if x is None else len(x)):
-            with poutine.scale(scale=self.kl_weight):
-                y = pyro.sample("y", dist.Categorical(logits=prior.logits), infer={"enumerate": "parallel"})
-                z = pyro.sample("z", dist.Normal(prior.mu[y], prior.log_sigma[y].exp() + MIN_SCALE).to_event(1))
+            y = pyro.sample("y", dist.Categorical(logits=prior.logits), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(prior.mu[y], prior.log_sigma[y].exp() + MIN_SCALE).to_event(1))
             return pyro.sample("x", self.decode(z), obs=x)
+
+    @pyro_method
+    def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
+        """Draw the latent variables of rows; the component is summed out."""
+        if x is not None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.encode(x))
 
     def check_training_data(self, x: Tensor) -> None:
         """Raise ``InputError`` for fewer rows than components, or rows without observed entries."""

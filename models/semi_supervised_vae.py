@@ -47,7 +47,6 @@ from pplgen.models._guides.classes import (
 from pplgen.models._guides.latent_families import GUIDES, LatentFamily, LatentPrior
 from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
 from pplgen.models._network_story import NetworkStory
-from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
 
@@ -138,9 +137,8 @@ class SemiSupervisedVAE(NetworkStory):
     def model(self, x: Tensor | None = None, num_rows: int = 1, labels: Tensor | None = None) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` ``(num_rows, num_features)``; labels affect only the guide."""
         with pyro.plate("data", num_rows if x is None else len(x)):
-            with poutine.scale(scale=self.kl_weight):
-                y = pyro.sample("y", dist.Categorical(self.pi), infer={"enumerate": "parallel"})
-                z = pyro.sample("z", self._latent_prior())
+            y = pyro.sample("y", dist.Categorical(self.pi), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", self._latent_prior())
             shape = torch.broadcast_shapes(y.shape, z.shape[:-1])
             z_and_y = torch.cat([part.expand(*shape, -1) for part in (z, self.indicators[y])], -1)
             return pyro.sample("x", self.decode(z_and_y), obs=x)
@@ -156,9 +154,8 @@ class SemiSupervisedVAE(NetworkStory):
                 log_q = torch.where(labels >= 0, classes.log_prob(labels.clamp_min(0)), 0.0)
                 # factors in the guide are subtracted from the ELBO
                 pyro.factor("classification", -self.weight * log_q, has_rsample=True)
-            with poutine.scale(scale=self.kl_weight):
-                y = pyro.sample("y", condition_on_labels(classes, labels), infer={"enumerate": "parallel"})
-                pyro.sample("z", self._encode_latents(x, y))
+            y = pyro.sample("y", condition_on_labels(classes, labels), infer={"enumerate": "parallel"})
+            pyro.sample("z", self._encode_latents(x, y))
 
     @pyro_method
     def prior(self) -> LatentAndClass:

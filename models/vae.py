@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pyro
 from pplgen.models._guides.latent_families import BOUNDED, GUIDES, PRIORS, LatentFamily, LatentPrior
 from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
 from pplgen.models._network_story import NetworkStory
@@ -106,6 +107,20 @@ class VAE(NetworkStory):
         self.encoder = EncoderNetwork(*sizes, self.seen.num_inputs, num_features, self.codes.num_outputs, encoder)
         self.decoder = DecoderNetwork(*sizes, num_latents, num_features, self.seen.per_feature, decoder)
         self.code_prior = LatentPrior(prior, self.codes, self.seen.num_inputs, num_components)
+
+    @pyro_method
+    def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
+        """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decode(z), obs=x)
+
+    @pyro_method
+    def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
+        """Draw the latent variables of rows."""
+        if x is not None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.encode(x))
 
     @pyro_method
     def prior(self) -> Any:

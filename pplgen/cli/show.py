@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pplgen.cli.story_arguments import find_entry
 from pplgen.story.signature import constructor_options
 from pplgen.verification.rounding import as_claimed, as_measured
 
-__all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "story_page"]
+__all__ = ["add_commands", "calibration_lines", "calibration_word", "measured", "model_and_guide", "story_page"]
 
 WIDTH = 120
 """Width of the page in characters, that of the equations."""
@@ -59,6 +60,13 @@ def story_page(
     return "\n\n".join(parts)
 
 
+def model_and_guide(definition: ast.ClassDef, source: str) -> str:
+    """Return the text of a class's ``model`` and ``guide``, from the source of its file."""
+    lines = source.splitlines()
+    nodes = [n for n in definition.body if isinstance(n, ast.FunctionDef) and n.name in ("model", "guide")]
+    return "\n\n".join(textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])) for node in nodes)
+
+
 def calibration_lines(record: Mapping[str, Any] | None) -> list[str]:
     """Return the record of a calibration in sentences."""
     if record is None:
@@ -88,9 +96,14 @@ def add_commands(app: typer.Typer, models: Any) -> None:
     @app.command()
     def show(
         story: Annotated[str, typer.Argument(metavar="STORY", help="Name of the story, as printed by 'pplgen list'.")],
+        source: Annotated[bool, typer.Option("--source", help="Show the text of model and guide instead.")] = False,
     ) -> None:
         """Show a story's equations, defaults and references, when to use it, and what it is validated against."""
         entry = find_entry(story, models.collection())
+        if source:
+            file = Path(models.__file__).parent / f"{story.replace('-', '_')}.py"
+            typer.echo(model_and_guide(entry.definition, file.read_text("utf-8")))
+            return
         typer.echo(story_page(entry, models.cards()[story], models.calibrations().get(story), measured(story)))
 
 

@@ -206,7 +206,7 @@ def fit(
             device=options.device,
             recorded=explicit_options(fit, call),
             rows=rows,
-            warmed_up=list(warm_up) if isinstance(warm_up, Mapping) else [],
+            warm_up=0 if options.method == "nuts" else warm_up,
             ranks=options.ranks.all,
         )
         return (fit_nuts if options.method == "nuts" else _train)(prepared, options, progress)

@@ -21,7 +21,7 @@ from pplgen.inference.convergence import WINDOW
 from pplgen.inference.minibatches import Augment
 from pplgen.inference.model_arguments import check_device
 from pplgen.inference.named_guides import GUIDES
-from pplgen.inference.objectives import augmentation, check_warm_up, lowest_variance, make_bound, warm_up_steps
+from pplgen.inference.objectives import augmentation, lowest_variance, make_bound, warm_up_steps
 from pplgen.inference.optimisers import LearningRate, Optimiser, Rule, Schedule, read_optimiser
 from pplgen.inference.quasi_newton_phase import may_use_fixed_draws
 from pplgen.inference.restarts_over_ranks import RankRoles
@@ -115,7 +115,8 @@ class FitOptions:
         patience = default_patience(story, num_rows, batch_size) if self.patience is None else self.patience
         check_count("patience", patience, minimum=WINDOW)
         batching = Batching(batch_size, augmentation(self.augment))
-        check_warm_up(pair, self.warm_up, self.steps)
+        if self.warm_up > self.steps:
+            raise InputError(f"warm_up={self.warm_up}: expected at most the {self.steps} steps of the fit")
         elbo = self.elbo
         if elbo is None and self.method == "svi" and not may_use_fixed_draws(pair, batching):
             elbo = lowest_variance(pair, batch_size)

@@ -163,7 +163,9 @@ def _story_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: Loa
         raise InputError(f"model, guide: the run is of a story, {header['story']!r}, which has its own")
     own = TYPES[header["dtype"]]
     story = _story(header, options.story).to(dtype=options.dtype or own, device=options.device)
-    restore_buffers(dict(story.named_buffers()), with_prefix("buffer/", tensors))
+    saved = with_prefix("buffer/", tensors)
+    saved.pop("kl_weight", None)  # of older runs
+    restore_buffers(dict(story.named_buffers()), saved)
     table = None if options.data is None else _rows(story, header, options)
     if table is None:  # simulated rows of the same shape
         x, labels, weights = story.simulate(2), None, None

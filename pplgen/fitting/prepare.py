@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -64,14 +64,14 @@ def prepare(
     device: torch.device | None,
     recorded: dict[str, Any],
     rows: str | None = None,
-    warmed_up: Sequence[str] = (),
+    warm_up: int | Mapping[str, int] = 0,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Prepared:
     """Read and validate the data of a fit.
 
     A story is initialised from its rows, a bare pair by the initial values of its parameters. Of several ranks only the
-    first reads all rows of a stream. ``rows`` names the row plate of a bare model, ``warmed_up`` latents whose KL terms
-    have a weight.
+    first reads all rows of a stream. ``rows`` names the row plate of a bare model, ``warm_up`` the latents whose KL
+    terms have a weight.
     """
     if rows is not None and isinstance(model, Story):
         raise InputError(f"rows={rows!r}: a story's row plate is 'data'; expected a bare model")
@@ -83,8 +83,8 @@ def prepare(
     def named(pair: Pair) -> Pair:
         if name is not None:
             pair = point_pair(pair) if name == "point" else named_pair(pair, name)
-        if warmed_up:
-            weigh_kl(pair, warmed_up)
+        if warm_up:
+            weigh_kl(pair, warm_up)
         return pair
 
     if isinstance(data, RowStream):

@@ -23,7 +23,7 @@ from pplgen.fitting.series_methods import SeriesMethods
 from pplgen.inference.training_result import Training
 from pplgen.posterior import datatree
 from pplgen.posterior.imputation import impute_rows
-from pplgen.posterior.latent_variables import inherits_model_and_guide
+from pplgen.posterior.latent_variables import is_encoded
 from pplgen.posterior.linear_response import MAX_CHEAP_ENTRIES, guide_moments, posterior_covariance
 from pplgen.posterior.parameter_names import entry_names
 from pplgen.posterior.predictive import sample_rows
@@ -167,7 +167,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
         """
         if self.story is not None and self.story.takes_series:
             return self.smooth(x, draws=draws, seed=seed)
-        if inherits_model_and_guide(self.story):
+        if is_encoded(self.pair):
             return self.encode(x, seed=seed)
         rows = self._rows(x)
         with self._ready(seed):

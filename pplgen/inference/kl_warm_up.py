@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.story.isolation import Wrapped
+from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
 
 __all__ = ["half_kl_weight", "weigh_kl"]
@@ -29,21 +30,37 @@ def half_kl_weight(pair: Pair) -> Iterator[None]:
         pair.kl_weight.fill_(1.0)
 
 
-def weigh_kl(pair: Pair, latents: Sequence[str]) -> None:
+def weigh_kl(pair: Pair, warm_up: int | Mapping[str, int]) -> None:
     """Multiply the KL terms of some latents of a pair by a weight, ``kl_weight``, which is 1 until it is changed.
+
+    Parameters
+    ----------
+    pair
+        The pair, which is changed.
+    warm_up
+        Steps of KL warm-up by the name of the latent, or of all latents of the rows of a ``LatentStory``.
 
     Raises
     ------
     InputError
-        If a name is not of a latent, or the guide draws it together with others.
+        If a name is not of a latent, the guide draws it together with others, or no names are given for another pair.
     """
+    structure = pair.structure
+    rows = [name for name in (*structure.latent, *structure.enumerated) if name in structure.per_row]
+    if not isinstance(warm_up, Mapping) and not isinstance(pair.story, LatentStory):
+        name = type(pair.story).__name__ if pair.story else "a bare pair"
+        raise InputError(
+            f"warm_up={warm_up}: {name} does not say which KL terms to warm up; expected a LatentStory, or the names "
+            f"of latents, such as warm_up={{'z': {warm_up}}}"
+        )
+    latents = list(warm_up) if isinstance(warm_up, Mapping) else rows
     with pair.isolated(), torch.no_grad():
         trace = poutine.trace(pair.guide).get_trace(*pair.data)
-    sites = _sites_of(latents, pair.structure.latent, trace.stochastic_nodes)
+    sites = _sites_of(latents, (*structure.latent, *structure.enumerated), trace.stochastic_nodes)
     device = next((value.device for value in pair.data if isinstance(value, Tensor)), None)
     weight = torch.ones((), dtype=pair.dtype, device=device)
     pair.model, pair.guide = (_WeightedSites(part, sites, weight) for part in (pair.model, pair.guide))
-    pair.added_kl_weight = weight
+    pair.kl_weight = weight
 
 
 class _WeightedSites(Wrapped):
@@ -89,7 +106,7 @@ def _sites_of(given: Sequence[str], latent: Sequence[str], guide_sites: Sequence
     given
         Names of the latents.
     latent
-        Names of all latents that the guide draws.
+        Names of all latents, of the guide or summed out.
     guide_sites
         Names of all sites of the guide: an automatic guide also has sites on the unconstrained scale.
 
@@ -99,7 +116,7 @@ def _sites_of(given: Sequence[str], latent: Sequence[str], guide_sites: Sequence
         If a name is not of a latent, or the guide draws it together with others.
     """
     if unknown := [name for name in given if name not in latent]:
-        raise InputError(f"warm_up: {unknown[0]!r} is not a latent that the guide draws; expected among {list(latent)}")
+        raise InputError(f"warm_up: {unknown[0]!r} is not a latent; expected among {list(latent)}")
     auxiliary = set(guide_sites) - set(latent)
     own = {f"{name}_unconstrained" for name in latent}
     if auxiliary - own and set(given) != set(latent):

@@ -44,7 +44,7 @@ from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 from pplgen.story.structure import Structure, unwrap
 
-__all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "check_warm_up", "lowest_variance", "make_bound"]
+__all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "lowest_variance", "make_bound"]
 
 BOUNDS = ("sampled", "analytic", "sticking-the-landing", "score-function", "importance")
 _ESTIMATORS: dict[str, type[ELBO]] = {
@@ -134,18 +134,6 @@ def warm_up_steps(warm_up: int | Mapping[str, int]) -> int:
     if not numbers or any(number != numbers[0] for number in numbers):
         raise InputError(f"warm_up={warm_up}: expected the same number of steps for all sites, at least one")
     return check_count("warm_up", numbers[0], minimum=0)
-
-
-def check_warm_up(pair: Pair, warm_up: int, steps: int) -> None:
-    """Raise ``InputError`` if KL warm-up does not apply to the pair, or is longer than the fit."""
-    if warm_up and pair.kl_weight is None:
-        name = type(pair.story).__name__ if pair.story else "a bare pair"
-        raise InputError(
-            f"warm_up={warm_up}: {name} does not say which KL terms to warm up; expected a LatentStory, or the names "
-            f"of latents, such as warm_up={{'z': {warm_up}}}"
-        )
-    if warm_up > steps:
-        raise InputError(f"warm_up={warm_up}: expected at most the {steps} steps of the fit")
 
 
 def augmentation(augment: Any) -> Augment | None:

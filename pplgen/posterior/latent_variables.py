@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pplgen.story.latent import PROPOSALS, LatentStory
+from pplgen.story.pair import Pair
 
 __all__ = [
     "complete_rows",
@@ -17,7 +18,7 @@ __all__ = [
     "decoder_input_size",
     "draw_latents",
     "encode_rows",
-    "inherits_model_and_guide",
+    "is_encoded",
     "log_weights",
     "moments",
     "row_blocks",
@@ -35,10 +36,11 @@ PROPOSALS_PER_DRAW, MIN_PROPOSALS = PROPOSALS // 10, 5 * PROPOSALS
 """Proposals per imputed draw of a row (the draws share them), and minimum number of proposals."""
 
 
-def inherits_model_and_guide(story: Any) -> bool:
-    """Return whether a story overrides neither ``LatentStory.model`` nor ``LatentStory.guide``."""
-    kind = type(story)
-    return isinstance(story, LatentStory) and kind.model is LatentStory.model and kind.guide is LatentStory.guide
+def is_encoded(pair: Pair) -> bool:
+    """Whether all latents of a pair are those that a story's ``prior``, ``decode`` and ``encode`` describe."""
+    structure = pair.structure
+    alone = len(structure.latent) == len(structure.row_latent) == len(structure.observed) == 1
+    return isinstance(pair.story, LatentStory) and alone and not (structure.enumerates or structure.factors)
 
 
 def decoder_input_size(story: LatentStory) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pplgen.posterior.draws import draw_shared, row_densities
-from pplgen.posterior.latent_variables import inherits_model_and_guide, log_weights, row_blocks
+from pplgen.posterior.latent_variables import is_encoded, log_weights, row_blocks
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
 
@@ -118,7 +118,7 @@ def latent_densities(
     """
     story, x = pair.story, data[0]
     assert isinstance(story, LatentStory), "only they have latent variables"
-    if inherits_model_and_guide(story):
+    if is_encoded(pair):
         with torch.no_grad(), pyro.validation_enabled(False):
             yield from log_weights(story, x, draws)
         return

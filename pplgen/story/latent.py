@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor
@@ -44,8 +43,6 @@ class LatentStory(Story):
 
     accepts_missing: ClassVar[bool] = True
     dims: Mapping[str, tuple[str, ...]] = MappingProxyType({"z": ("row", "latent"), "x": ("row", "feature")})
-    kl_weight: Tensor
-    """Scale of the KL term, a scalar, below one only during KL warm-up."""
     has_missing: bool = False
     """Whether any row passed to ``observe_missing`` has missing entries."""
 
@@ -53,7 +50,6 @@ class LatentStory(Story):
         sizes = {"num_features": num_features, "num_latents": num_latents}
         super().__init__(**{name: check_count(name, size) for name, size in sizes.items()}, **config)
         self.num_features, self.num_latents = (int(self.config[name]) for name in sizes)
-        self.register_buffer("kl_weight", torch.ones(()))
 
     def prior(self) -> TorchDistribution:
         """Return the prior of a row's latents, event shape ``(num_latents,)``."""
@@ -74,15 +70,14 @@ class LatentStory(Story):
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
         with pyro.plate("data", num_rows if x is None else len(x)):
-            with poutine.scale(scale=self.kl_weight):
-                z = pyro.sample("z", self.prior())
+            z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.decode(z), obs=x)
 
     @pyro_method
     def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
         """Draw the latents of rows from ``encode(x)``; draws nothing without rows."""
         if x is not None:
-            with pyro.plate("data", len(x)), poutine.scale(scale=self.kl_weight):
+            with pyro.plate("data", len(x)):
                 pyro.sample("z", self.encode(x))
 
     @pyro_method

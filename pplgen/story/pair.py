@@ -82,7 +82,8 @@ class Pair:
         self.fingerprint = ""
         self.columns: tuple[str, ...] = ()
         self._labelled_site: str | None = None
-        self.added_kl_weight: Tensor | None = None
+        self.kl_weight: Tensor | None = None
+        """Scale of the KL terms of some latents, see ``inference/kl_warm_up.py``; ``None`` without."""
         self.story: Story | None = None
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         dtypes = {value.dtype for value in data if isinstance(value, Tensor) and value.is_floating_point()}
@@ -217,11 +218,6 @@ class Pair:
             vectorize_particles=num_particles > 1,
             max_plate_nesting=self.structure.plate_depth,
         )
-
-    @property
-    def kl_weight(self) -> Tensor | None:
-        """Scale of the KL terms of some latents: that of ``weigh_kl``, or the story's buffer; ``None`` without."""
-        return getattr(self.story, "kl_weight", None) if self.added_kl_weight is None else self.added_kl_weight
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copy the unconstrained parameters by name, on their device; call it inside ``isolated``."""

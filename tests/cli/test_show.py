@@ -1,12 +1,15 @@
 """The page of a story on the command line, and the cards behind it."""
 
 import ast
+import inspect
 import json
 import sys
+import textwrap
 
 import pytest
 from pplgen.models import Entry, calibrations, cards, collection
 
+from pplgen import models
 from pplgen.cli import show as show_command
 from pplgen.cli.main import main
 from pplgen.cli.show import calibration_lines, measured, story_page
@@ -37,6 +40,17 @@ def test_defaults_are_those_of_the_constructor():
     start = lines.index("Defaults")
     assert lines[start + 2 : start + 5] == ["num_rows  3", "hidden    4,5", "known     (unset)"]
     assert lines[-1] == "Nothing is recorded."
+
+
+@pytest.mark.parametrize("name", ["vae", "ppca"])
+def test_the_source_is_that_of_model_and_guide(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pplgen", "show", name, "--source"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    shown = capsys.readouterr().out
+    kind = getattr(models, name.upper())
+    for function in (kind.model, kind.guide):
+        assert textwrap.dedent("".join(inspect.getsourcelines(function)[0]).partition("\n")[2]).strip() in shown
 
 
 def test_measured_claims_are_shown(monkeypatch, tmp_path):

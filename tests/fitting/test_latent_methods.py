@@ -172,7 +172,7 @@ def test_densities_agree_with_the_trace_of_the_pair(fit, digits):
 def test_stories_with_models_of_their_own_go_in_blocks_too(lines, monkeypatch):
     fit, x = lines
     plain = fit.log_likelihood(x, draws=400)
-    monkeypatch.setattr(likelihood, "inherits_model_and_guide", lambda story: False)
+    monkeypatch.setattr(likelihood, "is_encoded", lambda pair: False)
     monkeypatch.setattr(likelihood, "BLOCK_NUMBERS", 400 * 2 * 130)
     traced = fit.log_likelihood(x, draws=400)
     error = (plain.standard_error**2 + traced.standard_error**2).sqrt()

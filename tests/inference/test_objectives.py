@@ -17,6 +17,7 @@ import pplgen
 from pplgen import InputError
 from pplgen.cli import main as cli
 from pplgen.compiler.graph import trace
+from pplgen.inference.kl_warm_up import weigh_kl
 from pplgen.inference.minibatches import batching
 from pplgen.inference.objectives import BOUNDS, make_bound
 from pplgen.inference.training_result import StopReason
@@ -81,6 +82,7 @@ def gradients(pair, bound, number):
 def test_importance_bound_of_one_draw_is_the_sampled_one(pixels, weights, kl_weight):
     pair, x = pixels
     pair = pair_of(pair.story, x, weights)
+    weigh_kl(pair, 1)
     pair.kl_weight.fill_(kl_weight)
     found = []
     for bound in (make_bound(pair, "importance"), Trace_ELBO()):
@@ -170,6 +172,7 @@ def test_several_draws_divide_the_variance(pixels):
 @pytest.mark.parametrize(("number", "factor"), [(1, 1.0), (3, 2.5)])
 def test_free_bits_by_hand(pixels, number, factor):
     pair, x = pixels
+    weigh_kl(pair, 1)
     pair.kl_weight.fill_(0.7)
     with torch.no_grad():
         q = pair.story.encode(x).base_dist
@@ -215,7 +218,7 @@ def test_warm_up_weighs_the_terms_of_the_codes(options):
     # single precision
     np.testing.assert_allclose(fit.best.history, seen + schedule * weighed, rtol=1e-5)
     assert fit.elbo == pytest.approx(seen + weighed, rel=1e-5)
-    assert fit.story.kl_weight == 1
+    assert fit.pair.kl_weight == 1
     # three plateaus of four windows each, after the last window that began before the weight was whole
     assert fit.stop is StopReason.CONVERGED
     assert len(fit.best.history) == 300 + 3 * 400
@@ -231,7 +234,7 @@ def test_every_bound_trains_on_the_graph(name):
     story = VAE(8, 3, hidden=(6,))
     fit = pplgen.fit(story, x, restarts=2, steps=100, compile="graph", progress=False, **options)
     assert fit.path == "the traced graph"
-    assert story.kl_weight == fit.story.kl_weight == 1
+    assert fit.pair.kl_weight == 1
 
 
 def mean_model(y):
@@ -483,7 +486,7 @@ def _slope(x, y):
 def test_latents_that_cannot_be_warmed_up():
     y = torch.linspace(-1.0, 2.0, 20)
     for guide, warm_up, message in (
-        (None, {"nu": 5}, "warm_up: 'nu' is not a latent that the guide draws; expected among"),
+        (None, {"nu": 5}, "warm_up: 'nu' is not a latent; expected among"),
         (None, {"mu": 5, "tau": 6}, "expected the same number of steps for all sites"),
         (None, {}, "expected the same number of steps for all sites"),
         (None, ["mu"], "expected a whole number"),
@@ -494,10 +497,3 @@ def test_latents_that_cannot_be_warmed_up():
             pplgen.fit(two_latents, y, guide, steps=10, warm_up=warm_up, progress=False)
     fit = pplgen.fit(two_latents, y, "full-rank", steps=200, warm_up={"mu": 100, "tau": 100}, progress=False)
     assert np.isfinite(fit.elbo)
-
-
-def test_the_named_latent_of_a_latent_story_is_warmed_up():
-    """Its own weight, of the latents' KL terms, is another one and stays 1."""
-    fit = pplgen.fit(Known(), torch.linspace(-1, 1, 10)[:, None], steps=5, warm_up={"z": 5}, progress=False)
-    assert fit.pair.kl_weight is not fit.story.kl_weight
-    assert fit.pair.kl_weight == fit.story.kl_weight == 1

@@ -9,6 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import pplgen
 from pplgen.errors import InputError
+from pplgen.inference.kl_warm_up import weigh_kl
 from pplgen.story.pair import Pair
 
 
@@ -20,7 +21,8 @@ def test_bound_is_an_integral_over_the_code_and_a_sum_over_the_component(kl_weig
     x = story.simulate(20)
     x[0, 1] = math.nan
     pair = Pair.of_story(story, x)
-    pair.story.kl_weight.fill_(kl_weight)
+    weigh_kl(pair, 1)
+    pair.kl_weight.fill_(kl_weight)
     with pair.isolated(), torch.no_grad():
         z = torch.linspace(-12, 12, 8001, dtype=x.dtype)
         step = z[1] - z[0]
