@@ -181,7 +181,9 @@ def rooted(y):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_gradient_that_is_not_finite_is_named_with_its_operation(path):
-    named = rf"step 5: the gradient of the log density of 'y' is infinite, in sqrt at row {ROW}"
+    # the graph, if rounding at the root lets it pass its comparison with Pyro, finds a fault per window of steps
+    step = "5" if path == "off" else r"\d+"
+    named = rf"step {step}: the gradient of the log density of 'y' is infinite, in sqrt at row {ROW}"
     with pytest.warns(DataWarning), pytest.raises(InputError, match=named):
         pplgen.fit(rooted, Y, guide_from(-1.0), compile=path, progress=False)
 
