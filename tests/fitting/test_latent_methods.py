@@ -225,7 +225,7 @@ def test_completions_have_the_conditional_distribution(lines, monkeypatch, poole
 def test_rows_are_imputed_in_blocks_whatever_the_story(monkeypatch):
     x = pplgen.load_data("faithful").values.clone()
     x[::3, 0] = torch.nan
-    mixture = pplgen.fit(GaussianMixture(2, 2), x, steps=200, progress=False)
+    mixture = pplgen.fit(GaussianMixture(2, 2), x, steps=100, optimiser="adam", progress=False)
     whole = mixture.impute(x, draws=30)
     monkeypatch.setattr(imputation, "BLOCK_ENTRIES", 200)
     with mixture.pair.isolated():

@@ -224,12 +224,12 @@ def test_few_steps_run_in_plain_pyro():
 def test_restarts_run_together_and_the_best_is_kept():
     updates = []
     options = {"restarts": 3, "steps": 200, "optimiser": "adam"}
-    fit = pplgen.fit(GaussianMixture(6, 2), "faithful", progress=updates.append, **options)
+    fit = pplgen.fit(GaussianMixture(3, 2), "faithful", progress=updates.append, **options)
     assert fit.path == "the traced graph"
     assert [(u.restart, u.restarts, u.step) for u in updates] == [(3, 3, 100), (3, 3, 200)]
     assert len(fit.runs) == 3
     assert fit.elbo == max(run.elbo for run in fit.runs)
-    again = pplgen.fit(GaussianMixture(6, 2), "faithful", progress=False, **options)
+    again = pplgen.fit(GaussianMixture(3, 2), "faithful", progress=False, **options)
     np.testing.assert_array_equal(fit.best.history, again.best.history)
     # the parameters that are kept are those of the best: a fresh estimate agrees
     with fit.pair.isolated():
