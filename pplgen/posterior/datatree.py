@@ -19,7 +19,6 @@ from pplgen.errors import DataWarning, InputError, near_names
 from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.posterior.draws import (
     Draws,
-    draw_generated,
     draw_posterior,
     draw_predictive,
     draw_prior,
@@ -29,6 +28,7 @@ from pplgen.posterior.draws import (
 from pplgen.posterior.model_traces import model_trace
 from pplgen.posterior.observed_densities import observed_densities, plate_names
 from pplgen.posterior.parameter_names import names_along, variable_name
+from pplgen.posterior.predictive import draw_generated
 from pplgen.story.pair import Pair
 
 __all__ = ["GROUPS", "INTERVAL", "group_of", "printed_table", "row_latents", "summarise", "to_datatree"]

@@ -17,7 +17,6 @@ from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError, first_line
 from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.posterior.model_traces import enumerated_trace
-from pplgen.story.base import Story
 from pplgen.story.marginalisation import sum_out
 from pplgen.story.pair import Pair
 from pplgen.story.structure import Structure, unwrap
@@ -25,7 +24,6 @@ from pplgen.story.structure import Structure, unwrap
 __all__ = [
     "Draws",
     "RowDensities",
-    "draw_generated",
     "draw_posterior",
     "draw_predictive",
     "draw_prior",
@@ -137,20 +135,6 @@ def shared_densities(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor], Ten
     return map_draws(draw, num_draws)
 
 
-def draw_generated(story: Story, pair: Pair, draws: Draws) -> dict[str, Tensor]:
-    """Evaluate a story's generated quantities at each draw; call it inside ``pair.isolated``."""
-    if type(story).generated is Story.generated:
-        return {}
-    latents, generated = draws.named(pair.structure.shared_latent), pair.conditioned(story.generated)
-
-    def generate(latent: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        quantities: dict[str, Tensor] = poutine.condition(generated, latent)(*pair.data)
-        return quantities
-
-    quantities: dict[str, Tensor] = map_draws(generate, len(draws.lp), latents)
-    return quantities
-
-
 def draw_prior(
     pair: Pair, num_draws: int, *, exclude: Collection[str] = frozenset()
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -185,7 +169,14 @@ def draw_predictive(pair: Pair, draws: Draws) -> dict[str, Tensor]:
     return map_draws(replicate, len(draws.lp), draws.named(pair.structure.latent))
 
 
-def row_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int, data: tuple[Any, ...]) -> RowDensities:
+def row_densities(
+    pair: Pair,
+    latents: Mapping[str, Tensor],
+    num_draws: int,
+    data: tuple[Any, ...],
+    *,
+    max_looped: int | None = None,
+) -> RowDensities:
     """Log density of each row of ``data`` (training or new) at each draw; call it inside ``pair.isolated``.
 
     Parameters
@@ -200,6 +191,8 @@ def row_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int, dat
         Number of draws.
     data
         Arguments of model and guide.
+    max_looped
+        As for ``map_draws``.
 
     Raises
     ------
@@ -212,7 +205,8 @@ def row_densities(pair: Pair, latents: Mapping[str, Tensor], num_draws: int, dat
     if set(pair.structure.row_latent) - set(latents):
         _require_row_guide(pair)
     try:
-        return RowDensities(*map_draws(lambda latent: _score_rows(pair, latent, data), num_draws, latents))
+        scored = map_draws(lambda each: _score_rows(pair, each, data), num_draws, latents, max_looped=max_looped)
+        return RowDensities(*scored)
     except RuntimeError as error:
         if data is pair.data:
             raise

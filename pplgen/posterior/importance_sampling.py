@@ -22,6 +22,8 @@ __all__ = ["INNER_DRAWS", "WeightedDraws", "integrate_row_latents", "log_prior",
 
 INNER_DRAWS = 20
 """Draws of the per-row latents for each draw of the shared latents, over which they are integrated out."""
+MAX_LOOPED = 200
+"""Maximum number of draws of the shared latents if densities can only be evaluated draw by draw."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def integrate_row_latents(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor]
     tuple
         The draws; ``log p(x, theta) - log q(theta)``, zero without shared latents, shape ``(num_draws,)``; and
         ``log p(x_i | theta)`` of each row, shape ``(num_draws, num_rows)``. Densities are importance-weighted over
-        ``INNER_DRAWS`` draws of the guide, so that the weights remain unbiased.
+        ``INNER_DRAWS`` draws of the guide, so that the weights remain unbiased. Of a pair that cannot be vectorised
+        there are at most ``MAX_LOOPED`` draws.
     """
     shared = bool(pair.structure.shared_latent)
     if not shared and isinstance(pair.story, LatentStory):  # all draws are equal: one stands for all
@@ -93,10 +96,12 @@ def integrate_row_latents(pair: Pair, num_draws: int) -> tuple[dict[str, Tensor]
         return {}, torch.zeros(1), torch.cat(blocks)[None]
     sites, log_p, log_q = shared_densities(pair, num_draws) if shared else ({}, torch.zeros(()), torch.zeros(()))
     repeated = {name: value.repeat_interleave(INNER_DRAWS, 0) for name, value in sites.items()}
-    inner = row_densities(pair, repeated, INNER_DRAWS * num_draws, pair.data).log_likelihood
-    densities = inner.reshape(num_draws, INNER_DRAWS, -1).logsumexp(1) - math.log(INNER_DRAWS)
-    counts = 1.0 if pair.weights is None else pair.weights
-    log_ratio = log_p - log_q + (counts * densities).sum(1) if shared else torch.zeros(num_draws)
+    number, limit = INNER_DRAWS * num_draws, INNER_DRAWS * MAX_LOOPED
+    inner = row_densities(pair, repeated, number, pair.data, max_looped=limit).log_likelihood
+    densities = inner.unflatten(0, (-1, INNER_DRAWS)).logsumexp(1) - math.log(INNER_DRAWS)
+    counts, number = 1.0 if pair.weights is None else pair.weights, len(densities)
+    sites = {name: value[:number] for name, value in sites.items()}
+    log_ratio = (log_p - log_q)[:number] + (counts * densities).sum(1) if shared else torch.zeros(number)
     return sites, log_ratio, densities
 
 
