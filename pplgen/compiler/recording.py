@@ -169,7 +169,7 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         leaves = flatten_arguments((args, kwargs))
         if any(isinstance(leaf, torch._C.Generator) for leaf in leaves):
-            raise refusal(RuntimeError(f"{func} draws from a generator of its own"))
+            raise refusal(RuntimeError(f"{func} draws from a torch.Generator other than the default one"))
         leaves = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if func is aten.index.Tensor:
             args = (args[0], [each for index in args[1] for each in self._without_mask(func, index)])

@@ -72,7 +72,8 @@ class _TraceMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _FILLS:
             return _FILLS[func](*args, **kwargs)
-        if func is Tensor.item and not is_known(args[0]) and not _called_by_user():
+        by_library = func in (Tensor.item, Tensor.untyped_storage) and not _called_by_user()
+        if func is Tensor.item and by_library and not is_known(args[0]):
             return args[0].detach()
         if self.in_dice:
             # Dice drops terms of probability zero by a mask; here they are set to zero
@@ -82,8 +83,7 @@ class _TraceMode(TorchFunctionMode):
                 return torch.where(args[1], args[0], 0.0)
         if func is Tensor.__getitem__:
             args = _without_scalar_indices(*args)
-        harmless = func is Tensor.untyped_storage and not _called_by_user()
-        if func in _CONVERSIONS and not harmless and not is_known(args[0]):
+        if func in _CONVERSIONS and not by_library and not is_known(args[0]):
             source = named_source(args[0])
             what = f"a tensor computed from {source!r}" if source else "a tensor"
             raise refusal(

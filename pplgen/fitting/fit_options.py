@@ -21,7 +21,7 @@ from pplgen.inference.convergence import WINDOW
 from pplgen.inference.minibatches import Augment
 from pplgen.inference.model_arguments import check_device
 from pplgen.inference.named_guides import GUIDES
-from pplgen.inference.objectives import augmentation, lowest_variance, make_bound, warm_up_steps
+from pplgen.inference.objectives import augmentation, make_bound, warm_up_steps
 from pplgen.inference.optimisers import LearningRate, Optimiser, Rule, Schedule, read_optimiser
 from pplgen.inference.quasi_newton_phase import may_use_fixed_draws
 from pplgen.inference.restarts_over_ranks import RankRoles
@@ -117,10 +117,8 @@ class FitOptions:
         batching = Batching(batch_size, augmentation(self.augment))
         if self.warm_up > self.steps:
             raise InputError(f"warm_up={self.warm_up}: expected at most the {self.steps} steps of the fit")
-        elbo = self.elbo
-        if elbo is None and self.method == "svi" and not may_use_fixed_draws(pair, batching):
-            elbo = lowest_variance(pair, batch_size)
-        bound = make_bound(pair, elbo, self.num_particles, self.free_bits, batch_size)
+        low_variance = self.elbo is None and self.method == "svi" and not may_use_fixed_draws(pair, batching)
+        bound = make_bound(pair, self.elbo, self.num_particles, self.free_bits, batch_size, low_variance=low_variance)
         if self.ranks.rows.size > 1:
             check_shardable(pair, bound)
         checkpoint = None

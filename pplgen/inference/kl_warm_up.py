@@ -46,17 +46,20 @@ def weigh_kl(pair: Pair, warm_up: int | Mapping[str, int]) -> None:
         If a name is not of a latent, the guide draws it together with others, or no names are given for another pair.
     """
     structure = pair.structure
-    rows = [name for name in (*structure.latent, *structure.enumerated) if name in structure.per_row]
-    if not isinstance(warm_up, Mapping) and not isinstance(pair.story, LatentStory):
+    known = (*structure.latent, *structure.enumerated)
+    if isinstance(warm_up, Mapping):
+        latents = list(warm_up)
+    elif isinstance(pair.story, LatentStory):
+        latents = [name for name in known if name in structure.per_row]
+    else:
         name = type(pair.story).__name__ if pair.story else "a bare pair"
         raise InputError(
             f"warm_up={warm_up}: {name} does not say which KL terms to warm up; expected a LatentStory, or the names "
             f"of latents, such as warm_up={{'z': {warm_up}}}"
         )
-    latents = list(warm_up) if isinstance(warm_up, Mapping) else rows
     with pair.isolated(), torch.no_grad():
         trace = poutine.trace(pair.guide).get_trace(*pair.data)
-    sites = _sites_of(latents, (*structure.latent, *structure.enumerated), trace.stochastic_nodes)
+    sites = _sites_of(latents, known, trace.stochastic_nodes)
     device = next((value.device for value in pair.data if isinstance(value, Tensor)), None)
     weight = torch.ones((), dtype=pair.dtype, device=device)
     pair.model, pair.guide = (_WeightedSites(part, sites, weight) for part in (pair.model, pair.guide))

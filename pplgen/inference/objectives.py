@@ -44,7 +44,7 @@ from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 from pplgen.story.structure import Structure, unwrap
 
-__all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "lowest_variance", "make_bound"]
+__all__ = ["AUGMENTATIONS", "BOUNDS", "augmentation", "make_bound"]
 
 BOUNDS = ("sampled", "analytic", "sticking-the-landing", "score-function", "importance")
 _ESTIMATORS: dict[str, type[ELBO]] = {
@@ -61,6 +61,8 @@ def make_bound(
     num_particles: int = 1,
     free_bits: float | None = None,
     batch_size: int | None = None,
+    *,
+    low_variance: bool = False,
 ) -> ELBO:
     """Return the ELBO of a given name for a pair.
 
@@ -69,13 +71,15 @@ def make_bound(
     pair
         Pair of the model and guide.
     elbo
-        One of ``BOUNDS``; ``None`` for ``sampled``; an instance of Pyro's ``ELBO`` is returned unchanged.
+        One of ``BOUNDS``; ``None`` for the default; an instance of Pyro's ``ELBO`` is returned unchanged.
     num_particles
         Draws from the guide over which each gradient is averaged; for ``importance``, importance samples per row.
     free_bits
         Free bits per latent dimension, in nats, see ``FreeBits_ELBO``; default: none.
     batch_size
         Rows per step; ``None`` for all.
+    low_variance
+        Whether the default is ``sticking-the-landing`` if that is defined for the pair, instead of ``sampled``.
 
     Raises
     ------
@@ -101,8 +105,10 @@ def make_bound(
                 f"num_particles={num_particles}: expected in the constructor, {type(elbo).__name__}(num_particles=...)"
             )
         return elbo
-    name = "sampled" if elbo is None else check_choice("elbo", elbo, BOUNDS)
-    bound = _named(pair, name, num_particles, free_bits, batch_size)
+    if elbo is None:
+        bound = _default(pair, num_particles, batch_size, low_variance=low_variance)
+    else:
+        bound = _named(pair, check_choice("elbo", elbo, BOUNDS), num_particles, free_bits, batch_size)
     if num_particles > 1:
         try:
             with torch.no_grad():
@@ -111,15 +117,6 @@ def make_bound(
             what = f"num_particles={num_particles}: model and guide do not support several draws at once"
             raise InputError(f"{what}: {first_line(error)}") from None
     return bound
-
-
-def lowest_variance(pair: Pair, batch_size: int | None) -> str:
-    """Return ``"sticking-the-landing"`` if it is defined for the pair, else ``"sampled"``."""
-    try:
-        _named(pair, "sticking-the-landing", 1, None, batch_size)
-    except InputError:
-        return "sampled"
-    return "sticking-the-landing"
 
 
 def warm_up_steps(warm_up: int | Mapping[str, int]) -> int:
@@ -141,6 +138,14 @@ def augmentation(augment: Any) -> Augment | None:
     if augment is None or callable(augment):
         return augment
     return AUGMENTATIONS[check_choice("augment", augment, AUGMENTATIONS)]
+
+
+def _default(pair: Pair, num_particles: int, batch_size: int | None, *, low_variance: bool) -> ELBO:
+    """Return the default ELBO, see ``make_bound``."""
+    if low_variance:
+        with contextlib.suppress(InputError):
+            return _named(pair, "sticking-the-landing", num_particles, None, batch_size)
+    return pair.elbo(num_particles)
 
 
 def _named(pair: Pair, name: str, num_particles: int, free_bits: float | None, batch_size: int | None) -> ELBO:

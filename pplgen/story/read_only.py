@@ -46,7 +46,7 @@ class ReadOnly(TorchDispatchMode):
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """Return the address of a tensor's memory, ``None`` if it has none of its own, as a sparse one."""
+    """Return the address of a tensor's storage, ``None`` for tensors without one, such as sparse ones."""
     try:
         return tensor.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):

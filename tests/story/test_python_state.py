@@ -93,7 +93,7 @@ def a_generator(y, generator=torch.Generator()):  # noqa: B008
 @pytest.mark.parametrize(
     ("model", "place"),
     [
-        (a_generator, "draws from a generator of its own"),
+        (a_generator, "draws from a torch.Generator other than the default one"),
         (Annealed(), "changes 'Annealed.n'"),
         (ClassCounter(), "changes 'ClassCounter.n'"),
         (a_list_that_grows, r"changes 'len\(CALLS\)'"),

@@ -361,7 +361,7 @@ def test_leave_future_out_is_the_integral_over_the_past_s_posterior():
     past = log_prior[..., None] + densities.cumsum(-1)[..., 47:59]
     weights = past.flatten(0, 1).softmax(0).log()
     expected = (weights + densities[..., 48:].flatten(0, 1)).logsumexp(0)
-    # four standard errors: the densities' relative deviations, and at least 1,000 effective draws of 4,000
+    # four Monte Carlo standard errors of an importance-sampling estimate with an effective sample size of 1,000
     deviation = ((weights + 2 * densities[..., 48:].flatten(0, 1)).logsumexp(0) - 2 * expected).expm1().sqrt()
     assert ((torch.as_tensor(ours.pointwise[0]) - expected).abs() < 4 * deviation / 1000**0.5).all()
     assert ours.elpd == pytest.approx(ours.pointwise.sum())
