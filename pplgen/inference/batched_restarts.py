@@ -138,6 +138,7 @@ class _Run:
                 if self.training.taken == max(EXPLORATION, WINDOW * -(-self.warm_up // WINDOW)):
                     self._maximise([restart.stop is None for restart in self.training.restarts])
                 if self.training.running:
+                    self._compile_if_it_repays()
                     self._take_window()
             if not any(restart.optimum for restart in self.training.restarts):
                 self._maximise([restart.stop is StopReason.CONVERGED for restart in self.training.restarts])
@@ -155,8 +156,8 @@ class _Run:
         return results, self.path
 
     def _take_window(self) -> None:
-        """Take a window of steps, update every restart, and compile the step if that pays off from here on."""
-        training = self.training
+        """Take a window of steps, and update every restart."""
+        training, started = self.training, time.perf_counter()
         judge = training.taken >= self.warm_up
         self._reseed()
         self.generators = generator_states()
@@ -174,9 +175,7 @@ class _Run:
         self._report(done / elapsed, self.path)
         if self.checkpoint and self.ranks.first and self.checkpoint.due():
             self._save()
-        if self.options.compiler == "auto" and done == WINDOW and self._compiling_repays(elapsed / done):
-            self._report(done / elapsed, "compiling")
-            self.path = self._compiled()
+        self.seconds_per_step = (time.perf_counter() - started) / num_steps
 
     def _maximise(self, which: list[bool]) -> None:
         """Finish restarts by L-BFGS over fixed draws, where it applies and they have good steps but no optimum yet."""
@@ -196,11 +195,14 @@ class _Run:
         if self.report:
             self.report(self.training.taken, self.training.best_mean, rate, doing)
 
-    def _compiling_repays(self, seconds: float) -> bool:
-        """Whether the remaining steps, of ``seconds`` each, take longer than compiling; the same on all ranks."""
-        remaining = seconds * (min(self.options.steps, EXPECTED_STEPS) - self.training.taken)
-        repays = compiling_repays(remaining, len(self.graph.module.graph.nodes))
-        return self.ranks.all_gather(repays)[0]
+    def _compile_if_it_repays(self) -> None:
+        """After the first window, compile the step if the remaining ones take longer than that, on the first rank."""
+        if self.options.compiler != "auto" or self.training.taken - self.resumed_at != WINDOW:
+            return
+        remaining = self.seconds_per_step * (min(self.options.steps, EXPECTED_STEPS) - self.training.taken)
+        if self.ranks.all_gather(compiling_repays(remaining, len(self.graph.module.graph.nodes)))[0]:
+            self._report(1 / self.seconds_per_step, "compiling")
+            self.path = self._compiled()
 
     def _compiled(self) -> str:
         """Compile the step if it reproduces the graph on all ranks; return the new execution path."""

@@ -131,7 +131,8 @@ class FixedDrawsAverage:
                 return number[None], result[None]
             return torch.func.vmap(of_vector, in_dims=(0, *self._along))(vectors, *self._inputs)
 
-        size = max(1, MAX_ENTRIES // (graph.largest * len(vectors)))
+        most = max(1, MAX_ENTRIES // (graph.largest * len(vectors)))
+        size = -(-len(draws) // -(-len(draws) // most))  # chunks of equal sizes
         with torch.no_grad(), flush_denormals():
             numbers, results = torch.func.vmap(at_draw, chunk_size=size)(draws.normals, draws.uniforms)
         numbers, results = (value.unflatten(0, (draws.num_blocks, -1)).mean(1) for value in (numbers, results))
@@ -160,8 +161,25 @@ class FixedDrawsELBO(FixedDrawsAverage):
         losses, gradients = self._evaluate(self.graph, self.draws, vectors)
         scores = torch.zeros_like(gradients)
         if self.score is not None:
-            _, scores = self._evaluate(self.score, self._draws_of(self.score), vectors)
+            own = self.draws.first(self.score.num_normals, self.score.num_uniforms)
+            _, scores = self._evaluate(self.score, own, vectors)
         return Blocks(losses, gradients, scores)
+
+    def losses(self, vectors: Tensor) -> Tensor:
+        """Return losses averaged over each block of base draws, shape ``(num_blocks, R)``."""
+        return self._evaluate(self.graph, self.draws, vectors)[0]
+
+    def curvature(self, vectors: Tensor, directions: Tensor) -> Tensor:
+        """Return products of the Hessians over each block of draws with one direction each.
+
+        ``directions`` and the products have shape ``(num_blocks, R, P)``.
+        """
+        products = []
+        for block, direction in enumerate(directions):
+            draws, step = self.draws.blocks(block, block + 1), STEP * direction
+            after, before = (self._evaluate(self.graph, draws, vectors + sign * step)[1][0] for sign in (1, -1))
+            products.append((after - before) / (2 * STEP))
+        return torch.stack(products)
 
     def hessian(self, vector: Tensor, scales: Tensor | None = None) -> Tensor:
         """Return the Hessian of the loss at one parameter vector, shape ``(P, P)``.
@@ -178,15 +196,15 @@ class FixedDrawsELBO(FixedDrawsAverage):
         one._along = [None] * len(self._along)
         return one
 
-    def derivatives(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the Hessian of the loss, and the derivative of the score, which is zero without one."""
+    def derivatives(self, vector: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
+        """Return the Hessian of the loss over the first blocks, and the derivative of the score, zero without one."""
+        draws = self.draws.blocks(0, num_blocks)
+        jacobian = self._differentiate(self.graph, draws, vector)
+        hessian = (jacobian + jacobian.mT) / 2
         if self.score is None:
-            return self.hessian(vector), torch.zeros((len(vector),) * 2, dtype=torch.float64, device=vector.device)
-        return self.hessian(vector), self._differentiate(self.score, self._draws_of(self.score), vector)
-
-    def _draws_of(self, score: LiftedGraph) -> BaseDraws:
-        """Return the base draws of the score, the first of the loss's."""
-        return self.draws.first(score.num_normals, score.num_uniforms)
+            return hessian, torch.zeros_like(hessian)
+        own = draws.first(self.score.num_normals, self.score.num_uniforms)
+        return hessian, self._differentiate(self.score, own, vector)
 
     def derivative_error(self, vectors: Tensor) -> float:
         """Return how far the gradients are from finite differences of the losses along random directions, relative.

@@ -78,15 +78,16 @@ def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Ten
     affordable = min(MAX_ENTRIES // (2 * entries), MAX_TOTAL // (elbo.graph.total * len(vectors))) // BLOCKS
     limit = max(size, min(BLOCK_SIZES[1], affordable)) if grow else size
     elbo.set_draws(BLOCKS, size)
-    if not depends_on_draws(elbo.each_draw(vectors.double())[0]).any():
+    at_each_draw = elbo.each_draw(vectors.double())
+    if not depends_on_draws(at_each_draw[0]).any():
         size = limit = 2
         elbo.set_draws(BLOCKS, size)
-    search = QuasiNewtonSearch(elbo, vectors.double())
+    search = QuasiNewtonSearch(elbo, vectors.double(), *at_each_draw)
     search.run()
     while search.converged.any():
         error = float(search.error[search.converged].min())
         needed = size * (error / TARGET_ERROR) ** 2
-        if needed <= 1.5 * size or 2 * size > limit:
+        if needed <= 2 * size or 2 * size > limit:
             break
         while size < needed and 2 * size <= limit:
             size *= 2
@@ -103,7 +104,7 @@ def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Ten
 def _gain(elbo: FixedDrawsELBO, before: Tensor, after: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the ELBO gained on fresh draws, in nats, its standard error, and the losses, shape ``(R,)`` each."""
     elbo.set_draws(BLOCKS, size, fresh=True)
-    losses = elbo.blocks(after).losses
-    gains = elbo.blocks(before).losses - losses
+    losses = elbo.losses(after)
+    gains = elbo.losses(before) - losses
     error = gains.std(0) / math.sqrt(len(gains))
     return gains.mean(0).nan_to_num(-math.inf), error.nan_to_num(), losses.mean(0).nan_to_num(math.inf)

@@ -35,14 +35,18 @@ MAX_ITERATIONS, MAX_EXACT_ITERATIONS, MAX_REFINEMENTS = 200, 1000, 50
 """Maximum numbers of steps of L-BFGS, if the ELBO depends on the draws or not, and of Newton steps after it."""
 PATIENCE = 8
 """Number of Newton steps in which the gradient norm must halve."""
-MIN_ITERATIONS = 3
+MIN_ITERATIONS = 0
 """Minimum number of steps of L-BFGS: they approximate the inverse Hessian."""
-NEAR = (0.05, 0.005, 0.0)
+NEAR = (0.2, 0.05, 0.005, 0.0)
 """Gradient norms at which Newton steps are tried."""
 MAX_HESSIAN_TOTAL = 2**29
 """Entries of the intermediate results of all evaluations, up to which Hessians are computed: a second or two."""
 NEGLIGIBLE = 0.1
 """Gradient norm relative to the Monte Carlo error that is small enough."""
+HESSIAN_DRAWS = 16
+"""Number of draws of a Hessian, at least one block."""
+CURVATURES = (0.05, 20.0)
+"""Range of the estimated ratios of curvatures to variances."""
 SHORTEST = 2**-6
 """Shortest length of a Newton step, as a fraction."""
 
@@ -53,23 +57,36 @@ def depends_on_draws(losses: Tensor) -> Tensor:
 
 
 class QuasiNewtonSearch:
-    """L-BFGS for R parameter vectors, and Newton steps on the gradient without the noise of the guide's score."""
+    """L-BFGS for R parameter vectors, and Newton steps on the gradient without the noise of the guide's score.
 
-    def __init__(self, elbo: FixedDrawsELBO, vectors: Tensor) -> None:
+    Parameters
+    ----------
+    elbo
+        The ELBO over fixed draws.
+    vectors
+        Initial parameters, shape ``(R, P)``.
+    losses, gradients
+        What ``elbo.each_draw`` returns there.
+    """
+
+    def __init__(self, elbo: FixedDrawsELBO, vectors: Tensor, losses: Tensor, gradients: Tensor) -> None:
         self.elbo, self.num_iterations = elbo, 0
         self._exact: DenseInverseHessian | None = None
-        losses, gradients = elbo.each_draw(vectors)
+        self._renewed = False
         # at an optimum the variance of a parameter's gradient over draws is about its curvature
         variances = gradients.var(0).nan_to_num()
         mean = variances.mean(-1, keepdim=True)
         self._random = depends_on_draws(losses) & (mean[:, 0] > 0)
         diagonal = torch.where(self._random[:, None], 1 / (variances + 1e-3 * mean), 1.0)
+        if not self._dense(vectors):
+            diagonal = diagonal / self._relative_curvature(vectors, diagonal.sqrt())
         self._descent = LimitedMemoryInverseHessian(diagonal)
         self._begin(vectors)
 
     def renew(self) -> None:
-        """Continue with other draws."""
+        """Continue with other draws; the optimum is near, and the Hessians there are known."""
         self._begin(self.point.vectors)
+        self._renewed = True
 
     def _begin(self, vectors: Tensor) -> None:
         """Evaluate vectors at the present draws; none has converged there."""
@@ -135,17 +152,30 @@ class QuasiNewtonSearch:
         return failing
 
     def _refine(self) -> None:
-        """Solve for the zero of the gradient without the score's noise, by damped Newton steps near the minimum."""
-        start, stalled = self.point, torch.zeros_like(self._failed)
+        """Solve for the zero of the gradient without the score's noise, by damped Newton steps near the minimum.
+
+        The multiples of the score are estimated again at the solution, where there is less other noise.
+        """
+        start = self.point
         blocks = self.elbo.blocks(start.vectors)
-        if self._dense():
+        if self._dense(start.vectors) and not self._renewed:
             self._exact = self._exact_inverse(self._multiples(blocks))
         if self._exact is not None:  # over fewer draws, if those at present are many
             self.inverse = self._exact
+        self._renewed = False
+        self._solve(blocks)
+        self.point = self.point.where(self.converged, start)
+
+    def _solve(self, blocks: Blocks) -> None:
+        """Take damped Newton steps to the zeros of the gradients without multiples of the scores.
+
+        The multiples are estimated again after each step, because other noise becomes less near the solution.
+        """
         multiples = self._multiples(blocks)
         gradients, error = self._without_score(blocks, multiples)
         self.error = torch.where(self.converged, self.error, error)
         self.norm = torch.where(self.converged, self.norm, self._norm(gradients))
+        stalled = torch.zeros_like(self._failed)
         length, earlier = torch.ones_like(self.norm), torch.full_like(self.norm, math.inf)
         for iteration in range(MAX_REFINEMENTS):
             if iteration % PATIENCE == 0:
@@ -160,31 +190,48 @@ class QuasiNewtonSearch:
             steps = torch.where(moving, length, 0.0)[:, None] * self.inverse.step(gradients)
             before = Point(self.point.vectors, self.norm, gradients)
             vectors = before.vectors - steps
-            trial, error = self._without_score(self.elbo.blocks(vectors), multiples)
+            blocks = self.elbo.blocks(vectors)
+            trial, error = self._without_score(blocks, multiples)
             norm = self._norm(trial)
             better = moving & (norm < (1 - 0.1 * length) * self.norm)
-            after = Point(vectors, norm, trial).where(better, before)
-            self.inverse.update(before, after)
-            gradients = after.gradients
-            self.point = Point(after.vectors, self.point.values, gradients)
+            self.inverse.update(before, Point(vectors, norm, trial).where(better, before))
+            multiples = torch.where(better[:, None], self._multiples(blocks), multiples)
+            trial, error = self._without_score(blocks, multiples)
+            gradients = torch.where(better[:, None], trial, gradients)
+            self.point = Point(torch.where(better[:, None], vectors, before.vectors), self.point.values, gradients)
             self.error = torch.where(better, error, self.error)
             self.norm = torch.where(moving, self._norm(gradients), self.norm)
             length = torch.where(better, 1.0, length / 2)
             stalled = stalled | (moving & (length < SHORTEST))
-        self.point = self.point.where(self.converged, start)
 
     def _exact_inverse(self, multiples: Tensor) -> DenseInverseHessian:
         """Return inverses of the Hessians, and of the derivatives of the gradients without the score."""
         hessians, derivatives = [], []
         for index, (vector, multiple) in enumerate(zip(self.point.vectors, multiples, strict=True)):
-            hessian, score = self.elbo.alone(index).derivatives(vector)
+            hessian, score = self.elbo.alone(index).derivatives(vector, self._hessian_blocks())
             hessians.append(hessian)
             derivatives.append(hessian - multiple * score)
         return DenseInverseHessian(torch.stack(hessians), torch.stack(derivatives))
 
-    def _dense(self) -> bool:
+    def _relative_curvature(self, vectors: Tensor, scales: Tensor) -> Tensor:
+        """Estimate the Hessians' diagonals in units of ``scales``, shape ``(R, P)``, from products with vectors.
+
+        The vectors have random signs (Bekas, Kokiopoulou and Saad 2007): exact where Hessians are diagonal.
+        """
+        generator = torch.Generator().manual_seed(self.elbo.seed)
+        shape = (self.elbo.draws.num_blocks, *vectors.shape)
+        directions = (2.0 * torch.randint(2, shape, generator=generator).to(vectors) - 1) * scales
+        curvature = (directions * self.elbo.curvature(vectors, directions)).mean(0)
+        return curvature.nan_to_num(1.0).clamp(*CURVATURES)
+
+    def _hessian_blocks(self) -> int:
+        """Return the number of blocks of draws over which Hessians are averaged: they need not be precise."""
+        size = len(self.elbo.draws) // self.elbo.draws.num_blocks
+        return min(self.elbo.draws.num_blocks, -(-HESSIAN_DRAWS // size))
+
+    def _dense(self, vectors: Tensor) -> bool:
         """Whether Hessians of all vectors, by finite differences, take little time."""
-        R, P = self.point.vectors.shape
+        R, P = vectors.shape
         evaluations = 2 * R * P * len(self.elbo.draws)
         return evaluations * self.elbo.graph.total <= MAX_HESSIAN_TOTAL
 

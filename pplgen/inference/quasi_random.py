@@ -31,6 +31,12 @@ class BaseDraws:
         """Return the first base draws of each kind."""
         return BaseDraws(self.normals[:, :num_normals], self.uniforms[:, :num_uniforms], self.num_blocks)
 
+    def blocks(self, first: int, last: int) -> BaseDraws:
+        """Return the blocks from ``first`` to before ``last``."""
+        size = len(self) // self.num_blocks
+        rows = slice(first * size, last * size)
+        return BaseDraws(self.normals[rows], self.uniforms[rows], last - first)
+
 
 def draw_blocks(
     num_blocks: int, block_size: int, num_normals: int, num_uniforms: int, *, seed: int, device: torch.device

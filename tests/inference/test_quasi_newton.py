@@ -128,3 +128,25 @@ def test_a_saved_optimum_is_loaded(tmp_path):
     again = pplgen.load(tmp_path / "run")
     assert again.best.optimum == fit.best.optimum
     assert again.how == fit.how
+
+
+def test_nothing_is_compiled_for_steps_that_are_not_taken(monkeypatch):
+    """A fit that ends with L-BFGS after its first window does not pay for a compiler, however slow its steps are."""
+    monkeypatch.setattr("pplgen.inference.batched_restarts.compiling_repays", lambda *_: True)
+    monkeypatch.setattr("pplgen.inference.engine.Engine.compile", lambda *_: pytest.fail("compiled in vain"))
+    fit = pplgen.fit(GaussianMixture(2, 2), "faithful", progress=False)
+    assert fit.path == "the traced graph, then L-BFGS"
+
+
+def test_the_optimum_does_not_need_the_hessian(monkeypatch):
+    """Of large problems only the diagonal of the Hessian is estimated."""
+    exact = pplgen.fit(normal, Y, progress=False)
+    monkeypatch.setattr("pplgen.inference.quasi_newton_search.MAX_HESSIAN_TOTAL", 0)
+    estimated = pplgen.fit(normal, Y, progress=False)
+    for fit in (exact, estimated):
+        assert fit.best.optimum.gradient_norm <= fit.best.optimum.tolerance
+    sd = float(exact.covariance("guide").loc["mu", "mu"]) ** 0.5
+    means = [fit.pair.guide.locs.mu.item() for fit in (exact, estimated)]
+    # each optimum is within its Monte Carlo error, in standard deviations, of that of the ELBO
+    error = max(fit.best.optimum.monte_carlo_error for fit in (exact, estimated))
+    assert means[0] == pytest.approx(means[1], abs=4 * error * math.sqrt(2) * sd)
