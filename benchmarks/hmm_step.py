@@ -15,10 +15,10 @@ from contenders import engine_contender
 from dynamax.hidden_markov_model import hmm_filter
 from harness import compare
 from pplgen.models import GaussianHMM
-from pplgen.models._distributions.chain import log_normaliser
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pplgen.compiler.inductor import compile_graph
+from pplgen.distributions.hidden_markov import log_normaliser
 from pplgen.story.pair import Pair
 
 T, K = 1_000, 3

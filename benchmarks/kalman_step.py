@@ -16,10 +16,10 @@ import pyro.distributions as dist
 import torch
 from contenders import engine_contender, svi_contender
 from harness import compare
-from pplgen.models._distributions.linear_gaussian import LinearGaussianSeries
 from pyro.infer import Trace_ELBO
 from torch.distributions import constraints
 
+from pplgen.distributions.linear_gaussian import LinearGaussianSeries
 from pplgen.story.dynamics import LinearGaussian
 from pplgen.story.pair import Pair
 

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from harness import report
 from pplgen.models import SwitchingLDS
-from pplgen.models._distributions.switching import Dynamics, SwitchingPath
-from pplgen.models._distributions.switching_emission import Emission
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from pplgen.distributions.switching_observations import Emission
+from pplgen.distributions.switching_path import Dynamics, SwitchingLinearGaussianPath
 from pplgen.exact.switching import kim_filter, kim_smoother
 from pplgen.inference.batched_restarts import train_together
 from pplgen.inference.optimisers import Optimiser
@@ -73,7 +73,7 @@ def truth(num_regimes: int) -> dict[str, Tensor]:
 def simulated(theta: dict[str, Tensor], seed: int, num_series: int = 1) -> tuple[Tensor, Tensor]:
     """Simulate series, shape ``(num_series, T, E)``, and their regimes."""
     with seeded(seed):
-        path = SwitchingPath(Dynamics.from_theta(theta), torch.ones(num_series, T, dtype=torch.bool))
+        path = SwitchingLinearGaussianPath(Dynamics.from_theta(theta), torch.ones(num_series, T, dtype=torch.bool))
         x, regimes = path.sample_with_regimes()
         return Emission.from_theta(theta).observations(path, x).sample(), regimes
 

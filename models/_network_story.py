@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from pplgen.models._distributions.decoder_likelihoods import KINDS, NOISES, make_likelihood
-from pplgen.models._distributions.missing import MarginalIndependent
 from pplgen.models._guides.networks import DecoderNetwork, check_network, reset_networks
 from pyro.nn import pyro_method
 from torch import Tensor
 
+from pplgen.distributions.missing import MarginalIndependent
 from pplgen.story.base import check_choice, check_count
 from pplgen.story.latent import LatentStory
 

@@ -26,10 +26,11 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.missing import MarginalIndependent
 from pplgen.models._linear_latent import LinearStory
 from pyro.nn import pyro_method
 from torch import Tensor
+
+from pplgen.distributions.missing import MarginalIndependent
 
 
 class FactorAnalysis(LinearStory):

@@ -28,13 +28,13 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.chain import HiddenMarkovSeries
 from pplgen.models._distributions.hmm_discrete_emissions import EMISSIONS
 from pplgen.models._distributions.hmm_emissions import per_regime
 from pplgen.models._guides.parameters import Parameters, plain_known
 from pplgen.models._starts.hmm_start import initial_regimes
 from torch import Tensor
 
+from pplgen.distributions.hidden_markov import HiddenMarkovSeries
 from pplgen.story.base import InputError, check_choice, check_count, check_per_feature, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov, MarkovChain
 from pplgen.story.state_space import StateSpaceStory, series_lengths

@@ -36,12 +36,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.linear_gaussian import LinearGaussianSeries
-from pplgen.models._distributions.sparse_loadings import NormalWithZeros, initial_loadings
 from pplgen.models._guides.parameters import Parameters, plain_known
 from pplgen.models._starts.kmeans_plus_plus import column_scales
+from pplgen.models._starts.loadings import initial_loadings
 from torch import Tensor
 
+from pplgen.distributions import LinearGaussianSeries, NormalWithZeros
 from pplgen.story.base import InputError, check_choice, check_count, pyro_method
 from pplgen.story.dynamics import LinearGaussian
 from pplgen.story.state_space import StateSpaceStory

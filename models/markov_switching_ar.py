@@ -14,9 +14,8 @@ Means, variances and coefficients may each be shared or switch with the regime. 
 p steps. Simulations start from previous steps at their means.
 
 Defaults: m and w are the mean and twice the standard deviation of the data, s is .15 of the standard deviation, set by
-``initialise``. The path of regimes is summed out exactly, by a chain of windows of regimes
-(``_distributions/switching_autoregression.py``). The guide of the parameters is normal on the unconstrained scale,
-initialised by Laplace's approximation (``_guides/parameters.py``).
+``initialise``. The path of regimes is summed out exactly, by a chain of windows of regimes. The guide of the parameters
+is normal on the unconstrained scale, initialised by Laplace's approximation (``_guides/parameters.py``).
 
 References
 ----------
@@ -32,12 +31,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.hmm_emissions import DiagonalEmission, per_regime
-from pplgen.models._distributions.inverse_wishart import inverse_chi
-from pplgen.models._distributions.switching_autoregression import SwitchingAutoregression
 from pplgen.models._guides.parameters import Parameters, plain_known
 from pplgen.models._starts.hmm_start import autoregressive_start
 from torch import Tensor
 
+from pplgen.distributions.inverse_wishart import inverse_chi
+from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
 from pplgen.story.base import InputError, check_count, check_per_feature, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov
 from pplgen.story.state_space import StateSpaceStory, series_lengths, step_mask
@@ -149,12 +148,12 @@ class MarkovSwitchingAR(StateSpaceStory):
         """Draw the parameters; no site depends on the series."""
         self.theta.draw_guide()
 
-    def _series(self, theta: dict[str, Tensor], num_steps: int) -> SwitchingAutoregression:
+    def _series(self, theta: dict[str, Tensor], num_steps: int) -> MarkovSwitchingAutoregression:
         """Return the distribution of series, the regimes summed out."""
         mu, sigma = (theta[name].expand(self.K) for name in ("mu", "sigma"))
         phi = theta["phi"].expand(self.K, self.order) if self.order else mu.new_zeros(self.K, 0)
         memory = self.order if self.switching["mu"] else 0
-        return SwitchingAutoregression(theta["P"], mu, sigma, phi, num_steps, memory)
+        return MarkovSwitchingAutoregression(theta["P"], mu, sigma, phi, num_steps, memory)
 
     @pyro_method
     def state_space(self, y: Tensor) -> HiddenMarkov:

@@ -26,7 +26,6 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.categories import make_columns
 from pplgen.models._distributions.columns import Columns
-from pplgen.models._distributions.missing import Blockwise
 from pplgen.models._guides.mixture_weights import weights_guide
 from pplgen.models._rows import ComponentRows
 from pplgen.models._starts.kmeans_plus_plus import column_scales, kmeans_plus_plus
@@ -34,6 +33,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pplgen.distributions.missing import Blockwise
 from pplgen.story.base import InputError, Story, check_count, check_positive, pyro_method
 
 

@@ -18,7 +18,7 @@ Priors, with m and s the columns' means and standard deviations::
 
 The guide draws the parameters, then each path x from a Gaussian chain: a recognition network outputs soft regimes, and
 the chain is the exact posterior under the dynamics averaged over them (``_guides/recognition.py``). Given a path the
-regimes are a hidden Markov chain, summed out in log2 T rounds, many times faster than enumeration in ``pyro.markov``.
+regimes are a hidden Markov chain, summed out in log2 T rounds.
 
 References
 ----------
@@ -33,14 +33,14 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.switching import Dynamics, SwitchingPath
-from pplgen.models._distributions.switching_emission import Emission, SwitchingObservations
 from pplgen.models._guides.parameters import Parameters, plain_known
 from pplgen.models._guides.recognition import KINDS, Recognition
 from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pplgen.models._starts.switching_start import smoothed_regimes, switching_start
 from torch import Tensor
 
+from pplgen.distributions.switching_observations import Emission, SwitchingObservations
+from pplgen.distributions.switching_path import Dynamics, SwitchingLinearGaussianPath
 from pplgen.story.base import check_choice, check_count, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
 from pplgen.story.state_space import StateSpaceStory, step_mask
@@ -143,7 +143,7 @@ class SwitchingLDS(StateSpaceStory):
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, num_features)``."""
         theta = self.theta.draw(self._priors())
-        path = SwitchingPath(Dynamics.from_theta(theta), self._inside(y, num_rows))
+        path = SwitchingLinearGaussianPath(Dynamics.from_theta(theta), self._inside(y, num_rows))
         with pyro.plate("data", num_rows if y is None else len(y)):
             x = pyro.sample("x", path)
             return pyro.sample("y", Emission.from_theta(theta).observations(path, x), obs=y)
@@ -175,7 +175,8 @@ class SwitchingLDS(StateSpaceStory):
     def regimes_given(self, y: Tensor, x: Tensor) -> HiddenMarkov:
         """Return the hidden Markov chain of regimes given paths x, and series y if the emissions switch."""
         theta = self.theta.draw(self._priors())
-        path, emission = SwitchingPath(Dynamics.from_theta(theta), self._inside(y)), Emission.from_theta(theta)
+        dynamics, emission = Dynamics.from_theta(theta), Emission.from_theta(theta)
+        path = SwitchingLinearGaussianPath(dynamics, self._inside(y))
         log_pi, log_P, log_emission = path.chain(x)
         if len(emission.C) > 1:
             log_emission = log_emission + SwitchingObservations(path, x, emission).log_emission(y)

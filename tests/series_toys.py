@@ -3,10 +3,10 @@
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.chain import HiddenMarkovSeries
-from pplgen.models._distributions.missing import MarginalIndependent, MarginalNormal
 from pplgen.models._guides.parameters import Parameters
 
+from pplgen.distributions.hidden_markov import HiddenMarkovSeries
+from pplgen.distributions.missing import MarginalIndependent, MarginalNormal
 from pplgen.exact.hmm import log_normaliser
 from pplgen.story.base import pyro_method
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, MarkovChain, SwitchingLinearGaussian

@@ -20,11 +20,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.missing import MarginalIndependent
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from pplgen.distributions.missing import MarginalIndependent
 from pplgen.story.base import InputError
 
 DEGREES_OF_FREEDOM = 4.0

@@ -8,11 +8,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.gaussians import GaussianComponents
-from pplgen.models._distributions.missing import MarginalNormal
 from pplgen.models._guides.offset import Offset
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
+
+from pplgen.distributions.missing import MarginalNormal
 
 
 class CorrelatedComponents(GaussianComponents):

@@ -15,10 +15,10 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.missing import MarginalIndependent
 from pplgen.models._starts.kmeans_plus_plus import column_scales
 from torch import Tensor, nn
 
+from pplgen.distributions.missing import MarginalIndependent
 from pplgen.story.base import InputError
 
 NOISES = ("feature", "shared", "entry")

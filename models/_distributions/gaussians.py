@@ -21,12 +21,13 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.missing import MarginalIndependent
 from pplgen.models._guides.offset import Offset
 from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
+
+from pplgen.distributions.missing import MarginalIndependent
 
 TINY = 1e-30
 """Smallest row count of a component, against division by zero."""

@@ -15,9 +15,9 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pplgen.models._distributions.hmm_emissions import DiagonalEmission, Emission, FullEmission
-from pplgen.models._distributions.missing import MarginalIndependent
 from torch import Tensor
 
+from pplgen.distributions.missing import MarginalIndependent
 from pplgen.story.base import InputError, check_count
 
 

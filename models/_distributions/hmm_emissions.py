@@ -17,12 +17,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.inverse_wishart import InverseWishart, inverse_chi
-from pplgen.models._distributions.missing import MarginalIndependent, MarginalNormal
 from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pplgen.distributions.inverse_wishart import InverseWishart, inverse_chi
+from pplgen.distributions.missing import MarginalIndependent, MarginalNormal
 from pplgen.story.base import InputError, check_per_feature
 
 SCALE, MEAN_SCALE = 0.15, 2.0

@@ -24,9 +24,10 @@ from typing import Any
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import torch
-from pplgen.models._distributions.normal_mixture import NormalMixture
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+
+from pplgen.distributions.normal_mixture import NormalMixture
 
 REAL = ("normal", "laplace", "student-t", "logistic", "full", "flow")
 BOUNDED = ("lognormal", "gamma", "beta", "kumaraswamy", "dirichlet")

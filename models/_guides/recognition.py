@@ -19,11 +19,12 @@ representations and fast inference.
 from __future__ import annotations
 
 import torch
-from pplgen.models._distributions.gaussian_chain import GaussianChain
-from pplgen.models._distributions.switching import Dynamics
-from pplgen.models._distributions.switching_emission import Emission
 from pplgen.models._guides.networks import reset_networks
 from torch import Tensor, nn
+
+from pplgen.distributions.gaussian_chain import GaussianChain
+from pplgen.distributions.switching_observations import Emission
+from pplgen.distributions.switching_path import Dynamics
 
 KINDS = ("responsibilities", "markov", "mean-field")
 DILATIONS = (1, 2, 4, 8)

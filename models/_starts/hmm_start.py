@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pplgen.models._distributions.chain import marginals
 from pplgen.models._distributions.hmm_emissions import Emission
 from pplgen.models._starts.kmeans_plus_plus import kmeans_plus_plus
 from torch import Tensor
+
+from pplgen.distributions.hidden_markov import marginals
 
 WINDOWS = (1, 5, 20)
 """Lengths of the moving windows that are clustered: short ones separate means, long ones also scales."""

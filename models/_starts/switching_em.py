@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from pplgen.models._distributions.chain import marginals
-from pplgen.models._distributions.switching import Dynamics
-from pplgen.models._distributions.switching_emission import Emission
 from pplgen.models._guides.recognition import responsibilities_chain
 from torch import Tensor
+
+from pplgen.distributions.hidden_markov import marginals
+from pplgen.distributions.switching_observations import Emission
+from pplgen.distributions.switching_path import Dynamics
 
 TRIES, ROUNDS = 6, 25
 MAX_STEPS = 10_000

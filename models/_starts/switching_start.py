@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pplgen.models._distributions.switching import Dynamics
-from pplgen.models._distributions.switching_emission import Emission
 from pplgen.models._guides.recognition import responsibilities_chain
 from pplgen.models._starts.projection import interpolate, project
 from pplgen.models._starts.switching_em import (
@@ -14,6 +12,9 @@ from pplgen.models._starts.switching_em import (
     regime_marginals,
 )
 from torch import Tensor
+
+from pplgen.distributions.switching_observations import Emission
+from pplgen.distributions.switching_path import Dynamics
 
 
 def switching_start(y: Tensor, inside: Tensor, num_regimes: int, num_states: int) -> tuple[dict[str, Tensor], Tensor]:

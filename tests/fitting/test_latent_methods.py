@@ -9,13 +9,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import VAE, GaussianMixture, SemiSupervisedVAE
-from pplgen.models._distributions.missing import MarginalIndependent
 
 import pplgen
 from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.latents import active_units
 from pplgen.checks.registry import Verdict
 from pplgen.cli.main import main
+from pplgen.distributions.missing import MarginalIndependent
 from pplgen.errors import InputError
 from pplgen.posterior import imputation, latent_variables
 from pplgen.posterior import row_likelihood as likelihood

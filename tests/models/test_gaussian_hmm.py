@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from pplgen.models import GaussianHMM, LinearGaussianSSM
-from pplgen.models._distributions.inverse_wishart import InverseWishart, inverse_chi
 from pplgen.models._starts import hmm_start
 from pyro import poutine
 from torch.distributions import Categorical, MultivariateNormal, Normal, Poisson, Wishart, biject_to
 
 import pplgen
+from pplgen.distributions.inverse_wishart import InverseWishart, inverse_chi
 from pplgen.errors import DataWarning, InputError
 from pplgen.exact.hmm import forward_backward
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from pplgen.models import LinearGaussianSSM
-from pplgen.models._distributions.linear_gaussian import LinearGaussianSeries
 from pyro import poutine
 from torch.distributions import MultivariateNormal
 
 import pplgen
+from pplgen.distributions.linear_gaussian import LinearGaussianSeries
 from pplgen.errors import InputError
 from pplgen.exact.kalman import kalman_filter
 from pplgen.story.dynamics import LinearGaussian

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from pplgen.models import MarkovSwitchingAR
-from pplgen.models._distributions.switching_autoregression import SwitchingAutoregression, stationary
 from pyro import poutine
 from torch.distributions import Normal, biject_to
 
 import pplgen
+from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression, stationary
 from pplgen.errors import DataWarning, InputError
 from pplgen.exact.hmm import forward_backward
 
@@ -88,7 +88,7 @@ def test_density_is_the_state_space_s_normaliser(name):
 
 def test_a_density_whose_paths_underflow_is_not_finite():
     """Each step excludes one regime by a million nats and more: no path is left in products of matrices."""
-    series = SwitchingAutoregression(
+    series = MarkovSwitchingAutoregression(
         torch.tensor([[0.7, 0.3], [0.4, 0.6]]).double(),
         torch.tensor([5.0, -5.0]).double(),
         torch.tensor([1e-3, 1e-3]).double(),
@@ -223,9 +223,9 @@ def test_many_lags_and_steps():
     numbers = ([[0.95, 0.05], [0.1, 0.9]], [-1.0, 1.0], [1.0, 0.5], [[0.3, -0.1, 0.1, 0.05]] * 2)
     P, mu, sigma, phi = (torch.tensor(value, dtype=torch.float64) for value in numbers)
     y = torch.randn(1, 10_000, 1).double()
-    whole = SwitchingAutoregression(P, mu, sigma, phi, 10_000, 4).expand([1])
+    whole = MarkovSwitchingAutoregression(P, mu, sigma, phi, 10_000, 4).expand([1])
     assert whole.log_prob(y).isfinite().all()
-    part = SwitchingAutoregression(P, mu, sigma, phi, 1_000, 4).expand([1])
+    part = MarkovSwitchingAutoregression(P, mu, sigma, phi, 1_000, 4).expand([1])
     expected = forward_backward(part.log_emission(y[:, :1000]), part.chain()).log_normaliser
     torch.testing.assert_close(part.log_prob(y[:, :1000]), expected, rtol=0, atol=1e-9)
 

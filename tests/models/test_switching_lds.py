@@ -9,12 +9,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import SwitchingLDS
-from pplgen.models._distributions.switching import Dynamics, SwitchingPath
-from pplgen.models._distributions.switching_emission import Emission
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 
 import pplgen
+from pplgen.distributions.switching_observations import Emission
+from pplgen.distributions.switching_path import Dynamics, SwitchingLinearGaussianPath
 from pplgen.errors import InputError
 from pplgen.exact.enumeration import enumerate_regimes
 from pplgen.exact.hmm import forward_backward
@@ -179,7 +179,7 @@ def test_learns_from_scratch():
     source = SwitchingLDS(2, 2, 6, known=truth)
     with seeded(0), torch.no_grad():
         theta = source.theta.guide_mean()
-        path = SwitchingPath(Dynamics.from_theta(theta), torch.ones(2, 300, dtype=torch.bool))
+        path = SwitchingLinearGaussianPath(Dynamics.from_theta(theta), torch.ones(2, 300, dtype=torch.bool))
         x, s = path.sample_with_regimes()
         y = Emission.from_theta(theta).observations(path, x).sample()
     fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, steps=300, progress=False)

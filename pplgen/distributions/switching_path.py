@@ -4,7 +4,7 @@ Given a path x the regimes are a hidden Markov chain whose emissions are the ste
 
     p(x) = p(x_1) sum_s p(s_1) prod_t p(s_t | s_{t-1}, x_{t-1}) Normal(x_t; A[s_t] x_{t-1} + b[s_t], Q[s_t])
 
-so the sum is a ``log_normaliser`` of ``_distributions/chain.py``.
+so the sum is a ``log_normaliser`` of ``pplgen/distributions/hidden_markov.py``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.chain import log_normaliser
 from torch import Tensor
 from torch.distributions import constraints
+
+from pplgen.distributions.hidden_markov import log_normaliser
 
 
 class Dynamics(NamedTuple):
@@ -72,7 +73,7 @@ class Dynamics(NamedTuple):
         return -0.5 * noise.square().sum(-1) - log_volume - 0.5 * D * math.log(2 * math.pi)
 
 
-class SwitchingPath(dist.TorchDistribution):
+class SwitchingLinearGaussianPath(dist.TorchDistribution):
     """Distribution of paths of the state.
 
     Parameters
@@ -93,9 +94,9 @@ class SwitchingPath(dist.TorchDistribution):
         event = torch.Size([inside.shape[-1], dynamics.m0.shape[-1]])
         super().__init__(inside.shape[:-1], event, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> SwitchingPath:
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> SwitchingLinearGaussianPath:
         """Expand to more batch axes."""
-        return SwitchingPath(self.dynamics, self.inside.expand(*batch_shape, -1))
+        return SwitchingLinearGaussianPath(self.dynamics, self.inside.expand(*batch_shape, -1))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats, shape ``(...)``."""

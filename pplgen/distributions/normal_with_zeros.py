@@ -105,27 +105,3 @@ class NormalWithZeros(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of the free entries in nats."""
         return (self.entries.log_prob(value) * self.free.to(self.entries.loc)).sum((-2, -1))
-
-
-def initial_loadings(steps: Tensor, num_states: int) -> Tensor:
-    """Return jittered principal loadings, rotated to be lower trapezoidal.
-
-    Parameters
-    ----------
-    steps
-        Standardised observations, NaN where missing, shape ``(num_steps, num_features)``.
-    num_states
-        Number of columns, D.
-
-    Returns
-    -------
-    Tensor
-        Half the loadings of states of unit variance, shape ``(num_features, D)``.
-    """
-    filled = steps.nan_to_num()
-    _, variances, directions = torch.linalg.svd(filled.mT @ filled / len(filled))
-    loadings = filled.new_zeros(filled.shape[1], num_states)
-    rank = min(loadings.shape)
-    loadings[:, :rank] = directions[:rank].mT * variances[:rank].sqrt()
-    loadings += 0.3 * torch.randn_like(loadings)
-    return torch.linalg.qr(loadings.mT, mode="complete").R.mT / 2

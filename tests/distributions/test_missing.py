@@ -5,9 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import GaussianMixture
-from pplgen.models._distributions.missing import MarginalIndependent, MarginalNormal
 
 import pplgen
+from pplgen.distributions.missing import MarginalIndependent, MarginalNormal
 from pplgen.exact.em import GaussianMixtureParameters, em
 from pplgen.exact.em_missing import e_step_missing, em_missing
 

@@ -3,7 +3,8 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from pplgen.models._distributions.normal_mixture import NormalMixture
+
+from pplgen.distributions.normal_mixture import NormalMixture
 
 
 def both(num_components=7, num_features=5, apart=3.0):

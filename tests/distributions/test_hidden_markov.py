@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from pplgen.models._distributions.chain import HiddenMarkovSeries, log_normaliser, log_product, marginals, sample_chain
-from pplgen.models._distributions.missing import MarginalIndependent
 from pyro.distributions import Normal
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pplgen.distributions.hidden_markov import HiddenMarkovSeries, log_normaliser, log_product, marginals, sample_chain
+from pplgen.distributions.missing import MarginalIndependent
 from pplgen.exact.hmm import forward_backward
 from pplgen.story.dynamics import MarkovChain
 

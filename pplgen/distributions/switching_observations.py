@@ -4,7 +4,7 @@ If C, d and r depend on the regime, the density of a series given a path is::
 
     p(y | x) = p(x, y) / p(x)
 
-a ratio of two normalisers (``_distributions/chain.py``).
+a ratio of two normalisers (``pplgen/distributions/hidden_markov.py``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.chain import log_normaliser
-from pplgen.models._distributions.missing import MarginalIndependent
-from pplgen.models._distributions.switching import SwitchingPath
 from torch import Tensor
+
+from pplgen.distributions.hidden_markov import log_normaliser
+from pplgen.distributions.missing import MarginalIndependent
+from pplgen.distributions.switching_path import SwitchingLinearGaussianPath
 
 
 class Emission(NamedTuple):
@@ -42,7 +43,7 @@ class Emission(NamedTuple):
         mean = (x @ self.C.reshape(K * E, D).mT).unflatten(-1, (K, E)) + self.d
         return MarginalIndependent(dist.Normal(mean, self.r))
 
-    def observations(self, path: SwitchingPath, x: Tensor) -> Any:
+    def observations(self, path: SwitchingLinearGaussianPath, x: Tensor) -> Any:
         """Return the distribution of series given paths x."""
         if len(self.C) > 1:
             return SwitchingObservations(path, x, self)
@@ -65,7 +66,7 @@ class SwitchingObservations(dist.TorchDistribution):
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
 
-    def __init__(self, path: SwitchingPath, x: Tensor, emission: Emission) -> None:
+    def __init__(self, path: SwitchingLinearGaussianPath, x: Tensor, emission: Emission) -> None:
         self.path, self.x, self.emission = path, x, emission
         super().__init__(x.shape[:-2], torch.Size([x.shape[-2], emission.d.shape[-1]]), validate_args=False)
 

@@ -1,6 +1,6 @@
 """Linear Gaussian state space model of series, with states and missing entries integrated out exactly.
 
-The gradient is reverse accumulation in closed form (``_distributions/kalman.py``): given the derivatives of
+The gradient is reverse accumulation in closed form (``pplgen/distributions/kalman.py``): given the derivatives of
 ``log p(y)`` in each step's predicted mean and covariance, it remains to differentiate one filter step, at all times at
 once. Pyro's ``GaussianHMM`` has the same density for noise of full rank and complete series, but works with precisions,
 which in float32 lose nats if the state noise is small.
@@ -14,9 +14,9 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.kalman import adjoints, one_step, predict, transposed
 from torch import Tensor
 
+from pplgen.distributions.kalman import adjoints, one_step, predict, transposed
 from pplgen.story.dynamics import LinearGaussian
 
 

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.chain import LOG_ZERO, log_normaliser, log_product, sample_chain
 from torch import Tensor
 
+from pplgen.distributions.hidden_markov import LOG_ZERO, log_normaliser, log_product, sample_chain
 from pplgen.story.dynamics import MarkovChain
 
 
-class SwitchingAutoregression(dist.TorchDistribution):
+class MarkovSwitchingAutoregression(dist.TorchDistribution):
     """Distribution of univariate series given their first p steps; shorter series are padded by NaN.
 
     Parameters
@@ -48,9 +48,9 @@ class SwitchingAutoregression(dist.TorchDistribution):
         self.K, self.order = phi.shape
         super().__init__(torch.Size(), torch.Size([num_steps, 1]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> SwitchingAutoregression:
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> MarkovSwitchingAutoregression:
         """Expand to more batch axes."""
-        new = SwitchingAutoregression(self.P, self.mu, self.sigma, self.phi, self.num_steps, self.memory)
+        new = MarkovSwitchingAutoregression(self.P, self.mu, self.sigma, self.phi, self.num_steps, self.memory)
         new._batch_shape = torch.Size(batch_shape)
         return new
 
