@@ -11,6 +11,7 @@ with steps in units of posterior standard deviations for any number of series.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,13 +27,25 @@ from torch.distributions import biject_to, constraints
 from pplgen.story.base import InputError
 
 
+def fix_known(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate the model of a story that has ``theta``: parameters with known values are constants without a density."""
+
+    @functools.wraps(model)
+    def fixed(self: Any, *arguments: Any, **options: Any) -> Any:
+        known = self.theta.known_values if hasattr(self, "theta") else {}  # there is none yet while it is constructed
+        with poutine.block(hide=list(known)), poutine.condition(data=known):
+            return model(self, *arguments, **options)
+
+    return fixed
+
+
 class Parameters(PyroModule):
     """Named parameters, each with a prior or a known value.
 
     Parameters
     ----------
     priors
-        Distribution of each parameter, without batch axes; ``draw`` accepts others with the same shape and support.
+        Distribution of each parameter, without batch axes; later priors may be others of the same shape and support.
     known
         Known values of some parameters, as numbers or nested lists; a number stands for all entries.
     correlated
