@@ -28,7 +28,7 @@ from pplgen.story.base import InputError
 
 
 def fix_known(model: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate the model of a story that has ``theta``: parameters with known values are constants without a density."""
+    """Decorate the model of a story with ``theta``: parameters with known values are constants without a density."""
 
     @functools.wraps(model)
     def fixed(self: Any, *arguments: Any, **options: Any) -> Any:
