@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.gaussians import GaussianComponents
+from pplgen.models._guides.gaussian_components import GaussianComponents
 from pyro.nn import pyro_method
 from torch import Tensor
 
+from pplgen.distributions import normal_rows
 from pplgen.story.base import InputError
+from pplgen.story.shared_sites import shared_values
 
 
 class ComponentRows:
     """Mixin for rows of D columns from K components, missing entries integrated out."""
 
     accepts_missing = True
+    model: Callable[..., Any]
     K: int
     D: int
 
-    def _draw(self) -> tuple[Tensor, Any]:
-        """Draw the global parameters: weights and the components' parameters."""
+    def _rows(self, theta: dict[str, Tensor], z: Tensor) -> Any:
+        """Return the distribution of rows given parameters, by site, and components z."""
         raise NotImplementedError
 
-    def _rows(self, drawn: Any, z: Tensor) -> Any:
-        """Return the distribution of rows given components z."""
-        raise NotImplementedError
-
-    def _assign(self, weights: Tensor, drawn: Any, x: Tensor) -> Tensor:
-        """Draw the component of each row, shape ``(num_rows,)``."""
+    def _assign(self, theta: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Draw the component of each row given parameters, by site, shape ``(num_rows,)``."""
         index = torch.arange(self.K, device=x.device)[:, None]
-        joint = weights.log()[:, None] + self._rows(drawn, index).log_prob(x)
+        joint = theta["weights"].log()[:, None] + self._rows(theta, index).log_prob(x)
         with pyro.plate("data", len(x)):
             z: Tensor = pyro.sample("z", dist.Categorical(logits=joint.T))
         return z
@@ -40,8 +40,8 @@ class ComponentRows:
     @pyro_method
     def complete(self, x: Tensor) -> Tensor:
         """Draw the missing entries of rows given the observed ones, after each row's component."""
-        weights, drawn = self._draw()
-        completed: Tensor = self._rows(drawn, self._assign(weights, drawn, x)).complete(x)
+        theta = shared_values(self.model)
+        completed: Tensor = self._rows(theta, self._assign(theta, x)).complete(x)
         return completed
 
     def check_data(self, x: Tensor) -> None:
@@ -66,9 +66,14 @@ class GaussianRows(ComponentRows):
     """Mixin for rows from Gaussian components."""
 
     components: GaussianComponents
+    missing = False
+    """Whether entries of the rows may be missing."""
 
-    def _rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
-        return self.components.rows(drawn, z)
+    def _rows(self, theta: dict[str, Tensor], z: Tensor) -> Any:
+        """Return the normal distribution of rows given parameters, by site, and components z."""
+        correlated = self.components.correlated
+        scale = theta["scale_tril"].expand(self.K, -1, -1) if correlated else theta["sigma"].reshape(self.K, -1)
+        return normal_rows(theta["mu"][z], scale[z], correlated=correlated, missing=self.missing)
 
     @property
     def constants(self) -> dict[str, Tensor]:
@@ -77,4 +82,4 @@ class GaussianRows(ComponentRows):
 
     def observe_missing(self, x: Tensor) -> None:
         """Integrate out missing entries from now on, if there are any."""
-        self.components.missing |= bool(x.isnan().any())
+        self.missing |= bool(x.isnan().any())

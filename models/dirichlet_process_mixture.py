@@ -26,14 +26,16 @@ import math
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.covariances import gaussian_components
+from pplgen.models._guides.covariances import gaussian_components
 from pplgen.models._rows import GaussianRows
 from pplgen.models._starts.kmeans_plus_plus import kmeans_plus_plus
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pplgen.distributions import fraley_raftery, normal_rows
 from pplgen.story.base import Story, check_count, check_positive, pyro_method
+from pplgen.story.shared_sites import shared_values
 
 SHARING = 10
 """Number of components that share the volume of the rows in the base measure, whatever the truncation."""
@@ -94,27 +96,30 @@ class DirichletProcessMixture(GaussianRows, Story):
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        weights, components = self._draw()
+        m, s, kappa, K = self.components.m, self.components.unit, self.config["mean_precision"], self.K
+        one = m.new_ones(())
+        alpha = pyro.sample("alpha", dist.Gamma(one, one / self.config["concentration"]))
+        v = pyro.sample("sticks", dist.Beta(one, alpha).expand([K - 1]).to_event(1))
+        weights = pyro.deterministic("weights", stick_breaking(v), event_dim=1)
+        prior, correlated = fraley_raftery(self.config["covariance"], s, K), self.components.correlated
+        if correlated:  # full, tied
+            L = pyro.sample("scale_tril", prior)
+            pyro.deterministic("Sigma", L @ L.mT, event_dim=L.ndim)
+            scale = L.expand(K, -1, -1)
+        else:  # diag, spherical
+            scale = pyro.sample("sigma", prior).reshape(K, -1)
+        mu = pyro.sample("mu", normal_rows(m, scale / kappa**0.5, correlated=correlated).to_event(1))
         with pyro.plate("data", num_rows if x is None else len(x)):
             z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return pyro.sample("x", self.components.rows(components, z), obs=x)
-
-    def _draw(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Draw the global parameters."""
-        one = self.components.m.new_ones(())
-        alpha = pyro.sample("alpha", dist.Gamma(one, one / self.config["concentration"]))
-        v = pyro.sample("sticks", dist.Beta(one, alpha).expand([self.K - 1]).to_event(1))
-        log_rest = torch.cumsum(torch.log1p(-v), -1)
-        log_weights = torch.cat([v.log(), log_rest.new_zeros(1)]) + torch.cat([log_rest.new_zeros(1), log_rest])
-        weights = pyro.deterministic("weights", log_weights.softmax(-1), event_dim=1)
-        return weights, self.components.draw()
+            rows = normal_rows(mu[z], scale[z], correlated=correlated, missing=self.missing)
+            return pyro.sample("x", rows, obs=x)
 
     @pyro_method
     def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
-        """Draw alpha, sticks, locations and covariances; no site depends on the rows."""
+        """Draw alpha, sticks, covariances and locations; no site depends on the rows."""
         pyro.sample("alpha", dist.Gamma(self.q_alpha[0], self.q_alpha[1]))
         pyro.sample("sticks", dist.Beta(self.q_sticks[0], self.q_sticks[1]).to_event(1))
-        self.components.draw_guide()
+        self.components.sample()
 
     def check_labels(self, labels: Tensor) -> None:
         """Raise ``InputError``: components are ordered by size, so labels have no meaning."""
@@ -123,8 +128,7 @@ class DirichletProcessMixture(GaussianRows, Story):
     @pyro_method
     def generated(self, x: Tensor) -> dict[str, Tensor]:
         """Return the number of components with at least one row, given a draw of each row's component."""
-        weights, components = self._draw()
-        z = self._assign(weights, components, x)
+        z = self._assign(shared_values(self.model), x)
         index = torch.arange(self.K, device=x.device)
         return {"num_occupied": (z == index[:, None]).any(1).sum()}
 
@@ -151,3 +155,9 @@ class DirichletProcessMixture(GaussianRows, Story):
         sizes = sizes[sizes > 0]
         restaurant = len(sizes) * math.log(self.config["concentration"]) + sizes.lgamma().sum()
         return float(self.components.evidence(x, clusters) + restaurant)
+
+
+def stick_breaking(v: Tensor) -> Tensor:
+    """Return K weights ``v_k (1 - v_1) ... (1 - v_(k-1))`` given the first K - 1 fractions v; ``v_K`` is 1."""
+    log_rest = torch.nn.functional.pad(torch.cumsum(torch.log1p(-v), -1), (1, 0))
+    return (torch.nn.functional.pad(v.log(), (0, 1)) + log_rest).softmax(-1)

@@ -8,11 +8,17 @@ The story, for rows x_i of D features and K components::
     z_i | pi       ~ Categorical(pi)
     x_i | z_i = k  ~ Normal(mu_k, Sigma_k)
 
-With alpha = 1 and kappa = .01 this is the weak conjugate prior of Fraley and Raftery (2007), for narrower components:
-its density falls to zero faster than any likelihood can rise as a component collapses. The priors of the covariances
-are in ``_distributions/gaussians.py``. Defaults: m is the column mean, s is .15 of the column standard deviation, set
-by ``initialise`` (from a sample of streamed rows; 0 and 1 before). A smaller s resolves narrower components in many
-columns; a larger one, up to 1 standard deviation, empties fewer components where rows are few.
+The priors of the covariances are Fraley and Raftery's (2007), ``pplgen.distributions.fraley_raftery``, for narrower
+components; their density falls to zero faster than any likelihood can rise as a component collapses::
+
+    full, tied    Sigma     ~ InverseWishart(D + 2, diag(s^2) / K^(2/D))    one for each component, or one for all
+    diag          sigma_d^2 ~ s_d^2 / K^(2/D) / ChiSquared(3)
+    spherical     sigma^2   ~ mean(s^2) / K^(2/D) / ChiSquared(D + 2)
+
+The sites are Cholesky factors of Sigma, or standard deviations sigma. Defaults: m is the column mean, s is .15 of the
+column standard deviation, set by ``initialise`` (from a sample of streamed rows; 0 and 1 before). A smaller s resolves
+narrower components in many columns; a larger one, up to 1 standard deviation, empties fewer components where rows are
+few.
 
 The guide is the conjugate family, each factor with separate parameters: q(pi) is Dirichlet. The index z is summed out
 exactly by ``TraceEnum_ELBO``, and missing entries are integrated out exactly.
@@ -30,7 +36,7 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.covariances import gaussian_components
+from pplgen.models._guides.covariances import gaussian_components
 from pplgen.models._guides.mixture_weights import weights_guide
 from pplgen.models._rows import GaussianRows
 from pplgen.models._starts.mixture_start import soft_clusters
@@ -38,6 +44,7 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from pplgen.distributions import fraley_raftery, normal_rows
 from pplgen.story.base import Story, check_count, check_per_feature, check_positive, pyro_method
 
 
@@ -102,21 +109,26 @@ class GaussianMixture(GaussianRows, Story):
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        weights, components = self._draw()
+        m, s, kappa, K = self.components.m, self.components.unit, self.config["mean_precision"], self.K
+        weights = pyro.sample("weights", dist.Dirichlet(m.new_full((K,), self.config["concentration"])))
+        prior, correlated = fraley_raftery(self.config["covariance"], s, K), self.components.correlated
+        if correlated:  # full, tied
+            L = pyro.sample("scale_tril", prior)
+            pyro.deterministic("Sigma", L @ L.mT, event_dim=L.ndim)
+            scale = L.expand(K, -1, -1)
+        else:  # diag, spherical
+            scale = pyro.sample("sigma", prior).reshape(K, -1)
+        mu = pyro.sample("mu", normal_rows(m, scale / kappa**0.5, correlated=correlated).to_event(1))
         with pyro.plate("data", num_rows if x is None else len(x)):
             z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return pyro.sample("x", self.components.rows(components, z), obs=x)
-
-    def _draw(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Draw the global parameters."""
-        alpha = self.components.m.new_full((self.K,), self.config["concentration"])
-        return pyro.sample("weights", dist.Dirichlet(alpha)), self.components.draw()
+            rows = normal_rows(mu[z], scale[z], correlated=correlated, missing=self.missing)
+            return pyro.sample("x", rows, obs=x)
 
     @pyro_method
     def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
-        """Draw weights, locations and covariances; no site depends on the rows."""
+        """Draw weights, covariances and locations; no site depends on the rows."""
         pyro.sample("weights", weights_guide(self.q_weights))
-        self.components.draw_guide()
+        self.components.sample()
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:

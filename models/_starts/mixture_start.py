@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from itertools import combinations
 
 import torch
-from pplgen.models._distributions.gaussians import TINY, GaussianComponents
+from pplgen.models._guides.gaussian_components import TINY, GaussianComponents
 from pplgen.models._starts.kmeans_plus_plus import kmeans_plus_plus
 from torch import Tensor
+
+from pplgen.distributions import normal_rows
 
 SAMPLE = 10_000
 """Rows above which starts are compared on a sample of this size."""
@@ -55,14 +57,12 @@ def soft_clusters(
     """
     weights = x.new_ones(len(x)) if weights is None else weights
     labels = torch.full((len(x),), -1, device=x.device) if labels is None else labels
-    missing, components.missing = components.missing, False  # the rows are filled
     if len(x) > SAMPLE:
         clusters = _best_of_sample(components, x, scaled, labels, weights)
     else:
         clusters = kmeans_plus_plus(scaled, components.K, labels, weights)
         if (labels < 0).all():
             clusters = _split_and_merge(components, concentration, clusters, x, scaled, weights)
-    components.missing = missing
     return clusters
 
 
@@ -110,7 +110,9 @@ def _assign(
 ) -> tuple[Tensor, float]:
     """Return responsibilities at the guide's mean given row counts n, and the weighted log density per row."""
     index = torch.arange(components.K, device=x.device)[:, None]
-    joint = (n / n.sum()).log()[:, None] + components.rows(components.guide_mean(), index).log_prob(x)
+    mu, scale = components.mean()
+    rows = normal_rows(mu[index], scale[index], correlated=components.correlated)
+    joint = (n / n.sum()).log()[:, None] + rows.log_prob(x)
     joint = joint.masked_fill((labels >= 0) & (labels != index), -math.inf)
     total = joint.logsumexp(0)
     return (joint - total).exp().T * weights[:, None], (weights @ total / weights.sum()).item()

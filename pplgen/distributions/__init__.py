@@ -5,10 +5,13 @@ May import: story (the parameters in `story/dynamics.py`). Start reading at `mis
 
 from __future__ import annotations
 
+from pplgen.distributions.cholesky_factors import BartlettCholesky, InverseWishartCholesky
+from pplgen.distributions.fraley_raftery import fraley_raftery
 from pplgen.distributions.hidden_markov import HiddenMarkovSeries
-from pplgen.distributions.inverse_wishart import InverseWishart, inverse_chi
+from pplgen.distributions.inverse_chi import InverseRootGamma, inverse_chi
+from pplgen.distributions.inverse_wishart import InverseWishart
 from pplgen.distributions.linear_gaussian import LinearGaussianSeries
-from pplgen.distributions.missing import Blockwise, MarginalIndependent, MarginalNormal
+from pplgen.distributions.missing import Blockwise, MarginalIndependent, MarginalNormal, normal_rows
 from pplgen.distributions.normal_mixture import NormalMixture
 from pplgen.distributions.normal_with_zeros import NormalWithZeros
 from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
@@ -16,9 +19,12 @@ from pplgen.distributions.switching_observations import SwitchingObservations
 from pplgen.distributions.switching_path import SwitchingLinearGaussianPath
 
 __all__ = [
+    "BartlettCholesky",
     "Blockwise",
     "HiddenMarkovSeries",
+    "InverseRootGamma",
     "InverseWishart",
+    "InverseWishartCholesky",
     "LinearGaussianSeries",
     "MarginalIndependent",
     "MarginalNormal",
@@ -27,5 +33,7 @@ __all__ = [
     "NormalWithZeros",
     "SwitchingLinearGaussianPath",
     "SwitchingObservations",
+    "fraley_raftery",
     "inverse_chi",
+    "normal_rows",
 ]

@@ -1,22 +1,14 @@
-"""Inverse chi and inverse Wishart priors, which keep scales and covariances away from zero."""
+"""Inverse Wishart distributions of covariances, which keep them away from singular ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transforms
-
-
-def inverse_chi(scale: Tensor, df: float) -> Any:
-    """Return the distribution of ``sigma`` where ``sigma^2 ~ scale^2 / ChiSquared(df)``, shape of ``scale``."""
-    half = torch.full_like(scale, df / 2)
-    precision = dist.Gamma(half, scale.square() / 2)
-    return dist.TransformedDistribution(precision, [transforms.PowerTransform(scale.new_tensor(-0.5))])
 
 
 class _Covariance(type(constraints.positive_definite)):  # type: ignore[misc]
@@ -78,17 +70,24 @@ class FromLogCholesky(transforms.Transform):
         return isinstance(other, FromLogCholesky)
 
     def _call(self, x: Tensor) -> Tensor:
+        factor = self._factor(x)
+        return factor @ factor.mT
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._vector(torch.linalg.cholesky(y))
+
+    def _factor(self, x: Tensor) -> Tensor:
+        """Return the Cholesky factor of a vector."""
         D = _width(x.shape[-1])
         i, j = torch.tril_indices(D, D, device=x.device)
         place = torch.zeros(D, D, dtype=torch.long, device=x.device)
         place[i, j] = torch.arange(len(i), device=x.device)
         entries = x[..., place.reshape(-1)].unflatten(-1, (D, D))
-        factor = entries.tril(-1) + torch.diag_embed(entries.diagonal(dim1=-2, dim2=-1).exp())
-        return factor @ factor.mT
+        return entries.tril(-1) + torch.diag_embed(entries.diagonal(dim1=-2, dim2=-1).exp())
 
-    def _inverse(self, y: Tensor) -> Tensor:
-        i, j = torch.tril_indices(y.shape[-1], y.shape[-1], device=y.device)
-        factor = torch.linalg.cholesky(y)
+    def _vector(self, factor: Tensor) -> Tensor:
+        """Return the vector of a Cholesky factor."""
+        i, j = torch.tril_indices(factor.shape[-1], factor.shape[-1], device=factor.device)
         return (factor.tril(-1) + torch.diag_embed(factor.diagonal(dim1=-2, dim2=-1).log()))[..., i, j]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

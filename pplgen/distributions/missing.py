@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -81,6 +82,27 @@ class MarginalIndependent(dist.TorchDistribution):
     def complete(self, value: Tensor) -> Tensor:
         """Draw the missing entries given the observed ones."""
         return torch.where(value.isnan(), self.columns.sample(), value)
+
+
+def normal_rows(loc: Tensor, scale: Tensor, *, correlated: bool, missing: bool = False) -> Any:
+    """Return the normal distribution of rows of D columns.
+
+    Parameters
+    ----------
+    loc
+        Means, shape ``(..., D)``.
+    scale
+        If ``correlated``, Cholesky factors of covariances, shape ``(..., D, D)``; else standard deviations, which
+        broadcast to ``(..., D)``.
+    correlated
+        Whether columns are correlated.
+    missing
+        Whether entries may be NaN, to be integrated out; complete rows are faster.
+    """
+    if correlated:
+        return (MarginalNormal if missing else dist.MultivariateNormal)(loc, scale_tril=scale)
+    columns = dist.Normal(loc, scale)
+    return MarginalIndependent(columns) if missing else columns.to_event(1)
 
 
 class Blockwise(dist.TorchDistribution):

@@ -19,7 +19,7 @@ class _RowsReached(Exception):
     """The first site of rows is reached."""
 
 
-class _StopAtRows(Messenger):  # type: ignore[misc]
+class _StopAtRows(Messenger):
     """End a model before its first site inside the plate ``data``."""
 
     def _pyro_sample(self, msg: Any) -> None:

@@ -121,7 +121,7 @@ def test_entries_that_are_missing_outside_the_sample_are_noticed(tmp_path):
     stream = pplgen.stream_data(tmp_path / "rows.npy")
     seed = next(seed for seed in range(9) if not stream.survey(1000, seed=seed).sample.isnan().any())
     fit = pplgen.fit(GaussianMixture(2, 2), stream, seed=seed, batch_size=300, steps=120, progress=False)
-    assert fit.story.components.missing
+    assert fit.story.missing
 
 
 def test_a_wrong_entry_anywhere_is_found(tmp_path):

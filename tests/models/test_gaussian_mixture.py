@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pplgen.models import GaussianMixture
-from pyro import poutine
 from scipy.optimize import linear_sum_assignment
-from torch.distributions import Wishart
 
 import pplgen
 from pplgen.errors import InputError
@@ -28,28 +26,6 @@ def ten_seeds():
 
 def posterior_mean(tree, name):
     return torch.tensor(tree["posterior"][name].mean(("chain", "draw")).values, dtype=torch.float64)
-
-
-def test_bartlett_factors_have_the_inverse_wishart_density():
-    """Density of the model's coordinates, times the Jacobian to the precision, is torch's Wishart density."""
-    D = 3
-    story = GaussianMixture(1, D, prior_scale=[0.5, 1.0, 3.0]).double()
-    trace = poutine.trace(story.model).get_trace(None, num_rows=1)
-    diagonal, lower = (trace.nodes[name]["value"][0] for name in ("bartlett_diagonal", "bartlett_lower"))
-    i, j = torch.tril_indices(D, D)
-
-    def precision(coordinates):
-        L = story.components.scale_tril(coordinates[:D], coordinates[D:])
-        return torch.cholesky_inverse(L)[i, j]
-
-    coordinates = torch.cat([diagonal, lower])
-    jacobian = torch.autograd.functional.jacobian(precision, coordinates)
-    trace.compute_log_prob()
-    ours = sum(trace.nodes[name]["log_prob"].sum() for name in ("bartlett_diagonal", "bartlett_lower"))
-    Lambda = torch.cholesky_inverse(story.components.scale_tril(diagonal, lower))
-    Psi = story.components.prior_tril @ story.components.prior_tril.mT
-    theirs = Wishart(torch.tensor(float(D + 2), dtype=torch.float64), torch.linalg.inv(Psi)).log_prob(Lambda)
-    assert ours.item() == pytest.approx((theirs + jacobian.slogdet().logabsdet).item(), abs=1e-9)
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])

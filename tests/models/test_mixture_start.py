@@ -38,7 +38,7 @@ def test_one_start_is_as_good_as_the_truth(truth, rows, seed):
     story = GaussianMixture(K, D)
     with seeded(seed):
         story.initialise(rows)
-    mu, L = story.components.guide_mean()
+    mu, L = story.components.mean()
     started = GaussianMixtureParameters(story.q_weights / story.q_weights.sum(), mu, L @ L.mT)
     ours = e_step(rows.double(), GaussianMixtureParameters(*(part.detach().double() for part in started)))[1] / N
     # the prior and EM's last gain, .001, may cost a little
@@ -90,7 +90,7 @@ def test_many_rows_with_gaps_start_and_fit(rows):
     x = rows.clone()
     x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = torch.nan
     fit = pplgen.fit(GaussianMixture(K, D), x, batch_size=500, steps=120, progress=False)
-    assert fit.story.components.missing
+    assert fit.story.missing
     assert torch.isfinite(torch.tensor(fit.elbo))
 
 

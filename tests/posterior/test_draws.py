@@ -40,7 +40,7 @@ def test_mixture_rows_equal_the_exact_e_step(faithful_fit, faithful):
         scores = row_densities(pair, draws, 3, (x,))
         for index in range(3):
             latent = {name: value[index] for name, value in draws.items()}
-            L = pair.story.components.scale_tril(latent["bartlett_diagonal"], latent["bartlett_lower"])
+            L = latent["scale_tril"]
             exact = GaussianMixtureParameters(latent["weights"].double(), latent["mu"].double(), (L @ L.mT).double())
             responsibilities, log_likelihood = e_step(faithful.values, exact)
             # float32 against float64: relative 1e-5 of terms up to 20 nats
@@ -66,14 +66,15 @@ def test_joint_density_sums_discrete_latents_out(faithful_fit, faithful_tree):
     """lp is the rows' densities plus the prior's; the tree holds both, the prior comes from torch."""
     posterior = {n: torch.tensor(v.values[0]) for n, v in faithful_tree["posterior"].data_vars.items()}
     story = faithful_fit.story
-    diagonal, lower = posterior["bartlett_diagonal"], posterior["bartlett_lower"]
-    L = story.components.scale_tril(diagonal, lower)
-    m = story.components.m
+    L, components = posterior["scale_tril"], story.components
+    Sigma, degrees = L @ L.mT, torch.tensor(4.0)
+    # the density of L is that of the precision times the Jacobians to the covariance, |Sigma|^-3, and to the factor
+    volume = 2 * math.log(2) + (torch.tensor([2.0, 1.0]) * L.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
+    wishart = torch.distributions.Wishart(degrees, torch.diag(components.unit**-2).detach(), validate_args=False)
     prior = (
         torch.distributions.Dirichlet(torch.ones(2)).log_prob(posterior["weights"])
-        + torch.distributions.Chi2(torch.tensor([3.0, 4.0])).log_prob(diagonal).sum((-1, -2))
-        + torch.distributions.Normal(0.0, 1.0).log_prob(lower).sum((-1, -2))
-        + torch.distributions.MultivariateNormal(m, scale_tril=L * 10).log_prob(posterior["mu"]).sum(-1)
+        + (wishart.log_prob(torch.linalg.inv(Sigma)) - 3 * Sigma.logdet() + volume).sum(-1)
+        + torch.distributions.MultivariateNormal(components.m, scale_tril=L * 10).log_prob(posterior["mu"]).sum(-1)
     )
     rows = torch.tensor(faithful_tree["log_likelihood"]["x"].values[0]).sum(-1)
     lp = torch.tensor(faithful_tree["sample_stats"]["lp"].values[0])

@@ -42,8 +42,7 @@ def test_stories_name_their_components():
         "weights": (-1,),
         "mu": (-2,),
         "Sigma": (-3,),
-        "bartlett_diagonal": (-2,),
-        "bartlett_lower": (-2,),
+        "scale_tril": (-3,),
     }
     chain = GaussianHMM(2, 1)
     axes = component_axes(Pair.of_story(chain, chain.simulate(1), initialise=False))

@@ -1,9 +1,9 @@
-"""The four kinds of covariance of Gaussian components, by name."""
+"""Guides of Gaussian components by the name of their covariances."""
 
 from __future__ import annotations
 
-from pplgen.models._distributions.correlated import CorrelatedComponents
-from pplgen.models._distributions.gaussians import DiagonalComponents, GaussianComponents
+from pplgen.models._guides.correlated_components import CorrelatedComponents
+from pplgen.models._guides.gaussian_components import DiagonalComponents, GaussianComponents
 
 from pplgen.story.base import check_choice
 

@@ -1,22 +1,13 @@
-r"""Gaussian components: prior, guide and initialisation; and components with diagonal or spherical covariances.
+"""Guides of Gaussian components, in the conjugate family; those with diagonal or spherical covariances.
 
-The conjugate prior of Fraley and Raftery (2007), with degrees of freedom nu and scale Psi::
-
-    full, tied    Sigma ~ InverseWishart(D + 2, diag(s^2) / C^(2/D))           one for each component, or one for all
-    diag          sigma_d^2 ~ psi_d / ChiSquared(3),         psi_d = s_d^2 / C^(2/D)
-    spherical     sigma^2 ~ psi / ChiSquared(D + 2),         psi = mean(s^2) / C^(2/D)
-    mu_k | Sigma  ~ Normal(m, Sigma / kappa)
-
-C components share the volume of the rows; C is K unless the number of components is unknown. The prior's density falls
-to zero faster than any likelihood can rise as a component collapses onto a point, a line or a tie. The guide is the
-conjugate family in the same coordinates, each factor with separate parameters.
+Each factor has separate parameters, in the coordinates of Fraley and Raftery's prior
+(``pplgen.distributions.fraley_raftery``). ``initialise`` sets them to the posterior given soft clusters.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -27,7 +18,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from pplgen.distributions.missing import MarginalIndependent
+from pplgen.distributions import InverseRootGamma
 
 TINY = 1e-30
 """Smallest row count of a component, against division by zero."""
@@ -45,16 +36,16 @@ is the better choice.
 class GaussianComponents(PyroModule):
     """Base class of all covariance structures: m, s, the locations, and the posterior given soft clusters."""
 
-    def __init__(
-        self, num_components: int, num_features: int, mean_precision: float, *, correlated: bool = False
-    ) -> None:
+    correlated: bool
+    """Whether scales are Cholesky factors of covariances, site ``scale_tril``, or standard deviations, ``sigma``."""
+
+    def __init__(self, num_components: int, num_features: int, mean_precision: float) -> None:
         super().__init__()
         self.K, self.D, self.kappa = num_components, num_features, mean_precision
-        self.missing = False
         self.sharing = num_components
         self.register_buffer("m", torch.zeros(num_features))
         self.register_buffer("s", torch.ones(num_features))
-        self.q_location = Offset(self.K, self.D, correlated=correlated, initial_scale=1.0)
+        self.q_location = Offset(self.K, self.D, correlated=self.correlated, initial_scale=1.0)
         self.q_spread = PyroParam(torch.full((self.K, self.D), 0.1), constraints.positive)
 
     def learn_scales(
@@ -78,20 +69,17 @@ class GaussianComponents(PyroModule):
         self.m = self.m if mean is None else self.m.new_tensor(mean)
         self.s = self.s if scale is None else self.s.new_tensor(scale)
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Draw locations and scales from the prior."""
+    @property
+    def unit(self) -> Tensor:
+        """Prior scale of one component, ``s C^(-1/D)``, shape ``(D,)``: C components share the volume of the rows."""
+        return self.s / self.sharing ** (1 / self.D)
+
+    def sample(self) -> None:
+        """Draw scales and locations from the guide."""
         raise NotImplementedError
 
-    def draw_guide(self) -> None:
-        """Draw the same sites from the guide."""
-        raise NotImplementedError
-
-    def guide_mean(self) -> tuple[Tensor, Tensor]:
-        """Return the guide's mean as locations and scales, as ``draw`` does."""
-        raise NotImplementedError
-
-    def rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
-        """Return the distribution of rows given components z."""
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """Return the guide's mean: locations, ``(K, D)``, and Cholesky factors or standard deviations of each."""
         raise NotImplementedError
 
     def initialise(self, x: Tensor, responsibilities: Tensor) -> Tensor:
@@ -130,10 +118,11 @@ class GaussianComponents(PyroModule):
 class DiagonalComponents(GaussianComponents):
     """Components with diagonal covariances: one standard deviation per column, or one for all (spherical).
 
-    The guide: q(b) Gamma(a, a / exp(l)) for b = psi / sigma^2, q(mu | sigma) Normal with standard deviation t sigma.
+    The guide: (psi / sigma)^2 is Gamma(a, a / exp(l)), q(mu | sigma) Normal with standard deviation t sigma.
     """
 
-    auxiliary = frozenset({"relative_precision"})
+    correlated = False
+    auxiliary: frozenset[str] = frozenset()
 
     def __init__(self, num_components: int, num_features: int, mean_precision: float, *, spherical: bool) -> None:
         super().__init__(num_components, num_features, mean_precision)
@@ -142,53 +131,30 @@ class DiagonalComponents(GaussianComponents):
         self.q_shape = PyroParam(torch.full((num_components, width), 2.0), constraints.positive)
         self.q_log_mean = Offset(num_components, width)
         axes = ("component",) if spherical else ("component", "feature")
-        self.dims = {
-            "mu": ("component", "feature"),
-            "sigma": axes,
-            "relative_precision": ("component", "shared" if spherical else "feature"),
-        }
+        self.dims = {"mu": ("component", "feature"), "sigma": axes}
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Draw locations and standard deviations from the prior, shapes ``(K, D)`` and ``(K, D)`` or ``(K, 1)``."""
-        with pyro.plate("components", self.K):
-            df = self.psi.new_tensor(self.df).expand(self.psi.shape)
-            sigma = self._sigma(pyro.sample("relative_precision", dist.Chi2(df).to_event(1)))
-            pyro.deterministic(
-                "sigma", sigma.squeeze(-1) if self.spherical else sigma, event_dim=int(not self.spherical)
-            )
-            return pyro.sample("mu", dist.Normal(self.m, sigma / self.kappa**0.5).to_event(1)), sigma
+    def sample(self) -> None:
+        """Draw standard deviations and locations."""
+        shape = (self.K,) if self.spherical else (self.K, self.D)
+        rate = self.q_shape / self.q_log_mean.value.exp()
+        q_sigma = InverseRootGamma(self.q_shape.reshape(shape), rate.reshape(shape), self.psi.sqrt())
+        sigma = pyro.sample("sigma", q_sigma.to_event()).reshape(self.K, -1)
+        pyro.sample("mu", dist.Normal(self.q_location.value, sigma * self.q_spread).to_event(2))
 
-    def draw_guide(self) -> None:
-        """Draw the same sites from the guide."""
-        with pyro.plate("components", self.K):
-            rate = self.q_shape / self.q_log_mean.value.exp()
-            sigma = self._sigma(pyro.sample("relative_precision", dist.Gamma(self.q_shape, rate).to_event(1)))
-            pyro.sample("mu", dist.Normal(self.q_location.value, sigma * self.q_spread).to_event(1))
-
-    def guide_mean(self) -> tuple[Tensor, Tensor]:
-        """Return the guide's mean as locations and standard deviations."""
-        return self.q_location.value, self._sigma(self.q_log_mean.value.exp())
-
-    def rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
-        """Return the distribution of rows given components z."""
-        mu, sigma = drawn
-        columns = dist.Normal(mu[z], sigma[z])
-        return MarginalIndependent(columns) if self.missing else columns.to_event(1)
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """Return the guide's mean as locations and standard deviations, ``(K, D)`` or ``(K, 1)``."""
+        return self.q_location.value, (self.psi / self.q_log_mean.value.exp()).sqrt()
 
     @property
     def psi(self) -> Tensor:
         """Prior scale of the variances, shape ``(D,)`` or ``(1,)``."""
-        variance = self.s.square().mean().reshape(1) if self.spherical else self.s.square()
-        return variance / self.sharing ** (2 / self.D)
-
-    def _sigma(self, relative_precision: Tensor) -> Tensor:
-        return (self.psi / relative_precision).sqrt()
+        return self.unit.square().mean().reshape(1) if self.spherical else self.unit.square()
 
     def _initialise_scales(self, n: Tensor, scatter: Tensor) -> Tensor:
         n, squares = self._pooled(n, scatter)
         self.q_shape = ((self.df + n) / 2).expand(squares.shape)
         self.q_log_mean.initialise(((self.df + n) * self.psi / (self.psi + squares)).log(), self.q_shape.rsqrt())
-        return self.guide_mean()[1] * self.q_spread
+        return self.mean()[1] * self.q_spread
 
     def _scale_evidence(self, n: Tensor, scatter: Tensor) -> Tensor:
         n, squares = self._pooled(n, scatter)
