@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -12,6 +13,7 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from pplgen.story.base import InputError
+from pplgen.story.shared_sites import shared_values
 
 
 class ComponentRows:
@@ -21,18 +23,16 @@ class ComponentRows:
     K: int
     D: int
 
-    def _draw(self) -> tuple[Tensor, Any]:
-        """Draw the global parameters: weights and the components' parameters."""
+    model: Callable[..., Any]
+
+    def _rows(self, theta: dict[str, Tensor], z: Tensor) -> Any:
+        """Return the distribution of rows given parameters, by site, and components z."""
         raise NotImplementedError
 
-    def _rows(self, drawn: Any, z: Tensor) -> Any:
-        """Return the distribution of rows given components z."""
-        raise NotImplementedError
-
-    def _assign(self, weights: Tensor, drawn: Any, x: Tensor) -> Tensor:
-        """Draw the component of each row, shape ``(num_rows,)``."""
+    def _assign(self, theta: dict[str, Tensor], x: Tensor) -> Tensor:
+        """Draw the component of each row given parameters, by site, shape ``(num_rows,)``."""
         index = torch.arange(self.K, device=x.device)[:, None]
-        joint = weights.log()[:, None] + self._rows(drawn, index).log_prob(x)
+        joint = theta["weights"].log()[:, None] + self._rows(theta, index).log_prob(x)
         with pyro.plate("data", len(x)):
             z: Tensor = pyro.sample("z", dist.Categorical(logits=joint.T))
         return z
@@ -40,8 +40,8 @@ class ComponentRows:
     @pyro_method
     def complete(self, x: Tensor) -> Tensor:
         """Draw the missing entries of rows given the observed ones, after each row's component."""
-        weights, drawn = self._draw()
-        completed: Tensor = self._rows(drawn, self._assign(weights, drawn, x)).complete(x)
+        theta = shared_values(self.model)
+        completed: Tensor = self._rows(theta, self._assign(theta, x)).complete(x)
         return completed
 
     def check_data(self, x: Tensor) -> None:
@@ -67,8 +67,12 @@ class GaussianRows(ComponentRows):
 
     components: GaussianComponents
 
-    def _rows(self, drawn: tuple[Tensor, Tensor], z: Tensor) -> Any:
-        return self.components.rows(drawn, z)
+    def _rows(self, theta: dict[str, Tensor], z: Tensor) -> Any:
+        if "Sigma" in theta:
+            scale = self.components.scale_tril(theta["bartlett_diagonal"], theta["bartlett_lower"])
+        else:
+            scale = theta["sigma"].reshape(self.K, -1)
+        return self.components.rows((theta["mu"], scale), z)
 
     @property
     def constants(self) -> dict[str, Tensor]:

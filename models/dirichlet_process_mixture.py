@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pplgen.story.base import Story, check_count, check_positive, pyro_method
+from pplgen.story.shared_sites import shared_values
 
 SHARING = 10
 """Number of components that share the volume of the rows in the base measure, whatever the truncation."""
@@ -123,8 +124,7 @@ class DirichletProcessMixture(GaussianRows, Story):
     @pyro_method
     def generated(self, x: Tensor) -> dict[str, Tensor]:
         """Return the number of components with at least one row, given a draw of each row's component."""
-        weights, components = self._draw()
-        z = self._assign(weights, components, x)
+        z = self._assign(shared_values(self.model), x)
         index = torch.arange(self.K, device=x.device)
         return {"num_occupied": (z == index[:, None]).any(1).sum()}
 

@@ -35,7 +35,7 @@ from pplgen.models._guides.parameters import Parameters, plain_known
 from pplgen.models._starts.hmm_start import autoregressive_start
 from torch import Tensor
 
-from pplgen.distributions.inverse_wishart import inverse_chi
+from pplgen.distributions import inverse_chi
 from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
 from pplgen.story.base import InputError, check_count, check_per_feature, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov

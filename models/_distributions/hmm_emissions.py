@@ -21,7 +21,7 @@ from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pplgen.distributions.inverse_wishart import InverseWishart, inverse_chi
+from pplgen.distributions import InverseWishart, inverse_chi
 from pplgen.distributions.missing import MarginalIndependent, MarginalNormal
 from pplgen.story.base import InputError, check_per_feature
 

@@ -6,7 +6,8 @@ May import: story (the parameters in `story/dynamics.py`). Start reading at `mis
 from __future__ import annotations
 
 from pplgen.distributions.hidden_markov import HiddenMarkovSeries
-from pplgen.distributions.inverse_wishart import InverseWishart, inverse_chi
+from pplgen.distributions.inverse_chi import InverseRootGamma, inverse_chi
+from pplgen.distributions.inverse_wishart import InverseWishart
 from pplgen.distributions.linear_gaussian import LinearGaussianSeries
 from pplgen.distributions.missing import Blockwise, MarginalIndependent, MarginalNormal
 from pplgen.distributions.normal_mixture import NormalMixture
@@ -18,6 +19,7 @@ from pplgen.distributions.switching_path import SwitchingLinearGaussianPath
 __all__ = [
     "Blockwise",
     "HiddenMarkovSeries",
+    "InverseRootGamma",
     "InverseWishart",
     "LinearGaussianSeries",
     "MarginalIndependent",

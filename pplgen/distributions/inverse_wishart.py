@@ -1,22 +1,14 @@
-"""Inverse chi and inverse Wishart priors, which keep scales and covariances away from zero."""
+"""Inverse Wishart distributions of covariances, which keep them away from singular ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transforms
-
-
-def inverse_chi(scale: Tensor, df: float) -> Any:
-    """Return the distribution of ``sigma`` where ``sigma^2 ~ scale^2 / ChiSquared(df)``, shape of ``scale``."""
-    half = torch.full_like(scale, df / 2)
-    precision = dist.Gamma(half, scale.square() / 2)
-    return dist.TransformedDistribution(precision, [transforms.PowerTransform(scale.new_tensor(-0.5))])
 
 
 class _Covariance(type(constraints.positive_definite)):  # type: ignore[misc]
