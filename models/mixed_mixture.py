@@ -2,14 +2,21 @@ r"""Mixture for columns of mixed types, independent given the component, such as
 
 The story, for rows x_i of real, count, binary or categorical columns, and K components::
 
-    pi              ~ Dirichlet(alpha, ..., alpha)
-    theta_kd        ~ the prior of column d's kind
-    z_i | pi        ~ Categorical(pi)
-    x_id | z_i = k  ~ the likelihood of column d's kind, at theta_kd
+    pi                 ~ Dirichlet(alpha, ..., alpha)
+    sigma_kd^2         ~ s_d^2 / ChiSquared(3)             normal and student columns
+    mu_kd | sigma_kd   ~ Normal(m_d, sigma_kd / .1)
+    rate_kd            ~ Gamma(1, 1 / m_d)                 poisson columns
+    p_kd               ~ Beta(1, 1)                        binary columns
+    p_kd               ~ Dirichlet(1, ..., 1)              columns with C categories
+    z_i | pi           ~ Categorical(pi)
+    x_id | z_i = k     ~ Normal(mu_kd, sigma_kd), StudentT(4, mu_kd, sigma_kd), Poisson(rate_kd),
+                         Bernoulli(p_kd) or Categorical(p_kd), by the kind of column d
 
 With columns that are all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture
-for counts; with ``student``, a robust mixture. Priors, likelihoods and guides of the kinds of columns are in
-``_distributions/columns.py`` and ``categories.py``. The index z is summed out, and missing entries are integrated out.
+for counts; with ``student``, a robust mixture. ``initialise`` sets m and s to the columns' means and standard
+deviations (before, s is 1, and m is 0 for real columns and 1 for counts). The guide's factors are in the priors'
+families, conjugate given the components except for ``student``. The index z is summed out, and missing entries are
+integrated out.
 
 References
 ----------
@@ -20,21 +27,22 @@ McLachlan and Peel (2000), Finite mixture models, chapters 5 and 7.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.categories import make_columns
-from pplgen.models._distributions.columns import Columns
+from pplgen.models._guides.conjugate_columns import ConjugateColumns, conjugate_columns
 from pplgen.models._guides.mixture_weights import weights_guide
 from pplgen.models._rows import ComponentRows
+from pplgen.models._starts.column_kinds import check_entries, num_categories, parse_kinds
 from pplgen.models._starts.kmeans_plus_plus import column_scales, kmeans_plus_plus
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pplgen.distributions.missing import Blockwise
-from pplgen.story.base import InputError, Story, check_count, check_positive, pyro_method
+from pplgen.distributions import Blockwise, MarginalIndependent, inverse_chi
+from pplgen.story.base import Story, check_count, check_positive, pyro_method
 
 
 class MixedMixture(ComponentRows, Story):
@@ -63,7 +71,7 @@ class MixedMixture(ComponentRows, Story):
     ) -> None:
         K = check_count("num_components", num_components)
         D = check_count("num_features", num_features)
-        kinds = self._kinds(columns, D)
+        kinds = parse_kinds(columns, D)
         super().__init__(
             num_components=K,
             num_features=D,
@@ -71,35 +79,62 @@ class MixedMixture(ComponentRows, Story):
             concentration=check_positive("concentration", concentration),
         )
         self.K, self.D = K, D
-        self.parts: Sequence[Columns] = PyroModule[nn.ModuleList](make_columns(kinds, K))
-        self.auxiliary = frozenset(f"{part.kind}_{name}" for part in self.parts for name in part.auxiliary)
+        self.indices = {kind: [d for d in range(D) if kinds[d] == kind] for kind in dict.fromkeys(kinds)}
+        self.categories = [C for C in map(num_categories, self.indices) if C]
+        guides = [conjugate_columns(kind, len(places), K) for kind, places in self.indices.items()]
+        self.parts: Sequence[ConjugateColumns] = PyroModule[nn.ModuleList](guides)
         self.dims = {"weights": ("component",), "z": ("row", "component"), "x": ("row", "feature")}
-        for part in self.parts:
-            axes = ("component", f"{part.kind}_feature")
-            for name in (*part.sites, *part.auxiliary):
-                extra = (f"{part.kind}_category",) if part.kind.startswith("categorical") else ()
-                self.dims[f"{part.kind}_{name}"] = (*axes, *extra)
+        for kind, part in zip(self.indices, self.parts, strict=True):
+            categories = (f"{kind}_category",) if num_categories(kind) else ()
+            self.dims |= {f"{kind}_{site}": ("component", f"{kind}_feature", *categories) for site in part.sites}
         self.register_buffer("alpha", torch.full((K,), self.config["concentration"]))
         self.q_weights = PyroParam(torch.ones(K), constraints.positive)
 
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        weights, drawn = self._draw()
-        with pyro.plate("data", num_rows if x is None else len(x)):
-            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return pyro.sample("x", self._rows(drawn, z), obs=x)
-
-    def _draw(self) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-        """Draw the global parameters."""
+        prior = dict(zip(self.indices, self.parts, strict=True))  # m and s of the kinds of columns that there are
+        theta: dict[str, Tensor] = {}
         weights = pyro.sample("weights", dist.Dirichlet(self.alpha))
         with pyro.plate("components", self.K):
-            return weights, [part.draw() for part in self.parts]
+            if "normal" in prior:
+                m, s = prior["normal"].m, prior["normal"].s
+                theta["normal_sigma"] = sigma = pyro.sample("normal_sigma", inverse_chi(s, 3.0).to_event(1))
+                theta["normal_mu"] = pyro.sample("normal_mu", dist.Normal(m, sigma / 0.1).to_event(1))
+            if "student" in prior:
+                m, s = prior["student"].m, prior["student"].s
+                theta["student_sigma"] = sigma = pyro.sample("student_sigma", inverse_chi(s, 3.0).to_event(1))
+                theta["student_mu"] = pyro.sample("student_mu", dist.Normal(m, sigma / 0.1).to_event(1))
+            if "poisson" in prior:
+                m = prior["poisson"].m
+                theta["poisson_rate"] = pyro.sample("poisson_rate", dist.Gamma(torch.ones_like(m), 1 / m).to_event(1))
+            if "binary" in prior:
+                one = torch.ones_like(prior["binary"].m)
+                theta["binary_probability"] = pyro.sample("binary_probability", dist.Beta(one, one).to_event(1))
+            for C in self.categories:
+                ones = self.alpha.new_ones(len(self.indices[f"categorical{C}"]), C)
+                theta[f"categorical{C}_probability"] = pyro.sample(
+                    f"categorical{C}_probability", dist.Dirichlet(ones).to_event(1)
+                )
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            return pyro.sample("x", self._rows(theta, z), obs=x)
 
-    def _rows(self, drawn: list[tuple[Tensor, ...]], z: Tensor) -> Blockwise:
-        """Return the distribution of rows given components z."""
-        parts = [(part.indices, part.rows(parameters, z)) for part, parameters in zip(self.parts, drawn, strict=True)]
-        return Blockwise(parts)
+    def _rows(self, theta: dict[str, Tensor], z: Tensor) -> Blockwise:
+        """Return the distribution of rows given components z: independent columns, missing entries integrated out."""
+        of_row = {name: value[z] for name, value in theta.items()}
+        columns: dict[str, Any] = {}
+        if "normal" in self.indices:
+            columns["normal"] = dist.Normal(of_row["normal_mu"], of_row["normal_sigma"])
+        if "student" in self.indices:
+            columns["student"] = dist.StudentT(4.0, of_row["student_mu"], of_row["student_sigma"])
+        if "poisson" in self.indices:
+            columns["poisson"] = dist.Poisson(of_row["poisson_rate"])
+        if "binary" in self.indices:
+            columns["binary"] = dist.Bernoulli(of_row["binary_probability"])
+        for C in self.categories:
+            columns[f"categorical{C}"] = dist.Categorical(of_row[f"categorical{C}_probability"])
+        return Blockwise([(self.indices[kind], MarginalIndependent(entries)) for kind, entries in columns.items()])
 
     @pyro_method
     def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
@@ -107,18 +142,17 @@ class MixedMixture(ComponentRows, Story):
         pyro.sample("weights", weights_guide(self.q_weights))
         with pyro.plate("components", self.K):
             for part in self.parts:
-                part.draw_guide()
+                part.sample()
 
     def labels(self, columns: Sequence[str]) -> dict[str, list[str]]:
         """Return coordinate labels: the column names of each kind."""
-        by_kind = {f"{part.kind}_feature": [columns[place] for place in part.indices] for part in self.parts}
+        by_kind = {f"{kind}_feature": [columns[d] for d in places] for kind, places in self.indices.items()}
         return {"feature": list(columns), **by_kind}
 
     def check_data(self, x: Tensor) -> None:
         """Raise ``InputError`` for rows of another width, or entries outside their column's support."""
         super().check_data(x)
-        for part in self.parts:
-            part.check(x[:, part.indices])
+        check_entries(x, self.indices)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
@@ -127,15 +161,5 @@ class MixedMixture(ComponentRows, Story):
         scaled = torch.where(x.isnan(), 0.0, (x - mean) / sd)
         responsibilities = kmeans_plus_plus(scaled, self.K, labels, weights)
         self.q_weights = self.config["concentration"] + responsibilities.sum(0)
-        for part in self.parts:
-            part.initialise(x[:, part.indices], responsibilities)
-
-    @staticmethod
-    def _kinds(columns: str | Sequence[str], num_features: int) -> list[str]:
-        """Return one kind for each column."""
-        parts = columns.split(",") if isinstance(columns, str) else list(columns)
-        kinds = [str(kind).strip() for kind in parts]
-        kinds = kinds * num_features if len(kinds) == 1 else kinds
-        if len(kinds) != num_features:
-            raise InputError(f"columns={columns!r}: expected one kind, or one for each of {num_features} columns")
-        return kinds
+        for places, part in zip(self.indices.values(), self.parts, strict=True):
+            part.initialise(x[:, places], responsibilities)

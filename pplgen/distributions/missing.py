@@ -106,19 +106,20 @@ def normal_rows(loc: Tensor, scale: Tensor, *, correlated: bool, missing: bool =
 
 
 class Blockwise(dist.TorchDistribution):
-    """Rows whose columns come from several independent distributions.
+    """Rows of independent blocks of columns, each with a distribution of its own, as in TensorFlow Probability.
 
     Parameters
     ----------
     parts
-        Pairs of column indices in the row and the distribution of these columns.
+        Pairs of a block's column indices in the row, and the distribution of these columns, whose event is a vector.
+        Rows may have missing entries if all blocks may, as with the other distributions of this module.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
 
-    def __init__(self, parts: Sequence[tuple[list[int], MarginalIndependent]]) -> None:
-        self.parts = list(parts)
+    def __init__(self, parts: Sequence[tuple[Sequence[int], Any]]) -> None:
+        self.parts = [(list(indices), part) for indices, part in parts]
         indices = [index for part, _ in self.parts for index in part]
         self._order = [indices.index(index) for index in range(len(indices))]
         batch = torch.broadcast_shapes(*(part.batch_shape for _, part in self.parts))
@@ -130,8 +131,7 @@ class Blockwise(dist.TorchDistribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw complete rows."""
-        drawn = [part.sample(sample_shape).to(torch.get_default_dtype()) for _, part in self.parts]
-        return torch.cat(drawn, -1)[..., self._order]
+        return self._row([part.sample(sample_shape) for _, part in self.expand(self.batch_shape).parts])
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of the observed entries in nats, shape ``batch_shape``."""
@@ -142,5 +142,9 @@ class Blockwise(dist.TorchDistribution):
         return total
 
     def complete(self, value: Tensor) -> Tensor:
-        """Draw the missing entries given the observed ones."""
-        return torch.where(value.isnan(), self.sample(), value)
+        """Draw the missing entries given the observed ones of their block."""
+        return self._row([part.complete(value[..., indices]) for indices, part in self.expand(self.batch_shape).parts])
+
+    def _row(self, blocks: list[Tensor]) -> Tensor:
+        """Return rows, given their blocks."""
+        return torch.cat([block.to(torch.get_default_dtype()) for block in blocks], -1)[..., self._order]

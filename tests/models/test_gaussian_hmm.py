@@ -13,7 +13,7 @@ from pyro import poutine
 from torch.distributions import Categorical, MultivariateNormal, Normal, Poisson, Wishart, biject_to
 
 import pplgen
-from pplgen.distributions.inverse_wishart import InverseWishart, inverse_chi
+from pplgen.distributions import InverseWishart, inverse_chi
 from pplgen.errors import DataWarning, InputError
 from pplgen.exact.hmm import forward_backward
 
