@@ -75,7 +75,7 @@ def main() -> None:
                 figures.setdefault(key, []).append(value)
         raw[name] = figures
         m = {key: median(values) for key, values in figures.items()}
-        rows[known.what] = (
+        rows[name] = (
             f"{m['guide']:.1%}",
             f"{m['linear response']:.1%}",
             f"{m['both']:.1f}",
