@@ -46,6 +46,7 @@ COLLECTION_MAY_IMPORT = {
     "__future__",
     "collections",
     "contextlib",
+    "functools",
     "itertools",
     "math",
     "pplgen.distributions",

@@ -8,15 +8,17 @@ from __future__ import annotations
 from pplgen.distributions.hidden_markov import HiddenMarkovSeries
 from pplgen.distributions.inverse_wishart import InverseWishart, inverse_chi
 from pplgen.distributions.linear_gaussian import LinearGaussianSeries
-from pplgen.distributions.missing import Blockwise, MarginalIndependent, MarginalNormal
+from pplgen.distributions.missing import Blockwise, MarginalIndependent, MarginalNormal, WholeRowNormal
 from pplgen.distributions.normal_mixture import NormalMixture
 from pplgen.distributions.normal_with_zeros import NormalWithZeros
 from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
-from pplgen.distributions.switching_observations import SwitchingObservations
-from pplgen.distributions.switching_path import SwitchingLinearGaussianPath
+from pplgen.distributions.switching_observations import Emission, SwitchingObservations
+from pplgen.distributions.switching_path import Dynamics, SwitchingLinearGaussianPath
 
 __all__ = [
     "Blockwise",
+    "Dynamics",
+    "Emission",
     "HiddenMarkovSeries",
     "InverseWishart",
     "LinearGaussianSeries",
@@ -27,5 +29,6 @@ __all__ = [
     "NormalWithZeros",
     "SwitchingLinearGaussianPath",
     "SwitchingObservations",
+    "WholeRowNormal",
     "inverse_chi",
 ]
