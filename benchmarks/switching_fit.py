@@ -70,20 +70,26 @@ def truth(num_regimes: int) -> dict[str, Tensor]:
     }
 
 
+def parts(theta: dict[str, Tensor]) -> tuple[Dynamics, Emission]:
+    """Return the parameters of dynamics and emissions by their names."""
+    named = [{name: theta[name] for name in kind._fields if name in theta} for kind in (Dynamics, Emission)]
+    return Dynamics(**named[0]), Emission(**named[1])
+
+
 def simulated(theta: dict[str, Tensor], seed: int, num_series: int = 1) -> tuple[Tensor, Tensor]:
     """Simulate series, shape ``(num_series, T, E)``, and their regimes."""
+    dynamics, emission = parts(theta)
     with seeded(seed):
-        path = SwitchingLinearGaussianPath(Dynamics.from_theta(theta), torch.ones(num_series, T, dtype=torch.bool))
+        path = SwitchingLinearGaussianPath(dynamics, torch.ones(num_series, T, dtype=torch.bool))
         x, regimes = path.sample_with_regimes()
-        return Emission.from_theta(theta).observations(path, x).sample(), regimes
+        return emission.observations(path, x).sample(), regimes
 
 
 def described(theta: dict[str, Tensor]) -> SwitchingLinearGaussian:
     """Describe parameters as the exact references take them."""
-    moves = Dynamics.from_theta({name: value.double() for name, value in theta.items()})
-    seen = theta["C"].double(), theta["d"].double(), torch.diag(theta["r"].double().square())
-    start = theta["pi"].double(), theta["P"].double(), moves.m0, moves.L0 @ moves.L0.mT
-    return SwitchingLinearGaussian(*start, moves.A, moves.b, moves.L @ moves.L.mT, *seen)
+    moves, (C, d, r) = parts({name: value.double() for name, value in theta.items()})
+    S0, Q, R = torch.diag(moves.s0.square()), moves.L @ moves.L.mT, torch.diag(r.square())
+    return SwitchingLinearGaussian(moves.pi, moves.P, moves.m0, S0, moves.A, moves.b, Q, C, d, R)
 
 
 def accuracy(predicted: np.ndarray, regimes: np.ndarray) -> float:

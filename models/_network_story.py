@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pplgen.models._distributions.decoder_likelihoods import KINDS, NOISES, make_likelihood
+from pplgen.models._decoder_likelihoods import KINDS, NOISES, make_likelihood
 from pplgen.models._guides.networks import DecoderNetwork, check_network, reset_networks
 from pyro.nn import pyro_method
 from torch import Tensor

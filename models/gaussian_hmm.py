@@ -1,16 +1,17 @@
 r"""Bayesian hidden Markov model.
 
-The story, for series y of T steps, and K regimes::
+The story, for series y of T steps with D features, and K regimes::
 
-    pi            ~ Dirichlet(1, ..., 1)
-    P_k           ~ Dirichlet(alpha, ..., alpha)              row k of the transition matrix
-    theta_k       ~ the prior of the kind of emissions        means mu_k, standard deviations sigma_k, ...
-    s_1           ~ Categorical(pi)
-    s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
-    y_t | s_t     ~ the emissions of regime s_t               Normal(mu[s_t], diag(sigma[s_t]^2))
+    pi            ~ Dirichlet(1, ..., 1)                         P_k, row k of P ~ Dirichlet(alpha, ..., alpha)
+    s_t | s_{t-1} ~ Categorical(P[s_{t-1}]), s_1 ~ Categorical(pi)
+    y_t | s_t = k ~ Normal(mu_k, diag(sigma_k^2))                mu_k          ~ Normal(m, w)
+                                                                 sigma_k^2     ~ s^2 / ChiSquared(3)
+                    or Normal(mu_k, Sigma_k)                     Sigma_k       ~ InverseWishart(D + 2, diag(s^2))
+                    or Poisson(rate_k)                           rate_k        ~ Gamma(m^2 / w^2, m / w^2)
+                    or, in each column, Categorical(probability_k)    probability_k ~ Dirichlet(1, ..., 1)
 
-``_distributions/hmm_emissions.py`` and ``hmm_discrete_emissions.py`` have the kinds of emissions. By default
-the priors' scales are set from the columns by ``initialise``.
+where s, the prior scale over K^(1/D), keeps a regime from collapsing onto a point. A rate has prior mean m and
+standard deviation w. By default ``initialise`` sets m, w and s from the columns.
 
 The path of regimes is summed out exactly, and missing entries are integrated out. The guide of the parameters is normal
 on the unconstrained scale, initialised by Laplace's approximation (``_guides/parameters.py``).
@@ -28,16 +29,24 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.hmm_discrete_emissions import EMISSIONS
-from pplgen.models._distributions.hmm_emissions import per_regime
-from pplgen.models._guides.parameters import Parameters, plain_known
+from pplgen.models._guides.parameters import Parameters, fix_known, plain_known
 from pplgen.models._starts.hmm_start import initial_regimes
+from pplgen.models._starts.regime_scales import RegimeScales, emission_options
+from pplgen.models._starts.series_checks import check_entries
+from pyro import poutine
 from torch import Tensor
 
-from pplgen.distributions.hidden_markov import HiddenMarkovSeries
-from pplgen.story.base import InputError, check_choice, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.distributions import HiddenMarkovSeries, InverseWishart, MarginalIndependent, inverse_chi
+from pplgen.distributions.missing import MarginalNormal, WholeRowNormal
+from pplgen.story.base import InputError, check_count, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov, MarkovChain
+from pplgen.story.shared_sites import row_distribution, shared_sites
 from pplgen.story.state_space import StateSpaceStory, series_lengths
+
+MEANS = ("regime", "feature")
+AXES = {"pi": ("regime",), "P": ("regime", "next_regime"), "mu": MEANS, "sigma": MEANS, "rate": MEANS}
+AXES |= {"Sigma": (*MEANS, "other_feature"), "probability": (*MEANS, "category")}
+OBSERVED = {"y": ("series", "time", "feature"), "prior_scale": ("feature",)}
 
 
 class GaussianHMM(StateSpaceStory):
@@ -45,29 +54,22 @@ class GaussianHMM(StateSpaceStory):
 
     Parameters
     ----------
-    num_regimes
-        Number of regimes K.
-    num_features
-        Number of data columns D.
+    num_regimes, num_features
+        Number of regimes K, and of data columns D.
     emission
-        ``diag`` or ``full``, normal with a diagonal or a full covariance; ``poisson``, counts; or ``categorical``,
-        whole numbers below ``num_categories``.
+        ``diag`` or ``full``, normal with a diagonal or a full covariance; ``poisson``, counts; or ``categorical``.
     num_categories
-        Number of categories C of each column, for categorical emissions.
+        Number C of categories of each column, coded as whole numbers below it.
     known
         Values of fixed parameters, as numbers or nested lists: ``pi``, shape ``(K,)``, ``P`` ``(K, K)``, ``mu``,
         ``sigma`` and ``rate`` ``(K, D)``, ``Sigma`` ``(K, D, D)``, ``probability`` ``(K, D, C)``.
     concentration
         Prior concentration alpha of each transition.
-    prior_mean
-        Prior means m of the means (or rates), in data units: a number, one per feature, or one list per regime.
-        Default: the columns' means.
-    prior_mean_scale
-        Prior standard deviations w of the means, in data units, likewise. Default: twice the columns' standard
-        deviations; for rates, the prior mean.
+    prior_mean, prior_mean_scale
+        Prior means m of the means (or rates) and their standard deviations w, in data units: a number, one per
+        feature, or one list per regime. Default: the columns' means and twice their deviations; for rates, w = m.
     prior_scale
-        Prior scale s of the standard deviations, in data units: a number or one per feature. Default: .15 of the
-        columns' standard deviations.
+        Prior scale of the standard deviations: a number or one per feature. Default: .15 of the columns' deviations.
     """
 
     def __init__(
@@ -84,71 +86,63 @@ class GaussianHMM(StateSpaceStory):
         prior_scale: float | Sequence[float] | None = None,
     ) -> None:
         K, D = check_count("num_regimes", num_regimes), check_count("num_features", num_features)
-        check_choice("emission", emission, EMISSIONS)
-        options = {
-            "num_categories": num_categories,
-            "prior_mean": per_regime("prior_mean", prior_mean, K, D, positive=emission == "poisson"),
-            "prior_mean_scale": per_regime("prior_mean_scale", prior_mean_scale, K, D, positive=True),
-            "prior_scale": check_per_feature("prior_scale", prior_scale, D, positive=True),
-        }
+        scales = {"prior_mean": prior_mean, "prior_mean_scale": prior_mean_scale, "prior_scale": prior_scale}
+        options = emission_options(emission, K, D, num_categories=num_categories, **scales)
+        alpha = check_positive("concentration", concentration)
         super().__init__(
-            num_regimes=K,
-            num_features=D,
-            emission=emission,
-            known=plain_known(known),
-            concentration=check_positive("concentration", concentration),
-            **options,
+            num_regimes=K, num_features=D, emission=emission, known=plain_known(known), concentration=alpha, **options
         )
-        self.K = K
-        self.emission = EMISSIONS[emission](K, D, options)
-        self.theta = Parameters(self._priors(), self.config["known"])
-        self.dims = {
-            "pi": ("regime",),
-            "P": ("regime", "next_regime"),
-            **self.emission.dims,
-            "y": ("series", "time", "feature"),
-            "prior_mean": ("regime", "feature"),
-            "prior_mean_scale": ("regime", "feature"),
-            "prior_scale": ("feature",),
-        }
-
-    def _priors(self) -> dict[str, Any]:
-        one = torch.ones_like(self.emission.m[:, 0])
-        alpha = self.config["concentration"] * one.expand(self.K, self.K)
-        return {"pi": dist.Dirichlet(one), "P": dist.Dirichlet(alpha).to_event(1), **self.emission.priors()}
+        self.K, self.D, self.partly_missing = K, D, False
+        self.emission = RegimeScales(emission, K, D, options)
+        sites = shared_sites(self.model)
+        self.theta = Parameters(sites, self.config["known"])
+        self.dims = {name: AXES[name] for name in sites} | OBSERVED
+        self.dims |= {"prior_mean": MEANS, "prior_mean_scale": MEANS}
 
     @pyro_method
+    @fix_known
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, num_features)``."""
-        series = self._series(self.theta.draw(self._priors()), int(self.num_steps) if y is None else y.shape[1])
+        K, D, kind, m, w = self.K, self.D, self.config["emission"], self.emission.m, self.emission.w
+        s = (self.emission.s / K ** (1 / D)).expand(K, D)
+        pi = pyro.sample("pi", dist.Dirichlet(m.new_ones(K)))
+        P = pyro.sample("P", dist.Dirichlet(m.new_full((K, K), self.config["concentration"])).to_event(1))
+        if kind in ("diag", "full"):
+            mu = pyro.sample("mu", dist.Normal(m, w).to_event(2))
+        if kind == "diag":
+            sigma = pyro.sample("sigma", inverse_chi(s, 3.0).to_event(2))
+            emission = MarginalIndependent(dist.Normal(mu, sigma))
+        elif kind == "full":
+            Sigma = pyro.sample("Sigma", InverseWishart(D + 2, s).to_event(1))
+            normal = MarginalNormal if self.partly_missing else WholeRowNormal
+            emission = normal(mu, scale_tril=torch.linalg.cholesky(Sigma))
+        elif kind == "poisson":
+            rate = pyro.sample("rate", dist.Gamma((m / w).square(), m / w.square()).to_event(2))
+            emission = MarginalIndependent(dist.Poisson(rate))
+        else:
+            ones = m.new_ones(K, D, self.config["num_categories"])
+            probability = pyro.sample("probability", dist.Dirichlet(ones).to_event(2))
+            emission = MarginalIndependent(dist.Categorical(probability))
+        num_steps = int(self.num_steps) if y is None else y.shape[1]
         with pyro.plate("data", num_rows if y is None else len(y)):
-            return pyro.sample("y", series, obs=y)
+            return pyro.sample("y", HiddenMarkovSeries(pi.log(), P.log(), emission, num_steps), obs=y)
 
     @pyro_method
     def guide(self, y: Tensor | None = None, num_rows: int = 1) -> None:
         """Draw the parameters; no site depends on the series."""
         self.theta.draw_guide()
 
-    def _series(self, theta: dict[str, Tensor], num_steps: int) -> HiddenMarkovSeries:
-        """Return the distribution of series, the regimes summed out."""
-        all_regimes = torch.arange(self.K, device=theta["pi"].device)
-        return HiddenMarkovSeries(
-            theta["pi"].log(), theta["P"].log(), self.emission.distribution(theta, all_regimes), num_steps
-        )
-
     @pyro_method
     def state_space(self, y: Tensor) -> HiddenMarkov:
         """Return the chain of regimes, and the log density of each step in each regime."""
-        theta = self.theta.draw(self._priors())
-        chain = MarkovChain(theta["pi"].log(), theta["P"].log())
-        all_regimes = torch.arange(self.K, device=y.device)
-        return HiddenMarkov(chain, self._series(theta, y.shape[1]).log_emission(y), all_regimes)
+        series = row_distribution(self.model, y)
+        chain = MarkovChain(series.log_initial, series.log_transition)
+        return HiddenMarkov(chain, series.log_emission(y), torch.arange(self.K, device=y.device))
 
     @pyro_method
     def fill(self, y: Tensor, regimes: Tensor) -> Tensor:
         """Draw the missing entries of y given the observed ones and a path of regimes, ``(num_series, num_steps)``."""
-        filled: Tensor = self.emission.distribution(self.theta.draw(self._priors()), regimes).complete(y)
-        return filled
+        return row_distribution(self.model, y).complete(y, regimes)
 
     @torch.no_grad()
     def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
@@ -156,24 +150,23 @@ class GaussianHMM(StateSpaceStory):
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         self.num_steps.fill_(y.shape[1])
         self.observe_missing(y)
-        self.emission.learn_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
-        known = {name: getattr(self.theta, f"known_{name}") for name in self.theta.known}
-        self.theta.initialise(initial_regimes(self.emission, y, weights, known, self.config["concentration"]))
-
-        def weighted(y: Tensor) -> None:
-            series = self._series(self.theta.draw(self._priors()), y.shape[1])
-            pyro.factor("y", weights @ series.log_prob(y))
-
-        self.theta.laplace_start(weighted, y)
+        self.emission.learn(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
+        scales, known, alpha = self.emission, self.theta.known_values, self.config["concentration"]
+        start = initial_regimes(
+            lambda theta: row_distribution(poutine.condition(self.model, theta), y), scales, y, weights, known, alpha
+        )
+        self.theta.initialise(start)
+        self.theta.laplace_start(self.model, y, weights)
 
     def observe_missing(self, x: Tensor) -> None:
-        """Record whether there are partly missing steps."""
-        self.emission.observe_missing(x)
+        """Record whether there are partly missing steps, each of which needs its own Cholesky factor."""
+        gap = x.isnan()
+        self.partly_missing |= bool((gap.any(-1) & ~gap.all(-1)).any())
 
     def check_data(self, x: Tensor) -> None:
         """Raise ``InputError`` for data of the wrong shape or outside the emissions' support."""
         super().check_data(x)
-        self.emission.check(x)
+        check_entries(self.config["emission"], x, self.config["num_categories"])
 
     def check_training_data(self, x: Tensor) -> None:
         """Raise ``InputError`` for fewer steps than regimes."""
@@ -184,6 +177,4 @@ class GaussianHMM(StateSpaceStory):
     @property
     def constants(self) -> dict[str, Tensor]:
         """Prior constants that the emissions use: m and w, shape ``(K, D)``, and s, ``(D,)``."""
-        emission = self.emission
-        scales = {"prior_mean": emission.m, "prior_mean_scale": emission.w, "prior_scale": emission.s}
-        return {name: value for name, value in scales.items() if name in emission.accepted}
+        return self.emission.constants

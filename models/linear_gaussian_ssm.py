@@ -17,8 +17,8 @@ The learned parameters depend on the form; in all forms but the first each featu
 With c and s the columns' means and standard deviations, and v and u location and scale of the states (c and s for a
 level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states)::
 
-    m0 ~ Normal(v, 3 u)    s0 ~ LogNormal(log u, 1)    q ~ LogNormal(log .3 u, 1)    r ~ LogNormal(log .5 s, 1)
-    d  ~ Normal(c, s)      phi ~ Normal(0, 1)          A ~ Normal(1/2 I, 1/2)        C ~ Normal(0, s)
+    m0 ~ Normal(v, 3 u)    s0 ~ LogNormal(log u, 1)    A ~ Normal(1/2 I, 1/2)    C ~ Normal(0, s)    phi ~ Normal(0, 1)
+    q  ~ LogNormal(log .3 u, 1)                        d ~ Normal(c, s)          r ~ LogNormal(log .5 s, 1)
 
 The observation noise is bounded below by s / 1000; otherwise constant stretches make the likelihood unbounded. States
 and missing entries are integrated out exactly; the guide is normal on the unconstrained scale.
@@ -36,20 +36,21 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._guides.parameters import Parameters, plain_known
+from pplgen.models._guides.parameters import Parameters, fix_known, plain_known
 from pplgen.models._starts.kmeans_plus_plus import column_scales
-from pplgen.models._starts.loadings import initial_loadings
+from pplgen.models._starts.loadings import initial_matrices
 from torch import Tensor
 
 from pplgen.distributions import LinearGaussianSeries, NormalWithZeros
 from pplgen.story.base import InputError, check_choice, check_count, pyro_method
 from pplgen.story.dynamics import LinearGaussian
+from pplgen.story.shared_sites import row_distribution, shared_sites
 from pplgen.story.state_space import StateSpaceStory
 
 FORMS = ("free", "level", "trend", "autoregression")
 MAX_CORRELATED = 100  # number of parameters up to which the guide has a full covariance
-VECTORS = {"m0": ("state",), "s0": ("state",), "q": ("noise",), "d": ("feature",), "r": ("feature",)}
-AXES = {**VECTORS, "phi": ("lag", "feature"), "A": ("state", "state_other"), "C": ("feature", "state")}
+AXES: dict[str, tuple[str, ...]] = {"m0": ("state",), "s0": ("state",), "A": ("state", "state_other")}
+AXES |= {"C": ("feature", "state"), "phi": ("lag", "feature"), "q": ("noise",), "d": ("feature",), "r": ("feature",)}
 OBSERVED = {"y": ("series", "time", "feature"), "centre": ("feature",), "scale": ("feature",)}
 
 
@@ -94,10 +95,10 @@ class LinearGaussianSSM(StateSpaceStory):
         self.register_buffer("scale", torch.ones(E))
         full = torch.ones(E + self.D, self.D, dtype=torch.bool)
         self.register_buffer("free", full if {"A", "C"} & set(known or ()) else full.tril(), persistent=False)
-        priors = self._priors()
-        size = sum(prior.shape().numel() for prior in priors.values())
-        self.theta = Parameters(priors, self.config["known"], correlated=size <= MAX_CORRELATED)
-        self.dims = {name: AXES[name] for name in priors} | OBSERVED
+        sites = shared_sites(self.model)
+        few = sum(site["value"].numel() for site in sites.values()) <= MAX_CORRELATED
+        self.theta = Parameters(sites, self.config["known"], correlated=few)
+        self.dims = {name: AXES[name] for name in sites} | OBSERVED
 
     @classmethod
     def local_level(cls, num_features: int = 1, *, known: Any = None) -> LinearGaussianSSM:
@@ -115,12 +116,39 @@ class LinearGaussianSSM(StateSpaceStory):
         return cls(num_features=num_features, form="autoregression", order=order, known=known)
 
     @pyro_method
+    @fix_known
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score y of shape ``(num_series, num_steps, num_features)``."""
-        theta, T = self.theta.draw(self._priors()), int(self.num_steps) if y is None else y.shape[1]
-        series = LinearGaussianSeries(self._assemble(theta), T, missing=self.missing is not False)
+        D, E, c, s = self.D, self.E, self.centre, self.scale
+        zero, one = s.new_zeros(D), torch.eye(D).to(s)
+        trend, lags = (torch.cat([c, 0 * c]), torch.cat([s, 0.1 * s])), (zero, s.repeat(D // E))
+        v, u = {"free": (zero, zero + 1), "level": (c, s), "trend": trend, "autoregression": lags}[self.form]
+        A, C, q, d, r = one, one[:E], zero + 1, zero[:E], zero[:E]
+        m0 = pyro.sample("m0", dist.Normal(v, 3 * u).to_event(1))
+        s0 = pyro.sample("s0", dist.LogNormal(u.log(), 1.0).to_event(1))
+        if self.form == "free":
+            A = pyro.sample("A", NormalWithZeros(one / 2, s.new_tensor(0.5), self.free[E:]))
+            C = pyro.sample("C", NormalWithZeros(s.new_tensor(0.0), s[:, None], self.free[:E]))
+        elif self.form == "trend":
+            A = one + one.roll(E, 1).triu()
+        elif self.form == "autoregression":
+            phi = pyro.sample("phi", dist.Normal(zero.reshape(-1, E), 1.0).to_event(2))
+            A = torch.cat([torch.diag_embed(phi).transpose(0, 1).reshape(E, D), one[: D - E]])
+            u = u[:E]  # only the first lag has noise
+        if self.form != "free":
+            q = pyro.sample("q", dist.LogNormal((0.3 * u).log(), 1.0).to_event(1))
+        if self.form in ("free", "autoregression"):
+            d = pyro.sample("d", dist.Normal(c, s).to_event(1))
+        if self.form != "autoregression":
+            r = pyro.sample("r", dist.LogNormal((0.5 * s).log(), 1.0).to_event(1))
+        variances = s0.square(), torch.cat([q.square(), zero[len(q) :]]), r.square() + 1e-6 * s.square()
+        S0, Q, R = map(torch.diag_embed, variances)
+        system, num_steps = (
+            LinearGaussian(m0, S0, A, zero, Q, C, d, R),
+            int(self.num_steps) if y is None else y.shape[1],
+        )
         with pyro.plate("data", num_rows if y is None else len(y)):
-            return pyro.sample("y", series, obs=y)
+            return pyro.sample("y", LinearGaussianSeries(system, num_steps, missing=self.missing is not False), obs=y)
 
     @pyro_method
     def guide(self, y: Tensor | None = None, num_rows: int = 1) -> None:
@@ -130,52 +158,7 @@ class LinearGaussianSSM(StateSpaceStory):
     @pyro_method
     def state_space(self, y: Tensor) -> LinearGaussian:
         """Return the matrices of the model, without batch or time axes."""
-        return self._assemble(self.theta.draw(self._priors()))
-
-    def _priors(self) -> dict[str, Any]:
-        """Return the priors of the parameters of this form."""
-        c, s, (v, u) = self.centre, self.scale, self._units()
-        priors: dict[str, Any] = {"m0": dist.Normal(v, 3 * u), "s0": dist.LogNormal(u.log(), 1.0)}
-        if self.form == "free":
-            priors["A"] = NormalWithZeros(torch.eye(self.D).to(s) / 2, s.new_tensor(0.5), self.free[self.E :])
-            priors["C"] = NormalWithZeros(s.new_tensor(0.0), s[:, None], self.free[: self.E])
-        elif self.form == "autoregression":
-            lags = s.new_zeros(self.D).reshape(-1, self.E)
-            priors |= {"phi": dist.Normal(lags, 1.0), "q": dist.LogNormal((0.3 * s).log(), 1.0)}
-        else:
-            priors["q"] = dist.LogNormal((0.3 * u).log(), 1.0)
-        if self.form in ("free", "autoregression"):
-            priors["d"] = dist.Normal(c, s)
-        if self.form != "autoregression":
-            priors["r"] = dist.LogNormal((0.5 * s).log(), 1.0)
-        return {name: prior.to_event(len(prior.batch_shape)) for name, prior in priors.items()}
-
-    def _units(self) -> tuple[Tensor, Tensor]:
-        """Return location v and scale u of the states."""
-        c, s = self.centre, self.scale
-        if self.form == "free":
-            return s.new_zeros(self.D), s.new_ones(self.D)
-        if self.form == "trend":
-            return torch.cat([c, 0 * c]), torch.cat([s, 0.1 * s])
-        return (c, s) if self.form == "level" else (s.new_zeros(self.D), s.repeat(self.D // self.E))
-
-    def _assemble(self, theta: Mapping[str, Tensor]) -> LinearGaussian:
-        """Assemble the matrices from the parameters."""
-        E, D, zero = self.E, self.D, self.scale.new_zeros(self.D)
-        one = torch.eye(D, dtype=zero.dtype, device=zero.device)
-        A, C, q, r = one, one[:E], theta.get("q", 1 + zero), theta.get("r", zero[:E])
-        if self.form == "free":
-            A, C = theta["A"], theta["C"]
-        elif self.form == "trend":
-            A = one + one.roll(E, 1).triu()
-        elif self.form == "autoregression":
-            lags = torch.diag_embed(theta["phi"])  # one matrix (E, E) for each lag
-            A = torch.cat([lags.transpose(0, 1).reshape(E, D), one[: D - E]])
-            q = torch.cat([q, zero[E:]])
-        d = theta.get("d", zero[:E])
-        variances = theta["s0"].square(), q.square(), r.square() + 1e-6 * self.scale.square()
-        S0, Q, R = (torch.diag_embed(variance) for variance in variances)
-        return LinearGaussian(theta["m0"], S0, A, zero, Q, C, d, R)
+        return row_distribution(self.model, y).parameters
 
     @property
     def constants(self) -> dict[str, Tensor]:
@@ -194,17 +177,9 @@ class LinearGaussianSSM(StateSpaceStory):
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         steps, w = y.flatten(0, 1), weights.repeat_interleave(y.shape[1])[:, None] / weights.mean()
         self.centre, self.scale = column_scales(steps, w[:, 0])
-        v, u = self._units()
-        start = {"m0": v, "s0": u, "q": 0.3 * u, "d": self.centre, "r": 0.5 * self.scale}
-        if self.form == "autoregression":
-            start |= {"q": 0.3 * self.scale, "phi": torch.zeros_like(u).reshape(-1, self.E)}
-        elif self.form == "free":
-            start["A"] = (0.7 * torch.eye(self.D) + 0.3 * torch.randn(self.D, self.D)).to(u) * self.free[self.E :]
-            start["C"] = self.scale[:, None] * initial_loadings(w.sqrt() * (steps - self.centre) / self.scale, self.D)
+        half, sites = y.new_tensor(0.5), shared_sites(self.model, y)
+        start = {name: site["fn"].base_dist.icdf(half) for name, site in sites.items()}  # the priors' medians
+        if self.form == "free":
+            start |= initial_matrices(w.sqrt() * (steps - self.centre) / self.scale, self.scale, self.free)
         self.theta.initialise(start)
-
-        def weighted(y: Tensor) -> None:
-            series = LinearGaussianSeries(self.state_space(y), y.shape[1], missing=bool(self.missing))
-            pyro.factor("y", weights @ series.log_prob(y))
-
-        self.theta.laplace_start(weighted, y)
+        self.theta.laplace_start(self.model, y, weights)

@@ -30,18 +30,21 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.hmm_emissions import DiagonalEmission, per_regime
-from pplgen.models._guides.parameters import Parameters, plain_known
+from pplgen.models._guides.parameters import Parameters, fix_known, plain_known
 from pplgen.models._starts.hmm_start import autoregressive_start
+from pplgen.models._starts.regime_scales import RegimeScales, emission_options
+from pplgen.models._starts.series_checks import check_no_gaps
 from torch import Tensor
 
-from pplgen.distributions import inverse_chi
-from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
-from pplgen.story.base import InputError, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.distributions import MarkovSwitchingAutoregression, inverse_chi
+from pplgen.story.base import InputError, check_count, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov
-from pplgen.story.state_space import StateSpaceStory, series_lengths, step_mask
+from pplgen.story.shared_sites import row_distribution, shared_sites
+from pplgen.story.state_space import StateSpaceStory, series_lengths
 
 MAX_WINDOWS = 1024  # a chain with a million transitions
+OBSERVED = {"y": ("series", "time", "feature"), "prior_scale": ("feature",)}
+OBSERVED |= dict.fromkeys(("prior_mean", "prior_mean_scale"), ("regime",))
 
 
 class MarkovSwitchingAR(StateSpaceStory):
@@ -93,11 +96,8 @@ class MarkovSwitchingAR(StateSpaceStory):
         switching = {"mu": switching_mean, "sigma": switching_variance, "phi": switching_coefficients and p > 0}
         if K > 1 and not any(switching.values()):
             raise InputError("nothing switches: set switching_mean, switching_variance or switching_coefficients")
-        options = {
-            "prior_mean": per_regime("prior_mean", prior_mean, K, 1),
-            "prior_mean_scale": per_regime("prior_mean_scale", prior_mean_scale, K, 1, positive=True),
-            "prior_scale": check_per_feature("prior_scale", prior_scale, 1, positive=True),
-        }
+        scales = {"prior_mean": prior_mean, "prior_mean_scale": prior_mean_scale, "prior_scale": prior_scale}
+        options = emission_options("diag", K, 1, **scales)
         super().__init__(
             num_regimes=K,
             order=p,
@@ -111,36 +111,29 @@ class MarkovSwitchingAR(StateSpaceStory):
             **options,
         )
         self.K, self.order, self.switching = K, p, switching
-        self.emission = DiagonalEmission(K, 1, options)
-        self.theta = Parameters(self._priors(), self.config["known"])
-        regime: dict[str, tuple[str, ...]] = {name: ("regime",) if on else () for name, on in switching.items()}
-        self.dims = {
-            "P": ("regime", "next_regime"),
-            **regime | {"phi": (*regime["phi"], "lag")},
-            "y": ("series", "time", "feature"),
-            **dict.fromkeys(("prior_mean", "prior_mean_scale"), ("regime",)),
-            "prior_scale": ("feature",),
-        }
-
-    def _priors(self) -> dict[str, Any]:
-        m, w, s = self.emission.m[:, 0], self.emission.w[:, 0], self.emission.s.expand(self.K)
-        alpha = torch.full_like(m, self.config["concentration"]).expand(self.K, self.K)
-        c = torch.full_like(m, self.config["coefficient_scale"])[:, None].expand(self.K, self.order)
-        index = {name: slice(None) if switches else 0 for name, switches in self.switching.items()}
-        priors = {
-            "P": dist.Dirichlet(alpha),
-            "mu": dist.Normal(m[index["mu"]], w[index["mu"]]),
-            "sigma": inverse_chi(s[index["sigma"]], 3.0),
-            "phi": dist.Normal(0 * c[index["phi"]], c[index["phi"]]),
-        }
-        priors |= {name: prior.to_event(len(prior.batch_shape)) for name, prior in priors.items()}
-        return {name: prior for name, prior in priors.items() if 0 not in prior.shape()}
+        self.emission = RegimeScales("diag", K, 1, options)
+        self.theta = Parameters(shared_sites(self.model), self.config["known"])
+        axes = {name: ("regime",) if on else () for name, on in switching.items()}
+        self.dims = {"P": ("regime", "next_regime"), **axes, "phi": (*axes["phi"], "lag")} | OBSERVED
 
     @pyro_method
+    @fix_known
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, 1)``."""
-        series = self._series(self.theta.draw(self._priors()), int(self.num_steps) if y is None else y.shape[1])
+        K, p, switching = self.K, self.order, self.switching
+        m, w, s = self.emission.m[:, 0], self.emission.w[:, 0], self.emission.s
+        P = pyro.sample("P", dist.Dirichlet(m.new_full((K, K), self.config["concentration"])).to_event(1))
+        mu = pyro.sample("mu", dist.Normal(m, w).to_event(1) if switching["mu"] else dist.Normal(m[0], w[0]))
+        sigma = pyro.sample("sigma", inverse_chi(s.expand(K) if switching["sigma"] else s[0], 3.0).to_event())
+        phi = m.new_zeros(p)
+        if p:
+            c = m.new_full((K, p) if switching["phi"] else (p,), self.config["coefficient_scale"])
+            phi = pyro.sample("phi", dist.Normal(0 * c, c).to_event())
+        num_steps, memory = int(self.num_steps) if y is None else y.shape[1], p if switching["mu"] else 0
         with pyro.plate("data", num_rows if y is None else len(y)):
+            series = MarkovSwitchingAutoregression(
+                P, mu.expand(K), sigma.expand(K), phi.expand(K, p), num_steps, memory
+            )
             return pyro.sample("y", series, obs=y)
 
     @pyro_method
@@ -148,53 +141,32 @@ class MarkovSwitchingAR(StateSpaceStory):
         """Draw the parameters; no site depends on the series."""
         self.theta.draw_guide()
 
-    def _series(self, theta: dict[str, Tensor], num_steps: int) -> MarkovSwitchingAutoregression:
-        """Return the distribution of series, the regimes summed out."""
-        mu, sigma = (theta[name].expand(self.K) for name in ("mu", "sigma"))
-        phi = theta["phi"].expand(self.K, self.order) if self.order else mu.new_zeros(self.K, 0)
-        memory = self.order if self.switching["mu"] else 0
-        return MarkovSwitchingAutoregression(theta["P"], mu, sigma, phi, num_steps, memory)
-
     @pyro_method
     def state_space(self, y: Tensor) -> HiddenMarkov:
         """Return the Markov chain of windows of regimes, and the log density of each step in each window."""
-        series = self._series(self.theta.draw(self._priors()), y.shape[1])
+        series = row_distribution(self.model, y)
         windows = torch.arange(self.K ** (series.memory + 1), device=y.device)
         return HiddenMarkov(series.chain(), series.log_emission(y), windows % self.K)
 
     @pyro_method
     def fill(self, y: Tensor, regimes: Tensor) -> Tensor:
         """Continue series past their ends given a path of windows of regimes, ``(num_series, num_steps)``."""
-        series = self._series(self.theta.draw(self._priors()), y.shape[1])
-        return series.continue_series(y, regimes % self.K)
+        return row_distribution(self.model, y).continue_series(y, regimes % self.K)
 
     @torch.no_grad()
     def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Set unspecified priors from the data, and the guide by EM and Laplace's approximation."""
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         self.num_steps.fill_(y.shape[1])
-        self.emission.learn_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
-        known = {name: getattr(self.theta, f"known_{name}") for name in self.theta.known}
-        alpha = self.config["concentration"]
-        self.theta.initialise(autoregressive_start(self.emission, y, weights, known, alpha, self.order, self.switching))
-
-        def weighted(y: Tensor) -> None:
-            series = self._series(self.theta.draw(self._priors()), y.shape[1])
-            pyro.factor("y", weights @ series.expand(torch.Size([len(y)])).log_prob(y))
-
-        self.theta.laplace_start(weighted, y)
+        self.emission.learn(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
+        options = self.theta.known_values, self.config["concentration"], self.order, self.switching
+        self.theta.initialise(autoregressive_start(self.emission, y, weights, *options))
+        self.theta.laplace_start(self.model, y, weights)
 
     def check_data(self, x: Tensor) -> None:
         """Raise ``InputError`` for data of the wrong shape or missing steps inside a series."""
         super().check_data(x)
-        missing = x[..., 0].isnan() & step_mask(x)
-        if missing.any():
-            i, t = missing.nonzero()[0].tolist()
-            if n := int((~x[i, :, 0].isnan()).nonzero()[0]):
-                leading = "a missing step; drop it" if n == 1 else f"{n} missing steps; drop them"
-                raise InputError(f"series {i + 1} starts with {leading}")
-            where = f"series {i + 1}, step {t + 1}: the value is missing inside the series"
-            raise InputError(f"{where}, which MarkovSwitchingAR cannot marginalise; use SwitchingLDS")
+        check_no_gaps(x, "MarkovSwitchingAR")
 
     def check_training_data(self, x: Tensor) -> None:
         """Raise ``InputError`` for fewer steps after the first lags than regimes."""
@@ -205,5 +177,4 @@ class MarkovSwitchingAR(StateSpaceStory):
     @property
     def constants(self) -> dict[str, Tensor]:
         """Prior constants m and w, shape ``(K,)``, and s."""
-        emission = self.emission
-        return {"prior_mean": emission.m[:, 0], "prior_mean_scale": emission.w[:, 0], "prior_scale": emission.s}
+        return {name: value[:, 0] if value.ndim > 1 else value for name, value in self.emission.constants.items()}

@@ -3,13 +3,14 @@
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._guides.parameters import Parameters
+from pplgen.models._guides.parameters import Parameters, fix_known
 
 from pplgen.distributions.hidden_markov import HiddenMarkovSeries
 from pplgen.distributions.missing import MarginalIndependent, MarginalNormal
 from pplgen.exact.hmm import log_normaliser
 from pplgen.story.base import pyro_method
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, MarkovChain, SwitchingLinearGaussian
+from pplgen.story.shared_sites import row_distribution, shared_sites, shared_values
 from pplgen.story.state_space import StateSpaceStory, series_lengths
 
 
@@ -44,25 +45,23 @@ class Level(StateSpaceStory):
 
     def __init__(self, num_features=1, *, known=None):
         super().__init__(num_features, known=known)
-        self.theta = Parameters(self._priors(), known)
+        self.theta = Parameters(shared_sites(self.model), known)
         self.dims = {"y": ("series", "time", "feature")}
-
-    def _priors(self):
-        one = self.num_steps.new_ones((), dtype=torch.get_default_dtype())
-        return {"q": dist.LogNormal(0 * one, one), "r": dist.LogNormal(0 * one, one)}
 
     @pyro_method
     def state_space(self, y):
-        theta = self.theta.draw(self._priors())
+        theta = shared_values(self.model, y) | self.theta.known_values
         one = torch.ones_like(theta["q"]).reshape(1)
         q, r = (theta[name].square().reshape(1, 1) for name in "qr")
         return LinearGaussian(0 * one, one.reshape(1, 1), 0.9 * one[None], 0 * one, q, one[None], 0 * one, r)
 
     @pyro_method
+    @fix_known
     def model(self, y=None, num_rows=1):
-        num_steps = int(self.num_steps) if y is None else y.shape[1]
-        theta = self.theta.draw(self._priors())
-        series = LevelSeries(theta["q"], theta["r"], num_steps)
+        one = self.num_steps.new_ones((), dtype=torch.get_default_dtype())
+        q = pyro.sample("q", dist.LogNormal(0 * one, one))
+        r = pyro.sample("r", dist.LogNormal(0 * one, one))
+        series = LevelSeries(q, r, int(self.num_steps) if y is None else y.shape[1])
         with pyro.plate("data", num_rows if y is None else len(y)):
             return pyro.sample("y", series, obs=y)
 
@@ -82,25 +81,22 @@ class Coin(StateSpaceStory):
 
     def __init__(self, num_features=1, *, known=None):
         super().__init__(num_features, known=known)
-        self.theta = Parameters(self._priors(), known)
+        self.theta = Parameters(shared_sites(self.model), known)
         self.dims = {
             "P": ("regime", "next_regime"),
             "mu": ("regime", "feature"),
             "y": ("series", "time", "feature"),
         }
 
-    def _priors(self):
-        one = self.num_steps.new_ones(2, dtype=torch.get_default_dtype())
-        P = dist.Dirichlet(one.expand(2, 2) + 4 * torch.eye(2)).to_event(1)
-        return {"P": P, "mu": dist.Normal(0.0, 5.0 * one[:, None]).to_event(2)}
-
-    def _series(self, theta, num_steps):
-        emission = MarginalIndependent(dist.Normal(theta["mu"], 1.0))
-        return HiddenMarkovSeries(torch.full((2,), 0.5).log(), theta["P"].log(), emission, num_steps)
-
     @pyro_method
+    @fix_known
     def model(self, y=None, num_rows=1):
-        series = self._series(self.theta.draw(self._priors()), int(self.num_steps) if y is None else y.shape[1])
+        one = self.num_steps.new_ones(2, dtype=torch.get_default_dtype())
+        P = pyro.sample("P", dist.Dirichlet(one.expand(2, 2) + 4 * torch.eye(2)).to_event(1))
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0 * one[:, None]).to_event(2))
+        emission = MarginalIndependent(dist.Normal(mu, 1.0))
+        num_steps = int(self.num_steps) if y is None else y.shape[1]
+        series = HiddenMarkovSeries(torch.full((2,), 0.5).log(), P.log(), emission, num_steps)
         with pyro.plate("data", num_rows if y is None else len(y)):
             return pyro.sample("y", series, obs=y)
 
@@ -110,14 +106,13 @@ class Coin(StateSpaceStory):
 
     @pyro_method
     def state_space(self, y):
-        series = self._series(self.theta.draw(self._priors()), y.shape[1])
+        series = row_distribution(self.model, y)
         chain = MarkovChain(series.log_initial, series.log_transition)
         return HiddenMarkov(chain, series.log_emission(y), torch.arange(2))
 
     @pyro_method
     def fill(self, y, regimes):
-        mu = self.theta.draw(self._priors())["mu"][regimes]
-        return torch.where(y.isnan(), dist.Normal(mu, 1.0).sample(), y)
+        return row_distribution(self.model, y).complete(y, regimes)
 
     @torch.no_grad()
     def initialise(self, y, labels=None, weights=None):
@@ -136,13 +131,9 @@ class Drift(StateSpaceStory):
 
     def __init__(self, num_features=1, *, known=None, recurrent=False, width=0.5):
         super().__init__(num_features, known=known, recurrent=recurrent, width=width)
-        self.theta = Parameters(self._priors(), known)
         self.recurrent, self.width = recurrent, width
+        self.theta = Parameters(shared_sites(self.model), known)
         self.dims = {"b": ("regime",), "x": ("series", "time", "state"), "y": ("series", "time", "feature")}
-
-    def _priors(self):
-        one = self.num_steps.new_ones((), dtype=torch.get_default_dtype())
-        return {"b": dist.Normal(torch.stack([one, -one]), 0.3).to_event(1)}
 
     def _description(self, theta):
         one = torch.ones_like(theta["b"][:1])
@@ -154,7 +145,7 @@ class Drift(StateSpaceStory):
 
     @pyro_method
     def state_space(self, y):
-        return self._description(self.theta.draw(self._priors()))
+        return self._description(self._values())
 
     @pyro_method
     def log_transition(self, x):
@@ -177,11 +168,16 @@ class Drift(StateSpaceStory):
 
     @pyro_method
     def regimes_given(self, y, x):
-        return self._chain(self.theta.draw(self._priors()), x)
+        return self._chain(self._values(), x)
+
+    def _values(self):
+        return shared_values(self.model) | self.theta.known_values
 
     @pyro_method
+    @fix_known
     def model(self, y=None, num_rows=1):
-        theta = self.theta.draw(self._priors())
+        one = self.num_steps.new_ones((), dtype=torch.get_default_dtype())
+        theta = {"b": pyro.sample("b", dist.Normal(torch.stack([one, -one]), 0.3).to_event(1))}
         num_steps = int(self.num_steps) if y is None else y.shape[1]
         with pyro.plate("data", num_rows if y is None else len(y)):
             x = pyro.sample("x", DriftPath(self, theta, num_steps))

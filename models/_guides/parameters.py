@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pplgen.story.base import InputError
+from pplgen.story.structure import sample_sites
 
 
 def fix_known(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,7 +33,8 @@ def fix_known(model: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(model)
     def fixed(self: Any, *arguments: Any, **options: Any) -> Any:
-        known = self.theta.known_values if hasattr(self, "theta") else {}  # there is none yet while it is constructed
+        # the story's constructor runs its model for the sites that theta is made of
+        known = self.theta.known_values if hasattr(self, "theta") else {}
         with poutine.block(hide=list(known)), poutine.condition(data=known):
             return model(self, *arguments, **options)
 
@@ -40,12 +42,12 @@ def fix_known(model: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Parameters(PyroModule):
-    """Named parameters, each with a prior or a known value.
+    """Guide of named parameters, some of which may have known values.
 
     Parameters
     ----------
-    priors
-        Distribution of each parameter, without batch axes; later priors may be others of the same shape and support.
+    sites
+        The story's shared sites, from ``shared_sites(model)``: their names, supports and shapes.
     known
         Known values of some parameters, as numbers or nested lists; a number stands for all entries.
     correlated
@@ -56,13 +58,14 @@ class Parameters(PyroModule):
 
     def __init__(
         self,
-        priors: Mapping[str, Any],
+        sites: Mapping[str, Any],
         known: Mapping[str, Any] | None = None,
         *,
         correlated: bool = True,
         initial_scale: float = 0.1,
     ) -> None:
         super().__init__()
+        priors = {name: site["fn"] for name, site in sites.items()}
         self.known = dict(known or {})
         for name, value in self.known.items():
             if name not in priors:
@@ -88,16 +91,9 @@ class Parameters(PyroModule):
         else:
             self.q_scale = PyroParam(torch.ones(size), constraints.positive)
 
-    def draw(self, priors: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Draw the parameters from their priors; known ones are constant."""
-        return {
-            name: getattr(self, f"known_{name}") if name in self.known else pyro.sample(name, priors[name])
-            for name in priors
-        }
-
     def draw_guide(self) -> dict[str, Tensor]:
         """Draw the parameters from the guide; known ones are constant."""
-        drawn = self._known
+        drawn = self.known_values
         if not self.names:
             return drawn
         mean = self._mean
@@ -117,10 +113,10 @@ class Parameters(PyroModule):
     def guide_mean(self) -> dict[str, Tensor]:
         """Return the parameters at the guide's unconstrained mean."""
         if not self.names:
-            return self._known
+            return self.known_values
         parts = self._split(self._mean)
         learned = {name: biject_to(self.supports[name])(part) for name, part in parts.items()}
-        return learned | self._known
+        return learned | self.known_values
 
     def initialise(self, values: Mapping[str, Tensor], scale: float | None = None) -> None:
         """Set the guide's mean to values of the parameters; known ones are ignored.
@@ -135,31 +131,39 @@ class Parameters(PyroModule):
             self.unit.copy_(scale * (torch.eye(len(self.start)) if self.correlated else torch.ones(len(self.start))))
         self.q_offset = torch.zeros_like(self.start)
 
-    def laplace_start(self, model: Callable[..., Any], *data: Any, steps: int = 100) -> None:
+    def laplace_start(
+        self, model: Callable[..., Any], y: Tensor, weights: Tensor | None = None, steps: int = 100
+    ) -> None:
         """Set the guide to Laplace's approximation: a mode of the log joint density, and the inverse Hessian there.
 
         Parameters
         ----------
         model
             Pyro model whose latent sites are these parameters.
-        *data
-            Arguments of the model.
+        y
+            Its argument, the rows.
+        weights
+            Weight of each row, shape ``(num_rows,)``.
         steps
             Maximum number of L-BFGS iterations.
         """
         if not self.names:
             return
 
+        row_weights = y.new_ones(len(y)) if weights is None else weights
+
         def loss(u: Tensor) -> Tensor:
-            parts, jacobian = self._split(u), u.new_zeros(())
-            values = {}
-            for name, part in parts.items():
+            total, values = u.new_zeros(()), {}
+            for name, part in self._split(u).items():
                 transform = biject_to(self.supports[name])
                 values[name] = transform(part)
-                jacobian = jacobian + transform.log_abs_det_jacobian(part, values[name]).sum()
+                total = total + transform.log_abs_det_jacobian(part, values[name]).sum()
             with poutine.block():
-                trace = poutine.trace(poutine.condition(model, values)).get_trace(*data)
-            return -(trace.log_prob_sum() + jacobian)
+                trace = poutine.trace(poutine.condition(model, values)).get_trace(y)
+            trace.compute_log_prob()
+            for site in sample_sites(trace).values():
+                total = total + (site["log_prob"] @ row_weights if site["log_prob"].ndim else site["log_prob"])
+            return -total
 
         approximation = laplace(loss, self.start, steps)
         if approximation is None:
@@ -182,13 +186,14 @@ class Parameters(PyroModule):
         return self.start + (self.unit @ self.q_offset if self.correlated else self.unit * self.q_offset)
 
     @property
-    def _known(self) -> dict[str, Tensor]:
+    def known_values(self) -> dict[str, Tensor]:
+        """Known values by name."""
         return {name: getattr(self, f"known_{name}") for name in self.known}
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
         """Move, or change dtype; known values are set again, or float64 would keep the rounding of float32."""
         applied = super()._apply(*arguments, **options)
-        for name, value in self._known.items():
+        for name, value in self.known_values.items():
             value.copy_(torch.as_tensor(self.known[name], dtype=torch.float64))
         return applied
 

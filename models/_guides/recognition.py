@@ -133,11 +133,11 @@ def responsibilities_chain(
     dynamics, emission
         Parameters of the model.
     """
-    _, _, m0, L0, A, b, L, _ = dynamics
+    m0, A, b = dynamics.m0, dynamics.A, dynamics.b
     K, D, _ = A.shape
     soft = outputs[..., :K].softmax(-1)
     scaling, shift = (MAX_LOG_SCALING * outputs[..., K : K + 2].tanh()).exp(), outputs[..., K + 2 :]
-    Lambda = torch.cholesky_inverse(L)
+    Lambda = torch.cholesky_inverse(dynamics.L)
     weights = torch.where(inside.unsqueeze(-1), soft * scaling[..., :1], 0.0)[:, 1:]
 
     def averaged(per_regime: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def responsibilities_chain(
 
     Lambda_A, Lambda_b = Lambda @ A, (Lambda @ b.unsqueeze(-1)).squeeze(-1)
     A_Lambda_b = (A.mT @ Lambda_b.unsqueeze(-1)).squeeze(-1)
-    J0 = torch.cholesky_inverse(L0)
+    J0 = torch.diag_embed(dynamics.s0.pow(-2))
     diagonal = _at_later_step(averaged(Lambda)) + _at_earlier_step(averaged(A.mT @ Lambda_A)) + _at_first_step(J0, y)
     information = (
         _at_later_step(averaged(Lambda_b)) - _at_earlier_step(averaged(A_Lambda_b)) + _at_first_step(J0 @ m0, y)
@@ -183,7 +183,7 @@ def _neighbours(h: Tensor, dilation: int) -> Tensor:
 
 def _emission_potentials(soft: Tensor, y: Tensor, emission: Emission) -> tuple[Tensor, Tensor]:
     """Return the natural parameters of each state's emission likelihood, averaged under soft regimes."""
-    C, d, r = emission
+    C, d, r = emission.each()
     K, E, D = C.shape
     observed = (~y.isnan()).to(y.dtype)
     precision = r.pow(-2)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
+import pyro.distributions as dist
 import torch
-from pplgen.models._distributions.hmm_emissions import Emission
+from pplgen.models._starts.emissions import M_STEPS, clustering_features
 from pplgen.models._starts.kmeans_plus_plus import kmeans_plus_plus
+from pplgen.models._starts.regime_scales import RegimeScales
 from torch import Tensor
 
-from pplgen.distributions.hidden_markov import marginals
+from pplgen.distributions.hidden_markov import HiddenMarkovSeries, marginals
+from pplgen.distributions.missing import MarginalIndependent
 
 WINDOWS = (1, 5, 20)
 """Lengths of the moving windows that are clustered: short ones separate means, long ones also scales."""
@@ -17,7 +20,12 @@ EM_STEPS = 20
 
 
 def initial_regimes(
-    emission: Emission, y: Tensor, weights: Tensor, known: dict[str, Tensor], concentration: float
+    series: Callable[[dict[str, Tensor]], HiddenMarkovSeries],
+    scales: RegimeScales,
+    y: Tensor,
+    weights: Tensor,
+    known: dict[str, Tensor],
+    concentration: float,
 ) -> dict[str, Tensor]:
     """Estimate regimes by EM from k-means++ starts, one for each window length; return the best.
 
@@ -25,8 +33,10 @@ def initial_regimes(
 
     Parameters
     ----------
-    emission
-        Emissions with their prior scales set.
+    series
+        Distribution of series at values of the parameters.
+    scales
+        Prior constants of the regimes' parameters, and the kind of emissions.
     y
         Series, shape ``(num_series, num_steps, D)``.
     weights
@@ -41,17 +51,15 @@ def initial_regimes(
     dict
         ``pi``, ``P`` and the emission parameters.
     """
-    observed = ~y.isnan().all(-1)
-    counts = weights[:, None] * observed
+    K, observed = len(scales.m), ~y.isnan().all(-1)
+    steps = clustering_features(scales, y.flatten(0, 1)).unflatten(0, y.shape[:2])
     best: tuple[float, dict[str, Tensor]] | None = None
     for window in WINDOWS:
-        if best is not None and window * emission.K * 2 > y.shape[1]:
+        if best is not None and window * K * 2 > y.shape[1]:
             break
-        features = _window_averages(
-            emission.clustering_features(y.flatten(0, 1)).unflatten(0, y.shape[:2]), observed, window
-        )
-        responsibilities = kmeans_plus_plus(features.flatten(0, 1), emission.K, weights=counts.flatten())
-        start = _run_em(emission, y, responsibilities, weights, known, concentration)
+        features = _window_averages(steps, observed, window).flatten(0, 1)
+        responsibilities = kmeans_plus_plus(features, K, weights=(weights[:, None] * observed).flatten())
+        start = _run_em(series, scales, y, responsibilities, weights, known, concentration)
         if best is None or start[0] > best[0]:
             best = start
     assert best is not None
@@ -59,7 +67,7 @@ def initial_regimes(
 
 
 def autoregressive_start(
-    emission: Emission,
+    scales: RegimeScales,
     y: Tensor,
     weights: Tensor,
     known: dict[str, Tensor],
@@ -71,8 +79,8 @@ def autoregressive_start(
 
     Parameters
     ----------
-    emission, y, weights, concentration
-        As for ``initial_regimes``, with normal emissions of one column.
+    scales, y, weights, concentration
+        As for ``initial_regimes``, with one column.
     known
         Known values of the autoregression's parameters.
     order
@@ -85,21 +93,27 @@ def autoregressive_start(
     dict
         ``P``, ``mu``, ``sigma`` and ``phi``, the last random near zero.
     """
+
+    def without_lags(theta: dict[str, Tensor]) -> HiddenMarkovSeries:
+        emission = MarginalIndependent(dist.Normal(theta["mu"], theta["sigma"]))
+        return HiddenMarkovSeries(theta["pi"].log(), theta["P"].log(), emission, y.shape[1])
+
     means = {"mu": known["mu"].unsqueeze(-1)} if switching["mu"] and "mu" in known else {}
-    start = initial_regimes(emission, y, weights, means, concentration)
+    start = initial_regimes(without_lags, scales, y, weights, means, concentration)
     P, mu, sigma = start["P"], start["mu"][:, 0], start["sigma"][:, 0]
-    order_of = torch.arange(emission.K, device=y.device)
+    order_of = torch.arange(len(P), device=y.device)
     if not switching["mu"]:
         expected = known["sigma"] if switching["sigma"] and "sigma" in known else order_of
         order_of = sigma.argsort()[expected.argsort().argsort()]
-    phi = 0.1 * torch.randn(emission.K, order, dtype=y.dtype, device=y.device)
+    phi = 0.1 * torch.randn(len(P), order, dtype=y.dtype, device=y.device)
     values = {"mu": mu[order_of], "sigma": sigma[order_of], "phi": phi}
     shared = {name: value if switching[name] else value.mean(0) for name, value in values.items()}
     return {"P": P[order_of][:, order_of], **shared}
 
 
 def _run_em(
-    emission: Emission,
+    series: Callable[[dict[str, Tensor]], HiddenMarkovSeries],
+    scales: RegimeScales,
     y: Tensor,
     responsibilities: Tensor,
     weights: Tensor,
@@ -107,19 +121,18 @@ def _run_em(
     concentration: float,
 ) -> tuple[float, dict[str, Tensor]]:
     """Take steps of EM; return the log likelihood before the last step, in nats, and the parameters."""
-    K, x = emission.K, y.flatten(0, 1)
-    all_regimes, counts = torch.arange(K, device=y.device), weights[:, None] * ~y.isnan().all(-1)
+    K, x, m_step = len(scales.m), y.flatten(0, 1), M_STEPS[scales.kind]
+    counts = weights[:, None] * ~y.isnan().all(-1)
     pair_weights = (counts[:, 1:] * (counts[:, :-1] > 0))[..., None, None]
     pi, P = y.new_full((K,), 1 / K), y.new_full((K, K), 1 / K)
-    order, total = _regime_order(emission, x, responsibilities, known), 0.0
-    responsibilities = responsibilities[:, order]
+    expected = next((known[name] for name in ("mu", "rate") if name in known), scales.m)[:, 0]
+    responsibilities, total = responsibilities[:, _regime_order(expected, x, responsibilities)], 0.0
     for _ in range(EM_STEPS):
-        theta = {"pi": pi, "P": P, **emission.m_step(x, responsibilities), **known}
-        density = emission.distribution(theta, all_regimes).log_prob(y.movedim(1, 0).unsqueeze(-2)).movedim(0, 1)
-        log_likelihood, regimes, pairs = marginals(theta["pi"].log(), theta["P"].log(), density)
+        at = series({"pi": pi, "P": P, **m_step(scales, x, responsibilities), **known})
+        log_likelihood, regimes, pairs = marginals(at.log_initial, at.log_transition, at.log_emission(y))
         total = (weights * log_likelihood).sum().item()
         if not known:
-            order = _regime_order(emission, x, (counts.unsqueeze(-1) * regimes).flatten(0, 1), known)
+            order = _regime_order(expected, x, (counts.unsqueeze(-1) * regimes).flatten(0, 1))
             regimes, pairs = regimes[..., order], pairs[..., order, :][..., order]
         responsibilities = (counts.unsqueeze(-1) * regimes).flatten(0, 1)
         pi, P = (
@@ -127,17 +140,15 @@ def _run_em(
             concentration + (pair_weights * pairs).sum((0, 1)),
         )
         pi, P = pi / pi.sum(), P / P.sum(-1, keepdim=True)
-    return total, {"pi": pi, "P": P, **emission.m_step(x, responsibilities), **known}
+    return total, {"pi": pi, "P": P, **m_step(scales, x, responsibilities), **known}
 
 
-def _regime_order(emission: Emission, x: Tensor, responsibilities: Tensor, known: dict[str, Tensor]) -> Tensor:
+def _regime_order(expected: Tensor, x: Tensor, responsibilities: Tensor) -> Tensor:
     """Return the cluster of each regime, matching the order of the first column's expected means."""
     first = x[:, 0]
     missing = first.isnan().unsqueeze(-1)
     weight = torch.where(missing, 0.0, responsibilities)
     means = (weight * first.nan_to_num().unsqueeze(-1)).sum(0) / weight.sum(0).clamp_min(torch.finfo(x.dtype).tiny)
-    expected: Any = known.get(emission.ordered_by, emission.m)
-    expected = emission.m[:, 0] if expected.shape != emission.m.shape else expected[:, 0]
     return means.argsort(stable=True)[expected.argsort(stable=True).argsort()]
 
 

@@ -46,17 +46,17 @@ def fit_switching_autoregression(x: Tensor, inside: Tensor, num_regimes: int) ->
     m_steps = torch.func.vmap(_m_step, in_dims=(None, None, 0, 0))
     regimes, pairs = _random_segmentations(subset, num_regimes)
     for _ in range(ROUNDS):
-        log_pi, log_P, *rest = m_steps(subset, mask, regimes, pairs)
-        steps = torch.func.vmap(lambda *parts: Dynamics(*parts).log_steps(subset))(log_pi, log_P, *rest)
+        parts = m_steps(subset, mask, regimes, pairs)
+        steps = torch.func.vmap(lambda *parts: Dynamics(*parts).log_steps(subset))(*parts)
         log_emission = torch.nn.functional.pad(torch.where(mask[:, 1:, None], steps, 0.0), (0, 0, 1, 0))
-        total, regimes, pairs = marginals(log_pi[:, None], log_P[:, None], log_emission)
+        total, regimes, pairs = marginals(parts[0].log()[:, None], parts[1].log()[:, None], log_emission)
     best = int(total.sum(-1).argmax())
-    dynamics = Dynamics(*(part[best] for part in (log_pi, log_P, *rest)))
+    dynamics = Dynamics(*(part[best] for part in parts))
     regimes = regime_marginals(x, inside, dynamics)[1]
     order = (regimes * inside.unsqueeze(-1)).sum((0, 1)).argsort(descending=True)
-    log_P = dynamics.log_P[order][:, order]
-    per_regime = {name: getattr(dynamics, name)[order] for name in ("log_pi", "A", "b", "L")}
-    return dynamics._replace(log_P=log_P, **per_regime), regimes[..., order]
+    per_regime = {name: getattr(dynamics, name)[order] for name in ("pi", "P", "A", "b", "q", "l")}
+    dynamics = dynamics._replace(**per_regime)
+    return dynamics._replace(P=dynamics.P[:, order]), regimes[..., order]
 
 
 def monte_carlo_em(
@@ -91,7 +91,7 @@ def monte_carlo_em(
 def regime_marginals(x: Tensor, inside: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor, Tensor]:
     """Return log normaliser, marginals of regimes, and of successive pairs, given paths."""
     steps = torch.where(inside[:, 1:, None], dynamics.log_steps(x), 0.0)
-    return marginals(dynamics.log_pi, dynamics.log_P, torch.nn.functional.pad(steps, (0, 0, 1, 0)))
+    return marginals(dynamics.pi.log(), dynamics.P.log(), torch.nn.functional.pad(steps, (0, 0, 1, 0)))
 
 
 def _random_segmentations(x: Tensor, num_regimes: int) -> tuple[Tensor, Tensor]:
@@ -120,14 +120,18 @@ def _m_step(x: Tensor, inside: Tensor, regimes: Tensor, pairs: Tensor) -> tuple[
     Q = (scatter + RIDGE * (D + count) * eye[1:, 1:]) / (1 + count)
     transitions = (pairs * later.unsqueeze(-1)).sum((0, 1)) + 1
     start = regimes[:, 0].sum(0) + 1
+    L = torch.linalg.cholesky(Q)
+    q = L.diagonal(dim1=-2, dim2=-1)
+    i, j = torch.tril_indices(D, D, offset=-1)
     return (
-        (start / start.sum()).log(),
-        (transitions / transitions.sum(-1, keepdim=True)).log(),
+        start / start.sum(),
+        transitions / transitions.sum(-1, keepdim=True),
         x.new_zeros(D),
-        torch.eye(D, dtype=x.dtype, device=x.device),
+        x.new_ones(D),
         coefficients[:, :D].mT,
         coefficients[:, D],
-        torch.linalg.cholesky(Q),
+        q,
+        (L / q.unsqueeze(-2))[:, i, j],
     )
 
 
@@ -144,4 +148,4 @@ def _emission_m_step(y: Tensor, x: Tensor) -> Emission:
     coefficients = torch.linalg.solve(gram, cross.unsqueeze(-1)).squeeze(-1)
     residual = observed * (values - design @ coefficients.mT)
     r = (residual.square().sum((0, 1)) / count.clamp_min(1)).sqrt().clamp_min(MIN_NOISE)
-    return Emission(coefficients[None, :, :D], coefficients[None, :, D], r[None])
+    return Emission(coefficients[:, :D], coefficients[:, D], r)

@@ -11,16 +11,24 @@ from pplgen.distributions.hidden_markov import HiddenMarkovSeries
 from pplgen.distributions.inverse_chi import InverseRootGamma, inverse_chi
 from pplgen.distributions.inverse_wishart import InverseWishart
 from pplgen.distributions.linear_gaussian import LinearGaussianSeries
-from pplgen.distributions.missing import Blockwise, MarginalIndependent, MarginalNormal, normal_rows
+from pplgen.distributions.missing import (
+    Blockwise,
+    MarginalIndependent,
+    MarginalNormal,
+    WholeRowNormal,
+    normal_rows,
+)
 from pplgen.distributions.normal_mixture import NormalMixture
 from pplgen.distributions.normal_with_zeros import NormalWithZeros
 from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
-from pplgen.distributions.switching_observations import SwitchingObservations
-from pplgen.distributions.switching_path import SwitchingLinearGaussianPath
+from pplgen.distributions.switching_observations import Emission, SwitchingObservations
+from pplgen.distributions.switching_path import Dynamics, SwitchingLinearGaussianPath
 
 __all__ = [
     "BartlettCholesky",
     "Blockwise",
+    "Dynamics",
+    "Emission",
     "HiddenMarkovSeries",
     "InverseRootGamma",
     "InverseWishart",
@@ -33,6 +41,7 @@ __all__ = [
     "NormalWithZeros",
     "SwitchingLinearGaussianPath",
     "SwitchingObservations",
+    "WholeRowNormal",
     "fraley_raftery",
     "inverse_chi",
     "normal_rows",

@@ -129,7 +129,8 @@ class HiddenMarkovSeries(dist.TorchDistribution):
     log_initial, log_transition
         Log probabilities of the chain, shapes ``(..., K)`` and ``(..., K, K)``.
     emission
-        Distribution of one step in each regime, NaN meaning missing: batch shape ``(..., K)``, event shape ``(D,)``.
+        Distribution of one step in each regime, any with batch shape ``(..., K)`` and event shape ``()``, ``(D,)`` or
+        of more axes. Steps with missing entries take one of ``pplgen/distributions/missing.py``.
     num_steps
         Length T of the series.
     """
@@ -140,6 +141,7 @@ class HiddenMarkovSeries(dist.TorchDistribution):
     def __init__(self, log_initial: Tensor, log_transition: Tensor, emission: Any, num_steps: int) -> None:
         self.log_initial, self.log_transition = log_initial, log_transition
         self.emission, self.num_steps = emission, num_steps
+        self._time = -1 - len(emission.event_shape)
         batch = torch.broadcast_shapes(log_initial.shape[:-1], emission.batch_shape[:-1])
         super().__init__(batch, torch.Size([num_steps, *emission.event_shape]), validate_args=False)
 
@@ -155,7 +157,7 @@ class HiddenMarkovSeries(dist.TorchDistribution):
 
     def log_emission(self, value: Tensor) -> Tensor:
         """Log density of each step in each regime in nats, shape ``(..., T, K)``."""
-        return self.emission.log_prob(value.movedim(-2, 0).unsqueeze(-2)).movedim(0, -2)
+        return self.emission.log_prob(self._steps(value)).movedim(0, -2)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw series."""
@@ -167,8 +169,23 @@ class HiddenMarkovSeries(dist.TorchDistribution):
             self.num_steps,
         )
         draws = self.emission.expand((*self.batch_shape, K)).sample(torch.Size([self.num_steps, *shape]))
-        chosen = path.movedim(-1, 0)[..., None, None].expand(*draws.shape[:-2], 1, draws.shape[-1])
-        return torch.gather(draws, -2, chosen).squeeze(-2).movedim(0, -2).to(self.log_initial.dtype)
+        return self._chosen(draws, path).to(self.log_initial.dtype)
+
+    def complete(self, value: Tensor, path: Tensor) -> Tensor:
+        """Draw the missing entries of series given the observed ones and paths of regimes, shape ``(..., T)``."""
+        emission = self.emission.expand((*path.movedim(-1, 0).shape, self.log_initial.shape[-1]))
+        return self._chosen(emission.complete(self._steps(value)), path)
+
+    def _steps(self, value: Tensor) -> Tensor:
+        """Move time to the front, and add an axis for the regimes."""
+        return value.movedim(self._time, 0).unsqueeze(self._time)
+
+    def _chosen(self, steps: Tensor, path: Tensor) -> Tensor:
+        """Choose from values of each step in each regime, time first, those of the regimes of a path."""
+        axes = self.event_shape[1:]
+        index = path.movedim(-1, 0)[(..., None, *[None] * len(axes))]
+        chosen = torch.gather(steps, self._time, index.expand(*index.shape[: self._time], 1, *axes))
+        return chosen.squeeze(self._time).movedim(0, self._time)
 
 
 def _fold(x: Tensor, L: int, B: int) -> Tensor:

@@ -44,6 +44,21 @@ class MarginalNormal(dist.MultivariateNormal):
         return observed, difference, torch.linalg.cholesky(covariance)
 
 
+class WholeRowNormal(MarginalNormal):
+    """Multivariate normal for rows that are either complete or entirely missing: one factor serves all rows."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in nats, shape ``batch_shape``; zero for missing rows."""
+        gap = value.isnan().all(-1)
+        eye = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
+        whitener = torch.linalg.solve_triangular(self.scale_tril, eye.expand_as(self.scale_tril), upper=False)
+        difference = torch.where(gap.unsqueeze(-1), 0.0, value) - self.loc
+        whitened = torch.einsum("...kij,...kj->...ki", whitener, difference)
+        log_volume = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        density = -0.5 * whitened.square().sum(-1) - log_volume - 0.5 * value.shape[-1] * math.log(2 * math.pi)
+        return torch.where(gap, 0.0, density)
+
+
 class MarginalIndependent(dist.TorchDistribution):
     """Independent columns of one distribution, with missing entries integrated out.
 

@@ -89,7 +89,7 @@ class NormalWithZeros(dist.TorchDistribution):
     has_rsample = False
 
     def __init__(self, loc: Tensor, scale: Tensor, free: Tensor) -> None:
-        self.entries: Any = dist.Normal(*torch.broadcast_tensors(loc, scale.expand(free.shape)), validate_args=False)
+        self.base_dist: Any = dist.Normal(*torch.broadcast_tensors(loc, scale.expand(free.shape)), validate_args=False)
         self.free = free
         super().__init__(torch.Size(), free.shape, validate_args=False)
 
@@ -100,8 +100,8 @@ class NormalWithZeros(dist.TorchDistribution):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw matrices."""
-        return self.entries.sample(torch.Size(sample_shape)) * self.free.to(self.entries.loc)
+        return self.base_dist.sample(torch.Size(sample_shape)) * self.free.to(self.base_dist.loc)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of the free entries in nats."""
-        return (self.entries.log_prob(value) * self.free.to(self.entries.loc)).sum((-2, -1))
+        return (self.base_dist.log_prob(value) * self.free.to(self.base_dist.loc)).sum((-2, -1))

@@ -9,7 +9,7 @@ a ratio of two normalisers (``pplgen/distributions/hidden_markov.py``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -22,32 +22,35 @@ from pplgen.distributions.switching_path import SwitchingLinearGaussianPath
 
 
 class Emission(NamedTuple):
-    """Parameters of ``y_t ~ Normal(C[s_t] x_t + d[s_t], diag(r[s_t]^2))``; K = 1 if the regimes share them."""
+    """Parameters of ``y_t ~ Normal(C[s_t] x_t + d[s_t], diag(r[s_t]^2))``, or without an axis of regimes, shared."""
 
     C: Tensor
-    """Shape ``(K, E, D)``."""
+    """Shape ``(K, E, D)`` or ``(E, D)``."""
     d: Tensor
-    """Shape ``(K, E)``."""
+    """Shape ``(K, E)`` or ``(E,)``."""
     r: Tensor
-    """Shape ``(K, E)``."""
+    """Shape ``(K, E)`` or ``(E,)``."""
 
-    @classmethod
-    def from_theta(cls, theta: Mapping[str, Tensor]) -> Emission:
-        """Collect parameters by name, adding an axis of length one if regimes share them."""
-        C, d, r = theta["C"], theta["d"], theta["r"]
-        return cls(C, d, r) if C.ndim == 3 else cls(C[None], d[None], r[None])
+    @property
+    def switches(self) -> bool:
+        """Whether the regimes have separate parameters."""
+        return self.C.ndim == 3
+
+    def each(self) -> Emission:
+        """Return the parameters with an axis of regimes, of length one if they share them."""
+        return self if self.switches else Emission(*(part.unsqueeze(0) for part in self))
 
     def per_regime(self, x: Tensor) -> MarginalIndependent:
         """Return the distribution of each step given paths x in each regime, batch shape ``(..., T, K)``."""
-        K, E, D = self.C.shape
-        mean = (x @ self.C.reshape(K * E, D).mT).unflatten(-1, (K, E)) + self.d
-        return MarginalIndependent(dist.Normal(mean, self.r))
+        C, d, r = self.each()
+        K, E, D = C.shape
+        return MarginalIndependent(dist.Normal((x @ C.reshape(K * E, D).mT).unflatten(-1, (K, E)) + d, r))
 
     def observations(self, path: SwitchingLinearGaussianPath, x: Tensor) -> Any:
         """Return the distribution of series given paths x."""
-        if len(self.C) > 1:
+        if self.switches:
             return SwitchingObservations(path, x, self)
-        return MarginalIndependent(dist.Normal(x @ self.C[0].mT + self.d[0], self.r[0])).to_event(1)
+        return MarginalIndependent(dist.Normal(x @ self.C.mT + self.d, self.r)).to_event(1)
 
 
 class SwitchingObservations(dist.TorchDistribution):

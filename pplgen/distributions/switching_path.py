@@ -10,7 +10,7 @@ so the sum is a ``log_normaliser`` of ``pplgen/distributions/hidden_markov.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -24,31 +24,35 @@ from pplgen.distributions.hidden_markov import log_normaliser
 class Dynamics(NamedTuple):
     """Parameters of the dynamics of regime and state: K regimes, D dimensions."""
 
-    log_pi: Tensor
-    """``log p(s_1)``, shape ``(K,)``."""
-    log_P: Tensor
-    """``log p(s_t | s_{t-1})`` up to the recurrence, shape ``(K, K)``."""
+    pi: Tensor
+    """``p(s_1)``, shape ``(K,)``."""
+    P: Tensor
+    """``p(s_t | s_{t-1})`` up to the recurrence, shape ``(K, K)``."""
     m0: Tensor
     """``E[x_1]``, shape ``(D,)``."""
-    L0: Tensor
-    """Cholesky factor of ``Cov[x_1]``, shape ``(D, D)``."""
+    s0: Tensor
+    """Standard deviations of x_1, shape ``(D,)``."""
     A: Tensor
     """Shape ``(K, D, D)``."""
     b: Tensor
     """Shape ``(K, D)``."""
-    L: Tensor
-    """Cholesky factors of ``Q``, shape ``(K, D, D)``."""
+    q: Tensor
+    """Diagonal of the Cholesky factors of ``Q``, shape ``(K, D)``."""
+    l: Tensor | None = None  # noqa: E741
+    """Entries of B below its unit diagonal, row by row, where ``B diag(q)`` is the Cholesky factor of ``Q``, shape
+    ``(K, D (D - 1) / 2)``; ``None`` if ``Q`` is diagonal."""
     W: Tensor | None = None
     """``p(s_t | s_{t-1}, x_{t-1})`` is proportional to ``P exp(W x_{t-1})``, shape ``(K, D)``; ``None`` for ``P``."""
 
-    @classmethod
-    def from_theta(cls, theta: Mapping[str, Tensor]) -> Dynamics:
-        """Collect parameters by name; Q has Cholesky factor ``B diag(q)``, B unit lower triangular with entries l."""
-        L = torch.diag_embed(theta["q"])
-        if "l" in theta:
-            L = L + (theta["l"] @ _lower_triangle_basis(L)).unflatten(-1, L.shape[1:]) * theta["q"].unsqueeze(-2)
-        start = theta["m0"], torch.diag_embed(theta["s0"])
-        return cls(theta["pi"].log(), theta["P"].log(), *start, theta["A"], theta["b"], L, theta.get("W"))
+    @property
+    def L(self) -> Tensor:
+        """Cholesky factors of ``Q``, shape ``(K, D, D)``."""
+        L = torch.diag_embed(self.q)
+        if self.l is None:
+            return L
+        D = L.shape[-1]
+        entries = torch.eye(D * D, dtype=L.dtype, device=L.device)[[D * i + j for i in range(D) for j in range(i)]]
+        return L + (self.l @ entries).unflatten(-1, (D, D)) * self.q.unsqueeze(-2)
 
     def log_transition(self, x: Tensor) -> Tensor:
         """Log transition probabilities of regimes given the state, ``(..., K, K)``, or ``(K, K)`` if not recurrent.
@@ -59,17 +63,17 @@ class Dynamics(NamedTuple):
             States, shape ``(..., D)``.
         """
         if self.W is None:
-            return self.log_P
-        return (self.log_P + (x @ self.W.mT).unsqueeze(-2)).log_softmax(-1)
+            return self.P.log()
+        return (self.P.log() + (x @ self.W.mT).unsqueeze(-2)).log_softmax(-1)
 
     def log_steps(self, x: Tensor) -> Tensor:
         """Log density in nats of each step of a path in each regime, except the first, shape ``(..., T - 1, K)``."""
-        K, D, _ = self.A.shape
-        whiten = torch.linalg.solve_triangular(self.L, torch.eye(D, dtype=x.dtype, device=x.device), upper=False)
+        (K, D, _), L = self.A.shape, self.L
+        whiten = torch.linalg.solve_triangular(L, torch.eye(D, dtype=x.dtype, device=x.device), upper=False)
         now, before = whiten.reshape(K * D, D), (whiten @ self.A).reshape(K * D, D)
         shift = (whiten @ self.b.unsqueeze(-1)).reshape(K * D)
         noise = (x[..., 1:, :] @ now.mT - x[..., :-1, :] @ before.mT - shift).unflatten(-1, (K, D))
-        log_volume = self.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_volume = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * noise.square().sum(-1) - log_volume - 0.5 * D * math.log(2 * math.pi)
 
 
@@ -107,7 +111,7 @@ class SwitchingLinearGaussianPath(dist.TorchDistribution):
         steps = torch.where(self.inside[..., 1:, None], self.dynamics.log_steps(x), 0.0)
         # the first step does not depend on its regime
         log_emission = torch.nn.functional.pad(steps, (0, 0, 1, 0))
-        log_pi = self.dynamics.log_pi.expand(*log_emission.shape[:-2], -1)
+        log_pi = self.dynamics.pi.log().expand(*log_emission.shape[:-2], -1)
         return log_pi, self.dynamics.log_transition(x[..., :-1, :]), log_emission
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -116,13 +120,13 @@ class SwitchingLinearGaussianPath(dist.TorchDistribution):
 
     def sample_with_regimes(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw paths and their regimes, shapes ``(..., T, D)`` and ``(..., T)``."""
-        log_pi, _, m0, L0, A, b, L, _ = self.dynamics
+        (pi, _, m0, s0, A, b, *_), L = self.dynamics, self.dynamics.L
         shape = (*sample_shape, *self.batch_shape)
-        s = dist.Categorical(logits=log_pi.expand(*shape, -1)).sample()
-        x = m0 + (L0 @ torch.randn(*shape, len(m0), 1, dtype=m0.dtype, device=m0.device)).squeeze(-1)
+        s = dist.Categorical(logits=pi.log().expand(*shape, -1)).sample()
+        x = m0 + s0 * torch.randn(*shape, len(m0), dtype=m0.dtype, device=m0.device)
         states, regimes = [x], [s]
         for _ in range(1, self.event_shape[0]):
-            log_P = self.dynamics.log_transition(x).expand(*shape, *self.dynamics.log_P.shape)
+            log_P = self.dynamics.log_transition(x).expand(*shape, *self.dynamics.P.shape)
             logits = torch.gather(log_P, -2, s[..., None, None].expand(*shape, 1, log_P.shape[-1])).squeeze(-2)
             s = dist.Categorical(logits=logits).sample()
             noise = torch.randn(*shape, len(m0), 1, dtype=m0.dtype, device=m0.device)
@@ -133,13 +137,6 @@ class SwitchingLinearGaussianPath(dist.TorchDistribution):
 
     def _start(self, x: Tensor) -> Tensor:
         """Log density in nats of the first step and of those past the end."""
-        first = dist.MultivariateNormal(self.dynamics.m0, scale_tril=self.dynamics.L0).log_prob(x[..., 0, :])
+        first = dist.Normal(self.dynamics.m0, self.dynamics.s0).log_prob(x[..., 0, :]).sum(-1)
         outside = -0.5 * (x.square() + math.log(2 * math.pi)).sum(-1)
         return first + torch.where(self.inside, 0.0, outside).sum(-1)
-
-
-def _lower_triangle_basis(L: Tensor) -> Tensor:
-    """One-hot vectors of the entries below the diagonal of a flattened matrix, row by row."""
-    D = L.shape[-1]
-    identity = torch.eye(D * D, dtype=L.dtype, device=L.device)
-    return torch.stack([identity[D * i + j] for i in range(D) for j in range(i)])

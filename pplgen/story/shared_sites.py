@@ -1,8 +1,7 @@
-"""Values of the sites that all rows share, read from a model's own text."""
+"""Sites that all rows share, and the distribution of rows given them, read from a model's own text."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from pplgen.story.structure import sample_sites
 
-__all__ = ["shared_sites", "shared_values"]
+__all__ = ["row_distribution", "shared_sites", "shared_values"]
 
 
 class _RowsReached(Exception):
@@ -20,16 +19,23 @@ class _RowsReached(Exception):
 
 
 class _StopAtRows(Messenger):
-    """End a model before its first site inside the plate ``data``."""
+    """End a model before its first site inside the plate ``data``, and keep that site."""
+
+    first: Any = None
 
     def _pyro_sample(self, msg: Any) -> None:
         if any(plate.name == "data" for plate in msg["cond_indep_stack"]):
+            self.first = msg
             raise _RowsReached
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
+        super().__exit__(kind, error, traceback)
+        return isinstance(error, _RowsReached)
 
 
 def shared_sites(model: Callable[..., Any], *data: Any) -> dict[str, Any]:
     """Run a story's model up to its first site of rows, and return its sites, deterministic ones included, by name."""
-    with poutine.trace() as recorded, contextlib.suppress(_RowsReached), _StopAtRows():
+    with poutine.trace() as recorded, _StopAtRows():
         model(*data)
     return sample_sites(recorded.trace)
 
@@ -47,3 +53,14 @@ def shared_values(model: Callable[..., Any], *data: Any) -> dict[str, Tensor]:
         Its arguments.
     """
     return {name: site["value"] for name, site in shared_sites(model, *data).items()}
+
+
+def row_distribution(model: Callable[..., Any], *data: Any) -> Any:
+    """Return the distribution of a model's first site of rows, one batch entry for each row.
+
+    Arguments and values of the shared sites are as for ``shared_values``. For methods that need more of the rows'
+    distribution than its density, such as ``state_space`` and ``fill``.
+    """
+    with _StopAtRows() as rows:
+        model(*data)
+    return rows.first["fn"]

@@ -3,13 +3,14 @@
 import itertools
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import Normal
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pplgen.distributions.hidden_markov import HiddenMarkovSeries, log_normaliser, log_product, marginals, sample_chain
-from pplgen.distributions.missing import MarginalIndependent
+from pplgen.distributions.missing import MarginalIndependent, MarginalNormal
 from pplgen.exact.hmm import forward_backward
 from pplgen.story.dynamics import MarkovChain
 
@@ -172,3 +173,42 @@ def test_series_of_regimes():
     assert (log_emission[0, 2:] == 0).all()
     expected = forward_backward(log_emission, MarkovChain(pi.log(), P.log())).log_normaliser
     torch.testing.assert_close(series.expand([3]).log_prob(some), expected, rtol=1e-5, atol=0)  # single precision
+
+
+K, T, D = 2, 5, 3
+EMISSIONS = {
+    "counts": dist.Poisson(torch.tensor([1.0, 6.0])),
+    "columns of Student's t": dist.StudentT(4.0, torch.tensor([[0.0] * D, [3.0] * D]), 1.0).to_event(1),
+    "columns of categories": MarginalIndependent(dist.Categorical(torch.rand(K, D, 4) + 0.1)),
+    "normal": MarginalNormal(torch.randn(K, D), torch.eye(D) + 0.3 * torch.ones(K, D, D)),
+    "matrices": dist.Normal(torch.zeros(K, D, 2), torch.tensor([1.0, 2.0])[:, None, None]).to_event(2),
+}
+
+
+@pytest.mark.parametrize("name", EMISSIONS)
+def test_any_distribution_is_an_emission(name):
+    """The density is the sum over all paths of the emissions' own densities, step by step and regime by regime."""
+    emission, pi, P = EMISSIONS[name], torch.tensor([0.25, 0.75]), torch.tensor([[0.5, 0.5], [0.125, 0.875]])
+    series = HiddenMarkovSeries(pi.log(), P.log(), emission, T)
+    y = series.expand([2]).sample()
+    assert y.shape == (2, T, *emission.event_shape)
+    for values, ours in zip(y, series.expand([2]).log_prob(y), strict=True):
+        weights = []
+        for path in itertools.product(range(K), repeat=T):
+            weight = pi[path[0]].log() + sum(P[i, j].log() for i, j in itertools.pairwise(path))
+            weights.append(weight + sum(emission.log_prob(v)[k] for k, v in zip(path, values, strict=True)))
+        torch.testing.assert_close(ours, torch.stack(weights).logsumexp(0))
+
+
+@pytest.mark.parametrize("name", ["columns of categories", "normal"])
+def test_missing_entries_are_drawn_from_the_regimes_of_a_path(name):
+    emission = EMISSIONS[name]
+    series = HiddenMarkovSeries(torch.ones(K).log(), torch.ones(K, K).log(), emission, 2)
+    y = torch.full((20_000, 2, D), math.nan)
+    y[:, 1, 0] = 1.0
+    filled = series.complete(y, torch.tensor([1, 0]).expand(len(y), 2))
+    assert (filled[:, 1, 0] == 1.0).all()
+    draws = emission.expand((20_000, K)).sample().float()
+    # two samples of 20,000; 3 means
+    error = ((filled[:, 0].var(0) + draws[:, 1].var(0)) / 20_000).sqrt()
+    assert ((filled[:, 0].mean(0) - draws[:, 1].mean(0)).abs() < 4.5 * error).all()

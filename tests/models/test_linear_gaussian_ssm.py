@@ -15,6 +15,7 @@ from pplgen.distributions.linear_gaussian import LinearGaussianSeries
 from pplgen.errors import InputError
 from pplgen.exact.kalman import kalman_filter
 from pplgen.story.dynamics import LinearGaussian
+from pplgen.story.shared_sites import shared_values
 
 CLOSE = {"rtol": 0, "atol": 1e-8}  # some ten float64 steps of size 10 to 100, rounded to 1e-16 of it
 NILE_KNOWN = {"m0": 1000.0, "s0": 1000.0}
@@ -149,7 +150,7 @@ def test_the_storys_density_is_that_of_its_state_space(missing):
     story = LinearGaussianSSM(2, 3).double()
     y = story.simulate(3, 11)
     y = gappy(y) if missing else y
-    values = {name: prior.sample() for name, prior in story._priors().items()}
+    values = shared_values(story.model)
     with poutine.condition(data=values):
         p = story.state_space(y)
     assert p.C[0, 1] == 0, "C is lower trapezoidal"

@@ -18,7 +18,18 @@ OPTIONS = {
     "Autoencoder": LATENT,
     "DirichletProcessMixture": GAUSSIAN,
     "FactorAnalysis": LATENT,
+    "GaussianHMM": [
+        *({"emission": emission} for emission in ("diag", "full", "poisson")),
+        {"emission": "categorical", "num_categories": 3},
+        {"known": {"mu": 0.0, "pi": 0.5}},
+    ],
     "GaussianMixture": GAUSSIAN,
+    "LinearGaussianSSM": [
+        {},
+        {"known": {"C": 1.0}},
+        *({"form": form} for form in ("level", "trend", "autoregression")),
+    ],
+    "MarkovSwitchingAR": [{}, {"order": 0}, {"switching_coefficients": True, "known": {"sigma": 1.0}}],
     "MixedMixture": [
         {"num_features": 4, "columns": "categorical2,normal,categorical4,student"},
         {"num_features": 4, "columns": "binary,poisson,normal,binary"},
@@ -27,6 +38,10 @@ OPTIONS = {
     "MixtureVAE": [{"num_components": 4, "num_features": 4}],
     "PPCA": LATENT,
     "SemiSupervisedVAE": [{"num_features": 4, "num_classes": 2}],
+    "SwitchingLDS": [
+        *({"recurrent": each, "covariance": covariance} for each in (True, False) for covariance in ("full", "diag")),
+        {"switching_emission": True, "known": {"q": 0.3}},
+    ],
     "VAE": LATENT,
 }
 """Stories whose model has all sites in its text, with options under which each of them occurs."""
@@ -34,7 +49,7 @@ OPTIONS = {
 
 def literals(function):
     """Patterns of the sites' names in the source of a function, in order; an f-string's braces match anything."""
-    calls = re.findall(r'pyro\.(?:sample|deterministic)\(\s*(f?)"([^"]+)"', inspect.getsource(function))
+    calls = re.findall(r'pyro\.(?:sample|deterministic)\(\s*(f?)"([^"]+)"', inspect.getsource(inspect.unwrap(function)))
     return [re.sub(r"\\{.*?\\}", ".+", re.escape(name)) if f else re.escape(name) for f, name in calls]
 
 
@@ -57,7 +72,9 @@ def test_the_sites_are_literals_of_the_storys_file(name):
         assert inspect.getsourcefile(inspect.unwrap(function)) == sys.modules[kind.__module__].__file__
     for options in OPTIONS[name]:
         normal = {"likelihood": "normal"} if "likelihood" in inspect.signature(kind).parameters else {}
-        pair = Pair.of_story(kind(**options, **normal), torch.arange(48).reshape(12, 4) % 2.0)
+        story, binary = kind(**options, **normal), torch.arange(48) % 2.0
+        shape = (2, -1, story.num_features) if kind.takes_series else (12, 4)
+        pair = Pair.of_story(story, binary.reshape(shape))
         with pair.isolated(), torch.no_grad():
             guide = poutine.trace(pair.guide).get_trace(*pair.data)
             model = poutine.trace(poutine.replay(pair.model, guide)).get_trace(*pair.data)

@@ -54,17 +54,22 @@ def drawn_series(story, num_steps, seed=0):
     return {name: value for name, value in values.items() if name not in "xy"}, values["x"], trace.nodes["y"]["value"]
 
 
+def parts(theta):
+    return (kind(**{name: theta[name] for name in kind._fields if name in theta}) for kind in (Dynamics, Emission))
+
+
 def markov_model(theta, x, y, recurrent):
     """The story with its regimes enumerated one after the other, at a given path."""
-    moves, (C, d, r) = Dynamics.from_theta(theta), Emission.from_theta(theta)
+    moves, emission = parts(theta)
+    C, d, r = emission.each()
     several = len(C) > 1
     s = None
     for t in pyro.markov(range(x.shape[0])):
-        logits = moves.log_pi
+        logits = moves.pi.log()
         if s is not None:
-            logits = moves.log_transition(x[t - 1])[s] if recurrent else moves.log_P[s]
+            logits = moves.log_transition(x[t - 1])[s] if recurrent else moves.P.log()[s]
         s = pyro.sample(f"s_{t}", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
-        mean, L = moves.m0, moves.L0
+        mean, L = moves.m0, torch.diag(moves.s0)
         if t > 0:
             mean, L = (moves.A @ x[t - 1] + moves.b)[s], moves.L[s]
         pyro.sample(f"x_{t}", dist.MultivariateNormal(mean, scale_tril=L), obs=x[t])
@@ -178,10 +183,10 @@ def test_learns_from_scratch():
     }
     source = SwitchingLDS(2, 2, 6, known=truth)
     with seeded(0), torch.no_grad():
-        theta = source.theta.guide_mean()
-        path = SwitchingLinearGaussianPath(Dynamics.from_theta(theta), torch.ones(2, 300, dtype=torch.bool))
+        dynamics, emission = parts(source.theta.guide_mean())
+        path = SwitchingLinearGaussianPath(dynamics, torch.ones(2, 300, dtype=torch.bool))
         x, s = path.sample_with_regimes()
-        y = Emission.from_theta(theta).observations(path, x).sample()
+        y = emission.observations(path, x).sample()
     fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, steps=300, progress=False)
     assert not fit.path.startswith("plain Pyro")
     regimes = fit.smooth(draws=50)["regime_probability"].values.argmax(-1)

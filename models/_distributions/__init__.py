@@ -1,1 +1,0 @@
-"""Distributions shared by stories and missing from Pyro."""
