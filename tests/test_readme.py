@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pplgen
-from pplgen import models
+from pplgen import checks, models
 from pplgen.cli.main import main
 from pplgen.cli.show import calibration_word
 
@@ -41,9 +41,14 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
         lines = ["eruptions,waiting", *(f"{a:.3f},{b:.0f}" for a, b in some.tolist())]
         Path(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (block,) = blocks("console")
+    # whether and where fits end is for other tests
+    for name, fewer in (("DRAWS", 1000), ("WEIGHTED_DRAWS", 100)):
+        monkeypatch.setattr(checks.inputs, name, fewer)
     for line in block.splitlines():
         assert line.startswith("$ ")
-        monkeypatch.setattr(sys, "argv", shlex.split(line[2:], comments=True))
+        words = shlex.split(line[2:], comments=True)
+        briefly = ["--steps", "100", "--compile", "graph", "--optimiser", "adam", "--draws", "200"]
+        monkeypatch.setattr(sys, "argv", words + (briefly if words[1] == "fit" else []))
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 0, capsys.readouterr().err

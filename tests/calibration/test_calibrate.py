@@ -132,7 +132,7 @@ def test_table_picture_and_file(conjugate, tmp_path, capsys):
 
 def test_mixture_with_matched_components_passes():
     story = GaussianMixture(2, 2, covariance="spherical")
-    found = quick(story, num_rows=100, steps=1000, learning_rate=0.05)
+    found = quick(story, num_rows=100, steps=600, learning_rate=0.05)
     assert {"weights[0]", "mu[0, x0]", "sigma[1]", "log_likelihood"} <= set(found.quantities)
     assert not any(name.startswith("relative") for name in found.quantities), "auxiliary sites are not ranked"
     assert found.passed

@@ -63,6 +63,18 @@ def losses(pair, bound, x, number, seed=0, scale=None):
         return np.array([float(bound.loss(pair.model, pair.guide, *x)) for _ in range(number)])
 
 
+def many_losses(pair, bound, number, batches=None, scale=None):
+    """Losses at draws of their own, of all rows or of a batch each, by the graph, which is compared with Pyro's own."""
+    batches = pair.data[0].expand(number, *pair.data[0].shape) if batches is None else batches
+    with pair.isolated(), seeded(0):
+        graph = trace(pair, bound, (batches[0],), scale)
+        vector = graph.pack(pair.snapshot())
+        each = torch.func.vmap(
+            lambda x: graph.loss_and_gradient(vector, *graph.buffers, x)[0], randomness="different", chunk_size=50
+        )
+        return each(batches).numpy()
+
+
 def mean_and_error(values):
     return values.mean(), values.std(ddof=1) / math.sqrt(len(values))
 
@@ -72,7 +84,8 @@ def gradients(pair, bound, number):
     with pair.isolated(), seeded(0):
         graph = trace(pair, bound, pair.data)
         vector, inputs = graph.pack(pair.snapshot()), (*graph.buffers, *pair.data)
-        found = torch.stack([graph.loss_and_gradient(vector, *inputs)[1] for _ in range(number)])
+        each = torch.func.vmap(lambda v: graph.loss_and_gradient(v, *inputs)[1], randomness="different")
+        found = each(vector.expand(number, -1))
     names = [name for name, shape in zip(graph.names, graph.shapes, strict=True) for _ in range(shape.numel())]
     return found, np.array(names)
 
@@ -105,7 +118,7 @@ def test_importance_bound_rises_to_the_exact_density(linear):
     variance, variance_error = mean_and_error(logs.exp().unflatten(0, (20, 1000)).var(1).sum(-1).numpy())
     before = -math.inf
     for number in (1, 4, 100):
-        mean, error = mean_and_error(-losses(pair, make_bound(pair, "importance", number), (x,), 150))
+        mean, error = mean_and_error(-many_losses(pair, make_bound(pair, "importance", number), 150))
         assert before < mean - 4 * error
         assert mean < exact.sum().item() + 4 * error
         before = mean + 4 * error
@@ -117,8 +130,8 @@ def test_importance_bound_rises_to_the_exact_density(linear):
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_analytic_and_sampled_bounds_agree_on_average(pixels, number):
-    pair, x = pixels
-    found = [mean_and_error(losses(pair, make_bound(pair, name, number), (x,), 400)) for name in BOUNDS[:3]]
+    pair, _ = pixels
+    found = [mean_and_error(many_losses(pair, make_bound(pair, name, number), 400)) for name in BOUNDS[:3]]
     mean, error = found[0]
     for other, other_error in found[1:]:
         assert abs(other - mean) < 4 * math.hypot(error, other_error)
@@ -126,16 +139,14 @@ def test_analytic_and_sampled_bounds_agree_on_average(pixels, number):
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_minibatches_stand_for_all_rows(pixels, name):
-    pair, x = pixels
+    pair, _ = pixels
     bound = make_bound(pair, name, 3, batch_size=8)
-    whole, whole_error = mean_and_error(losses(pair, bound, (x,), 150))
+    whole, whole_error = mean_and_error(many_losses(pair, bound, 150))
     with pair.isolated():
         batches, scale = batching(pair, 8, seed=0)
     # five batches make one pass, so that which rows are in which adds no error
-    passes = [
-        np.mean([losses(pair, bound, next(batches), 1, 5 * i + j, scale)[0] for j in range(5)]) for i in range(40)
-    ]
-    parts, parts_error = mean_and_error(np.array(passes))
+    drawn = torch.stack([next(batches)[0] for _ in range(40 * 5)])
+    parts, parts_error = mean_and_error(many_losses(pair, bound, 200, drawn, scale).reshape(40, 5).mean(1))
     assert abs(parts - whole) < 4 * math.hypot(whole_error, parts_error)
 
 
@@ -243,12 +254,16 @@ def mean_model(y):
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
 
+BRIEFLY = {"steps": 300, "learning_rate": 0.2, "decay": 0.98, "progress": False}
+"""Steps whose lengths add up to ten, the last of .0005."""
+
+
 @pytest.mark.parametrize("options", [{"compile": "off"}, {}, {"batch_size": 50}])
 def test_rows_are_changed_at_every_step(options):
     y = torch.linspace(-1.0, 1.0, 100)
-    fit = pplgen.fit(mean_model, y, augment=lambda rows: rows + 5, steps=1000, progress=False, **options)
+    fit = pplgen.fit(mean_model, y, augment=lambda rows: rows + 5, **BRIEFLY, **options)
     mu = fit.to_datatree(400, groups=["posterior"])["posterior"]["mu"].mean().item()
-    # posterior deviation .1, over the root of 400 draws; Adam's last rate moves a tenth of one
+    # posterior deviation .1, over the root of 400 draws; Adam's last rates move a tenth of one
     assert mu == pytest.approx(5, abs=0.05)
 
 
@@ -273,15 +288,15 @@ def test_changed_rows_depend_on_seed_and_step_alone(pixels, batch_size):
 def test_a_killed_fit_goes_on_under_its_options_alone(tmp_path):
     torch.manual_seed(0)
     x, story = torch.rand(40, 6), VAE(6, 2, hidden=())
-    options = {"augment": "bernoulli", "warm_up": 150, "elbo": "importance", "num_particles": 2}
+    options = {"augment": "bernoulli", "warm_up": 100, "elbo": "importance", "num_particles": 2}
     options |= {"compile": "graph", "progress": False}
-    whole = pplgen.fit(story, x, steps=300, **options)
-    pplgen.fit(story, x, steps=200, checkpoint=tmp_path, **options)
-    rest = pplgen.fit(story, x, steps=300, checkpoint=tmp_path, **options)
+    whole = pplgen.fit(story, x, steps=200, **options)
+    pplgen.fit(story, x, steps=100, checkpoint=tmp_path, **options)
+    rest = pplgen.fit(story, x, steps=200, checkpoint=tmp_path, **options)
     np.testing.assert_array_equal(rest.best.history, whole.best.history)
-    for changed in ({"warm_up": 100}, {"augment": None}):
+    for changed in ({"warm_up": 50}, {"augment": None}):
         with pytest.raises(InputError, match="another fit"):
-            pplgen.fit(story, x, steps=300, checkpoint=tmp_path, **options | changed)
+            pplgen.fit(story, x, steps=200, checkpoint=tmp_path, **options | changed)
 
 
 def flipping(x):
@@ -455,15 +470,15 @@ def two_latents(y):
 
 @pytest.mark.parametrize("path", ["graph", "off"])
 def test_latents_of_any_pair_are_warmed_up_by_name(path):
-    """At a tiny learning rate the ELBO of step t is a - t / 1000 times the KL term, whose mean is known by itself."""
+    """At a tiny learning rate the ELBO of step t is a - t / 400 times the KL term, whose mean is known by itself."""
     y = torch.linspace(-1.0, 2.0, 20)
     options = {"learning_rate": 1e-9, "optimiser": "adam", "compile": path, "progress": False}
-    fit = pplgen.fit(two_latents, y, "mean-field", steps=1000, warm_up={"mu": 1000}, **options)
+    fit = pplgen.fit(two_latents, y, "mean-field", steps=400, warm_up={"mu": 400}, **options)
     assert fit.path == ("the traced graph" if path == "graph" else "plain Pyro: compile='off'")
     with fit.pair.isolated(), torch.no_grad():
-        terms = [_kl_of_mu(fit.pair) for _ in range(500)]
-    slope, error = _slope(np.arange(1, 1001) / 1000, np.array(fit.best.history))
-    assert slope == pytest.approx(-np.mean(terms), abs=4 * np.hypot(error, np.std(terms) / 500**0.5))
+        terms = [_kl_of_mu(fit.pair) for _ in range(200)]
+    slope, error = _slope(np.arange(1, 401) / 400, np.array(fit.best.history))
+    assert slope == pytest.approx(-np.mean(terms), abs=4 * np.hypot(error, np.std(terms) / 200**0.5))
     assert abs(slope) > 4 * error
 
 

@@ -68,8 +68,13 @@ def test_log_likelihood_at_the_posterior_mean_is_near_the_maximum(faithful, kind
         theirs.set_params(max_iter=2000, reg_covar=0.0)
         x = faithful.values.numpy()
         maximum = theirs.fit(x).score(x) * len(x)
+    restarts = 4 if num_components == 3 else 1  # two far groups have one good optimum
     fit = pplgen.fit(
-        GaussianMixture(num_components, 2, covariance=kind), "faithful", restarts=4, compile="graph", progress=False
+        GaussianMixture(num_components, 2, covariance=kind),
+        "faithful",
+        restarts=restarts,
+        compile="graph",
+        progress=False,
     )
     _, log_likelihood = e_step(faithful.values, posterior_mean(fit))
     allowed = 1.5 if num_components == 3 else 1.0

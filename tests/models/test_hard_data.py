@@ -17,8 +17,8 @@ def overlapping():
 
 
 def far_too_many():
-    """Six components for forty rows of one."""
-    return torch.randn(40, 2, generator=GENERATOR), 6
+    """Four components for twenty rows of one."""
+    return torch.randn(20, 2, generator=GENERATOR), 4
 
 
 def duplicated():

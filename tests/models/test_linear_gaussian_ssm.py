@@ -280,7 +280,7 @@ def test_free_form_finds_the_predictive_density():
     }
     story = LinearGaussianSSM(2, 3, known=truth)
     y, new = story.simulate(24, 50), story.simulate(24, 50)
-    fit = pplgen.fit(LinearGaussianSSM(2, 3), y, steps=150, progress=False)
+    fit = pplgen.fit(LinearGaussianSSM(2, 3), y, steps=150, compile="graph", progress=False)
     exact = kalman_filter(new.double(), story.double().state_space(new)).log_likelihood.sum().item()
     # 19 parameters learned from as many series as are predicted: half a nat each is lost, give or take 3 nats in all
     assert exact - 25 < fit.log_likelihood(new, draws=50).sum().item() < exact + 5

@@ -138,10 +138,10 @@ def test_bound_and_regimes_on_twelve_quarters(growth):
     y = growth[:, :12]
     story = SwitchingLDS(2, 1, 1, known=GROWTH)
     fit = pplgen.fit(story, y, steps=600, learning_rate=0.02, compile="graph", progress=False)
-    weights = log_weights(fit, 20_000)
+    weights = log_weights(fit, 10_000)
     # of 1,000 draws each, with weights that have a standard deviation of half a nat, more while the guide is rough
     bounds = weights.view(-1, 1000).logsumexp(1) - math.log(1000)
-    assert bounds.mean().item() == pytest.approx(TWELVE_QUARTERS, abs=0.02 + 4 * bounds.std().item() / 20**0.5)
+    assert bounds.mean().item() == pytest.approx(TWELVE_QUARTERS, abs=0.02 + 4 * bounds.std().item() / 10**0.5)
     assert weights.mean().item() > TWELVE_QUARTERS - 0.5
     smoothed = fit.smooth(draws=8000)  # standard error at most .006
     _, exact = enumerate_regimes(y[0], fit.story.state_space(y))
@@ -184,11 +184,11 @@ def test_learns_from_scratch():
     source = SwitchingLDS(2, 2, 6, known=truth)
     with seeded(0), torch.no_grad():
         dynamics, emission = parts(source.theta.guide_mean())
-        path = SwitchingLinearGaussianPath(dynamics, torch.ones(2, 300, dtype=torch.bool))
+        path = SwitchingLinearGaussianPath(dynamics, torch.ones(2, 200, dtype=torch.bool))
         x, s = path.sample_with_regimes()
         y = emission.observations(path, x).sample()
-    fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, steps=300, progress=False)
-    assert not fit.path.startswith("plain Pyro")
+    fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, steps=250, compile="graph", progress=False)
+    assert fit.path == "the traced graph"
     regimes = fit.smooth(draws=50)["regime_probability"].values.argmax(-1)
     agreement = (regimes == s.numpy()).mean()
     assert max(agreement, 1 - agreement) > 0.94
@@ -251,7 +251,7 @@ def test_intervals_through_a_long_gap_hold_the_truth_at_their_rate():
     seen = y.clone()
     seen[:, 15:27] = torch.nan
     fit = pplgen.fit(story, seen, steps=2, compile="off", progress=False)
-    low, high = fit.impute(draws=400, seed=1)[:, :, 15:27].quantile(torch.tensor([0.05, 0.95]), dim=0)
+    low, high = fit.impute(draws=200, seed=1)[:, :, 15:27].quantile(torch.tensor([0.05, 0.95]), dim=0)
     inside = ((y[:, 15:27] > low) & (y[:, 15:27] < high)).float().mean((1, 2))
     # four standard errors of forty series, whose steps hang together
     assert float(inside.mean()) == pytest.approx(0.9, abs=4 * float(inside.std()) / 40**0.5)
