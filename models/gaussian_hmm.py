@@ -2,13 +2,13 @@ r"""Bayesian hidden Markov model.
 
 The story, for series y of T steps with D features, and K regimes::
 
-    pi            ~ Dirichlet(1, ..., 1)                         P_k, row k of P ~ Dirichlet(alpha, ..., alpha)
-    s_t | s_{t-1} ~ Categorical(P[s_{t-1}]), s_1 ~ Categorical(pi)
-    y_t | s_t = k ~ Normal(mu_k, diag(sigma_k^2))                mu_k          ~ Normal(m, w)
-                                                                 sigma_k^2     ~ s^2 / ChiSquared(3)
-                    or Normal(mu_k, Sigma_k)                     Sigma_k       ~ InverseWishart(D + 2, diag(s^2))
-                    or Poisson(rate_k)                           rate_k        ~ Gamma(m^2 / w^2, m / w^2)
-                    or, in each column, Categorical(probability_k)    probability_k ~ Dirichlet(1, ..., 1)
+    pi            ~ Dirichlet(1, ..., 1)                    P_k, row k of P ~ Dirichlet(alpha, ..., alpha)
+    s_1           ~ Categorical(pi)                         s_t | s_{t-1}   ~ Categorical(P[s_{t-1}])
+    y_t | s_t = k ~ Normal(mu_k, diag(sigma_k^2))           mu_k            ~ Normal(m, w)
+                                                            sigma_k^2       ~ s^2 / ChiSquared(3)
+                    or Normal(mu_k, Sigma_k)                Sigma_k         ~ InverseWishart(D + 2, diag(s^2))
+                    or Poisson(rate_k)                      rate_k          ~ Gamma(m^2 / w^2, m / w^2)
+                    or Categorical(probability_k)           probability_k   ~ Dirichlet(1, ..., 1), for each column
 
 where s, the prior scale over K^(1/D), keeps a regime from collapsing onto a point. A rate has prior mean m and
 standard deviation w. By default ``initialise`` sets m, w and s from the columns.

@@ -8,8 +8,7 @@ The story, for series y of T steps and E features with D hidden states::
 
 The learned parameters depend on the form; in all forms but the first each feature has separate states:
 
-- ``free``: A, C, d and r. Q = 1 identifies the states' scale and zeros their rotation: C stacked on A is lower
-  triangular, unless A or C is known.
+- ``free``: A, C, d and r. Q = 1 fixes the states' scale, and zeros above the diagonal of C stacked on A their rotation.
 - ``level``: q and r of a random walk observed with noise, y_t = x_t + noise.
 - ``trend``: q and r of a local linear trend, a level with a random walk slope: A = [[1, 1], [0, 1]], C = [1, 0].
 - ``autoregression``: phi, q and d in y_t - d = sum_k phi_k (y_{t-k} - d) + noise; x_t holds the lags, r = 0.
@@ -59,10 +58,8 @@ class LinearGaussianSSM(StateSpaceStory):
 
     Parameters
     ----------
-    num_states
-        Number of states D of the free form, by default 2.
-    num_features
-        Number of data columns E.
+    num_states, num_features
+        Number of states D of the free form, by default 2, and of data columns E.
     form
         ``free``, ``level``, ``trend`` or ``autoregression``.
     order
@@ -93,11 +90,11 @@ class LinearGaussianSSM(StateSpaceStory):
         self.missing: bool | None = None
         self.register_buffer("centre", torch.zeros(E))
         self.register_buffer("scale", torch.ones(E))
-        full = torch.ones(E + self.D, self.D, dtype=torch.bool)
-        self.register_buffer("free", full if {"A", "C"} & set(known or ()) else full.tril(), persistent=False)
+        free = torch.ones(E + self.D, self.D, dtype=torch.bool)  # no zeros are needed where A or C is known
+        self.register_buffer("free", free if {"A", "C"} & set(known or ()) else free.tril(), persistent=False)
         sites = shared_sites(self.model)
-        few = sum(site["value"].numel() for site in sites.values()) <= MAX_CORRELATED
-        self.theta = Parameters(sites, self.config["known"], correlated=few)
+        size = sum(site["value"].numel() for site in sites.values())
+        self.theta = Parameters(sites, self.config["known"], correlated=size <= MAX_CORRELATED)
         self.dims = {name: AXES[name] for name in sites} | OBSERVED
 
     @classmethod
@@ -143,10 +140,8 @@ class LinearGaussianSSM(StateSpaceStory):
             r = pyro.sample("r", dist.LogNormal((0.5 * s).log(), 1.0).to_event(1))
         variances = s0.square(), torch.cat([q.square(), zero[len(q) :]]), r.square() + 1e-6 * s.square()
         S0, Q, R = map(torch.diag_embed, variances)
-        system, num_steps = (
-            LinearGaussian(m0, S0, A, zero, Q, C, d, R),
-            int(self.num_steps) if y is None else y.shape[1],
-        )
+        system = LinearGaussian(m0, S0, A, zero, Q, C, d, R)
+        num_steps = int(self.num_steps) if y is None else y.shape[1]
         with pyro.plate("data", num_rows if y is None else len(y)):
             return pyro.sample("y", LinearGaussianSeries(system, num_steps, missing=self.missing is not False), obs=y)
 
@@ -171,14 +166,13 @@ class LinearGaussianSSM(StateSpaceStory):
 
     @torch.no_grad()
     def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Set c and s from the columns, and the guide to Laplace's approximation."""
+        """Set c and s from the columns, and the guide to Laplace's approximation, searched from the priors' medians."""
         self.observe_missing(y)
         self.num_steps.fill_(y.shape[1])
         weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
         steps, w = y.flatten(0, 1), weights.repeat_interleave(y.shape[1])[:, None] / weights.mean()
         self.centre, self.scale = column_scales(steps, w[:, 0])
-        half, sites = y.new_tensor(0.5), shared_sites(self.model, y)
-        start = {name: site["fn"].base_dist.icdf(half) for name, site in sites.items()}  # the priors' medians
+        start = {k: s["fn"].base_dist.icdf(y.new_tensor(0.5)) for k, s in shared_sites(self.model, y).items()}
         if self.form == "free":
             start |= initial_matrices(w.sqrt() * (steps - self.centre) / self.scale, self.scale, self.free)
         self.theta.initialise(start)

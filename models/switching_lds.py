@@ -2,10 +2,9 @@ r"""Switching linear dynamical system.
 
 The story, for T steps of E features, K regimes and D states, m and s the columns' means and standard deviations::
 
-    pi ~ Dirichlet(1)            P[k] ~ Dirichlet(1 + stickiness e_k)    m0 ~ Normal(0, 1)    s0 ~ LogNormal(0, 1/2)
-    A[k] ~ Normal(1/2 I, 1/4)    b ~ Normal(0, 1)                        q ~ LogNormal(log .3, 1)
-    C ~ Normal(0, s)             d ~ Normal(m, s)                        r ~ LogNormal(log(.3 s), 1)
-    l, W ~ Normal(0, 1)
+    pi ~ Dirichlet(1)          P[k] ~ Dirichlet(1 + stickiness e_k)  m0 ~ Normal(0, 1)           s0 ~ LogNormal(0, 1/2)
+    A[k] ~ Normal(1/2 I, 1/4)  b ~ Normal(0, 1)                      q ~ LogNormal(log .3, 1)
+    C ~ Normal(0, s)           d ~ Normal(m, s)                      r ~ LogNormal(log .3 s, 1)  l, W ~ Normal(0, 1)
 
     s_1        ~ Categorical(pi)            s_t | s_{t-1}      ~ Categorical(P[s_{t-1}])
     x_1        ~ Normal(m0, diag(s0^2))     x_t | x_{t-1}, s_t ~ Normal(A[s_t] x_{t-1} + b[s_t], Q[s_t])
