@@ -15,12 +15,14 @@ from pplgen.distributions.normal_with_zeros import NormalWithZeros
 from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
 from pplgen.distributions.switching_observations import SwitchingObservations
 from pplgen.distributions.switching_path import SwitchingLinearGaussianPath
+from pplgen.story.dynamics import LinearGaussian
 
 __all__ = [
     "Blockwise",
     "HiddenMarkovSeries",
     "InverseRootGamma",
     "InverseWishart",
+    "LinearGaussian",
     "LinearGaussianSeries",
     "MarginalIndependent",
     "MarginalNormal",
