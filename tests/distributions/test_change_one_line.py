@@ -55,7 +55,7 @@ def test_ten_changes_in_the_order_of_the_table():
 def test_a_pair_fits_before_and_after_its_change(title):
     assert math.isfinite(run(BLOCKS[title])["fit"].elbo)
     if title == "Missing entries":
-        with pytest.raises(pplgen.InputError, match=r"missing|NaN"):
+        with pytest.raises(pplgen.InputError, match="outside the support"):
             run(before(BLOCKS[title]))
     else:
         assert math.isfinite(run(before(BLOCKS[title]))["fit"].elbo)
