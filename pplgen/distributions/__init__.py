@@ -23,6 +23,7 @@ from pplgen.distributions.normal_with_zeros import NormalWithZeros
 from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
 from pplgen.distributions.switching_observations import Emission, SwitchingObservations
 from pplgen.distributions.switching_path import Dynamics, SwitchingLinearGaussianPath
+from pplgen.story.dynamics import LinearGaussian
 
 __all__ = [
     "BartlettCholesky",
@@ -33,6 +34,7 @@ __all__ = [
     "InverseRootGamma",
     "InverseWishart",
     "InverseWishartCholesky",
+    "LinearGaussian",
     "LinearGaussianSeries",
     "MarginalIndependent",
     "MarginalNormal",

@@ -161,5 +161,6 @@ class Blockwise(dist.TorchDistribution):
         return self._row([part.complete(value[..., indices]) for indices, part in self.expand(self.batch_shape).parts])
 
     def _row(self, blocks: list[Tensor]) -> Tensor:
-        """Return rows, given their blocks."""
-        return torch.cat([block.to(torch.get_default_dtype()) for block in blocks], -1)[..., self._order]
+        """Return rows, given their blocks: of real numbers, also where all blocks are categorical."""
+        row = torch.cat(blocks, -1)[..., self._order]
+        return row if row.is_floating_point() else row.to(torch.get_default_dtype())

@@ -7,7 +7,7 @@ import torch
 from pplgen.models import GaussianMixture
 
 import pplgen
-from pplgen.distributions.missing import MarginalIndependent, MarginalNormal
+from pplgen.distributions.missing import Blockwise, MarginalIndependent, MarginalNormal
 from pplgen.exact.em import GaussianMixtureParameters, em
 from pplgen.exact.em_missing import e_step_missing, em_missing
 
@@ -134,3 +134,20 @@ def test_a_bare_pair_does_not_say_how_to_impute():
     fit = pplgen.fit(model, torch.zeros(5), steps=2, compile="off", progress=False)
     with pytest.raises(pplgen.InputError, match="impute: expected a Story with a method 'complete'"):
         fit.impute()
+
+
+def test_blocks_are_completed_given_their_own_observed_entries():
+    L = torch.tensor([[1.0, 0.0], [1.0, 1e-3]]).double()
+    row = Blockwise(
+        [
+            ([2, 0], MarginalNormal(torch.zeros(2).double(), scale_tril=L)),
+            ([1], MarginalIndependent(dist.Normal(torch.full((1,), 5.0).double(), 1e-3))),
+        ]
+    )
+    x = torch.tensor([[torch.nan, 7.0, 3.0], [1.0, torch.nan, torch.nan]]).double()
+    expected = torch.tensor([[3.0, 7.0, 3.0], [1.0, 5.0, 1.0]]).double()
+    torch.testing.assert_close(row.expand((2,)).complete(x), expected, rtol=0, atol=1e-2)  # sd of .001
+    assert row.sample((4,)).shape == (4, 3)
+    observed = torch.tensor([3.0, 7.0, 3.0]).double()
+    blocks = [part.log_prob(observed[indices]) for indices, part in row.parts]
+    torch.testing.assert_close(row.log_prob(observed), sum(blocks))
