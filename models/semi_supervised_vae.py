@@ -13,15 +13,14 @@ unlabelled row, U(x_i), sums the class out exactly::
     L(x, y) = E_q(z | x, y)[log p(x, y, z) - log q(z | x, y)]
     U(x)    = sum_y q(y | x) (L(x, y) - log q(y | x))
 
-L does not train the classifier, so the objective, which ``Fit.elbo`` estimates, has a further term::
+L does not train the classifier, so the objective, which ``Fit.elbo`` estimates, has a further term, at most zero::
 
     J = sum_labelled L(x_i, y_i) + sum_unlabelled U(x_i) + a N / N_labelled sum_labelled log q(y_i | x_i)
 
-with a = ``classification`` and N rows, N_labelled of them labelled (eq. 6 to 9 of the reference). The term is at most
-zero, so J remains a lower bound. Minibatches are stratified: labelled and unlabelled rows are drawn separately and
-scaled to their totals, so that J is unbiased and every step has labelled rows. Pass ``labels`` to ``pplgen.fit``, -1 or
-None if unknown; without labels, classes are clusters in arbitrary order. ``prior``, ``decode`` and ``encode`` use one
-vector for z and y: k entries, then C indicators, or probabilities, of the class.
+with a = ``classification`` and N rows, N_labelled of them labelled (eq. 6 to 9 of the reference). Minibatches are
+stratified, so that J is unbiased. Pass ``labels`` to ``pplgen.fit``, -1 or None if unknown; without labels, classes are
+clusters in arbitrary order. ``prior``, ``decode`` and ``encode`` use one vector for z and y: k entries, then C
+indicators, or probabilities, of the class.
 
 References
 ----------
@@ -42,7 +41,6 @@ from pplgen.models._guides.classes import (
     check_class_probabilities,
     check_classes,
     condition_on_labels,
-    warn_of_unlabelled_classes,
 )
 from pplgen.models._guides.latent_families import GUIDES, LatentFamily, LatentPrior
 from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
@@ -87,8 +85,7 @@ class SemiSupervisedVAE(NetworkStory):
     takes_labels: ClassVar[bool] = True
     pi: Tensor
     indicators: Tensor
-    weight: Tensor
-    """Weight a N / N_labelled of log q(y | x) of a labelled row, a scalar."""
+    weight: Tensor  # a N / N_labelled, of log q(y | x) of a labelled row
 
     def __init__(
         self,
@@ -107,20 +104,11 @@ class SemiSupervisedVAE(NetworkStory):
         probabilities: Sequence[float] | None = None,
     ) -> None:
         C = check_count("num_classes", num_classes, minimum=2)
-        super().__init__(
-            num_features,
-            num_latents,
-            num_classes=C,
-            hidden=hidden,
-            activation=activation,
-            network=network,
-            likelihood=likelihood,
-            noise=noise,
-            num_values=num_values,
-            guide=check_choice("guide", guide, GUIDES),
-            classification=check_positive("classification", classification),
-            probabilities=check_class_probabilities(probabilities, C),
-        )
+        networks: Any = {"hidden": hidden, "activation": activation, "network": network}
+        entries: Any = {"likelihood": likelihood, "noise": noise, "num_values": num_values}
+        a, pi = check_positive("classification", classification), check_class_probabilities(probabilities, C)
+        options: Any = {"guide": check_choice("guide", guide, GUIDES), "classification": a, "probabilities": pi}
+        super().__init__(num_features, num_latents, num_classes=C, **networks, **entries, **options)
         self.C = C
         self.codes = LatentFamily(guide, num_latents)
         sizes, inputs = (network, hidden, activation), (self.seen.num_inputs, num_features)
@@ -128,7 +116,7 @@ class SemiSupervisedVAE(NetworkStory):
         self.encoder = ClassEncoderNetwork(*sizes, *inputs, self.codes.num_outputs, C)
         self.decoder = DecoderNetwork(*sizes, num_latents + C, num_features, self.seen.per_feature)
         self.code_prior = LatentPrior("normal", self.codes, self.seen.num_inputs, 1)
-        self.register_buffer("pi", torch.tensor(self.config["probabilities"] or [1 / C] * C))
+        self.register_buffer("pi", torch.tensor(pi or [1 / C] * C))
         self.register_buffer("indicators", torch.eye(C))
         self.register_buffer("weight", torch.tensor(float(classification)))
         self.dims = {**NetworkStory.dims, "y": ("row", "class")}
@@ -138,7 +126,7 @@ class SemiSupervisedVAE(NetworkStory):
         """Generate ``num_rows`` rows, or score ``x`` ``(num_rows, num_features)``; labels affect only the guide."""
         with pyro.plate("data", num_rows if x is None else len(x)):
             y = pyro.sample("y", dist.Categorical(self.pi), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", self._latent_prior())
+            z = pyro.sample("z", self.code_prior.distribution(self.codes.distribution))
             shape = torch.broadcast_shapes(y.shape, z.shape[:-1])
             z_and_y = torch.cat([part.expand(*shape, -1) for part in (z, self.indicators[y])], -1)
             return pyro.sample("x", self.decode(z_and_y), obs=x)
@@ -160,15 +148,14 @@ class SemiSupervisedVAE(NetworkStory):
     @pyro_method
     def prior(self) -> LatentAndClass:
         """Return the prior of one row's latent variables and class."""
-        return LatentAndClass(dist.Categorical(self.pi), self._latent_prior().expand((self.C,)))
+        z = self.code_prior.distribution(self.codes.distribution)
+        return LatentAndClass(dist.Categorical(self.pi), z.expand((self.C,)))
 
     @pyro_method
     def encode(self, x: Tensor, labels: Tensor | None = None) -> LatentAndClass:
         """Return the guide of the rows' latent variables and classes."""
-        all_classes = torch.arange(self.C, device=x.device)
-        return LatentAndClass(
-            condition_on_labels(self._classify(x), labels), self._encode_latents(x.unsqueeze(-2), all_classes)
-        )
+        q_z = self._encode_latents(x.unsqueeze(-2), torch.arange(self.C, device=x.device))
+        return LatentAndClass(condition_on_labels(self._classify(x), labels), q_z)
 
     @pyro_method
     def complete(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -181,13 +168,9 @@ class SemiSupervisedVAE(NetworkStory):
     def _encode_latents(self, x: Tensor, classes: Tensor) -> Any:
         return self.codes.distribution(self.encoder(self.seen.read(x), classes, self.missing_mask(x)))
 
-    def _latent_prior(self) -> Any:
-        return self.code_prior.distribution(self.codes.distribution)
-
     def check_labels(self, labels: Tensor) -> None:
         """Raise ``InputError`` for labels that are not a class; warn of classes without labelled rows."""
-        check_classes(labels, self.C)
-        warn_of_unlabelled_classes(labels, self.C)
+        check_classes(labels, self.C, warn=True)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:

@@ -21,21 +21,17 @@ CERTAIN_LOGIT = 1e4
 """Logit of a known class; finite, so that impossible classes contribute zero rather than NaN."""
 
 
-def check_classes(labels: Tensor, num_classes: int) -> None:
-    """Raise ``InputError`` for labels that are not a class; -1 means unknown."""
+def check_classes(labels: Tensor, num_classes: int, *, warn: bool = False) -> None:
+    """Raise ``InputError`` for labels that are not a class or -1; ``warn`` of classes without labelled rows."""
     invalid = (labels >= num_classes).nonzero()
     if len(invalid):
         row, expected = int(invalid[0]), f"expected 0 to {num_classes - 1}, or -1 if unknown"
         raise InputError(f"labels, row {row + 1}: {labels[row].item()}: {expected}")
-
-
-def warn_of_unlabelled_classes(labels: Tensor, num_classes: int) -> None:
-    """Warn if some classes, but not all, have no labelled row."""
     unlabelled = sorted(set(range(num_classes)) - set(labels.tolist()))
-    if unlabelled and (labels >= 0).any():
+    if warn and unlabelled and (labels >= 0).any():
         named = ", ".join(map(str, unlabelled))
         warnings.warn(
-            f"labels: no row is labelled as class {named}; these classes are inferred", DataWarning, stacklevel=2
+            f"labels: no row is labelled as class {named}; these classes are inferred", DataWarning, stacklevel=3
         )
 
 

@@ -77,6 +77,8 @@ class FixedDrawsAverage:
         self._example = [value[0] if each else value for value, each in zip(inputs, own, strict=True)]
         self.graph = lift_random_numbers(graph, self._example)
         self.seed, self.ranks, self.num_evaluations = seed, ranks, 0
+        sizes = ranks.all_gather((self.graph.largest, self.graph.total))  # ranks decide alike, whatever their rows
+        self.largest, self.total = (max(size) for size in zip(*sizes, strict=True))
 
     def set_draws(self, num_blocks: int, block_size: int, *, fresh: bool = False) -> None:
         """Draw the base draws; ``fresh`` ones are independent of those that are not."""
@@ -110,7 +112,7 @@ class FixedDrawsAverage:
         scales = torch.ones_like(vector, dtype=torch.float64) if scales is None else scales
         together = BaseDraws(draws.normals, draws.uniforms, 1)
         steps = STEP * scales.diag()
-        parts = steps.split(max(1, MAX_ENTRIES // graph.largest))
+        parts = steps.split(max(1, MAX_ENTRIES // self.largest))
         after, before = (
             torch.cat([self._evaluate(graph, together, vector.double() + sign * part)[1][0] for part in parts])
             for sign in (1, -1)

@@ -71,11 +71,11 @@ def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Ten
 
     With ``grow`` the number of draws is raised until the best optimum's Monte Carlo error is ``TARGET_ERROR``.
     """
-    entries, dimensions = elbo.graph.largest * len(vectors), elbo.graph.num_normals
+    entries, dimensions = elbo.largest * len(vectors), elbo.graph.num_normals
     size = BLOCK_SIZES[0]
     if entries <= FEW_ENTRIES:  # enough draws for unit covariance, if the dimensions are few
         size = max(16, 4 * dimensions if dimensions <= 8 else 0)
-    affordable = min(MAX_ENTRIES // (2 * entries), MAX_TOTAL // (elbo.graph.total * len(vectors))) // BLOCKS
+    affordable = min(MAX_ENTRIES // (2 * entries), MAX_TOTAL // (elbo.total * len(vectors))) // BLOCKS
     limit = max(size, min(BLOCK_SIZES[1], affordable)) if grow else size
     elbo.set_draws(BLOCKS, size)
     at_each_draw = elbo.each_draw(vectors.double())

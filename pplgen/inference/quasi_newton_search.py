@@ -233,7 +233,7 @@ class QuasiNewtonSearch:
         """Whether Hessians of all vectors, by finite differences, take little time."""
         R, P = vectors.shape
         evaluations = 2 * R * P * len(self.elbo.draws)
-        return evaluations * self.elbo.graph.total <= MAX_HESSIAN_TOTAL
+        return evaluations * self.elbo.total <= MAX_HESSIAN_TOTAL
 
     def _multiples(self, blocks: Blocks) -> Tensor:
         """Return the multiples of the scores that reduce the noise of the gradients most, shape ``(R, 1)``."""

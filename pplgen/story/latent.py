@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
@@ -24,7 +23,7 @@ PROPOSALS = 200
 class LatentStory(Story):
     """A story with continuous latent variables z_i per row x_i, and an amortised guide.
 
-    A subclass defines three methods::
+    A subclass defines, besides ``model`` with the sites ``z`` and ``x`` and ``guide`` with ``z``, three methods::
 
         z_i ~ prior()    x_i | z_i ~ decode(z_i)    q(z_i | x_i) = encode(x_i)
 
@@ -65,20 +64,6 @@ class LatentStory(Story):
     def encode(self, x: Tensor) -> TorchDistribution:
         """Return the guide's distribution of latents given rows x, NaN if missing; event shape ``(num_latents,)``."""
         raise NotImplementedError(f"{type(self).__name__} does not define encode(x)")
-
-    @pyro_method
-    def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
-        """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        with pyro.plate("data", num_rows if x is None else len(x)):
-            z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decode(z), obs=x)
-
-    @pyro_method
-    def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:
-        """Draw the latents of rows from ``encode(x)``; draws nothing without rows."""
-        if x is not None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", self.encode(x))
 
     @pyro_method
     def complete(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.nn import pyro_method
 
 import pplgen
 from pplgen.checks import importance_weights, latents, optimisation, predictive, sanity
@@ -157,6 +158,18 @@ class Lines(LatentStory):
         super().__init__(num_features, num_latents, collapsed=collapsed)
         self.collapsed, self.w = collapsed, torch.tensor([1.0, -2.0, 0.5])
         self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    @pyro_method
+    def model(self, x=None, num_rows=1):
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decode(z), obs=x)
+
+    @pyro_method
+    def guide(self, x=None, num_rows=1):
+        if x is not None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.encode(x))
 
     def prior(self):
         return dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import PPCA, VAE, GaussianMixture
+from pyro.nn import pyro_method
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -401,6 +402,18 @@ class Shifted(LatentStory):
     def __init__(self, num_features=2, num_latents=1):
         super().__init__(num_features, num_latents)
         self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    @pyro_method
+    def model(self, x=None, num_rows=1):
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decode(z), obs=x)
+
+    @pyro_method
+    def guide(self, x=None, num_rows=1):
+        if x is not None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.encode(x))
 
     def prior(self):
         return dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)

@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import VAE, GaussianMixture, SemiSupervisedVAE
+from pyro.nn import pyro_method
 
 import pplgen
 from pplgen.checks.inputs import CheckInputs
@@ -48,6 +50,18 @@ class Lines(LatentStory):
         super().__init__(num_features, num_latents, spread=spread)
         self.spread, self.w = spread, torch.tensor([1.0, -2.0, 0.5])
         self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    @pyro_method
+    def model(self, x=None, num_rows=1):
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decode(z), obs=x)
+
+    @pyro_method
+    def guide(self, x=None, num_rows=1):
+        if x is not None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.encode(x))
 
     def prior(self):
         return dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)

@@ -11,7 +11,7 @@ import torch
 from pplgen.models import VAE, GaussianMixture, MixtureVAE
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.nn import PyroParam
+from pyro.nn import PyroParam, pyro_method
 
 import pplgen
 from pplgen import InputError
@@ -205,6 +205,18 @@ class Known(LatentStory):
     def __init__(self):
         super().__init__(1, 1)
         self.where = PyroParam(torch.tensor(1.5))
+
+    @pyro_method
+    def model(self, x=None, num_rows=1):
+        with pyro.plate("data", num_rows if x is None else len(x)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decode(z), obs=x)
+
+    @pyro_method
+    def guide(self, x=None, num_rows=1):
+        if x is not None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.encode(x))
 
     def prior(self):
         return dist.Normal(torch.zeros(1), 1.0).to_event(1)
