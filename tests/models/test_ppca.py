@@ -35,8 +35,8 @@ def test_loadings_span_the_principal_axes(wine, fit):
 
 def test_a_change_of_all_units_changes_nothing_else(wine, fit):
     again = pplgen.fit(PPCA(13, 2), 1000 * wine, compile="graph", progress=False)
-    # the rounding of 1800 steps of Adam, which are the same but for it
-    assert again.elbo + wine.numel() * np.log(1000) == pytest.approx(fit.elbo, abs=1e-5)
+    # a gradient norm of .001 over 40 parameters is worth 2e-5 nats at most; float32 sums near 3e3 round by 2e-4
+    assert again.elbo + wine.numel() * np.log(1000) == pytest.approx(fit.elbo, abs=5e-4)
     # loadings are identified up to a rotation, along which rounding in float32 moves them
     own, other = (each.story.constants["W"] for each in (fit, again))
     torch.testing.assert_close(other @ other.mT, 1e6 * own @ own.mT, atol=100.0, rtol=1e-3)
