@@ -26,6 +26,7 @@ from pplgen.fitting.result import Fit
 from pplgen.fitting.run_contents import (
     arguments_fingerprint,
     check_finite,
+    check_sites,
     restore_buffers,
     saved_buffers,
     source_digest,
@@ -209,6 +210,7 @@ def _bare_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: Load
 
 def _restore(pair: Pair, table: Table | None, tensors: dict[str, Tensor], header: dict[str, Any]) -> Fit:
     """Restore parameters or draws, and the training results."""
+    check_sites(pair, header)
     facts: dict[str, Any] = {"table": table, "seed": header["seed"], "path": header["path"]}
     facts["origin"] = {**header, "columns": tuple(header["columns"])}
     if header.get("method") == "nuts":

@@ -28,6 +28,7 @@ from pplgen.story.pair import Pair, check_shapes
 __all__ = [
     "arguments_fingerprint",
     "check_finite",
+    "check_sites",
     "pair_facts",
     "restore_buffers",
     "run_header",
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 PLAIN = (bool, int, float, str, type(None))
+
+FORMER_SITES = ("dirichlet_process_mixture", "gaussian_mixture", "mixed_mixture")
+"""Stories whose runs without a list of sites are of versions that drew other coordinates."""
 
 
 def saved_buffers(pair: Pair) -> dict[str, Tensor]:
@@ -116,9 +120,25 @@ def pair_facts(pair: Pair) -> dict[str, Any]:
     digest = source_digest(pair)
     facts: dict[str, Any] = {} if digest is None else {"source_sha256": digest}
     if pair.story is not None:
-        return facts | {"dtype": type_name(next(pair.story.parameters()))}
+        sites = sorted(pair.structure.shared_latent)
+        return facts | {"dtype": type_name(next(pair.story.parameters())), "sites": sites}
     parts = {"model": qualified_name(pair.model), "guide": qualified_name(pair.guide)}
     return facts | {"pair": parts, "arguments_sha256": arguments_fingerprint(pair.data)}
+
+
+def check_sites(pair: Pair, header: dict[str, Any]) -> None:
+    """Raise ``InputError`` if draws, or the parameters of a named guide, belong to other sites than the story has now.
+
+    Parameters of a story's own guide keep their names; those of a named guide are one vector for all sites.
+    """
+    if pair.story is None or not ("guide" in header or header.get("method") == "nuts"):
+        return
+    now = sorted(pair.structure.shared_latent)
+    former = type(pair.story).__module__.removeprefix(COLLECTION) in FORMER_SITES
+    saved = header.get("sites", None if former else now)
+    if saved != now:
+        given = "other sites" if saved is None else ", ".join(map(str, saved))
+        raise InputError(f"the run, of another version, draws {given}; this one draws {', '.join(now)}: fit it again")
 
 
 def source_digest(pair: Pair) -> str | None:

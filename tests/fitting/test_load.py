@@ -360,3 +360,18 @@ def test_classes_are_told_by_their_code_and_what_they_derive_from(tmp_path):
         digests.add(code_digest(story_in_file(f"{path}:Child")))
     assert len(digests) == 2
     assert code_digest(GaussianMixture) is None
+
+
+@pytest.mark.parametrize("sites", [None, ["bartlett_diagonal", "bartlett_lower", "mu", "weights"]])
+def test_a_named_guide_of_other_sites_is_refused(tmp_path, rows, sites):
+    """Its parameters are one vector for all sites, which says nothing of what they mean."""
+    fit = pplgen.fit(GaussianMixture(2, 2), rows, "full-rank", steps=100, optimiser="adam", progress=False)
+    fit.save(tmp_path / "run")
+    path = tmp_path / "run" / run_folder.HEADER
+    header = json.loads(path.read_text())
+    assert header["sites"] == ["mu", "scale_tril", "weights"]
+    header.pop("sites")
+    former = header if sites is None else header | {"sites": sites}
+    path.write_text(json.dumps(with_digest(former)))
+    with pytest.raises(InputError, match="this one draws mu, scale_tril, weights: fit it again"):
+        pplgen.load(tmp_path / "run", rows)
