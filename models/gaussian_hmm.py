@@ -67,9 +67,9 @@ class GaussianHMM(StateSpaceStory):
         Prior concentration alpha of each transition.
     prior_mean, prior_mean_scale
         Prior means m of the means (or rates) and their standard deviations w, in data units: a number, one per
-        feature, or one list per regime. Default: the columns' means and twice their deviations; for rates, w = m.
+        feature, or one list per regime. Default: means and twice the standard deviations of columns; rates: w = m.
     prior_scale
-        Prior scale of the standard deviations: a number or one per feature. Default: .15 of the columns' deviations.
+        Prior scale of the standard deviations: a number or one per feature. Default: .15 of the columns'.
     """
 
     def __init__(

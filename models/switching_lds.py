@@ -142,17 +142,18 @@ class SwitchingLDS(StateSpaceStory):
     def state_space(self, y: Tensor) -> SwitchingLinearGaussian:
         """Return the model at the parameters' values; the recurrence, if any, is ignored."""
         dynamics, (C, d, r) = self._parts()
-        pi, P, m0, s0, A, b, *_ = dynamics
-        S0, Q, R = torch.diag_embed(s0.square()), dynamics.L @ dynamics.L.mT, torch.diag_embed(r.square())
-        return SwitchingLinearGaussian(pi, P, m0, S0, A, b, Q, C, d, R)
+        (pi, P, m0, s0, A, b, *_), L = dynamics, dynamics.L
+        S0, R = s0.square().diag_embed(), r.square().diag_embed()
+        return SwitchingLinearGaussian(pi, P, m0, S0, A, b, L @ L.mT, C, d, R)
 
     @pyro_method
     def regimes_given(self, y: Tensor, x: Tensor) -> HiddenMarkov:
         """Return the hidden Markov chain of regimes given paths x, and series y if the emissions switch."""
         dynamics, emission = self._parts()
-        log_pi, log_P, log_emission = SwitchingLinearGaussianPath(dynamics, step_mask(y, at_least=1)).chain(x)
+        path = SwitchingLinearGaussianPath(dynamics, step_mask(y, at_least=1))
+        log_pi, log_P, log_emission = path.chain(x)
         if emission.switches:
-            log_emission = log_emission + emission.per_regime(x).log_prob(y.unsqueeze(-2))
+            log_emission = log_emission + emission.observations(path, x).log_emission(y)
         return HiddenMarkov(MarkovChain(log_pi, log_P), log_emission, torch.arange(self.K, device=x.device))
 
     @pyro_method
@@ -171,8 +172,7 @@ class SwitchingLDS(StateSpaceStory):
         self.num_steps.fill_(x.shape[1])
         step_weights = None if weights is None else weights.repeat_interleave(x.shape[1])
         self.m, self.s = column_scales(x.flatten(0, 1), step_weights)
-        mask = step_mask(x, at_least=1)
-        switching = self.config["switching_emission"]
+        mask, switching = step_mask(x, at_least=1), self.config["switching_emission"]
         start, regimes = switching_start(x, mask, self.m, self.s, self.K, self.D, switching=switching)
         self.theta.initialise(start, scale=float(mask.sum()) ** -0.5)
         if self.theta.known:

@@ -11,7 +11,7 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from pplgen.distributions import BartlettCholesky
+from pplgen.distributions import BartlettCholesky, InverseWishartCholesky
 from pplgen.distributions.cholesky_factors import below_diagonal, factor
 
 
@@ -56,7 +56,7 @@ class CorrelatedComponents(GaussianComponents):
     @property
     def df(self) -> Tensor:
         """Prior degrees of freedom of each squared diagonal entry of B, shape ``(D,)``: nu - D + i, i = 1, ..., D."""
-        return 2 + torch.arange(1, self.D + 1, device=self.m.device, dtype=self.m.dtype)
+        return InverseWishartCholesky(self.D + 2, self.unit).degrees
 
     @property
     def prior_tril(self) -> Tensor:

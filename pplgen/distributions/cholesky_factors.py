@@ -82,23 +82,29 @@ class BartlettCholesky(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw factors."""
-        concentration, rate, slope, lower_scale = self.parameters
-        squares = dist.Gamma(concentration, rate, validate_args=False).rsample(torch.Size(sample_shape))
-        row, _ = below_diagonal(squares)
-        loc = slope * squares.sqrt()[..., row]
-        lower = dist.Normal(loc, lower_scale, validate_args=False).rsample()
+        squares = self._squares.rsample(torch.Size(sample_shape))
+        lower = self._lower(squares).rsample()
         L = factor(self.scale, squares, lower)
         self._drawn = L, squares, lower
         return L
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats, with respect to the entries on and below the diagonal."""
-        concentration, rate, slope, lower_scale = self.parameters
         squares, lower = self._drawn[1:] if self._drawn[0] is value else coordinates(self.scale, value)
+        density = self._squares.log_prob(squares).sum(-1) + self._lower(squares).log_prob(lower).sum(-1)
+        return density - log_volume(self.scale, squares)
+
+    @property
+    def _squares(self) -> Any:
+        """Distribution of the squared diagonal of B."""
+        concentration, rate, _, _ = self.parameters
+        return dist.Gamma(concentration, rate, validate_args=False)
+
+    def _lower(self, squares: Tensor) -> Any:
+        """Return the distribution of the entries of B below its diagonal, given its squared diagonal."""
+        _, _, slope, scale = self.parameters
         row, _ = below_diagonal(squares)
-        density = dist.Gamma(concentration, rate, validate_args=False).log_prob(squares).sum(-1)
-        normal = dist.Normal(slope * squares.sqrt()[..., row], lower_scale, validate_args=False)
-        return density + normal.log_prob(lower).sum(-1) - log_volume(self.scale, squares)
+        return dist.Normal(slope * squares.sqrt()[..., row], scale, validate_args=False)
 
 
 class InverseWishartCholesky(dist.TorchDistribution):

@@ -121,7 +121,7 @@ def normal_rows(loc: Tensor, scale: Tensor, *, correlated: bool, missing: bool =
 
 
 class Blockwise(dist.TorchDistribution):
-    """Rows of independent blocks of columns, each with a distribution of its own, as in TensorFlow Probability.
+    """Joint distribution of independent blocks of columns, like TensorFlow Probability's ``Blockwise``.
 
     Parameters
     ----------

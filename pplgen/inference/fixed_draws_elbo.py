@@ -163,8 +163,7 @@ class FixedDrawsELBO(FixedDrawsAverage):
         losses, gradients = self._evaluate(self.graph, self.draws, vectors)
         scores = torch.zeros_like(gradients)
         if self.score is not None:
-            own = self.draws.first(self.score.num_normals, self.score.num_uniforms)
-            _, scores = self._evaluate(self.score, own, vectors)
+            _, scores = self._evaluate(self.score, self._draws_of(self.score, self.draws), vectors)
         return Blocks(losses, gradients, scores)
 
     def losses(self, vectors: Tensor) -> Tensor:
@@ -183,12 +182,13 @@ class FixedDrawsELBO(FixedDrawsAverage):
             products.append((after - before) / (2 * STEP))
         return torch.stack(products)
 
-    def hessian(self, vector: Tensor, scales: Tensor | None = None) -> Tensor:
+    def hessian(self, vector: Tensor, scales: Tensor | None = None, draws: BaseDraws | None = None) -> Tensor:
         """Return the Hessian of the loss at one parameter vector, shape ``(P, P)``.
 
         ``scales`` are distances over which the parameters matter, by default 1; steps of differences are relative.
+        ``draws`` are the base draws, by default all.
         """
-        jacobian = self._differentiate(self.graph, self.draws, vector, scales)
+        jacobian = self._differentiate(self.graph, self.draws if draws is None else draws, vector, scales)
         return (jacobian + jacobian.mT) / 2
 
     def alone(self, index: int) -> FixedDrawsELBO:
@@ -201,12 +201,14 @@ class FixedDrawsELBO(FixedDrawsAverage):
     def derivatives(self, vector: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
         """Return the Hessian of the loss over the first blocks, and the derivative of the score, zero without one."""
         draws = self.draws.blocks(0, num_blocks)
-        jacobian = self._differentiate(self.graph, draws, vector)
-        hessian = (jacobian + jacobian.mT) / 2
+        hessian = self.hessian(vector, draws=draws)
         if self.score is None:
             return hessian, torch.zeros_like(hessian)
-        own = draws.first(self.score.num_normals, self.score.num_uniforms)
-        return hessian, self._differentiate(self.score, own, vector)
+        return hessian, self._differentiate(self.score, self._draws_of(self.score, draws), vector)
+
+    def _draws_of(self, score: LiftedGraph, draws: BaseDraws) -> BaseDraws:
+        """Return the base draws of the score, the first of the loss's."""
+        return draws.first(score.num_normals, score.num_uniforms)
 
     def derivative_error(self, vectors: Tensor) -> float:
         """Return how far the gradients are from finite differences of the losses along random directions, relative.

@@ -35,8 +35,6 @@ MAX_ITERATIONS, MAX_EXACT_ITERATIONS, MAX_REFINEMENTS = 200, 1000, 50
 """Maximum numbers of steps of L-BFGS, if the ELBO depends on the draws or not, and of Newton steps after it."""
 PATIENCE = 8
 """Number of Newton steps in which the gradient norm must halve."""
-MIN_ITERATIONS = 0
-"""Minimum number of steps of L-BFGS: they approximate the inverse Hessian."""
 NEAR = (0.2, 0.05, 0.005, 0.0)
 """Gradient norms at which Newton steps are tried."""
 MAX_HESSIAN_TOTAL = 2**29
@@ -122,7 +120,7 @@ class QuasiNewtonSearch:
             norm = self._norm(self.point.gradients)
             arrived = norm <= torch.where(self._random, near, 0.0).maximum(self._tolerance)
             ended = self._failed | self.converged
-            if (arrived | ended).all() and self.num_iterations >= MIN_ITERATIONS:
+            if (arrived | ended).all():
                 break
             stuck = self._descend(~ended, stuck & ~arrived)
         self._failed = self._failed | ~(arrived | self.converged)
@@ -152,10 +150,7 @@ class QuasiNewtonSearch:
         return failing
 
     def _refine(self) -> None:
-        """Solve for the zero of the gradient without the score's noise, by damped Newton steps near the minimum.
-
-        The multiples of the score are estimated again at the solution, where there is less other noise.
-        """
+        """Solve for the zero of the gradient without the score's noise, from the present point or not at all."""
         start = self.point
         blocks = self.elbo.blocks(start.vectors)
         if self._dense(start.vectors) and not self._renewed:

@@ -5,21 +5,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import pyro_method
 
 import pplgen
 from pplgen.checks import importance_weights, latents, optimisation, predictive, sanity
 from pplgen.checks.check import Check
 from pplgen.checks.inputs import CheckInputs
 from pplgen.story.isolation import seeded
-from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
+
+_SPEC = importlib.util.spec_from_file_location("latent_toys", Path(__file__).parents[1] / "latent_toys.py")
+latent_toys = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(latent_toys)
 
 SEED = 0
 
@@ -151,25 +155,13 @@ def counts(overdispersed):
     return CheckInputs(Pair(model, guide, (x,)))
 
 
-class Lines(LatentStory):
+class Lines(latent_toys.EncodedRows):
     """Rows around a line, with the exact posterior of their codes or one that says nothing of them."""
 
     def __init__(self, num_features=3, num_latents=1, collapsed=False):
         super().__init__(num_features, num_latents, collapsed=collapsed)
         self.collapsed, self.w = collapsed, torch.tensor([1.0, -2.0, 0.5])
         self.nothing = torch.nn.Parameter(torch.zeros(()))
-
-    @pyro_method
-    def model(self, x=None, num_rows=1):
-        with pyro.plate("data", num_rows if x is None else len(x)):
-            z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decode(z), obs=x)
-
-    @pyro_method
-    def guide(self, x=None, num_rows=1):
-        if x is not None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", self.encode(x))
 
     def prior(self):
         return dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)

@@ -1,7 +1,9 @@
 """Checks against closed forms, other libraries and published numbers."""
 
+import importlib.util
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import arviz_base
@@ -12,7 +14,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import PPCA, VAE, GaussianMixture
-from pyro.nn import pyro_method
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -31,8 +32,11 @@ from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.importance_sampling import log_prior, weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.story.isolation import seeded
-from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
+
+_SPEC = importlib.util.spec_from_file_location("latent_toys", Path(__file__).parents[1] / "latent_toys.py")
+latent_toys = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(latent_toys)
 
 ROWS = 20
 
@@ -396,24 +400,12 @@ def test_states_of_a_chain_swap_names_along_both_axes_of_its_transitions():
     assert judge(alike, Pair(model, None, (torch.randn(4),))) == {"P": (-2, -1), "mu": (-1,)}
 
 
-class Shifted(LatentStory):
+class Shifted(latent_toys.EncodedRows):
     """Rows around a line, whose encoder is one posterior deviation off."""
 
     def __init__(self, num_features=2, num_latents=1):
         super().__init__(num_features, num_latents)
         self.nothing = torch.nn.Parameter(torch.zeros(()))
-
-    @pyro_method
-    def model(self, x=None, num_rows=1):
-        with pyro.plate("data", num_rows if x is None else len(x)):
-            z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decode(z), obs=x)
-
-    @pyro_method
-    def guide(self, x=None, num_rows=1):
-        if x is not None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", self.encode(x))
 
     def prior(self):
         return dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)

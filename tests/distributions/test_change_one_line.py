@@ -31,7 +31,7 @@ def _quick(monkeypatch):
 
 
 def run(code):
-    """Run a block in names of its own, and return them."""
+    """Run a code block in a new namespace, and return that."""
     names = {}
     with seeded(0):
         exec(compile(code, str(PAGE), "exec"), names)

@@ -1,16 +1,16 @@
 """What can be asked of a fit with codes: against quadrature, other implementations, and nominal rates."""
 
+import importlib.util
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import VAE, GaussianMixture, SemiSupervisedVAE
-from pyro.nn import pyro_method
 
 import pplgen
 from pplgen.checks.inputs import CheckInputs
@@ -25,6 +25,10 @@ from pplgen.posterior.draws import row_densities
 from pplgen.posterior.imputation import impute_rows
 from pplgen.posterior.row_likelihood import LogLikelihood
 from pplgen.story.latent import LatentStory
+
+_SPEC = importlib.util.spec_from_file_location("latent_toys", Path(__file__).parents[1] / "latent_toys.py")
+latent_toys = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(latent_toys)
 
 pytestmark = pytest.mark.filterwarnings("ignore:column .* is constant")
 
@@ -43,25 +47,13 @@ def fit(digits):
     return pplgen.fit(story, digits[:600], steps=300, batch_size=128, compile="graph", progress=False)
 
 
-class Lines(LatentStory):
+class Lines(latent_toys.EncodedRows):
     """Rows around a line, whose code and noise are known; everything has a closed form."""
 
     def __init__(self, num_features=3, num_latents=1, spread=1.0):
         super().__init__(num_features, num_latents, spread=spread)
         self.spread, self.w = spread, torch.tensor([1.0, -2.0, 0.5])
         self.nothing = torch.nn.Parameter(torch.zeros(()))
-
-    @pyro_method
-    def model(self, x=None, num_rows=1):
-        with pyro.plate("data", num_rows if x is None else len(x)):
-            z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decode(z), obs=x)
-
-    @pyro_method
-    def guide(self, x=None, num_rows=1):
-        if x is not None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", self.encode(x))
 
     def prior(self):
         return dist.Normal(torch.zeros(1), torch.ones(1)).to_event(1)

@@ -1,7 +1,9 @@
 """Bounds by name against closed forms and one another, and what is done to them while a fit goes on."""
 
+import importlib.util
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -11,7 +13,7 @@ import torch
 from pplgen.models import VAE, GaussianMixture, MixtureVAE
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.nn import PyroParam, pyro_method
+from pyro.nn import PyroParam
 
 import pplgen
 from pplgen import InputError
@@ -23,9 +25,12 @@ from pplgen.inference.objectives import BOUNDS, make_bound
 from pplgen.inference.training_result import StopReason
 from pplgen.story.conditioning import RowScale
 from pplgen.story.isolation import seeded
-from pplgen.story.latent import LatentStory
 from pplgen.story.marginalisation import WeightedEnum_ELBO
 from pplgen.story.pair import Pair
+
+_SPEC = importlib.util.spec_from_file_location("latent_toys", Path(__file__).parents[1] / "latent_toys.py")
+latent_toys = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(latent_toys)
 
 
 def pair_of(story, x, weights=None):
@@ -199,24 +204,12 @@ def test_free_bits_by_hand(pixels, number, factor):
     np.testing.assert_allclose(free - full, expected, rtol=1e-9)
 
 
-class Known(LatentStory):
+class Known(latent_toys.EncodedRows):
     """Codes that are where they are: the bound is a constant and one more, weighed."""
 
     def __init__(self):
         super().__init__(1, 1)
         self.where = PyroParam(torch.tensor(1.5))
-
-    @pyro_method
-    def model(self, x=None, num_rows=1):
-        with pyro.plate("data", num_rows if x is None else len(x)):
-            z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decode(z), obs=x)
-
-    @pyro_method
-    def guide(self, x=None, num_rows=1):
-        if x is not None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", self.encode(x))
 
     def prior(self):
         return dist.Normal(torch.zeros(1), 1.0).to_event(1)
@@ -275,7 +268,7 @@ def test_rows_are_changed_at_every_step(options):
     y = torch.linspace(-1.0, 1.0, 100)
     fit = pplgen.fit(mean_model, y, augment=lambda rows: rows + 5, **BRIEFLY, **options)
     mu = fit.to_datatree(400, groups=["posterior"])["posterior"]["mu"].mean().item()
-    # posterior deviation .1, over the root of 400 draws; Adam's last rates move a tenth of one
+    # posterior standard deviation .1, over the root of 400 draws; Adam's last learning rates move a tenth of it
     assert mu == pytest.approx(5, abs=0.05)
 
 
