@@ -88,9 +88,9 @@ class FixedDrawsAverage:
         device = next((value.device for value in self._inputs), torch.device("cpu"))
         self.draws = draw_blocks(num_blocks, block_size, *sizes, seed=seed, device=device)
 
-    def __call__(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the average numbers, shape ``(R,)``, and vectors, shape ``(R, length)``."""
-        numbers, results = self._evaluate(self.graph, self.draws, vectors)
+    def __call__(self, vectors: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the average numbers, shape ``(R,)``, and vectors, shape ``(R, length)``; zero where not ``which``."""
+        numbers, results = self._evaluate(self.graph, self.draws, vectors, which)
         return numbers.mean(0), results.mean(0)
 
     def each_draw(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +119,19 @@ class FixedDrawsAverage:
         )
         return ((after - before) / (2 * STEP * scales[:, None])).mT
 
-    def _evaluate(self, graph: LiftedGraph, draws: BaseDraws, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate a graph at base draws; return its averages over each block, with a first axis of blocks."""
+    def _evaluate(
+        self, graph: LiftedGraph, draws: BaseDraws, vectors: Tensor, which: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate a graph at base draws; return its averages over each block, with a first axis of blocks.
+
+        With ``which``, shape ``(R,)``, only those vectors are evaluated, and the others' averages are zero.
+        """
         self.num_evaluations += 1
+        if which is not None and not which.all():
+            some = copy.copy(self)
+            some._inputs = [v if axis is None else v[which] for v, axis in zip(self._inputs, self._along, strict=True)]
+            numbers, results = some._evaluate(graph, draws, vectors[which])
+            return _spread(numbers, which), _spread(results, which)
 
         def at_draw(normals: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
             def of_vector(vector: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,6 +151,13 @@ class FixedDrawsAverage:
         return self.ranks.mean(numbers), self.ranks.mean(results)
 
 
+def _spread(averages: Tensor, which: Tensor) -> Tensor:
+    """Return averages of all R vectors, given those of some along the second axis; the others are zero."""
+    spread = averages.new_zeros(len(averages), len(which), *averages.shape[2:])
+    spread[:, which] = averages
+    return spread
+
+
 class FixedDrawsELBO(FixedDrawsAverage):
     """Negative ELBO in nats and its gradient, averaged over fixed base draws.
 
@@ -158,12 +175,12 @@ class FixedDrawsELBO(FixedDrawsAverage):
         own = [engine.own_buffers] * len(engine.buffers) + [engine.own_data] * len(engine.data)
         return cls(engine.graph, score, (*engine.buffers, *engine.data), own, seed=seed, ranks=engine.ranks)
 
-    def blocks(self, vectors: Tensor) -> Blocks:
-        """Return averages over each block of base draws, of losses, gradients and scores."""
-        losses, gradients = self._evaluate(self.graph, self.draws, vectors)
+    def blocks(self, vectors: Tensor, which: Tensor | None = None) -> Blocks:
+        """Return averages over each block of base draws, of losses, gradients and scores; zero where not ``which``."""
+        losses, gradients = self._evaluate(self.graph, self.draws, vectors, which)
         scores = torch.zeros_like(gradients)
         if self.score is not None:
-            _, scores = self._evaluate(self.score, self._draws_of(self.score, self.draws), vectors)
+            _, scores = self._evaluate(self.score, self._draws_of(self.score, self.draws), vectors, which)
         return Blocks(losses, gradients, scores)
 
     def losses(self, vectors: Tensor) -> Tensor:

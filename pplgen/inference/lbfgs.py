@@ -7,7 +7,6 @@ optimization via quasi-Newton methods); where a function is not finite, the step
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +23,8 @@ LARGEST_DECREASE = 10.0
 """Decrease relative to that of the tangent (plus 1) beyond which a value is an overflow or a cancellation."""
 FLAT = 1e-8
 """Curvature, relative to the largest, below which a direction is flat."""
+SAFE = 0.1
+"""Curvature along a step, relative to the expected one, from which the derivatives are corrected."""
 MAX_TRIALS = 40
 """Maximum number of step lengths tried."""
 ROUNDING = 1e-13
@@ -79,7 +80,8 @@ class LimitedMemoryInverseHessian(InverseHessian):
     def __init__(self, diagonal: Tensor) -> None:
         self._diagonal = diagonal
         self._scale = torch.zeros_like(diagonal[:, 0])
-        self._pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
+        R, P = diagonal.shape
+        self._steps, self._changes, self._inverses = (diagonal.new_zeros(0, R, *tail) for tail in ((P,), (P,), ()))
 
     def update(self, before: Point, after: Point) -> None:
         """Add a step; where the curvature along it is not positive, it is ignored."""
@@ -87,17 +89,15 @@ class LimitedMemoryInverseHessian(InverseHessian):
         curvature = (step * change).sum(-1)
         weighted = (change * change * self._diagonal).sum(-1)
         positive = (curvature > 1e-14 * weighted) & curvature.isfinite() & weighted.isfinite()
-        rows = positive[:, None]
         self._scale = torch.where(positive, curvature / weighted, self._scale)
-        inverse = torch.where(positive, 1 / curvature, 0.0)
-        self._pairs.append((torch.where(rows, step, 0.0), torch.where(rows, change, 0.0), inverse))
+        self._steps, self._changes, self._inverses = (
+            _appended(memory, new, positive)
+            for memory, new in ((self._steps, step), (self._changes, change), (self._inverses, 1 / curvature))
+        )
 
     def forget(self, which: Tensor) -> None:
         """Return to the initial inverse Hessian where ``which``."""
-        rows = which[:, None]
-        for index, (step, change, inverse) in enumerate(self._pairs):
-            forgotten = torch.where(rows, 0.0, step), torch.where(rows, 0.0, change)
-            self._pairs[index] = (*forgotten, torch.where(which, 0.0, inverse))
+        self._steps[:, which] = self._changes[:, which] = self._inverses[:, which] = 0.0
         self._scale = torch.where(which, 0.0, self._scale)
 
     def times(self, vectors: Tensor) -> Tensor:
@@ -105,17 +105,26 @@ class LimitedMemoryInverseHessian(InverseHessian):
 
         Before the first step the result is that for gradients: no longer than one in the metric of the diagonal.
         """
-        steps = []
-        for step, change, inverse in reversed(self._pairs):
+        pairs = list(zip(self._steps, self._changes, self._inverses, strict=True))
+        lengths = []
+        for step, change, inverse in reversed(pairs):
             along = inverse * (step * vectors).sum(-1)
-            steps.append(along)
+            lengths.append(along)
             vectors = vectors - along[..., None] * change
         length = (vectors * vectors * self._diagonal).sum(-1).sqrt().clamp(min=1.0)
         scale = torch.where(self._scale > 0, self._scale, 1 / length)
         vectors = scale[..., None] * self._diagonal * vectors
-        for (step, change, inverse), along in zip(self._pairs, reversed(steps), strict=True):
+        for (step, change, inverse), along in zip(pairs, reversed(lengths), strict=True):
             vectors = vectors + step * (along - inverse * (change * vectors).sum(-1))[..., None]
         return vectors
+
+
+def _appended(memory: Tensor, new: Tensor, which: Tensor) -> Tensor:
+    """Append R values to a memory of shape ``(M, R, ...)`` where ``which``; only the last are kept."""
+    new = new[None]
+    which = which.view(1, -1, *[1] * (new.dim() - 2))
+    memory = torch.where(which, torch.cat([memory, new]), torch.cat([torch.zeros_like(new), memory]))
+    return memory[-MEMORY:]
 
 
 class DenseInverseHessian(InverseHessian):
@@ -133,11 +142,20 @@ class DenseInverseHessian(InverseHessian):
         curvature, self._directions = torch.linalg.eigh(hessians.nan_to_num())
         size = curvature.abs()
         self._inverse = torch.where(size > FLAT * size.amax(-1, keepdim=True), 1 / size, 0.0)
-        self._derivatives = torch.linalg.pinv(derivatives.nan_to_num(), rtol=FLAT)
+        self._inverse_derivatives = torch.linalg.pinv(derivatives.nan_to_num(), rtol=FLAT)
+
+    def update(self, before: Point, after: Point) -> None:
+        """Correct the derivatives by the change of the gradients over a step (Broyden 1965)."""
+        step, change = after.vectors - before.vectors, after.gradients - before.gradients
+        row = torch.einsum("rp,rpq->rq", step, self._inverse_derivatives)
+        size = (row * change).sum(-1)
+        correction = ((step - self.step(change)) / size[:, None])[:, :, None] * row[:, None]
+        known = (size > SAFE * (step * step).sum(-1)) & correction.isfinite().all((-2, -1))
+        self._inverse_derivatives = self._inverse_derivatives + torch.where(known[:, None, None], correction, 0.0)
 
     def step(self, gradients: Tensor) -> Tensor:
         """Return Newton steps to the zeros of R gradients, shape ``(R, P)``, to be subtracted."""
-        return torch.einsum("rpq,rq->rp", self._derivatives, gradients)
+        return torch.einsum("rpq,rq->rp", self._inverse_derivatives, gradients)
 
     def times(self, vectors: Tensor) -> Tensor:
         """Multiply vectors of shape ``(..., R, P)`` by the R inverse Hessians."""
@@ -146,14 +164,14 @@ class DenseInverseHessian(InverseHessian):
 
 
 def line_search(
-    function: Callable[[Tensor], Point], start: Point, directions: Tensor, moving: Tensor
+    function: Callable[[Tensor, Tensor], Point], start: Point, directions: Tensor, moving: Tensor
 ) -> tuple[Point, Tensor]:
     """Find steps along descent directions that satisfy the weak Wolfe conditions.
 
     Parameters
     ----------
     function
-        Evaluates the functions at vectors, shape ``(R, P)``.
+        Evaluates the functions at vectors, shape ``(R, P)``, where a mask, shape ``(R,)``, is true.
     start
         Current points.
     directions
@@ -171,7 +189,7 @@ def line_search(
     shortest, longest = torch.zeros_like(length), torch.full_like(length, math.inf)
     best, found, searching = start, torch.zeros_like(moving), moving.clone()
     for _ in range(MAX_TRIALS):
-        trial = function(torch.where(searching[:, None], start.vectors + length[:, None] * directions, best.vectors))
+        trial = function(start.vectors + length[:, None] * directions, searching)
         possible = trial.values >= start.values + LARGEST_DECREASE * length * descent - 1
         finite = possible & trial.values.isfinite() & trial.gradients.isfinite().all(-1)
         bound = start.values + DECREASE * length * descent + ROUNDING * start.values.abs()

@@ -37,7 +37,8 @@ SLACK = 1e-4
 def maximise(elbo: FixedDrawsELBO, vectors: Tensor) -> tuple[Tensor, list[Optimum | None]]:
     """Maximise the ELBO from R parameter vectors, shape ``(R, P)``.
 
-    All are maximised as one program over few draws; then those that failed, and the best, alone over more.
+    All are maximised as one program over few draws; then those that failed alone over more, and the best over as many
+    as its Monte Carlo error needs.
 
     Parameters
     ----------
@@ -55,14 +56,21 @@ def maximise(elbo: FixedDrawsELBO, vectors: Tensor) -> tuple[Tensor, list[Optimu
     found, optima, losses = _maximise(elbo, vectors, grow=len(vectors) == 1)
     if len(vectors) == 1:
         return found, optima
+    found = found.clone()
+
+    def refine(index: int, *, grow: bool) -> None:
+        alone, (refined,), loss = _maximise(elbo.alone(index), found[index : index + 1], grow=grow)
+        if refined is not None:
+            found[index], optima[index], losses[index] = alone[0], refined, loss[0]
+
+    for index in range(len(vectors)):
+        if optima[index] is None:
+            refine(index, grow=False)
     accepted = torch.tensor([optimum is not None for optimum in optima], device=losses.device)
     best = int(torch.where(accepted, losses, math.inf).argmin())
-    found = found.clone()
-    for index, optimum in enumerate(optima):
-        if optimum is None or index == best:
-            alone, (refined,), _ = _maximise(elbo.alone(index), found[index : index + 1], grow=True)
-            if refined is not None:
-                found[index], optima[index] = alone[0], refined
+    for index in range(len(vectors)):
+        if optima[index] is None or index == best:
+            refine(index, grow=True)
     return found, optima
 
 

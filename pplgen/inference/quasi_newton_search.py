@@ -42,10 +42,10 @@ MAX_HESSIAN_TOTAL = 2**29
 NEGLIGIBLE = 0.1
 """Gradient norm relative to the Monte Carlo error that is small enough."""
 HESSIAN_DRAWS = 16
-"""Number of draws of a Hessian, at least one block."""
+"""Number of draws of a first Hessian, at least one block; of each further one twice as many."""
 CURVATURES = (0.05, 20.0)
 """Range of the estimated ratios of curvatures to variances."""
-SHORTEST = 2**-6
+SHORTEST = 2**-2
 """Shortest length of a Newton step, as a fraction."""
 
 
@@ -70,13 +70,14 @@ class QuasiNewtonSearch:
     def __init__(self, elbo: FixedDrawsELBO, vectors: Tensor, losses: Tensor, gradients: Tensor) -> None:
         self.elbo, self.num_iterations = elbo, 0
         self._exact: DenseInverseHessian | None = None
+        self._hessian_draws = HESSIAN_DRAWS
         self._renewed = False
         # at an optimum the variance of a parameter's gradient over draws is about its curvature
         variances = gradients.var(0).nan_to_num()
         mean = variances.mean(-1, keepdim=True)
         self._random = depends_on_draws(losses) & (mean[:, 0] > 0)
         diagonal = torch.where(self._random[:, None], 1 / (variances + 1e-3 * mean), 1.0)
-        if not self._dense(vectors):
+        if not self._dense(len(vectors), vectors.shape[-1]):
             diagonal = diagonal / self._relative_curvature(vectors, diagonal.sqrt())
         self._descent = LimitedMemoryInverseHessian(diagonal)
         self._begin(vectors)
@@ -119,10 +120,10 @@ class QuasiNewtonSearch:
         for _ in range(MAX_ITERATIONS if self._random.any() else MAX_EXACT_ITERATIONS):
             norm = self._norm(self.point.gradients)
             arrived = norm <= torch.where(self._random, near, 0.0).maximum(self._tolerance)
-            ended = self._failed | self.converged
-            if (arrived | ended).all():
+            moving = ~(arrived | self._failed | self.converged)
+            if not moving.any():
                 break
-            stuck = self._descend(~ended, stuck & ~arrived)
+            stuck = self._descend(moving, stuck)
         self._failed = self._failed | ~(arrived | self.converged)
 
     def optimum(self, index: int) -> Optimum:
@@ -152,9 +153,13 @@ class QuasiNewtonSearch:
     def _refine(self) -> None:
         """Solve for the zero of the gradient without the score's noise, from the present point or not at all."""
         start = self.point
-        blocks = self.elbo.blocks(start.vectors)
-        if self._dense(start.vectors) and not self._renewed:
-            self._exact = self._exact_inverse(self._multiples(blocks))
+        left = ~(self.converged | self._failed)
+        if not left.any():
+            return
+        blocks = self.elbo.blocks(start.vectors, left)
+        if self._dense(int(left.sum()), start.vectors.shape[-1]) and not self._renewed:
+            self._exact = self._exact_inverse(self._multiples(blocks), left)
+            self._hessian_draws *= 2
         if self._exact is not None:  # over fewer draws, if those at present are many
             self.inverse = self._exact
         self._renewed = False
@@ -185,7 +190,7 @@ class QuasiNewtonSearch:
             steps = torch.where(moving, length, 0.0)[:, None] * self.inverse.step(gradients)
             before = Point(self.point.vectors, self.norm, gradients)
             vectors = before.vectors - steps
-            blocks = self.elbo.blocks(vectors)
+            blocks = self.elbo.blocks(vectors, moving)
             trial, error = self._without_score(blocks, multiples)
             norm = self._norm(trial)
             better = moving & (norm < (1 - 0.1 * length) * self.norm)
@@ -199,14 +204,15 @@ class QuasiNewtonSearch:
             length = torch.where(better, 1.0, length / 2)
             stalled = stalled | (moving & (length < SHORTEST))
 
-    def _exact_inverse(self, multiples: Tensor) -> DenseInverseHessian:
-        """Return inverses of the Hessians, and of the derivatives of the gradients without the score."""
-        hessians, derivatives = [], []
-        for index, (vector, multiple) in enumerate(zip(self.point.vectors, multiples, strict=True)):
-            hessian, score = self.elbo.alone(index).derivatives(vector, self._hessian_blocks())
-            hessians.append(hessian)
-            derivatives.append(hessian - multiple * score)
-        return DenseInverseHessian(torch.stack(hessians), torch.stack(derivatives))
+    def _exact_inverse(self, multiples: Tensor, which: Tensor) -> DenseInverseHessian:
+        """Return inverses of Hessians, and of the derivatives of the gradients without the score; others are 1."""
+        hessians = torch.eye(self.point.vectors.shape[-1]).to(self.point.vectors).repeat(len(which), 1, 1)
+        derivatives = hessians.clone()
+        for index in which.nonzero()[:, 0].tolist():
+            elbo = self.elbo.alone(index)
+            hessians[index], score = elbo.derivatives(self.point.vectors[index], self._hessian_blocks())
+            derivatives[index] = hessians[index] - multiples[index] * score
+        return DenseInverseHessian(hessians, derivatives)
 
     def _relative_curvature(self, vectors: Tensor, scales: Tensor) -> Tensor:
         """Estimate the Hessians' diagonals in units of ``scales``, shape ``(R, P)``, from products with vectors.
@@ -222,13 +228,11 @@ class QuasiNewtonSearch:
     def _hessian_blocks(self) -> int:
         """Return the number of blocks of draws over which Hessians are averaged: they need not be precise."""
         size = len(self.elbo.draws) // self.elbo.draws.num_blocks
-        return min(self.elbo.draws.num_blocks, -(-HESSIAN_DRAWS // size))
+        return min(self.elbo.draws.num_blocks, -(-self._hessian_draws // size))
 
-    def _dense(self, vectors: Tensor) -> bool:
-        """Whether Hessians of all vectors, by finite differences, take little time."""
-        R, P = vectors.shape
-        evaluations = 2 * R * P * len(self.elbo.draws)
-        return evaluations * self.elbo.total <= MAX_HESSIAN_TOTAL
+    def _dense(self, R: int, P: int) -> bool:
+        """Whether R Hessians, by finite differences, take little time."""
+        return 2 * R * P * len(self.elbo.draws) * self.elbo.total <= MAX_HESSIAN_TOTAL
 
     def _multiples(self, blocks: Blocks) -> Tensor:
         """Return the multiples of the scores that reduce the noise of the gradients most, shape ``(R, 1)``."""
@@ -255,5 +259,5 @@ class QuasiNewtonSearch:
         rounding = (4 * ROUNDING * self.point.values.abs() / self.point.vectors.shape[-1]).sqrt()
         return rounding.clamp(min=TOLERANCE)
 
-    def _evaluate(self, vectors: Tensor) -> Point:
-        return Point(vectors, *self.elbo(vectors))
+    def _evaluate(self, vectors: Tensor, which: Tensor | None = None) -> Point:
+        return Point(vectors, *self.elbo(vectors, which))
