@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pplgen.data.transforms import binarise, keep_every, mask_entries, mask_top, redraw_pixels, rescale
     from pplgen.errors import InputError
     from pplgen.fitting.compare import compare
+    from pplgen.fitting.cross_validation import k_fold
     from pplgen.fitting.fit import fit
     from pplgen.fitting.load import load
     from pplgen.fitting.result import Fit
@@ -77,6 +78,7 @@ _HOMES = {
     "calibrate": "pplgen.calibration.calibrate",
     "compare": "pplgen.fitting.compare",
     "fit": "pplgen.fitting.fit",
+    "k_fold": "pplgen.fitting.cross_validation",
     "keep_every": "pplgen.data.transforms",
     "load": "pplgen.fitting.load",
     "load_data": "pplgen.data.table",
@@ -98,6 +100,7 @@ __all__ = [
     "calibrate",
     "compare",
     "fit",
+    "k_fold",
     "keep_every",
     "load",
     "load_data",

@@ -71,19 +71,22 @@ def compare(
     ],
     seed: SeedOption = 0,
     restarts: Annotated[int, typer.Option(help="Restarts per candidate; the best is kept.")] = 1,
+    method: Annotated[
+        str, typer.Option(help="loo, k-fold or leave-future-out; auto: whichever is right for all candidates.")
+    ] = "auto",
     bic: Annotated[bool, typer.Option("--bic", help="Add the Bayesian information criterion (BIC).")] = False,
     series: SeriesOption = None,
     only: OnlyOption = None,
     ignore: IgnoreOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Fit several stories and rank them by leave-one-out predictive density, best first."""
+    """Fit several stories and rank them by cross-validated predictive density, best first."""
     from pplgen.cli import tables
 
     columns = column_arguments(only, ignore)
     table = pplgen.load_data(data, **columns) if series is None else pplgen.load_series(data, by=series, **columns)
     stories = {text: _build_story(text, len(table.columns)) for text in candidates}
-    ranked = pplgen.compare(stories, table, seed=seed, restarts=restarts, with_bic=bic)
+    ranked = pplgen.compare(stories, table, method=method, seed=seed, restarts=restarts, with_bic=bic)  # type: ignore[arg-type]
     if out is not None:
         tables.write_csv(ranked.rename_axis("candidate"), out, index=True)
     else:
@@ -91,9 +94,14 @@ def compare(
 
         numbers = ranked[[name for name in ("elpd", "elpd_diff", "dse", "p", "bic") if name in ranked]].astype(float)
         unreliable = [str(name) for name in ranked.index[ranked["warning"].astype(bool)]]
-        notes = [f"{name}: some rows have a high Pareto k; elpd is unreliable" for name in unreliable]
-        title = f"{len(stories)} candidates on {table.name}, {len(table)} rows"
+        method = ranked.attrs["method"]
+        problem = "some folds have not converged" if method == "k-fold" else "some rows have a high Pareto k"
+        notes = [f"{name}: {problem}; elpd is unreliable" for name in unreliable]
+        title = f"{len(stories)} candidates on {table.name}, {len(table)} rows, scored by {SCORES[method]}"
         print_table(title, numbers, *notes, label="candidate", digits=6)
+
+
+SCORES = {"loo": "PSIS-LOO", "k-fold": "ten-fold cross-validation", "leave-future-out": "one-step-ahead predictions"}
 
 
 def _build_story(text: str, num_features: int) -> Any:

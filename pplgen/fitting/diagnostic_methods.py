@@ -75,11 +75,17 @@ class DiagnosticMethods(FittedPair):
         """Return leave-one-out predictive densities by PSIS-LOO; see ``pplgen.posterior.leave_one_out.leave_one_out``.
 
         Draws of the guide are importance-weighted towards the posterior, which corrects a guide that is too wide or too
-        narrow as far as the Pareto k values allow.
+        narrow as far as the Pareto k values allow. Constants that were fitted to the rows stay as they are, so that the
+        result is too high if there are any; ``pplgen.k_fold`` refits them.
         """
         if self.pair.weights is not None:
             raise InputError("loo: the fit has weighted rows, for which LOO is not defined")
         self._rows(None)
+        if not self.pair.structure.shared_latent:
+            raise InputError(
+                "loo: all shared quantities are constants fitted to the rows, so that no draw leaves a row out; "
+                "pplgen.k_fold(fit) fits them without it"
+            )
         with self._ready(seed):
             return leave_one_out(weighted_draws(self.pair, check_count("draws", draws, minimum=2)))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from pplgen.compiler.inductor import use_writable_cache
 from pplgen.compiler.traceable_pyro import NotTraceable
@@ -18,8 +21,10 @@ from pplgen.story.pair import Pair
 from pplgen.story.site_checks import invalid_draw
 from pplgen.story.trial_runs import check_minibatch
 
-__all__ = ["Trained", "train_restarts"]
+__all__ = ["Trained", "train_restarts", "train_separate_data"]
 
+MAX_STACKED = 2**27
+"""Maximum number of entries of the data of all pairs in one program."""
 MIN_STEPS_TO_TRACE = 100
 """Minimum number of steps, over all restarts, for which tracing takes less time than it saves."""
 
@@ -59,6 +64,24 @@ def train_restarts(
         trained.results[index] = None
         trained.failure = trained.failure or InputError(f"at the fitted parameters, {fault}")
     return trained
+
+
+def train_separate_data(pairs: list[Pair], seeds: list[int], options: TrainingOptions) -> list[Training | None]:
+    """Train pairs of the same structure, each on its own data, in place; ``None`` for one that has failed.
+
+    They are one program if they can be traced, every step uses all rows, and their copies fit into memory; else they
+    are trained one by one.
+    """
+    results: list[Training | None] = [None] * len(pairs)
+    entries = sum(value.numel() for pair in pairs for value in pair.data if isinstance(value, Tensor))
+    same = len({tuple(getattr(value, "shape", ()) for value in pair.data) for pair in pairs}) == 1
+    if same and options.batching.is_constant(pairs[0]) and options.compiler != "off" and entries <= MAX_STACKED:
+        with contextlib.suppress(NotTraceable, InputError), seeded(seeds[0]):
+            results, _ = train_together(pairs, options, seeds=seeds, own_data=True)
+    for index, result in enumerate(results):
+        if result is None:
+            results[index] = train_restarts([pairs[index]], seeds[index : index + 1], options, None).results[0]
+    return results
 
 
 def _check_minibatch(pair: Pair, options: TrainingOptions) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +10,9 @@ from typing import Any
 import arviz_base
 import arviz_stats
 import numpy as np
-import xarray as xr
 from arviz_stats.utils import ELPDData
-from torch import Tensor
 
 from pplgen.posterior.importance_sampling import WeightedDraws
-from pplgen.posterior.psis import GOOD_K
 
 __all__ = ["leave_one_out"]
 
@@ -26,8 +22,6 @@ def leave_one_out(draws: WeightedDraws) -> ELPDData:
 
     Draws come from the guide, not the posterior, so the log weights without row i are
     ``log p(x, theta) - log q(theta) - log p(x_i | theta)``.
-
-    Without shared latents nothing is left out: the parameters stay as fitted to all rows.
 
     Returns
     -------
@@ -39,8 +33,6 @@ def leave_one_out(draws: WeightedDraws) -> ELPDData:
     ----------
     Magnusson, Riis Andersen, Jonasson and Vehtari (2019), Bayesian leave-one-out cross-validation for large data.
     """
-    if not draws.sites:
-        return _average_densities(draws.log_likelihood)
     number = draws.log_likelihood.shape[1]
     tree = arviz_base.from_dict(
         {"posterior": {"theta": np.zeros((1, len(draws.log_ratio)))}, "log_likelihood": {"x": _array(draws)}},
@@ -52,18 +44,6 @@ def leave_one_out(draws: WeightedDraws) -> ELPDData:
         return arviz_stats.loo_approximate_posterior(
             tree, log_p=ratio - ratio.max(), log_q=np.zeros_like(ratio), pointwise=True
         )
-
-
-def _average_densities(densities: Tensor) -> ELPDData:
-    """Average row densities, ``(num_draws, num_rows)``, in a model without shared latents."""
-    num_draws, number = densities.shape
-    mean = (densities.double().logsumexp(0) - math.log(num_draws)).cpu().numpy()
-    pointwise, shapes = (xr.DataArray(values, dims=["row"]) for values in (mean, np.zeros(number)))
-    error = math.sqrt(number * mean.var())
-    options: dict[str, Any] = {"approx_posterior": True}
-    return ELPDData(
-        "loo", mean.sum(), error, 0.0, num_draws, number, "log", False, GOOD_K, pointwise, shapes, **options
-    )
 
 
 def _array(draws: WeightedDraws) -> np.ndarray[Any, Any]:

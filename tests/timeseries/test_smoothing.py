@@ -432,5 +432,5 @@ def test_mistakes_are_said(level):
     with pytest.raises(InputError, match="draws=0"):
         fit.smooth(draws=0)
     one = simulated(toys.Level(known=LEVEL), 1, 10)
-    with pytest.raises(InputError, match=r"LOO needs at least two series, .* fit.leave_future_out\(\)"):
-        pplgen.compare({"a": toys.Level(), "b": toys.Level()}, one)
+    with pytest.raises(InputError, match=r"needs at least two rows, and there is one series; fit.leave_future_out\(\)"):
+        pplgen.k_fold(pplgen.fit(toys.Level(known=LEVEL), one, steps=5, progress=False))
