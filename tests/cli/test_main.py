@@ -365,7 +365,7 @@ def test_series_are_sampled_predicted_and_forecast_in_long_form(series_run):
         ("fit gaussian-mixture faithful --series a", "--series a: GaussianMixture is not a story for series"),
         ("fit gaussian-hmm long.csv --known [1]", "--known [1]: expected a JSON object"),
         ("predict runs/gaussian-hmm-long long.csv --series when", "by='when'"),
-        ("compare long.csv gaussian-hmm gaussian-hmm:regimes=3", "LOO needs at least two series"),
+        ("compare long.csv gaussian-hmm", "1 candidates: expected at least two to compare"),
     ],
 )
 def test_mistakes_with_series(series_run, monkeypatch, capsys, arguments, sentence):
