@@ -106,6 +106,7 @@ RENAMED = {
     "draws with switched labels (share)": "label-switched draws (fraction)",
     "amortisation gap (share of the ELBO)": "amortisation gap (fraction of the ELBO)",
     "divergent draws (share)": "divergent transitions (fraction)",
+    "R-hat of parameters, last half of the run": "ELBO change over the last half of the run (nats)",
 }
 """Former names of checks and their current names. ``Checks`` accepts the former ones with a warning for one release."""
 

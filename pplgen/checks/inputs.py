@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -226,14 +226,24 @@ class CheckInputs:
     @cached_property
     def scalars(self) -> dict[str, Tensor]:
         """Scalars of shared latents at the weighted draws, evenly spaced if many, shape ``(num_draws,)`` each."""
-        scalars = dict(self._scalars())
+        return self._scalars(self.weighted.sites)
+
+    @cached_property
+    def most_draws(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log ratios of as many draws of shared latents as there are, shape ``(num_draws,)``, and their scalars."""
+        if self.structure.row_latent:
+            return self.weighted.log_ratio, self.scalars
+        return self.log_ratios.flatten(), self._scalars(self.guide_draws.sites)
+
+    def _scalars(self, every: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scalars = dict(self._varying(every))
         chosen = sorted({*torch.linspace(0, len(scalars) - 1, min(MAX_SCALARS, len(scalars))).round().int().tolist()})
         names = list(scalars)
         return {names[index]: scalars[names[index]] for index in chosen}
 
-    def _scalars(self) -> Iterator[tuple[str, Tensor]]:
+    def _varying(self, every: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         auxiliary = self.story.auxiliary if self.story else frozenset()
-        sites = {n: self.weighted.sites[n].double() for n in self._shared if n in self.weighted.sites}
+        sites = {name: every[name].double() for name in self._shared if name in every}
         entries = entry_names({name: values.shape[1:] for name, values in sites.items()}, self.story, self.columns)
         for name, values in sites.items():
             if name in auxiliary:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from scipy import stats
 
-from pplgen.checks.check import Check, ParetoShapes, Verdict, not_applicable, override_note
+from pplgen.checks.check import Check, ParetoShapes, Verdict, not_applicable
 from pplgen.checks.importance_weights import elbo_gap, guide_advice, resampled_means
 from pplgen.checks.inputs import CheckInputs
-from pplgen.checks.replicates import replicate
+from pplgen.checks.replicates import Replicates, replicate
 from pplgen.checks.uniformity import holm
 from pplgen.posterior.leave_one_out import leave_one_out
-from pplgen.posterior.psis import smoothed_weights
+from pplgen.posterior.psis import k_limit, smoothed_weights
 
 __all__ = ["LOO_PARETO_K", "holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
 
@@ -60,10 +62,27 @@ def prior_predictive(inputs: CheckInputs) -> Check:
     value = len(columns) / len(replicates.columns)
     if not columns:
         return Check(name, value, 0.0, GELMAN, Verdict.PASS)
-    remedy = (
-        f"{', '.join(columns[:5])}: no prior draw generates such data; widen or shift the priors, or rescale the data"
-    )
+    remedy = f"{', '.join(columns[:5])}: no prior draw generates such data; {_prior_advice(replicates, flagged)}"
     return Check(name, value, 0.0, GELMAN, Verdict.WARN, remedy)
+
+
+def _prior_advice(replicates: Replicates, flagged: list[str]) -> str:
+    """Recommend how to change the priors: by the standard deviations of columns among prior draws, if they are off."""
+    scales = [index for index, name in enumerate(replicates.names) if name in flagged and name.startswith("sd of")]
+    if not scales:
+        return "shift the priors, or centre the data"
+    index = max(scales, key=lambda each: abs(math.log(_ratio(replicates, each))))
+    ratio, column = _ratio(replicates, index), replicates.names[index].split(" of ", 1)[1]
+    if ratio > 1:
+        return f"{column} varies {ratio:.2g} times as much as the widest: widen the priors, or rescale the data"
+    return f"{column} varies {1 / ratio:.2g} times less than the narrowest: narrow the priors, or rescale the data"
+
+
+def _ratio(replicates: Replicates, index: int) -> float:
+    """Ratio of a statistic to the nearest of its replicates."""
+    observed, replicated = replicates.observed[index].double(), replicates.replicated[:, index].double()
+    nearest = replicated.amax() if observed > replicated.amax() else replicated.amin()
+    return float((observed.clamp_min(1e-300) / nearest.clamp_min(1e-300)).clamp(1e-300, 1e300))
 
 
 def posterior_predictive(inputs: CheckInputs) -> Check:
@@ -102,16 +121,16 @@ def loo(inputs: CheckInputs) -> Check:
     value, total = float(shapes.high.mean()), f"elpd {estimate.elpd:.2f} +- {estimate.se:.2f} nats, p {estimate.p:.1f}"
     of = "" if len(k) == inputs.pair.num_rows else f" of {len(k):,} evenly spaced rows"
     if not shapes.high.any():
-        return Check(name, value, MAX_HIGH_ROWS, source, Verdict.PASS, f"{total}{of}", shapes)
+        return Check(name, value, 0.0, source, Verdict.PASS, f"{total}{of}", shapes)
     which = ", ".join(map(str, shapes.rows[np.argsort(-k)[:3]]))
-    verdict, finding = Verdict.WARN if value <= MAX_HIGH_ROWS else Verdict.FAIL, f"{shapes} (rows {which})"
-    remedy = f"{override_note(verdict, value, MAX_HIGH_ROWS, finding) if verdict is Verdict.WARN else finding}: "
+    verdict, threshold = (Verdict.WARN, 0.0) if value <= MAX_HIGH_ROWS else (Verdict.FAIL, MAX_HIGH_ROWS)
+    remedy = f"{shapes} (rows {which}): "
     if problem := _guide_problem(inputs):
         remedy += f"{problem}, so the cause may be the guide rather than the data; {guide_advice(inputs)}; "
         remedy += "inspect only rows that remain high, or use a likelihood with heavier tails"
     else:
         remedy += "these rows are highly influential: inspect them, or use a likelihood with heavier tails"
-    return Check(name, value, MAX_HIGH_ROWS, source, verdict, f"{remedy}; {total}{of}", shapes)
+    return Check(name, value, threshold, source, verdict, f"{remedy}; {total}{of}", shapes)
 
 
 def _guide_problem(inputs: CheckInputs) -> str:
@@ -148,7 +167,14 @@ def loo_pit(inputs: CheckInputs) -> Check:
         densities = inputs.weighted.log_likelihood[:, ::every]
         if densities.shape[1] != len(replicates.values):
             return not_applicable(name, source, "the observed site does not have one entry per row")
-        weights = smoothed_weights(inputs.weighted.log_ratio[:, None] - densities)[0][:, :, None]
+        ratios = inputs.weighted.log_ratio
+        weights, k = smoothed_weights(torch.cat([ratios[:, None], ratios[:, None] - densities], dim=1))
+        limit = k_limit(len(ratios))
+        if not inputs.sampled and float(k[0]) > limit:
+            return not_applicable(name, source, f"the guide's importance weights are unreliable: Pareto k {k[0]:.2f}")
+        if float((k[1:] > limit).double().mean()) > MAX_HIGH_ROWS:
+            return not_applicable(name, source, f"the weights of {int((k[1:] > limit).sum()):,} rows are unreliable")
+        weights = weights[:, 1:, None]
     else:
         weights = torch.full((len(replicates.drawn), 1, 1), 1 / len(replicates.drawn), dtype=torch.float64)
     below = (weights * (replicates.drawn < replicates.values)).sum(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from pplgen.checks import (
     optimisation,
     predictive,
     sensitivity,
+    width,
 )
 from pplgen.checks import (
     importance_weights as weights,
@@ -21,7 +23,7 @@ from pplgen.checks import (
 from pplgen.checks import (
     sanity as values,
 )
-from pplgen.checks.check import Check, Checks, Verdict, not_applicable
+from pplgen.checks.check import Check, Checks, Verdict
 from pplgen.checks.inputs import CheckInputs
 from pplgen.errors import first_line
 from pplgen.inference.training_result import Training
@@ -33,7 +35,7 @@ CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     values.non_finite,
     values.counted_rows,
     optimisation.faults,
-    optimisation.iterate_rhat,
+    optimisation.last_half,
     optimisation.elbo_change,
     optimisation.gradient_norm,
     optimisation.monte_carlo_error,
@@ -44,6 +46,8 @@ CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     weights.khat_of_rows,
     weights.elbo_gap,
     weights.resampled_means,
+    width.weighted_sds,
+    width.linear_response_sds,
     predictive.prior_predictive,
     predictive.posterior_predictive,
     predictive.loo,
@@ -73,9 +77,10 @@ def run_checks(
 
 
 def _run(check: Callable[[CheckInputs], Check], inputs: CheckInputs) -> Check:
-    """Run one check; an error raised by the pair's own code makes it not applicable and does not stop the others."""
+    """Run one check; one that raises an error has failed, and does not stop the others."""
     try:
         return check(inputs)
-    except (RuntimeError, ValueError, NotImplementedError, IndexError, KeyError) as error:
+    except Exception as error:
         name = check.__name__.replace("_", " ")
-        return not_applicable(name, "", f"it raised {type(error).__name__}: {first_line(error)}")
+        remedy = f"the check raised {type(error).__name__}: {first_line(error)}; nothing is known of what it checks"
+        return Check(name, math.nan, math.nan, "this package", Verdict.FAIL, remedy)

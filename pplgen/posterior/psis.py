@@ -16,6 +16,8 @@ GOOD_K = 0.7
 importance sampling, https://jmlr.org/papers/v25/19-556.html)."""
 CONSTANT = 1e-3
 """Range in nats within which log ratios are regarded as equal up to rounding."""
+HARMLESS = math.log(2)
+"""Log of the largest weight, relative to their mean, below which their tail cannot matter."""
 MIN_EFFECTIVE_DRAWS = 3
 """Effective sample size below which Pareto k is reported as infinite."""
 
@@ -38,7 +40,7 @@ def smoothed_weights(log_ratios: Tensor) -> tuple[Tensor, Tensor]:
     weights : Tensor
         Normalised weights, which sum to one over the draws, shape ``(num_draws, ...)``.
     pareto_k : Tensor
-        Tail shape of the ratios, ``(...)``: minus infinity where all are equal up to rounding, infinity where too few
+        Tail shape of the ratios, ``(...)``: minus infinity where no weight is twice their mean, infinity where too few
         draws carry all the weight to fit a tail.
     """
     log_ratios = log_ratios.double()
@@ -46,7 +48,7 @@ def smoothed_weights(log_ratios: Tensor) -> tuple[Tensor, Tensor]:
     flat = (flat - flat.amax(dim=0)).cpu()
     weights, ks = [], []
     for ratios in flat.T:
-        if ratios.min() > -CONSTANT:
+        if math.log(len(ratios)) - float(ratios.logsumexp(0)) < HARMLESS:
             weights.append(ratios.softmax(dim=0))
             ks.append(-np.inf)
             continue

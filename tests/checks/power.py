@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 
 import pplgen
-from pplgen.checks import importance_weights, latents, optimisation, predictive, sanity
+from pplgen.checks import importance_weights, latents, optimisation, predictive, sanity, width
 from pplgen.checks.check import Check
 from pplgen.checks.inputs import CheckInputs
 from pplgen.story.isolation import seeded
@@ -65,6 +65,23 @@ def means(width=1.0, count=2, prior=False):
         precision = 1.0 + count
         exact = dist.Normal(x.sum(0) / precision, width * precision**-0.5)
         pyro.sample("mu", (dist.Normal(torch.zeros(20), 1.0) if prior else exact).to_event(1))
+
+    return CheckInputs(Pair(model, guide, (x,)))
+
+
+def one_width(factor):
+    """Twenty means and their exact posterior, but for the standard deviation of one."""
+    x = torch.randn(2, 20) + 2
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(20), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        sd = torch.full((20,), 3**-0.5)
+        sd[7] *= factor
+        pyro.sample("mu", dist.Normal(x.sum(0) / 3, sd).to_event(1))
 
     return CheckInputs(Pair(model, guide, (x,)))
 
@@ -214,6 +231,12 @@ def two_columns(bug):
 
 CASES = (
     Case("a guide too narrow by 40 %", importance_weights.khat, lambda: means(0.6), lambda: means(1.05)),
+    Case("a guide too wide by a quarter", width.weighted_sds, lambda: means(1.25), lambda: means(1.05)),
+    Case("a guide too narrow by a fifth", width.weighted_sds, lambda: means(0.8), lambda: means(1.05)),
+    Case("one of twenty deviations too wide by half", width.weighted_sds, lambda: one_width(1.5), lambda: one_width(1)),
+    Case("one too wide by a quarter", width.weighted_sds, lambda: one_width(1.25), lambda: one_width(1)),
+    Case("one too narrow by a quarter", width.weighted_sds, lambda: one_width(0.75), lambda: one_width(1)),
+    Case("one too narrow by 40 %", width.weighted_sds, lambda: one_width(0.6), lambda: one_width(1)),
     Case(
         "a mean-field guide on a correlated posterior",
         importance_weights.khat,
@@ -227,7 +250,7 @@ CASES = (
         lambda: means(count=20, prior=True),
         lambda: means(count=20),
     ),
-    Case("an unconverged fit", optimisation.iterate_rhat, lambda: line(1e-3), lambda: line(0.02)),
+    Case("an unconverged fit", optimisation.last_half, lambda: line(1e-3), lambda: line(0.02)),
     Case(
         "a normal likelihood for heavy tails",
         predictive.posterior_predictive,

@@ -18,7 +18,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 import pplgen
-from pplgen.checks import components, importance_weights, latents, optimisation, predictive, sensitivity
+from pplgen.checks import components, importance_weights, latents, optimisation, predictive, registry, sensitivity
 from pplgen.checks.check import RENAMED
 from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.registry import Check, Checks, Verdict
@@ -31,6 +31,7 @@ from pplgen.posterior.datatree import summarise
 from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.importance_sampling import log_prior, weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
+from pplgen.posterior.psis import smoothed_weights
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
@@ -248,27 +249,56 @@ def run_of(history, iterates, stop=StopReason.CONVERGED):
     return Training(0, np.asarray(history), 0.0, 0.1, stop, iterates=np.asarray(iterates))
 
 
-def test_a_verdict_that_does_not_follow_from_its_number_says_why():
+def test_a_verdict_agrees_with_the_number_beside_it():
     exact, x = known_mean()
     pair, noise = Pair(exact.model, None, (x,)), np.random.default_rng(0).normal(size=1000)
     drift = np.linspace([0, 0], [1, 2], 200)
-    settled = judge(optimisation.iterate_rhat, pair, runs=(run_of(0.1 * noise, drift),))
-    assert settled.value > settled.threshold
+    settled = judge(optimisation.last_half, pair, runs=(run_of(0.1 * noise, drift),))
     assert settled.verdict is Verdict.PASS
-    assert settled.remedy.startswith("pass, though above the threshold: the ELBO has converged")
+    assert settled.value <= settled.threshold == 1.0
+    assert settled.remedy.startswith("R-hat of 2 of 2 parameters is above 1.1, ")
+    rising = judge(optimisation.last_half, pair, runs=(run_of(np.linspace(0, 20, 1000), drift),))
+    assert rising.verdict is Verdict.FAIL
+    assert rising.value == pytest.approx(5.0, abs=0.1)
+    assert "raise patience" in rising.remedy  # it stopped by itself
+    early = judge(optimisation.last_half, pair, runs=(run_of(np.linspace(0, 20, 1000), drift, StopReason.STEPS),))
+    assert "use more steps" in early.remedy
     short = judge(optimisation.elbo_change, pair, runs=(run_of(100 + 0.1 * noise, drift, StopReason.STEPS),))
     assert short.value <= short.threshold
     assert short.remedy.startswith("warn, though within the threshold: the maximum number of steps")
-    # .05 in means of a hundred terms of deviation 1
+    # .05 in means of a hundred terms of deviation 1: the threshold is two standard errors of a difference of means
     noisy = judge(
         optimisation.elbo_change, pair, runs=(run_of(np.tile([1, -1], 500) + 0.05 * (np.arange(1000) > 899), drift),)
     )
-    assert noisy.value > noisy.threshold
     assert noisy.verdict is Verdict.PASS
-    assert noisy.remedy.startswith("pass, though above the threshold: it is within its Monte Carlo error")
+    assert optimisation.CHANGE < noisy.value <= noisy.threshold == pytest.approx(2 * 0.02**0.5, rel=0.02)
+    fallen = Training(0, np.zeros(1000), -50.0, 0.1, StopReason.DIVERGED)
+    diverged = judge(optimisation.elbo_change, pair, runs=(fallen,))
+    assert diverged.verdict is Verdict.FAIL
+    assert diverged.value == pytest.approx(1.0)
     few = judge(predictive.loo, correlated_posterior(covariances=True, outlier=True))
-    assert 0 < few.value <= few.threshold
-    assert few.remedy.startswith(f"warn, though within the threshold: {round(80 * few.value)} of 80 rows")
+    assert few.verdict is Verdict.WARN
+    assert few.value > few.threshold == 0
+    assert few.remedy.startswith(f"{round(80 * few.value)} of 80 rows")
+
+
+def test_an_error_in_a_check_is_a_failed_check(monkeypatch):
+    def broken_check(inputs):
+        raise TypeError("no such thing")
+
+    monkeypatch.setattr(registry, "CHECKS", (broken_check,))
+    pair = known_mean()[0]
+    with pair.isolated():
+        (found,) = registry.run_checks(pair)
+    assert found.verdict is Verdict.FAIL
+    assert found.name == "broken check"
+    assert "raised TypeError: no such thing" in found.remedy
+
+
+def test_weights_that_hardly_vary_have_no_tail_that_matters():
+    """A guide near the posterior: k of a tail of nearly equal weights is noise."""
+    ratios = 0.04 * torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 3
+    assert float(smoothed_weights(ratios.clamp(max=0.5))[1]) == -math.inf
 
 
 def test_an_outlier_is_blamed_where_nothing_speaks_against_the_guide():
