@@ -71,19 +71,20 @@ def label_switching(inputs: CheckInputs) -> Check:
 def exchangeable(inputs: CheckInputs, sites: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Component axes of draws, counted from the end, whose permutation leaves log p(x, theta) unchanged.
 
-    A story declares them by dimension names. For a bare pair they are found by trial: log p(x, theta) must be equal, up
-    to rounding, under permutations of the first axis as long as the enumerated latent's support, or of all such axes,
-    as in a transition matrix. Components with different fixed probabilities are not exchangeable.
+    A story declares candidates by dimension names; of a bare pair they are the first axis as long as the enumerated
+    latent's support, or all such axes, as in a transition matrix. log p(x, theta) must be equal, up to rounding, under
+    their permutations: components with different fixed probabilities or priors are not exchangeable.
     """
+    candidates = (False, True) if inputs.story is None else (False,)
     axes = _axes(inputs, sites)
-    if axes and inputs.story is None:
-        invariant = next((every for every in (False, True) if _is_permutation_invariant(inputs, every)), None)
+    if axes:
+        invariant = next((every for every in candidates if _is_permutation_invariant(inputs, every)), None)
         axes = {} if invariant is None else _axes(inputs, sites, invariant)
     return {name: tuple(axis - sites[name].ndim for axis in axes[name]) for name in axes}
 
 
 def _is_permutation_invariant(inputs: CheckInputs, every: bool) -> bool:
-    """Whether a bare pair's density is unchanged under two generators of all permutations, at guide and prior draws."""
+    """Whether the density is unchanged under two generators of all permutations, at draws of guide and prior."""
     pair = inputs.pair
     names = pair.structure.latent
     with seeded(0), torch.no_grad(), pyro.validation_enabled(False):

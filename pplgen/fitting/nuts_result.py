@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 import arviz_stats
 import numpy as np
@@ -19,6 +20,7 @@ from pplgen.errors import InputError
 from pplgen.fitting.result import Fit
 from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.inference.nuts import Chains
+from pplgen.inference.training_result import StopReason, Training
 from pplgen.posterior import datatree
 from pplgen.posterior.relabelling import component_axes, relabel_dataset
 from pplgen.report.console import print_table
@@ -59,14 +61,19 @@ class SampledFit(Fit):
         return f"<SampledFit of {self.name}: {self.how}>"
 
     @property
-    def best(self) -> NoReturn:
-        """Not defined for a sampler: raises ``InputError``."""
-        raise InputError("a fit by method='nuts' has no ELBO, no optimisation steps and no best restart")
+    def best(self) -> Training:
+        """A record without optimisation steps, whose ELBO is NaN: a sampler has none."""
+        return Training(self.seed, np.empty(0), math.nan, math.nan, StopReason.SAMPLED)
 
     @property
-    def num_agreeing(self) -> NoReturn:
-        """Not defined for a sampler: raises ``InputError``."""
-        raise InputError("a fit by method='nuts' has chains instead of restarts")
+    def spread(self) -> float:
+        """NaN: a sampler has no ELBOs."""
+        return math.nan
+
+    @property
+    def num_agreeing(self) -> int:
+        """Zero: a sampler has chains instead of restarts."""
+        return 0
 
     @property
     def draws(self) -> StoredDraws:

@@ -38,6 +38,7 @@ class StopReason(Enum):
 
     CONVERGED = "the smoothed ELBO has stopped improving"
     STEPS = "the maximum number of steps was reached before the ELBO stopped improving; increase steps"
+    SAMPLED = "all draws of the sampler were taken"
     INTERRUPTED = "interrupted from the keyboard; the fit up to then is returned"
     DIVERGED = (
         "the run diverged: its ELBO is far below what it was, or its Monte Carlo error is as large as the ELBO itself; "

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
+from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.plots.latent import MAX_LABELS, plot_latent_map, plot_reconstructions
 from pplgen.plots.palette import COLOURS
@@ -168,6 +169,8 @@ def plot_training(axes: Axes, fit: FittedPair, tree: xr.DataTree) -> None:
 def plot_elbo(axes: Axes, fit: FittedPair) -> None:
     """Plot the ELBO of each step, its moving average with two standard errors, and the final value."""
     history = fit.best.history
+    if fit.chains is not None:
+        raise InputError("a fit by method='nuts' has no ELBO; plot_chains shows its chains")
     steps = np.arange(1, len(history) + 1)
     axes.plot(steps, history, color="0.75", lw=0.6, label="each step")
     width = min(WINDOW, len(history))

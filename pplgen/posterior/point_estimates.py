@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Bernoulli, Delta
 from torch import Tensor
 
 from pplgen.errors import InputError
@@ -52,6 +52,20 @@ def point_latents(pair: Pair) -> list[str]:
 
 
 def require_densities(pair: Pair, verb: str) -> None:
-    """Raise ``InputError`` where rows have a latent at which the guide is a point mass; call it inside ``isolated``."""
+    """Raise ``InputError`` where rows have no density: a point mass for a latent, or Bernoulli grey values.
+
+    ``x log p + (1 - x) log(1 - p)`` of x between 0 and 1 is a cross-entropy, and no density of x. Call it inside
+    ``pair.isolated``.
+    """
     if points := [name for name in point_latents(pair) if name in pair.structure.row_latent]:
         raise InputError(f"{verb}: the guide is a point mass at {points[0]!r} of each row, which gives rows no density")
+    with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
+        nodes = poutine.trace(pair.model).get_trace(*pair.data).nodes
+    for name in pair.structure.observed:
+        value = nodes[name]["value"]
+        fn = unwrap(nodes[name]["fn"])
+        if isinstance(getattr(fn, "columns", fn), Bernoulli) and bool(((value > 0) & (value < 1)).any()):
+            raise InputError(
+                f"{verb}: {name!r} has grey values between 0 and 1, of which a Bernoulli likelihood is a cross-entropy "
+                "and no density; use ContinuousBernoulli, or likelihood='continuous-bernoulli' of a story"
+            )

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pplgen.models import PPCA, Autoencoder, FactorAnalysis, GaussianMixture, MarkovSwitchingAR, SemiSupervisedVAE
+from pplgen.models import PPCA, VAE, Autoencoder, FactorAnalysis, GaussianMixture, MarkovSwitchingAR, SemiSupervisedVAE
 
 import pplgen
 from pplgen.errors import InputError
@@ -110,7 +110,7 @@ def test_rows_that_weights_cannot_leave_out_are_dropped():
 
 
 def test_what_cannot_be_held_out(mean_fit, y):
-    with pytest.raises(InputError, match="folds=1: expected a number from 2 to 23, the number of rows"):
+    with pytest.raises(InputError, match=r"folds=1: expected a number from 2 to 23, the number of rows"):
         pplgen.k_fold(mean_fit, 1)
     with pytest.raises(InputError, match="groups: 2 values; expected one for each of the 23 rows"):
         pplgen.k_fold(mean_fit, groups=["a", "b"])
@@ -128,6 +128,9 @@ def test_what_cannot_be_held_out(mean_fit, y):
         pplgen.compare({"codes": codes, "normal": GaussianMixture(1, 3)}, x, steps=5, progress=False)
     with pytest.raises(InputError, match=f"BIC: {sentence}"):
         bic(codes)
+    grey = pplgen.fit(VAE(3, 1, hidden=(4,)), torch.rand(20, 3), steps=5, progress=False)
+    with pytest.raises(InputError, match="'x' has grey values between 0 and 1, .* use ContinuousBernoulli"):
+        pplgen.k_fold(grey)
 
 
 def test_orders_of_an_autoregression_are_scored_on_the_same_steps():
