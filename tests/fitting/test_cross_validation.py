@@ -129,7 +129,7 @@ def test_what_cannot_be_held_out(mean_fit, y):
     with pytest.raises(InputError, match=f"BIC: {sentence}"):
         bic(codes)
     grey = pplgen.fit(VAE(3, 1, hidden=(4,)), torch.rand(20, 3), steps=5, progress=False)
-    with pytest.raises(InputError, match="'x' has grey values between 0 and 1, .* use ContinuousBernoulli"):
+    with pytest.raises(InputError, match=r"'x' has grey values between 0 and 1, .* use ContinuousBernoulli"):
         pplgen.k_fold(grey)
 
 
