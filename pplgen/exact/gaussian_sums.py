@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.errors import renamed
@@ -31,36 +32,36 @@ MAX_TERMS = 8
 class GaussianSum(NamedTuple):
     """Filtered distribution of regime and state at one step: a mixture of M Gaussians."""
 
-    log_weights: Tensor
+    log_weights: Float[Tensor, "... terms"]
     """Log weights of the terms, normalised, shape ``(..., M)``."""
-    regimes: Tensor
+    regimes: Int[Tensor, "... terms"]
     """Regimes of the terms, integers, shape ``(..., M)``."""
-    mean: Tensor
+    mean: Float[Tensor, "... terms state"]
     """Means of the terms, shape ``(..., M, D)``."""
-    covariance: Tensor
+    covariance: Float[Tensor, "... terms state state"]
     """Covariances of the terms, shape ``(..., M, D, D)``."""
 
 
 class GaussianSums(NamedTuple):
     """Results of the Gaussian sum filter."""
 
-    log_densities: Tensor
+    log_densities: Float[Tensor, "... time"]
     """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``."""
     steps: list[GaussianSum]
     """Filtered distributions of regime and state by step; their numbers of terms may differ."""
 
     @property
-    def log_likelihood(self) -> Tensor:
+    def log_likelihood(self) -> Float[Tensor, "..."]:
         """``log p(y_1:T)`` in nats, shape ``(...)``."""
         return self.log_densities.sum(dim=-1)
 
 
 def gaussian_sum_filter(
-    y: Tensor,
+    y: Float[Tensor, "... time observed"],
     parameters: SwitchingLinearGaussian,
     *,
     max_terms: int = MAX_TERMS,
-    lengths: Tensor | None = None,
+    lengths: Int[Tensor, "..."] | None = None,
     log_transition: Callable[[Tensor], Tensor] | None = None,
 ) -> GaussianSums:
     """Run the Gaussian sum filter.
@@ -106,7 +107,12 @@ def gaussian_sum_filter(
     return GaussianSums(torch.stack(log_densities, -1), steps)
 
 
-def _reduce(log_weights: Tensor, mean: Tensor, covariance: Tensor, max_terms: int) -> GaussianSum:
+def _reduce(
+    log_weights: Float[Tensor, "... terms regimes"],
+    mean: Float[Tensor, "... terms regimes state"],
+    covariance: Float[Tensor, "... terms regimes state state"],
+    max_terms: int,
+) -> GaussianSum:
     """Keep the terms of largest weight among pairs of history and regime, ``(..., M, K)``; collapse the others."""
     *batch, M, K = log_weights.shape
     regimes = torch.arange(K, device=mean.device).expand(*batch, M, K)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.errors import InputError
@@ -25,19 +26,21 @@ __all__ = ["Posterior", "forward_backward", "log_normaliser", "sample_paths", "v
 class Posterior(NamedTuple):
     """Results of forward-backward; past the end of a shorter series its last state is repeated."""
 
-    log_normaliser: Tensor
+    log_normaliser: Float[Tensor, "..."]
     """``log p(y_1:T)`` in nats, shape ``(...)``."""
-    log_densities: Tensor
+    log_densities: Float[Tensor, "... time"]
     """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``; they sum to ``log_normaliser``."""
-    filtered: Tensor
+    filtered: Float[Tensor, "... time regimes"]
     """``p(s_t | y_1:t)``, shape ``(..., T, K)``."""
-    smoothed: Tensor
+    smoothed: Float[Tensor, "... time regimes"]
     """``p(s_t | y_1:T)``, shape ``(..., T, K)``."""
-    pairs: Tensor
+    pairs: Float[Tensor, "... time-1 regimes regimes"]
     """``p(s_t, s_{t+1} | y_1:T)``, shape ``(..., T - 1, K, K)``."""
 
 
-def forward_backward(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> Posterior:
+def forward_backward(
+    log_emission: Float[Tensor, "... time regimes"], chain: MarkovChain, *, lengths: Int[Tensor, "..."] | None = None
+) -> Posterior:
     """Compute marginals of states and of adjacent pairs by the sequential forward-backward algorithm.
 
     Parameters
@@ -71,7 +74,9 @@ def forward_backward(log_emission: Tensor, chain: MarkovChain, *, lengths: Tenso
     )
 
 
-def log_normaliser(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> Tensor:
+def log_normaliser(
+    log_emission: Float[Tensor, "... time regimes"], chain: MarkovChain, *, lengths: Int[Tensor, "..."] | None = None
+) -> Float[Tensor, "..."]:
     """Compute the log normaliser in parallel over time, by a scan of matrix products in the log semiring.
 
     Its gradient in ``log_emission`` is the smoothed marginals, in a time-varying ``log_transition`` the pair marginals.
@@ -88,7 +93,9 @@ def log_normaliser(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor 
     return _log_sum(products[..., -1, 0, :], -1)
 
 
-def viterbi(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def viterbi(
+    log_emission: Float[Tensor, "... time regimes"], chain: MarkovChain, *, lengths: Int[Tensor, "..."] | None = None
+) -> tuple[Int[Tensor, "... time"], Float[Tensor, "..."]]:
     """Compute the most probable path (Viterbi); arguments and errors as for ``forward_backward``.
 
     Returns
@@ -111,8 +118,13 @@ def viterbi(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None 
 
 
 def sample_paths(
-    log_emission: Tensor, chain: MarkovChain, num_paths: int, *, lengths: Tensor | None = None, seed: int = 0
-) -> Tensor:
+    log_emission: Float[Tensor, "... time regimes"],
+    chain: MarkovChain,
+    num_paths: int,
+    *,
+    lengths: Int[Tensor, "..."] | None = None,
+    seed: int = 0,
+) -> Int[Tensor, "{num_paths} ... time"]:
     """Draw paths from their posterior by forward filtering backward sampling.
 
     Parameters
@@ -140,7 +152,9 @@ def sample_paths(
     return torch.stack(path[::-1], -1)
 
 
-def _log_potentials(log_emission: Tensor, chain: MarkovChain, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+def _log_potentials(
+    log_emission: Float[Tensor, "... time regimes"], chain: MarkovChain, lengths: Int[Tensor, "..."] | None
+) -> tuple[Float[Tensor, "... regimes"], Float[Tensor, "... time-1 regimes regimes"]]:
     """Return log potentials of the first state ``(..., K)`` and of the later steps ``(..., T - 1, K, K)``."""
     log_initial, log_transition = chain
     check_dtypes(log_emission=log_emission, log_initial=log_initial, log_transition=log_transition)
@@ -158,7 +172,9 @@ def _log_potentials(log_emission: Tensor, chain: MarkovChain, lengths: Tensor | 
     return first, links if lengths is None else _pad_with_identity(links, lengths)
 
 
-def _pad_with_identity(links: Tensor, lengths: Tensor) -> Tensor:
+def _pad_with_identity(
+    links: Float[Tensor, "... links regimes regimes"], lengths: Int[Tensor, "..."]
+) -> Float[Tensor, "... links regimes regimes"]:
     """Replace log potentials past the end of each series by those of the identity."""
     T, K = links.shape[-3] + 1, links.shape[-1]
     if lengths.is_floating_point() or lengths.shape != links.shape[:-3]:
@@ -171,7 +187,9 @@ def _pad_with_identity(links: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(continues[..., None, None], links, identity)
 
 
-def _forward(first: Tensor, links: Tensor) -> Tensor:
+def _forward(
+    first: Float[Tensor, "... regimes"], links: Float[Tensor, "... links regimes regimes"]
+) -> Float[Tensor, "... links+1 regimes"]:
     """Return ``log p(s_t, y_1:t)``, shape ``(..., T, K)``."""
     forward = [first]
     for t in range(links.shape[-3]):
@@ -183,7 +201,7 @@ def _log_matrix_product(earlier: Elements, later: Elements) -> Elements:
     return (_log_sum(earlier[0].unsqueeze(-1) + later[0].unsqueeze(-3), -2),)
 
 
-def _log_sum(x: Tensor, dim: int) -> Tensor:
+def _log_sum(x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
     """``logsumexp`` with gradient zero, not NaN, where all terms are minus infinity."""
     impossible = (x == -torch.inf).all(dim=dim, keepdim=True)
     return torch.where(impossible.squeeze(dim), -torch.inf, torch.where(impossible, 0, x).logsumexp(dim=dim))

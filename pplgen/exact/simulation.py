@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.exact.kalman import Filtered, backward_kernels
@@ -12,7 +13,7 @@ from pplgen.story.dynamics import LinearGaussian
 __all__ = ["draw_categorical", "draw_missing", "draw_normal", "draw_states", "square_root"]
 
 
-def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
+def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Float[Tensor, "... time state"]:
     """Draw a state path from ``p(x_1:T | y_1:T)`` by forward filtering backward sampling, with torch's generator.
 
     Parameters
@@ -46,7 +47,13 @@ def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
     return torch.stack(path[::-1], -2)
 
 
-def draw_missing(y: Tensor, x: Tensor, C: Tensor, d: Tensor, R: Tensor) -> Tensor:
+def draw_missing(
+    y: Float[Tensor, "... observed"],
+    x: Float[Tensor, "... state"],
+    C: Float[Tensor, "... observed state"],
+    d: Float[Tensor, "... observed"],
+    R: Float[Tensor, "... observed observed"],
+) -> Float[Tensor, "... observed"]:
     """Draw the missing entries of ``y = C x + d + N(0, R)`` given the observed ones and x, with torch's generator.
 
     A draw of the noise is conditioned on its observed entries (Matheron's rule): with e the noise, o the observed and m
@@ -79,7 +86,9 @@ def draw_missing(y: Tensor, x: Tensor, C: Tensor, d: Tensor, R: Tensor) -> Tenso
     return torch.where(observed, y, drawn + matvec(gain, solved))
 
 
-def draw_categorical(log_probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw_categorical(
+    log_probabilities: Float[Tensor, "... categories"], generator: torch.Generator | None = None
+) -> Int[Tensor, "..."]:
     """Draw indices of the last axis; probabilities need not be normalised.
 
     Parameters
@@ -93,12 +102,14 @@ def draw_categorical(log_probabilities: Tensor, generator: torch.Generator | Non
     return (log_probabilities - exponential.log()).argmax(dim=-1)  # Gumbel-max trick
 
 
-def draw_normal(mean: Tensor, covariance: Tensor) -> Tensor:
+def draw_normal(
+    mean: Float[Tensor, "... state"], covariance: Float[Tensor, "... state state"]
+) -> Float[Tensor, "... state"]:
     """Draw from ``N(mean, covariance)``, shape ``(..., D)``, with torch's generator."""
     return mean + matvec(square_root(covariance), torch.randn_like(mean))
 
 
-def square_root(covariance: Tensor) -> Tensor:
+def square_root(covariance: Float[Tensor, "... size size"]) -> Float[Tensor, "... size size"]:
     """Return a matrix S with ``S S' = covariance``, which may be singular, shape ``(..., D, D)``."""
     covariance = symmetrise(covariance)
     root, failed = torch.linalg.cholesky_ex(covariance)
