@@ -62,11 +62,11 @@ class BartlettCholesky(dist.TorchDistribution):
     Parameters
     ----------
     scale
-        Shape ``(D,)``, positive, in units of the columns.
+        Positive, in units of the columns.
     concentration, rate
-        Parameters of the squared diagonal of B, shape ``(..., D)``.
+        Parameters of the squared diagonal of B.
     slope, lower_scale
-        Parameters of the entries of B below its diagonal, row by row, shape ``(..., D (D - 1) / 2)``.
+        Parameters of the entries of B below its diagonal, row by row.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -127,7 +127,7 @@ class InverseWishartCholesky(dist.TorchDistribution):
     df
         Degrees of freedom, above D - 1.
     scale
-        Square roots of the scale matrix's diagonal, shape ``(D,)``.
+        Square roots of the scale matrix's diagonal.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -145,7 +145,7 @@ class InverseWishartCholesky(dist.TorchDistribution):
 
     @property
     def degrees(self) -> Float[Tensor, "features"]:
-        """Degrees of freedom of each squared diagonal entry of B, shape ``(D,)``."""
+        """Degrees of freedom of each squared diagonal entry of B."""
         D = self.event_shape[-1]
         return self.df - D + torch.arange(1, D + 1, dtype=self.scale.dtype, device=self.scale.device)
 
@@ -178,7 +178,7 @@ def below_diagonal(like: Float[Tensor, "... features"]) -> tuple[Int[Tensor, "be
 def factor(
     scale: Float[Tensor, "features"], squares: Float[Tensor, "... features"], lower: Float[Tensor, "... below"]
 ) -> Float[Tensor, "... features features"]:
-    """Return ``diag(scale) B^-1``, given the squared diagonal of B, ``(..., D)``, and its entries below, row by row."""
+    """Return ``diag(scale) B^-1``, given the squared diagonal of B and its entries below, row by row."""
     B = torch.diag_embed(squares.sqrt())
     B[(..., *below_diagonal(squares))] = lower
     return torch.linalg.solve_triangular(B, torch.diag(scale).expand_as(B), upper=False, left=False)

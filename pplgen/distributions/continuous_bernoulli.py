@@ -138,7 +138,7 @@ def _moments(logits: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Float[
     return mean, (weights * (nodes - mean.unsqueeze(-1)).square()).sum(-1)
 
 
-def _rule(like: Tensor) -> tuple[Float[Tensor, " node"], Float[Tensor, " node"]]:
+def _rule(like: Tensor) -> tuple[Float[Tensor, "nodes"], Float[Tensor, "nodes"]]:
     """Return nodes and weights of the Gauss-Legendre rule on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(NUM_NODES)
     options: Any = {"dtype": like.dtype, "device": like.device}

@@ -30,7 +30,7 @@ def fraley_raftery(covariance: str, scale: Float[Tensor, "features"], num_compon
     covariance
         Kind of the covariances.
     scale
-        Prior scales s of the columns in a component, in their units, shape ``(D,)``.
+        Prior scales s of the columns in a component, in their units.
     num_components
         Number of components K.
 

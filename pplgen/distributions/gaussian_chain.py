@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -39,11 +39,11 @@ class GaussianChain(dist.TorchDistribution):
     Parameters
     ----------
     diagonal
-        Blocks ``J[t, t]``, shape ``(..., T, D, D)``; J is positive definite.
+        Blocks ``J[t, t]``; J is positive definite.
     lower
-        Blocks ``J[t + 1, t]``, shape ``(..., T - 1, D, D)``.
+        Blocks ``J[t + 1, t]``.
     information
-        ``h``, shape ``(..., T, D)``.
+        The vector h.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -86,17 +86,17 @@ class GaussianChain(dist.TorchDistribution):
         return self
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... time state"]:
-        """Draw paths, differentiable in the parameters, shape ``(*sample_shape, ..., T, D)``."""
+        """Draw paths, differentiable in the parameters."""
         shape = (*sample_shape, *self.batch_shape, *self.event_shape, 1)
         return self._path(torch.randn(shape, dtype=self._white.dtype, device=self._white.device))
 
     @property
     def mean(self) -> Float[Tensor, "... time state"]:
-        """Mean path, shape ``(..., T, D)``."""
+        """Mean path."""
         return self._path(self._white.new_zeros(*self.batch_shape, *self.event_shape, 1))
 
     def log_prob(self, value: Float[Tensor, "... time state"]) -> Float[Tensor, "..."]:
-        """Log density of paths in nats, differentiable in them alone, shape ``(...)``."""
+        """Log density of paths in nats, differentiable in them alone."""
         x = value.unsqueeze(-1)
         total: Tensor = value.new_zeros(())
         for each in (_Round(*(part.detach() for part in each)) for each in self._rounds):
@@ -107,7 +107,7 @@ class GaussianChain(dist.TorchDistribution):
         return total + _log_density(first, first.mT @ x - white)
 
     def _path(self, noise: Float[Tensor, "... time state 1"]) -> Float[Tensor, "... time state"]:
-        """Transform white noise, shape ``(..., T, D, 1)``, to a path."""
+        """Transform white noise to a path."""
         x = torch.linalg.solve_triangular(self._first.mT, self._white + noise[..., :1, :, :], upper=True)
         used = 1
         for each in reversed(self._rounds):

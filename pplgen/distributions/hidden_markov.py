@@ -30,17 +30,17 @@ def log_normaliser(
     Parameters
     ----------
     log_initial
-        ``log p(s_1)``, shape ``(..., K)``.
+        ``log p(s_1)``.
     log_transition
-        ``log p(s_{t+1} | s_t)``, from rows to columns, shape ``(..., K, K)``, or ``(..., T - 1, K, K)``, which has
-        two more axes than ``log_initial``.
+        ``log p(s_{t+1} | s_t)``, from rows to columns; with an axis of T - 1 steps before, and so two more axes than
+        ``log_initial``, if it varies over time.
     log_emission
-        ``log p(y_t | s_t)``, zero for missing steps, shape ``(..., T, K)``.
+        ``log p(y_t | s_t)``, zero for missing steps.
 
     Returns
     -------
     Tensor
-        ``log p(y_1:T)`` in nats, shape ``(...)``.
+        ``log p(y_1:T)`` in nats.
     """
     first = (log_initial + log_emission[..., 0, :]).clamp_min(LOG_ZERO)
     if log_emission.shape[-2] > 1:
@@ -58,14 +58,14 @@ def log_product(
     Parameters
     ----------
     links
-        Log matrices, shape ``(..., T, K, K)``, or ``(..., 1, K, K)`` if all are the same.
+        Log matrices, T or, if all are the same, one.
     emission
-        Added to the columns of each log matrix, shape ``(..., T, K)``.
+        Added to the columns of each log matrix.
 
     Returns
     -------
     Tensor
-        Log of the product, shape ``(..., K, K)``, at most ``LOG_ZERO`` where it is zero.
+        Log of the product, at most ``LOG_ZERO`` where it is zero.
     """
     K = links.shape[-1]
     if K > MAX_ELEMENTWISE_REGIMES:
@@ -91,7 +91,7 @@ def marginals(
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "... time regimes"], Float[Tensor, "... time-1 regimes regimes"]]:
     """Return ``log p(y_1:T)``, and the marginals of regimes and of successive pairs given y.
 
-    Parameters are those of ``log_normaliser``; shapes ``(...)``, ``(..., T, K)`` and ``(..., T - 1, K, K)``.
+    Parameters are those of ``log_normaliser``.
     """
     T, K = log_emission.shape[-2:]
     timed = log_transition if log_transition.ndim == log_initial.ndim + 2 else log_transition.unsqueeze(-3)
@@ -106,16 +106,16 @@ def marginals(
 def sample_chain(
     log_initial: Float[Tensor, "... regimes"], log_transition: Float[Tensor, "... regimes regimes"], num_steps: int
 ) -> Int[Tensor, "... {num_steps}"]:
-    """Draw paths of a Markov chain, shape ``(..., num_steps)``, in log2 T rounds.
+    """Draw paths of a Markov chain, in log2 T rounds.
 
     The next regime is drawn for each step and each previous regime; these maps are then composed.
 
     Parameters
     ----------
     log_initial
-        ``log p(s_1)``, shape ``(..., K)``.
+        ``log p(s_1)``.
     log_transition
-        ``log p(s_{t+1} | s_t)``, shape ``(..., K, K)``, with the same batch axes.
+        ``log p(s_{t+1} | s_t)``, with the same batch axes.
     num_steps
         Length T of the paths.
     """
@@ -140,7 +140,7 @@ class HiddenMarkovSeries(dist.TorchDistribution):
     Parameters
     ----------
     log_initial, log_transition
-        Log probabilities of the chain, shapes ``(..., K)`` and ``(..., K, K)``.
+        Log probabilities of the chain.
     emission
         Distribution of one step in each regime, any with batch shape ``(..., K)`` and event shape ``()``, ``(D,)`` or
         of more axes. Steps with missing entries take one of ``pplgen/distributions/missing.py``.
@@ -175,7 +175,7 @@ class HiddenMarkovSeries(dist.TorchDistribution):
         return log_normaliser(self.log_initial, self.log_transition, self.log_emission(value))
 
     def log_emission(self, value: Num[Tensor, "..."]) -> Float[Tensor, "... time regimes"]:
-        """Log density of each step in each regime in nats, shape ``(..., T, K)``."""
+        """Log density of each step in each regime in nats."""
         return self.emission.log_prob(self._steps(value)).movedim(0, -2)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
@@ -191,7 +191,7 @@ class HiddenMarkovSeries(dist.TorchDistribution):
         return self._chosen(draws, path).to(self.log_initial.dtype)
 
     def complete(self, value: Num[Tensor, "..."], path: Int[Tensor, "... time"]) -> Num[Tensor, "..."]:
-        """Draw the missing entries of series given the observed ones and paths of regimes, shape ``(..., T)``."""
+        """Draw the missing entries of series given the observed ones and paths of regimes."""
         emission = self.emission.expand((*path.movedim(-1, 0).shape, self.log_initial.shape[-1]))
         return self._chosen(emission.complete(self._steps(value)), path)
 
@@ -208,7 +208,7 @@ class HiddenMarkovSeries(dist.TorchDistribution):
 
 
 def _fold(x: Float[Tensor, "... time entries"], L: int, B: int) -> Float[Tensor, "... entries {L} {B}"]:
-    """Fold time into B blocks of L steps, shape ``(..., T, M)`` to ``(..., M, L, B)``, padded by zeros at the end.
+    """Fold time into B blocks of L steps, padded by zeros at the end.
 
     Blocks are the contiguous axis: entries of many small matrices are adjacent in memory, as vector units require,
     and are paired along L. Stacking makes compilers keep this layout.
@@ -220,7 +220,7 @@ def _fold(x: Float[Tensor, "... time entries"], L: int, B: int) -> Float[Tensor,
 def _product_elementwise(
     grid: Float[Tensor, "... regimes regimes steps blocks"],
 ) -> Float[Tensor, "... regimes regimes"]:
-    """Multiply entry by entry in log space: shape ``(..., K, K, L, B)``, L a power of two, to ``(..., K, K)``."""
+    """Multiply entry by entry in log space all steps of all blocks; their number in a block is a power of two."""
     while (L := grid.shape[-2]) > 1:
         pairs = grid.unflatten(-2, (L // 2, 2))
         grid = (pairs[..., 0, :].unsqueeze(-3) + pairs[..., 1, :].unsqueeze(-5)).logsumexp(-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -24,7 +25,7 @@ class InverseWishart(dist.TorchDistribution):
     df
         Degrees of freedom, above D - 1.
     scale
-        Square roots of the scale matrix's diagonal, shape ``(..., D)``.
+        Square roots of the scale matrix's diagonal.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012

@@ -29,7 +29,7 @@ class Step(NamedTuple):
     """One filter step, from the prediction of ``x_t`` to that of ``x_{t+1}``."""
 
     log_density: Float[Tensor, "series time"]
-    """``log p(y_t | y_1:t-1)``, shape ``(series, steps)``."""
+    """``log p(y_t | y_1:t-1)``."""
     mean: Float[Tensor, "state 1 series time"]
     """``E[x_{t+1} | y_1:t]``."""
     covariance: Float[Tensor, "state state #series #time"]

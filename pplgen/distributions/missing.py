@@ -84,7 +84,7 @@ class MarginalIndependent(dist.TorchDistribution):
 
     @property
     def mean(self) -> Float[Tensor, "... columns"]:
-        """Mean of each entry, shape ``(*batch_shape, num_columns)``."""
+        """Mean of each entry."""
         mean: Tensor = self.columns.mean
         return mean
 
@@ -110,10 +110,9 @@ def normal_rows(
     Parameters
     ----------
     loc
-        Means, shape ``(..., D)``.
+        Means.
     scale
-        If ``correlated``, Cholesky factors of covariances, shape ``(..., D, D)``; else standard deviations, which
-        broadcast to ``(..., D)``.
+        If ``correlated``, Cholesky factors of covariances; else standard deviations, which broadcast with ``loc``.
     correlated
         Whether columns are correlated.
     missing

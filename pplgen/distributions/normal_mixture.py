@@ -22,9 +22,9 @@ class NormalMixture(TorchDistribution):
     Parameters
     ----------
     logits
-        Log weights of components, up to a constant, shape ``(K,)``.
+        Log weights of components, up to a constant.
     mu, sigma
-        Means and standard deviations, shape ``(K, D)``.
+        Means and standard deviations.
     batch_shape
         Batch shape, of identical mixtures.
     """
@@ -49,12 +49,12 @@ class NormalMixture(TorchDistribution):
 
     @property
     def mean(self) -> Float[Tensor, "... entries"]:
-        """Mean, shape ``batch_shape + (D,)``."""
+        """Mean."""
         return self._expanded(self.logits.softmax(0) @ self.mu)
 
     @property
     def variance(self) -> Float[Tensor, "... entries"]:
-        """Variance of each entry, shape ``batch_shape + (D,)``."""
+        """Variance of each entry."""
         weights = self.logits.softmax(0)
         within = weights @ self.sigma.square()
         return self._expanded(within + weights @ (self.mu - weights @ self.mu).square())

@@ -25,7 +25,7 @@ from torch import Tensor
 __all__ = ["OrderStatistics", "ordered_logistic", "ordered_probit"]
 
 
-def ordered_logistic(predictor: Float[Tensor, "..."], cutpoints: Float[Tensor, "... cutpoint"]) -> Any:
+def ordered_logistic(predictor: Float[Tensor, "..."], cutpoints: Float[Tensor, "... cutpoints"]) -> Any:
     """Return the distribution of ordered categories with logistic noise, as Stan's ``ordered_logistic``.
 
     Parameters
@@ -43,13 +43,13 @@ def ordered_logistic(predictor: Float[Tensor, "..."], cutpoints: Float[Tensor, "
     return _categories(predictor, cutpoints, torch.nn.functional.logsigmoid)
 
 
-def ordered_probit(predictor: Float[Tensor, "..."], cutpoints: Float[Tensor, "... cutpoint"]) -> Any:
+def ordered_probit(predictor: Float[Tensor, "..."], cutpoints: Float[Tensor, "... cutpoints"]) -> Any:
     """Return the distribution of ordered categories with standard normal noise; arguments as ``ordered_logistic``."""
     return _categories(predictor, cutpoints, _log_normal_cdf)
 
 
 def _categories(
-    predictor: Float[Tensor, "..."], cutpoints: Float[Tensor, "... cutpoint"], log_cdf: Callable[[Tensor], Tensor]
+    predictor: Float[Tensor, "..."], cutpoints: Float[Tensor, "... cutpoints"], log_cdf: Callable[[Tensor], Tensor]
 ) -> Any:
     """Return the categories whose noise has this log distribution function, of a distribution symmetric about 0."""
     z = cutpoints - predictor.unsqueeze(-1)
@@ -98,17 +98,17 @@ class OrderStatistics(dist.TorchDistribution):
         """Expand to another batch shape."""
         return OrderStatistics(self.base.expand(torch.Size(batch_shape)), self.size)
 
-    def log_prob(self, value: Float[Tensor, "... draw"]) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Float[Tensor, "... draws"]) -> Float[Tensor, "..."]:
         """Log density in nats."""
         return math.lgamma(self.size + 1) + self.base.log_prob(value.movedim(-1, 0)).sum(0)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... draw"]:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... draws"]:
         """Draw increasing vectors."""
         return self._sorted(self.base.rsample(torch.Size([*sample_shape, self.size])), len(sample_shape))
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... draw"]:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... draws"]:
         """Draw increasing vectors."""
         return self._sorted(self.base.sample(torch.Size([*sample_shape, self.size])), len(sample_shape))
 
-    def _sorted(self, draws: Float[Tensor, "..."], axis: int) -> Float[Tensor, "... draw"]:
+    def _sorted(self, draws: Float[Tensor, "..."], axis: int) -> Float[Tensor, "... draws"]:
         return draws.movedim(axis, -1).sort(-1).values

@@ -13,6 +13,7 @@ Hamilton (1989), A new approach to the economic analysis of nonstationary time s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -29,11 +30,11 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
     Parameters
     ----------
     P
-        Transition probabilities, rows summing to one, shape ``(K, K)``.
+        Transition probabilities, rows summing to one.
     mu, sigma
-        Mean and standard deviation of each regime, shape ``(K,)``.
+        Mean and standard deviation of each regime.
     phi
-        Coefficients of lags 1, ..., p, shape ``(K, p)``.
+        Coefficients of lags 1, ..., p.
     num_steps
         Length T of the series.
     memory
@@ -76,7 +77,7 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
         return MarkovChain(log_initial, torch.where(follows, links, -torch.inf))
 
     def log_emission(self, value: Float[Tensor, "... time 1"]) -> Float[Tensor, "... time windows"]:
-        """Log density in nats of each step in each window, zero for the first p and past the end, ``(..., T, H)``."""
+        """Log density in nats of each step in each window, zero for the first p and past the end."""
         y, q, T = value.squeeze(-1), self.memory + 1, value.shape[-2]
         gap = y.isnan()
         y = torch.where(gap, 0.0, y)
@@ -113,7 +114,7 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
     def continue_series(
         self, y: Float[Tensor, "... time 1"], regimes: Int[Tensor, "... time"]
     ) -> Float[Tensor, "... time 1"]:
-        """Draw the missing ends of series given paths of regimes, shape ``(..., T)``.
+        """Draw the missing ends of series given paths of regimes.
 
         The last p deviations ``d_t, ..., d_{t-p+1}`` are an affine map of the previous ones, constant where y is
         observed. Maps are composed by a parallel scan in log2 T rounds.
@@ -136,7 +137,7 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
         return torch.where(gap, mean + deviation, y).unsqueeze(-1)
 
     def _blocks(self, emission: Float[Tensor, "... time windows"]) -> Float[Tensor, "... blocks windows windows"]:
-        """Return the log weights between windows w + 1 steps apart, shape ``(..., blocks, H, H)``."""
+        """Return the log weights between windows w + 1 steps apart."""
         q, K, T = self.memory + 1, self.K, emission.shape[-2]
         emission = torch.nn.functional.pad(emission, (0, 0, 0, -T % q))  # padded steps have log weight zero
         emission = emission.unflatten(-2, (-1, q))
@@ -155,7 +156,7 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
 
 
 def stationary(P: Float[Tensor, "regimes regimes"]) -> Float[Tensor, "regimes"]:
-    """Return the stationary distribution of a transition matrix, shape ``(K,)``.
+    """Return the stationary distribution of a transition matrix.
 
     Gaussian elimination of one regime after the other without subtractions, which would lose precision.
 

@@ -25,12 +25,12 @@ from pplgen.distributions.switching_path import SwitchingLinearGaussianPath
 class Emission(NamedTuple):
     """Parameters of ``y_t ~ Normal(C[s_t] x_t + d[s_t], diag(r[s_t]^2))``, or without an axis of regimes, shared."""
 
-    C: Float[Tensor, "... observed state"]
-    """Shape ``(K, E, D)`` or ``(E, D)``."""
-    d: Float[Tensor, "... observed"]
-    """Shape ``(K, E)`` or ``(E,)``."""
-    r: Float[Tensor, "... observed"]
-    """Shape ``(K, E)`` or ``(E,)``."""
+    C: Float[Tensor, "*regimes observed state"]
+    """Loadings."""
+    d: Float[Tensor, "*regimes observed"]
+    """Means."""
+    r: Float[Tensor, "*regimes observed"]
+    """Standard deviations."""
 
     @property
     def switches(self) -> bool:
@@ -62,7 +62,7 @@ class SwitchingObservations(dist.TorchDistribution):
     path
         Distribution of the paths.
     x
-        The paths, shape ``(..., T, D)``.
+        The paths.
     emission
         Emission parameters of each regime.
     """
@@ -82,11 +82,11 @@ class SwitchingObservations(dist.TorchDistribution):
         return SwitchingObservations(self.path.expand(batch_shape), x, self.emission)
 
     def log_emission(self, y: Float[Tensor, "... time observed"]) -> Float[Tensor, "... time regimes"]:
-        """Log density in nats of each step in each regime, zero for missing steps, shape ``(..., T, K)``."""
+        """Log density in nats of each step in each regime, zero for missing steps."""
         return self.emission.per_regime(self.x).log_prob(y.unsqueeze(-2))
 
     def log_prob(self, value: Float[Tensor, "... time observed"]) -> Float[Tensor, "..."]:
-        """Log density of the observed entries in nats, shape ``(...)``."""
+        """Log density of the observed entries in nats."""
         log_pi, log_P, log_emission = self.path.chain(self.x)
         joint = log_normaliser(log_pi, log_P, log_emission + self.log_emission(value))
         return joint - log_normaliser(log_pi, log_P, log_emission)
@@ -105,7 +105,7 @@ def backward_sample(
     log_emission: Float[Tensor, "... time regimes"],
     sample_shape: torch.Size,
 ) -> Int[Tensor, "... time"]:
-    """Draw paths of regimes by forward filtering, backward sampling, shape ``(*sample_shape, ..., T)``.
+    """Draw paths of regimes by forward filtering, backward sampling.
 
     Parameters are those of ``log_normaliser``.
     """

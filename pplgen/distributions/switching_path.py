@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -26,28 +26,28 @@ class Dynamics(NamedTuple):
     """Parameters of the dynamics of regime and state: K regimes, D dimensions."""
 
     pi: Float[Tensor, "regimes"]
-    """``p(s_1)``, shape ``(K,)``."""
+    """``p(s_1)``."""
     P: Float[Tensor, "regimes regimes"]
-    """``p(s_t | s_{t-1})`` up to the recurrence, shape ``(K, K)``."""
+    """``p(s_t | s_{t-1})`` up to the recurrence."""
     m0: Float[Tensor, "state"]
-    """``E[x_1]``, shape ``(D,)``."""
+    """``E[x_1]``."""
     s0: Float[Tensor, "state"]
-    """Standard deviations of x_1, shape ``(D,)``."""
+    """Standard deviations of x_1."""
     A: Float[Tensor, "regimes state state"]
-    """Shape ``(K, D, D)``."""
+    """``x_t = A[s_t] x_{t-1} + b[s_t] + N(0, Q[s_t])``."""
     b: Float[Tensor, "regimes state"]
-    """Shape ``(K, D)``."""
+    """``x_t = A[s_t] x_{t-1} + b[s_t] + N(0, Q[s_t])``."""
     q: Float[Tensor, "regimes state"]
-    """Diagonal of the Cholesky factors of ``Q``, shape ``(K, D)``."""
+    """Diagonal of the Cholesky factors of ``Q``."""
     l: Float[Tensor, "regimes below"] | None = None  # noqa: E741
-    """Entries of B below its unit diagonal, row by row, where ``B diag(q)`` is the Cholesky factor of ``Q``, shape
-    ``(K, D (D - 1) / 2)``; ``None`` if ``Q`` is diagonal."""
+    """Entries of B below its unit diagonal, row by row, where ``B diag(q)`` is the Cholesky factor of ``Q``; ``None``
+    if ``Q`` is diagonal."""
     W: Float[Tensor, "regimes state"] | None = None
-    """``p(s_t | s_{t-1}, x_{t-1})`` is proportional to ``P exp(W x_{t-1})``, shape ``(K, D)``; ``None`` for ``P``."""
+    """``p(s_t | s_{t-1}, x_{t-1})`` is proportional to ``P exp(W x_{t-1})``; ``None`` for ``P``."""
 
     @property
     def L(self) -> Float[Tensor, "regimes state state"]:
-        """Cholesky factors of ``Q``, shape ``(K, D, D)``."""
+        """Cholesky factors of ``Q``."""
         L = torch.diag_embed(self.q)
         if self.l is None:
             return L
@@ -56,19 +56,13 @@ class Dynamics(NamedTuple):
         return L + (self.l @ entries).unflatten(-1, (D, D)) * self.q.unsqueeze(-2)
 
     def log_transition(self, x: Float[Tensor, "... state"]) -> Float[Tensor, "... regimes regimes"]:
-        """Log transition probabilities of regimes given the state, ``(..., K, K)``, or ``(K, K)`` if not recurrent.
-
-        Parameters
-        ----------
-        x
-            States, shape ``(..., D)``.
-        """
+        """Log transition probabilities of regimes given the state; without batch axes if not recurrent."""
         if self.W is None:
             return self.P.log()
         return (self.P.log() + (x @ self.W.mT).unsqueeze(-2)).log_softmax(-1)
 
     def log_steps(self, x: Float[Tensor, "... time state"]) -> Float[Tensor, "... time-1 regimes"]:
-        """Log density in nats of each step of a path in each regime, except the first, shape ``(..., T - 1, K)``."""
+        """Log density in nats of each step of a path in each regime, except the first."""
         (K, D, _), L = self.A.shape, self.L
         whiten = torch.linalg.solve_triangular(L, torch.eye(D, dtype=x.dtype, device=x.device), upper=False)
         now, before = whiten.reshape(K * D, D), (whiten @ self.A).reshape(K * D, D)
@@ -86,8 +80,8 @@ class SwitchingLinearGaussianPath(dist.TorchDistribution):
     dynamics
         Dynamics of regime and state.
     inside
-        Steps that belong to the series, shape ``(..., T)``. Steps past a series' end are standard normal here and in
-        the guides, and so cancel in the ELBO.
+        Steps that belong to the series. Steps past a series' end are standard normal here and in the guides, and so
+        cancel in the ELBO.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
@@ -104,7 +98,7 @@ class SwitchingLinearGaussianPath(dist.TorchDistribution):
         return SwitchingLinearGaussianPath(self.dynamics, self.inside.expand(*batch_shape, -1))
 
     def log_prob(self, value: Float[Tensor, "... time state"]) -> Float[Tensor, "..."]:
-        """Log density in nats, shape ``(...)``."""
+        """Log density in nats."""
         return self._start(value) + log_normaliser(*self.chain(value))
 
     def chain(
@@ -124,7 +118,7 @@ class SwitchingLinearGaussianPath(dist.TorchDistribution):
     def sample_with_regimes(
         self, sample_shape: Sequence[int] = ()
     ) -> tuple[Float[Tensor, "... time state"], Int[Tensor, "... time"]]:
-        """Draw paths and their regimes, shapes ``(..., T, D)`` and ``(..., T)``."""
+        """Draw paths and their regimes."""
         (pi, _, m0, s0, A, b, *_), L = self.dynamics, self.dynamics.L
         shape = (*sample_shape, *self.batch_shape)
         s = dist.Categorical(logits=pi.log().expand(*shape, -1)).sample()

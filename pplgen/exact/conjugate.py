@@ -28,9 +28,9 @@ def wishart_evidence(
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``.
+        Rows.
     m, Psi
-        Shapes ``(D,)`` and ``(D, D)``.
+        Prior mean and scale matrix.
     """
     N, D = x.shape
     centre = x.mean(0)
@@ -57,9 +57,9 @@ def shared_variance_evidence(
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``.
+        Rows.
     m, psi
-        Shapes ``(D,)`` and ``()``.
+        Prior mean and scale.
     """
     N, D = x.shape
     centre = x.mean(0)
@@ -75,14 +75,14 @@ def shared_variance_evidence(
 
 
 def gamma_poisson_evidence(x: Float[Tensor, "rows"], *, shape: float, rate: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Integrate over the rate of counts, shape ``(N,)``: ``x_i ~ Poisson(lambda)``, ``lambda ~ Gamma(shape, rate)``."""
+    """Integrate over the rate of counts x: ``x_i ~ Poisson(lambda)``, ``lambda ~ Gamma(shape, rate)``."""
     total = shape + x.sum()
     prior = shape * rate.log() - math.lgamma(shape)
     return prior + total.lgamma() - total * (rate + len(x)).log() - (x + 1).lgamma().sum()
 
 
 def dirichlet_evidence(counts: Float[Tensor, "categories"], *, concentration: float = 1.0) -> Float[Tensor, ""]:
-    """Integrate over category probabilities given K counts, shape ``(K,)``: ``pi ~ Dirichlet(concentration)``."""
+    """Integrate over category probabilities given K counts: ``pi ~ Dirichlet(concentration)``."""
     alpha = torch.full_like(counts, concentration)
     posterior = (alpha + counts).lgamma().sum() - (alpha + counts).sum().lgamma()
     return posterior - alpha.lgamma().sum() + alpha.sum().lgamma()

@@ -29,11 +29,11 @@ class GaussianMixtureParameters(NamedTuple):
     """Parameters of a Gaussian mixture with K components in D dimensions."""
 
     weights: Float[Tensor, "components"]
-    """pi, shape ``(K,)``, on the simplex."""
+    """pi, on the simplex."""
     mu: Float[Tensor, "components features"]
-    """Means, shape ``(K, D)``."""
+    """Means."""
     Sigma: Float[Tensor, "components features features"]
-    """Covariances, shape ``(K, D, D)``, positive definite."""
+    """Covariances, positive definite."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EMResult(Generic[Parameters]):
 
     parameters: Parameters
     log_likelihoods: Float[Tensor, "iterations"]
-    """Log-likelihood in nats after each iteration of the best run, shape ``(num_iterations,)``, non-decreasing."""
+    """Log-likelihood in nats after each iteration of the best run, non-decreasing."""
     converged: bool
     """Whether the best run reached the tolerance within its iterations."""
 
@@ -55,14 +55,14 @@ def e_step(
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``.
+        Rows.
     parameters
         Current parameters.
 
     Returns
     -------
     responsibilities : Tensor
-        ``r_ik = p(z_i = k | x_i)``, shape ``(N, K)``.
+        ``r_ik = p(z_i = k | x_i)``.
     log_likelihood : Tensor
         ``sum_i log p(x_i)`` in nats, a scalar.
 
@@ -85,9 +85,9 @@ def m_step(
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``.
+        Rows.
     responsibilities
-        Shape ``(N, K)``, rows summing to one.
+        Probabilities of the components, rows summing to one.
     """
     counts = responsibilities.sum(dim=0)
     mu = responsibilities.T @ x / counts[:, None]
@@ -110,7 +110,7 @@ def em(
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``, float64 for accurate results.
+        Rows, float64 for accurate results.
     num_components
         Number of components K.
     num_starts

@@ -25,13 +25,13 @@ class Expectations(NamedTuple):
     """Results of the E-step."""
 
     responsibilities: Float[Tensor, "rows components"]
-    """``p(z_i = k | x_i,o)``, shape ``(N, K)``."""
+    """``p(z_i = k | x_i,o)``."""
     completed: Float[Tensor, "rows components features"]
-    """``E[x_i | x_i,o, z_i = k]``, shape ``(N, K, D)``."""
+    """``E[x_i | x_i,o, z_i = k]``."""
     uncertainty: Float[Tensor, "rows components features features"]
-    """``Cov[x_i | x_i,o, z_i = k]``, zero for observed entries, shape ``(N, K, D, D)``."""
+    """``Cov[x_i | x_i,o, z_i = k]``, zero for observed entries."""
     log_likelihoods: Float[Tensor, "rows"]
-    """``log p(x_i,o)`` in nats, shape ``(N,)``."""
+    """``log p(x_i,o)`` in nats."""
 
 
 def e_step_missing(x: Float[Tensor, "rows features"], parameters: GaussianMixtureParameters) -> Expectations:
@@ -40,7 +40,7 @@ def e_step_missing(x: Float[Tensor, "rows features"], parameters: GaussianMixtur
     Parameters
     ----------
     x
-        Rows, NaN if missing, shape ``(N, D)``.
+        Rows, NaN if missing.
     parameters
         Current parameters.
 

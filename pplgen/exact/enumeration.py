@@ -25,14 +25,14 @@ def enumerate_regimes(
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     parameters
         Parameters of y's dtype.
 
     Returns
     -------
     log_likelihood : Tensor
-        ``log p(y_1:T)`` in nats, shape ``(...)``.
+        ``log p(y_1:T)`` in nats.
     smoothed : SwitchingSmoothed
         Probabilities of the regimes, means and covariances of the states given all observations.
 

@@ -27,15 +27,15 @@ class Posterior(NamedTuple):
     """Results of forward-backward; past the end of a shorter series its last state is repeated."""
 
     log_normaliser: Float[Tensor, "..."]
-    """``log p(y_1:T)`` in nats, shape ``(...)``."""
+    """``log p(y_1:T)`` in nats."""
     log_densities: Float[Tensor, "... time"]
-    """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``; they sum to ``log_normaliser``."""
+    """``log p(y_t | y_1:t-1)`` in nats; they sum to ``log_normaliser``."""
     filtered: Float[Tensor, "... time regimes"]
-    """``p(s_t | y_1:t)``, shape ``(..., T, K)``."""
+    """``p(s_t | y_1:t)``."""
     smoothed: Float[Tensor, "... time regimes"]
-    """``p(s_t | y_1:T)``, shape ``(..., T, K)``."""
+    """``p(s_t | y_1:T)``."""
     pairs: Float[Tensor, "... time-1 regimes regimes"]
-    """``p(s_t, s_{t+1} | y_1:T)``, shape ``(..., T - 1, K, K)``."""
+    """``p(s_t, s_{t+1} | y_1:T)``."""
 
 
 def forward_backward(
@@ -46,11 +46,11 @@ def forward_backward(
     Parameters
     ----------
     log_emission
-        ``log p(y_t | s_t)``, shape ``(..., T, K)``.
+        ``log p(y_t | s_t)``.
     chain
         The Markov chain; batch axes broadcast.
     lengths
-        Number of steps of each series, from 1 to T, integers of shape ``(...)``; T by default.
+        Number of steps of each series, from 1 to T, integers; T by default.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def log_normaliser(
     Returns
     -------
     Tensor
-        ``log p(y_1:T)`` in nats, shape ``(...)``.
+        ``log p(y_1:T)`` in nats.
     """
     first, links = _log_potentials(log_emission, chain, lengths)
     start = first.unsqueeze(-2).expand(*first.shape, first.shape[-1]).unsqueeze(-3)
@@ -101,9 +101,9 @@ def viterbi(
     Returns
     -------
     path : Tensor
-        Integers, shape ``(..., T)``; past the end of a shorter series its last state is repeated.
+        Past the end of a shorter series its last state is repeated.
     log_weight : Tensor
-        ``log p(path, y_1:T)`` in nats, shape ``(...)``.
+        ``log p(path, y_1:T)`` in nats.
     """
     first, links = _log_potentials(log_emission, chain, lengths)
     best, predecessors = first, []
@@ -139,7 +139,7 @@ def sample_paths(
     Returns
     -------
     Tensor
-        Integers, shape ``(num_paths, ..., T)``; past the end of a shorter series its last state is repeated.
+        Past the end of a shorter series its last state is repeated.
     """
     first, links = _log_potentials(log_emission, chain, lengths)
     forward = _forward(first, links)
@@ -155,7 +155,7 @@ def sample_paths(
 def _log_potentials(
     log_emission: Float[Tensor, "... time regimes"], chain: MarkovChain, lengths: Int[Tensor, "..."] | None
 ) -> tuple[Float[Tensor, "... regimes"], Float[Tensor, "... time-1 regimes regimes"]]:
-    """Return log potentials of the first state ``(..., K)`` and of the later steps ``(..., T - 1, K, K)``."""
+    """Return log potentials of the first state and of the later steps."""
     log_initial, log_transition = chain
     check_dtypes(log_emission=log_emission, log_initial=log_initial, log_transition=log_transition)
     if log_emission.ndim < 2 or 0 in log_emission.shape[-2:]:
@@ -190,7 +190,7 @@ def _pad_with_identity(
 def _forward(
     first: Float[Tensor, "... regimes"], links: Float[Tensor, "... links regimes regimes"]
 ) -> Float[Tensor, "... links+1 regimes"]:
-    """Return ``log p(s_t, y_1:t)``, shape ``(..., T, K)``."""
+    """Return ``log p(s_t, y_1:t)``."""
     forward = [first]
     for t in range(links.shape[-3]):
         forward.append(_log_sum(forward[-1].unsqueeze(-1) + links[..., t, :, :], -2))

@@ -38,19 +38,19 @@ class Filtered(NamedTuple):
     """Results of the Kalman filter."""
 
     log_densities: Float[Tensor, "... time"]
-    """``log p(y_t | y_1:t-1)`` in nats, of the observed coordinates, shape ``(..., T)``."""
+    """``log p(y_t | y_1:t-1)`` in nats, of the observed coordinates."""
     predicted_mean: Float[Tensor, "... time state"]
-    """``E[x_t | y_1:t-1]``, shape ``(..., T, D)``."""
+    """``E[x_t | y_1:t-1]``."""
     predicted_covariance: Float[Tensor, "... time state state"]
-    """``Cov[x_t | y_1:t-1]``, shape ``(..., T, D, D)``."""
+    """``Cov[x_t | y_1:t-1]``."""
     mean: Float[Tensor, "... time state"]
-    """``E[x_t | y_1:t]``, shape ``(..., T, D)``."""
+    """``E[x_t | y_1:t]``."""
     covariance: Float[Tensor, "... time state state"]
-    """``Cov[x_t | y_1:t]``, shape ``(..., T, D, D)``."""
+    """``Cov[x_t | y_1:t]``."""
 
     @property
     def log_likelihood(self) -> Float[Tensor, "..."]:
-        """``log p(y_1:T)`` in nats, shape ``(...)``."""
+        """``log p(y_1:T)`` in nats."""
         return self.log_densities.sum(dim=-1)
 
 
@@ -58,11 +58,11 @@ class Smoothed(NamedTuple):
     """Results of the Rauch-Tung-Striebel smoother."""
 
     mean: Float[Tensor, "... time state"]
-    """``E[x_t | y_1:T]``, shape ``(..., T, D)``."""
+    """``E[x_t | y_1:T]``."""
     covariance: Float[Tensor, "... time state state"]
-    """``Cov[x_t | y_1:T]``, shape ``(..., T, D, D)``."""
+    """``Cov[x_t | y_1:T]``."""
     cross_covariance: Float[Tensor, "... time-1 state state"]
-    """``Cov[x_{t+1}, x_t | y_1:T]``, shape ``(..., T - 1, D, D)``."""
+    """``Cov[x_{t+1}, x_t | y_1:T]``."""
 
 
 def predict(
@@ -77,7 +77,7 @@ def predict(
     Parameters
     ----------
     mean, covariance
-        Moments of ``x_{t-1}``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Moments of ``x_{t-1}``.
     A, b, Q
         Parameters of this step; batch axes broadcast.
 
@@ -102,9 +102,9 @@ def update(
     Parameters
     ----------
     mean, covariance
-        Predicted moments of ``x_t``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Predicted moments of ``x_t``.
     y
-        ``y_t``, NaN if missing, shape ``(..., E)``.
+        ``y_t``, NaN if missing.
     C, d, R
         Parameters of this step; batch axes broadcast.
 
@@ -113,7 +113,7 @@ def update(
     mean, covariance : Tensor
         Filtered moments of ``x_t``.
     log_density : Tensor
-        ``log N(y_t; C m + d, C P C' + R)`` of the observed coordinates in nats, shape ``(...)``.
+        ``log N(y_t; C m + d, C P C' + R)`` of the observed coordinates in nats.
 
     Raises
     ------
@@ -142,14 +142,14 @@ def backward_kernel(
     Parameters
     ----------
     mean, covariance
-        Filtered moments of ``x_t``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Filtered moments of ``x_t``.
     A, b, Q
         Parameters of step t+1; batch axes broadcast.
 
     Returns
     -------
     G, g, L : Tensor
-        Shapes ``(..., D, D)``, ``(..., D)`` and ``(..., D, D)``.
+        Smoother gain, offset and covariance.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def kalman_filter(y: Float[Tensor, "... time observed"], parameters: LinearGauss
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     parameters
         Parameters of y's dtype; batch axes broadcast with y's.
 
@@ -221,7 +221,7 @@ def backward_kernels(
 ) -> tuple[
     Float[Tensor, "... steps state state"], Float[Tensor, "... steps state"], Float[Tensor, "... steps state state"]
 ]:
-    """Return the backward kernels of all steps, shapes ``(..., T - 1, D, D)`` or ``(..., T - 1, D)``."""
+    """Return the backward kernels of all steps but the last."""
     T, D = filtered.mean.shape[-2:]
     return backward_kernel(
         filtered.mean[..., :-1, :],

@@ -56,14 +56,14 @@ def diffuse_log_likelihood(y: Float[Tensor, "... time observed"], parameters: Li
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     parameters
         ``S0`` is not used, and ``m0`` affects only rounding.
 
     Returns
     -------
     Tensor
-        In nats, shape ``(...)``.
+        In nats.
 
     Raises
     ------

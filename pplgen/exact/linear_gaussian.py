@@ -84,16 +84,16 @@ def log_normal(
     root: Float[Tensor, "... entries entries"],
     num_entries: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "..."]:
-    """Return log densities of normal vectors in nats, shape ``(...)``.
+    """Return log densities of normal vectors in nats.
 
     Parameters
     ----------
     deviation
-        Difference from the mean, shape ``(..., D)``.
+        Difference from the mean.
     root
-        Cholesky factor of the covariance, shape ``(..., D, D)``.
+        Cholesky factor of the covariance.
     num_entries
-        Number of observed entries, shape ``(...)``; the others are zero with variance one. Default: all.
+        Number of observed entries; the others are zero with variance one. Default: all.
     """
     return log_normals(deviation.unsqueeze(-1), root, num_entries).squeeze(-1)
 
@@ -103,7 +103,7 @@ def log_normals(
     root: Float[Tensor, "... entries entries"],
     num_entries: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "... vectors"]:
-    """Return ``log_normal`` of P vectors with a common ``root``, ``(..., D, P)``; shape ``(..., P)``."""
+    """Return ``log_normal`` of vectors with a common ``root``, the columns of a matrix."""
     number: Tensor | int = deviations.shape[-2] if num_entries is None else num_entries.unsqueeze(-1)
     squared = torch.linalg.solve_triangular(root, deviations, upper=False).square().sum(dim=-2)
     log_determinant = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1, keepdim=True)
@@ -113,7 +113,7 @@ def log_normals(
 def matvec(
     matrix: Float[Tensor, "... rows columns"], vector: Float[Tensor, "... columns"]
 ) -> Float[Tensor, "... rows"]:
-    """Return the matrix-vector product, shapes ``(..., M, N)`` and ``(..., N)``."""
+    """Return the matrix-vector product."""
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 

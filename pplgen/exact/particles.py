@@ -30,7 +30,7 @@ class LogMarginal(NamedTuple):
     standard_error: Float[Tensor, ""]
     """Standard error of ``estimate``, from the variance between runs by the delta method, a scalar."""
     runs: Float[Tensor, "runs"]
-    """Estimate of each independent run, shape ``(num_runs,)``."""
+    """Estimate of each independent run."""
 
 
 def rao_blackwellised_filter(
@@ -46,7 +46,7 @@ def rao_blackwellised_filter(
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(T, E)``.
+        Observations, NaN if missing.
     parameters
         Parameters of y's dtype.
     num_particles
@@ -93,7 +93,7 @@ def rao_blackwellised_filter(
 def _resample(
     weights: Float[Tensor, "runs candidates"], num_draws: int, generator: torch.Generator
 ) -> Int[Tensor, "runs {num_draws}"]:
-    """Systematic resampling: draw indices from one uniform number per run, shape ``(num_runs, num_draws)``."""
+    """Systematic resampling: draw indices from one uniform number per run."""
     offset = torch.rand(len(weights), 1, generator=generator, dtype=weights.dtype, device=weights.device)
     points = (torch.arange(num_draws, dtype=weights.dtype, device=weights.device) + offset) / num_draws
     cumulative = weights.cumsum(dim=-1)

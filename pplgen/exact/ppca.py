@@ -42,26 +42,26 @@ class FactorParameters(NamedTuple):
     """Parameters of factor analysis with D features and k latent dimensions."""
 
     W: Float[Tensor, "features latents"]
-    """Loadings, shape ``(D, k)``; identified up to a rotation of the latents."""
+    """Loadings; identified up to a rotation of the latents."""
     mu: Float[Tensor, "features"]
-    """Means of the columns, shape ``(D,)``."""
+    """Means of the columns."""
     psi: Float[Tensor, "features"]
-    """Noise variances, shape ``(D,)``."""
+    """Noise variances."""
 
 
 class FactorPosterior(NamedTuple):
     """Posterior of latents and missing entries given the observed entries and the parameters."""
 
     latents: Float[Tensor, "rows latents"]
-    """``E[z_i | x_i,o]``, shape ``(N, k)``."""
+    """``E[z_i | x_i,o]``."""
     latent_covariance: Float[Tensor, "rows latents latents"]
-    """``Cov[z_i | x_i,o]``, shape ``(N, k, k)``."""
+    """``Cov[z_i | x_i,o]``."""
     rows: Float[Tensor, "rows features"]
-    """``E[x_i | x_i,o]``, shape ``(N, D)``."""
+    """``E[x_i | x_i,o]``."""
     row_covariance: Float[Tensor, "rows features features"]
-    """``Cov[x_i | x_i,o]``, zero for observed entries, shape ``(N, D, D)``."""
+    """``Cov[x_i | x_i,o]``, zero for observed entries."""
     log_likelihoods: Float[Tensor, "rows"]
-    """``log p(x_i,o)`` in nats, shape ``(N,)``."""
+    """``log p(x_i,o)`` in nats."""
 
 
 def factor_posterior(x: Float[Tensor, "rows features"], parameters: FactorParameters) -> FactorPosterior:
@@ -70,7 +70,7 @@ def factor_posterior(x: Float[Tensor, "rows features"], parameters: FactorParame
     Parameters
     ----------
     x
-        Rows, NaN if missing, shape ``(N, D)``.
+        Rows, NaN if missing.
     parameters
         Parameters of the joint distribution.
     """
@@ -88,7 +88,7 @@ def ppca(x: Float[Tensor, "rows features"], num_latents: int) -> tuple[FactorPar
     Parameters
     ----------
     x
-        Rows without missing entries, shape ``(N, D)``, float64 for accurate results.
+        Rows without missing entries, float64 for accurate results.
     num_latents
         Number k of latent dimensions, fewer than D.
 
@@ -134,7 +134,7 @@ def em_factor_analysis(
     Parameters
     ----------
     x
-        Rows, NaN if missing, shape ``(N, D)``.
+        Rows, NaN if missing.
     num_latents
         Number of latent dimensions, fewer than D.
     shared_noise

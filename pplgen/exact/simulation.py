@@ -23,11 +23,6 @@ def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Float[Tensor,
     parameters
         Parameters of the filter.
 
-    Returns
-    -------
-    Tensor
-        Shape ``(..., T, D)``.
-
     Raises
     ------
     torch.linalg.LinAlgError
@@ -63,16 +58,16 @@ def draw_missing(
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., E)``.
+        Observations, NaN if missing.
     x
-        States, shape ``(..., D)``; batch axes of all arguments broadcast.
+        States; batch axes of all arguments broadcast.
     C, d, R
-        Shapes ``(..., E, D)``, ``(..., E)`` and ``(..., E, E)``.
+        Loadings, mean and covariance of the noise.
 
     Returns
     -------
     Tensor
-        Shape ``(..., E)``, with observed entries unchanged.
+        The observations, with observed entries unchanged.
     """
     signal = matvec(C, x) + d
     y = y.expand(torch.broadcast_shapes(y.shape, signal.shape))
@@ -89,12 +84,12 @@ def draw_missing(
 def draw_categorical(
     log_probabilities: Float[Tensor, "... categories"], generator: torch.Generator | None = None
 ) -> Int[Tensor, "..."]:
-    """Draw indices of the last axis; probabilities need not be normalised.
+    """Draw one index of the last axis from each vector of probabilities.
 
     Parameters
     ----------
     log_probabilities
-        Shape ``(..., K)``; the result has shape ``(...)``.
+        Log probabilities, up to a constant.
     generator
         Random generator; default: torch's global one.
     """
@@ -105,12 +100,12 @@ def draw_categorical(
 def draw_normal(
     mean: Float[Tensor, "... state"], covariance: Float[Tensor, "... state state"]
 ) -> Float[Tensor, "... state"]:
-    """Draw from ``N(mean, covariance)``, shape ``(..., D)``, with torch's generator."""
+    """Draw from ``N(mean, covariance)``, with torch's generator."""
     return mean + matvec(square_root(covariance), torch.randn_like(mean))
 
 
 def square_root(covariance: Float[Tensor, "... size size"]) -> Float[Tensor, "... size size"]:
-    """Return a matrix S with ``S S' = covariance``, which may be singular, shape ``(..., D, D)``."""
+    """Return a matrix S with ``S S' = covariance``, which may be singular."""
     covariance = symmetrise(covariance)
     root, failed = torch.linalg.cholesky_ex(covariance)
     if failed.any():

@@ -41,17 +41,17 @@ class SwitchingFiltered(NamedTuple):
     """Results of Kim's filter, one Gaussian per regime."""
 
     log_densities: Float[Tensor, "... time"]
-    """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``."""
+    """``log p(y_t | y_1:t-1)`` in nats."""
     probabilities: Float[Tensor, "... time regimes"]
-    """``p(s_t | y_1:t)``, shape ``(..., T, K)``."""
+    """``p(s_t | y_1:t)``."""
     mean: Float[Tensor, "... time regimes state"]
-    """``E[x_t | s_t, y_1:t]``, shape ``(..., T, K, D)``."""
+    """``E[x_t | s_t, y_1:t]``."""
     covariance: Float[Tensor, "... time regimes state state"]
-    """``Cov[x_t | s_t, y_1:t]``, shape ``(..., T, K, D, D)``."""
+    """``Cov[x_t | s_t, y_1:t]``."""
 
     @property
     def log_likelihood(self) -> Float[Tensor, "..."]:
-        """``log p(y_1:T)`` in nats, shape ``(...)``."""
+        """``log p(y_1:T)`` in nats."""
         return self.log_densities.sum(dim=-1)
 
 
@@ -59,11 +59,11 @@ class SwitchingSmoothed(NamedTuple):
     """Results of smoothing; state moments are marginal over regimes."""
 
     probabilities: Float[Tensor, "... time regimes"]
-    """``p(s_t | y_1:T)``, shape ``(..., T, K)``."""
+    """``p(s_t | y_1:T)``."""
     mean: Float[Tensor, "... time state"]
-    """``E[x_t | y_1:T]``, shape ``(..., T, D)``."""
+    """``E[x_t | y_1:T]``."""
     covariance: Float[Tensor, "... time state state"]
-    """``Cov[x_t | y_1:T]``, shape ``(..., T, D, D)``."""
+    """``Cov[x_t | y_1:T]``."""
 
 
 def kim_filter(
@@ -77,7 +77,7 @@ def kim_filter(
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     parameters
         Parameters of y's dtype. Their batch axes, the same for each parameter and followed by a regime axis wherever
         ``per_regime`` adds one, broadcast with y's.
@@ -184,7 +184,7 @@ def collapse(
 def first_step(
     y: Float[Tensor, "... observed"], parameters: SwitchingLinearGaussian
 ) -> tuple[Float[Tensor, "... regimes state"], Float[Tensor, "... regimes state state"], Float[Tensor, "... regimes"]]:
-    """Condition the initial state on ``y_1``, shape ``(..., E)``, in each regime; returns as ``next_step``."""
+    """Condition the initial state on ``y_1``, in each regime; returns as ``next_step``."""
     _, _, m0, S0, _, _, _, C, d, R = parameters
     mean, covariance, log_density = update(m0.unsqueeze(-2), S0.unsqueeze(-3), y.unsqueeze(-2), C, d, R)
     return mean, covariance.expand(*mean.shape, -1), log_density
@@ -201,17 +201,16 @@ def next_step(
     Parameters
     ----------
     y
-        ``y_t``, shape ``(..., E)``.
+        ``y_t``.
     mean, covariance
-        Moments of ``x_{t-1}``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Moments of ``x_{t-1}``.
     parameters
         Parameters from ``per_regime``.
 
     Returns
     -------
     mean, covariance, log_density : Tensor
-        Moments of ``x_t`` and log density of ``y_t`` given the past and ``s_t``, shapes ``(..., K, D)``, ``(..., K, D,
-        D)`` and ``(..., K)``.
+        Moments of ``x_t`` and log density of ``y_t`` given the past and ``s_t``.
     """
     _, _, _, _, A, b, Q, C, d, R = parameters
     predicted = predict(mean.unsqueeze(-2), covariance.unsqueeze(-3), A, b, Q)

@@ -25,13 +25,13 @@ class SwitchingPaths(NamedTuple):
     """Draws of M paths per series."""
 
     regimes: Int[Tensor, "... paths time"]
-    """Integers, shape ``(..., M, T)``."""
+    """Regime of each step."""
     states: Float[Tensor, "... paths time state"]
-    """Shape ``(..., M, T, D)``."""
+    """State of each step."""
     log_ratios: Float[Tensor, "... paths"]
-    """Log importance ratios ``log p(y, s, x) - log q(s, x)`` in nats, q being the proposal, shape ``(..., M)``. The
-    mean of their exponentials is an unbiased estimate of the likelihood. If transitions depend on the state, the
-    sampled terms of the filter are part of the path, in p and in q."""
+    """Log importance ratios ``log p(y, s, x) - log q(s, x)`` in nats, q being the proposal. The mean of their
+    exponentials is an unbiased estimate of the likelihood. If transitions depend on the state, the sampled terms of the
+    filter are part of the path, in p and in q."""
 
 
 def draw_switching_paths(
@@ -53,7 +53,7 @@ def draw_switching_paths(
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     filtered, parameters, lengths, log_transition
         Result of ``gaussian_sum_filter``, and its arguments.
     num_paths
@@ -125,7 +125,7 @@ def _pick_terms(
 def _log_density(
     mixture: GaussianSum, regimes: Int[Tensor, "... paths"], x: Float[Tensor, "... paths state"]
 ) -> Float[Tensor, "... paths"]:
-    """Return the log density of regimes and states in nats, shape ``(..., M)``."""
+    """Return the log density of regimes and states in nats."""
     terms = mixture.log_weights + log_normal(x.unsqueeze(-2) - mixture.mean, torch.linalg.cholesky(mixture.covariance))
     return torch.where(mixture.regimes == regimes.unsqueeze(-1), terms, -torch.inf).logsumexp(dim=-1)
 
@@ -133,7 +133,7 @@ def _log_density(
 def _log_emission(
     y: Float[Tensor, "... time observed"], x: Float[Tensor, "... paths time state"], parameters: SwitchingLinearGaussian
 ) -> Float[Tensor, "... paths time regimes"]:
-    """Return the log density of each observation in each regime, nats, shape ``(..., M, T, K)``."""
+    """Return the log density of each observation in each regime, nats."""
     num_observed = (~y.isnan()).to(y.dtype).sum(dim=-1)
     paths, log_densities = x.movedim(-3, -1), []  # paths on the last axis share the noise covariances
     for k in range(parameters.pi.shape[-1]):
