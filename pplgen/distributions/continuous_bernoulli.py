@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -124,7 +124,7 @@ def log_normaliser(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 def _split(
     logits: Float[Tensor, "..."],
-) -> tuple[Tensor, Float[Tensor, "..."], Float[Tensor, "..."]]:
+) -> tuple[Bool[Tensor, "..."], Float[Tensor, "..."], Float[Tensor, "..."]]:
     """Return whether logits are small, and both kinds, with harmless values in place of the other kind."""
     is_small = logits.abs() < 1
     return is_small, torch.where(is_small, logits, 0.0), torch.where(is_small, 1.0, logits)
