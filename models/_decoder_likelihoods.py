@@ -18,6 +18,7 @@ import torch
 from pplgen.models._starts.kmeans_plus_plus import column_scales
 from torch import Tensor, nn
 
+from pplgen.distributions.continuous_bernoulli import ContinuousBernoulli
 from pplgen.distributions.missing import MarginalIndependent
 from pplgen.story.base import InputError
 
@@ -82,7 +83,7 @@ class Pixels(Likelihood):
 
     def __init__(self, num_features: int, *, continuous: bool) -> None:
         super().__init__(num_features)
-        self.kind: Any = dist.ContinuousBernoulli if continuous else dist.Bernoulli
+        self.kind: Any = ContinuousBernoulli if continuous else dist.Bernoulli
 
     def distribution(self, outputs: Tensor) -> MarginalIndependent:
         """Return the distribution with outputs as logits."""

@@ -1,16 +1,29 @@
 """What several tests share: reference data, the two fits of Old Faithful, a clean Pyro, how much is tried at random."""
 
 import os
+import random
 from pathlib import Path
+from unittest.mock import patch
 
+import jaxtyping
 import numpy as np
 import pyro
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
-from pplgen.models import GaussianMixture
 
-import pplgen
+# beartype chooses which items of a list it checks by random numbers: with a generator of its own, as the engine
+# refuses pairs that advance Python's
+with patch("random.getrandbits", random.Random(0).getrandbits):
+    import beartype.door  # noqa: F401
+# the annotated shapes of these rooms are checked at each call; no cost outside the tests
+jaxtyping.install_import_hook(
+    ["pplgen.exact", "pplgen.distributions"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+from pplgen.models import GaussianMixture  # noqa: E402
+
+import pplgen  # noqa: E402
 
 # the tests run side by side, one worker to a core, and so do the processes that they start
 THREADS = os.environ.get("PPLGEN_TEST_THREADS", "1")
@@ -76,6 +89,14 @@ def pytest_collection_modifyitems(items):
 def _fresh_pyro():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+@pytest.fixture
+def shapes_unchecked():
+    """Calls as outside the tests, where the rooms themselves refuse a wrong shape."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -6,6 +6,12 @@ May import: story (the parameters in `story/dynamics.py`). Start reading at `mis
 from __future__ import annotations
 
 from pplgen.distributions.cholesky_factors import BartlettCholesky, InverseWishartCholesky
+from pplgen.distributions.continuous_bernoulli import ContinuousBernoulli
+from pplgen.distributions.counts import (
+    NegativeBinomial2,
+    zero_inflated_negative_binomial,
+    zero_inflated_poisson,
+)
 from pplgen.distributions.fraley_raftery import fraley_raftery
 from pplgen.distributions.hidden_markov import HiddenMarkovSeries
 from pplgen.distributions.inverse_chi import InverseRootGamma, inverse_chi
@@ -20,6 +26,7 @@ from pplgen.distributions.missing import (
 )
 from pplgen.distributions.normal_mixture import NormalMixture
 from pplgen.distributions.normal_with_zeros import NormalWithZeros
+from pplgen.distributions.ordinal import OrderStatistics, ordered_logistic, ordered_probit
 from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
 from pplgen.distributions.switching_observations import Emission, SwitchingObservations
 from pplgen.distributions.switching_path import Dynamics, SwitchingLinearGaussianPath
@@ -28,6 +35,7 @@ from pplgen.story.dynamics import LinearGaussian
 __all__ = [
     "BartlettCholesky",
     "Blockwise",
+    "ContinuousBernoulli",
     "Dynamics",
     "Emission",
     "HiddenMarkovSeries",
@@ -39,12 +47,18 @@ __all__ = [
     "MarginalIndependent",
     "MarginalNormal",
     "MarkovSwitchingAutoregression",
+    "NegativeBinomial2",
     "NormalMixture",
     "NormalWithZeros",
+    "OrderStatistics",
     "SwitchingLinearGaussianPath",
     "SwitchingObservations",
     "WholeRowNormal",
     "fraley_raftery",
     "inverse_chi",
     "normal_rows",
+    "ordered_logistic",
+    "ordered_probit",
+    "zero_inflated_negative_binomial",
+    "zero_inflated_poisson",
 ]

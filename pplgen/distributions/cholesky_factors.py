@@ -17,6 +17,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
@@ -35,13 +36,15 @@ class ToCholeskyFactor(FromLogCholesky):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ToCholeskyFactor)
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Float[Tensor, "... entries"]) -> Float[Tensor, "... size size"]:
         return self._factor(x)
 
-    def _inverse(self, y: Tensor) -> Tensor:
+    def _inverse(self, y: Float[Tensor, "... size size"]) -> Float[Tensor, "... entries"]:
         return self._vector(y)
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+    def log_abs_det_jacobian(
+        self, x: Float[Tensor, "... entries"], y: Float[Tensor, "... size size"]
+    ) -> Float[Tensor, "..."]:
         """Log determinant for the entries on and below the diagonal: the sum of the log diagonal."""
         return y.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
@@ -59,18 +62,25 @@ class BartlettCholesky(dist.TorchDistribution):
     Parameters
     ----------
     scale
-        Shape ``(D,)``, positive, in units of the columns.
+        Positive, in units of the columns.
     concentration, rate
-        Parameters of the squared diagonal of B, shape ``(..., D)``.
+        Parameters of the squared diagonal of B.
     slope, lower_scale
-        Parameters of the entries of B below its diagonal, row by row, shape ``(..., D (D - 1) / 2)``.
+        Parameters of the entries of B below its diagonal, row by row.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
     support = ToCholeskyFactor.codomain
     has_rsample = True
 
-    def __init__(self, scale: Tensor, concentration: Tensor, rate: Tensor, slope: Tensor, lower_scale: Tensor) -> None:
+    def __init__(
+        self,
+        scale: Float[Tensor, "features"],
+        concentration: Float[Tensor, "... features"],
+        rate: Float[Tensor, "... features"],
+        slope: Float[Tensor, "... below"],
+        lower_scale: Float[Tensor, "... below"],
+    ) -> None:
         self.scale, self.parameters = scale, (concentration, rate, slope, lower_scale)
         self._drawn: tuple[Any, ...] = (None,)
         D = scale.shape[-1]
@@ -80,7 +90,7 @@ class BartlettCholesky(dist.TorchDistribution):
         """Expand to another batch shape."""
         return BartlettCholesky(self.scale, *(value.expand(*batch_shape, value.shape[-1]) for value in self.parameters))
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... features features"]:
         """Draw factors."""
         squares = self._squares.rsample(torch.Size(sample_shape))
         lower = self._lower(squares).rsample()
@@ -88,7 +98,7 @@ class BartlettCholesky(dist.TorchDistribution):
         self._drawn = L, squares, lower
         return L
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "... features features"]) -> Float[Tensor, "..."]:
         """Log density in nats, with respect to the entries on and below the diagonal."""
         squares, lower = self._drawn[1:] if self._drawn[0] is value else coordinates(self.scale, value)
         density = self._squares.log_prob(squares).sum(-1) + self._lower(squares).log_prob(lower).sum(-1)
@@ -100,7 +110,7 @@ class BartlettCholesky(dist.TorchDistribution):
         concentration, rate, _, _ = self.parameters
         return dist.Gamma(concentration, rate, validate_args=False)
 
-    def _lower(self, squares: Tensor) -> Any:
+    def _lower(self, squares: Float[Tensor, "... features"]) -> Any:
         """Return the distribution of the entries of B below its diagonal, given its squared diagonal."""
         _, _, slope, scale = self.parameters
         row, _ = below_diagonal(squares)
@@ -117,14 +127,14 @@ class InverseWishartCholesky(dist.TorchDistribution):
     df
         Degrees of freedom, above D - 1.
     scale
-        Square roots of the scale matrix's diagonal, shape ``(D,)``.
+        Square roots of the scale matrix's diagonal.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
     support = ToCholeskyFactor.codomain
     has_rsample = True
 
-    def __init__(self, df: float, scale: Tensor, batch_shape: Sequence[int] = ()) -> None:
+    def __init__(self, df: float, scale: Float[Tensor, "features"], batch_shape: Sequence[int] = ()) -> None:
         self.df, self.scale = df, scale
         D = scale.shape[-1]
         super().__init__(torch.Size(batch_shape), torch.Size([D, D]), validate_args=False)
@@ -134,19 +144,19 @@ class InverseWishartCholesky(dist.TorchDistribution):
         return InverseWishartCholesky(self.df, self.scale, batch_shape)
 
     @property
-    def degrees(self) -> Tensor:
-        """Degrees of freedom of each squared diagonal entry of B, shape ``(D,)``."""
+    def degrees(self) -> Float[Tensor, "features"]:
+        """Degrees of freedom of each squared diagonal entry of B."""
         D = self.event_shape[-1]
         return self.df - D + torch.arange(1, D + 1, dtype=self.scale.dtype, device=self.scale.device)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... features features"]:
         """Draw factors."""
         shape, D = (*sample_shape, *self.batch_shape), self.event_shape[-1]
         squares = dist.Chi2(self.degrees.expand(*shape, D), validate_args=False).rsample()
         lower = torch.randn(*shape, D * (D - 1) // 2, dtype=squares.dtype, device=squares.device)
         return factor(self.scale, squares, lower)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "... features features"]) -> Float[Tensor, "..."]:
         """Log density in nats, with respect to the entries on and below the diagonal."""
         D, half = self.event_shape[-1], self.degrees / 2
         B = torch.linalg.solve_triangular(value, torch.diag_embed(self.scale).expand_as(value), upper=False)
@@ -158,27 +168,31 @@ class InverseWishartCholesky(dist.TorchDistribution):
         return density
 
 
-def below_diagonal(like: Tensor) -> tuple[Tensor, Tensor]:
+def below_diagonal(like: Float[Tensor, "... features"]) -> tuple[Int[Tensor, "below"], Int[Tensor, "below"]]:
     """Return rows and columns of the entries below the diagonal, row by row; ``like`` has a last axis of length D."""
     D = like.shape[-1]
     row, column = torch.tril_indices(D, D, -1, device=like.device)
     return row, column
 
 
-def factor(scale: Tensor, squares: Tensor, lower: Tensor) -> Tensor:
-    """Return ``diag(scale) B^-1``, given the squared diagonal of B, ``(..., D)``, and its entries below, row by row."""
+def factor(
+    scale: Float[Tensor, "features"], squares: Float[Tensor, "... features"], lower: Float[Tensor, "... below"]
+) -> Float[Tensor, "... features features"]:
+    """Return ``diag(scale) B^-1``, given the squared diagonal of B and its entries below, row by row."""
     B = torch.diag_embed(squares.sqrt())
     B[(..., *below_diagonal(squares))] = lower
     return torch.linalg.solve_triangular(B, torch.diag(scale).expand_as(B), upper=False, left=False)
 
 
-def coordinates(scale: Tensor, L: Tensor) -> tuple[Tensor, Tensor]:
+def coordinates(
+    scale: Float[Tensor, "features"], L: Float[Tensor, "... features features"]
+) -> tuple[Float[Tensor, "... features"], Float[Tensor, "... below"]]:
     """Return the squared diagonal of ``B = L^-1 diag(scale)``, and its entries below the diagonal, row by row."""
     B = torch.linalg.solve_triangular(L, torch.diag_embed(scale).expand_as(L), upper=False)
     return B.diagonal(dim1=-2, dim2=-1).square(), B[(..., *below_diagonal(scale))]
 
 
-def log_volume(scale: Tensor, squares: Tensor) -> Tensor:
+def log_volume(scale: Float[Tensor, "features"], squares: Float[Tensor, "... features"]) -> Float[Tensor, "..."]:
     """Log of the volume of L per volume of the squared diagonal of B and the entries below it."""
     D = squares.shape[-1]
     place = torch.arange(1, D + 1, dtype=squares.dtype, device=squares.device)

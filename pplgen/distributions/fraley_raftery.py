@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.distributions.cholesky_factors import InverseWishartCholesky
@@ -12,7 +13,7 @@ from pplgen.distributions.inverse_chi import inverse_chi
 __all__ = ["fraley_raftery"]
 
 
-def fraley_raftery(covariance: str, scale: Tensor, num_components: int) -> Any:
+def fraley_raftery(covariance: str, scale: Float[Tensor, "features"], num_components: int) -> Any:
     """Return Fraley and Raftery's conjugate prior of the covariances of K components, for scales s.
 
     ============= ========================================================= ===================================
@@ -29,7 +30,7 @@ def fraley_raftery(covariance: str, scale: Tensor, num_components: int) -> Any:
     covariance
         Kind of the covariances.
     scale
-        Prior scales s of the columns in a component, in their units, shape ``(D,)``.
+        Prior scales s of the columns in a component, in their units.
     num_components
         Number of components K.
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -26,10 +27,10 @@ class _Round(NamedTuple):
     ``x_odd ~ Normal(L^-T (h - left x_left - right x_right), (L L')^-1)``.
     """
 
-    L: Tensor
-    h: Tensor
-    left: Tensor
-    right: Tensor
+    L: Float[Tensor, "... odd state state"]
+    h: Float[Tensor, "... odd state 1"]
+    left: Float[Tensor, "... odd state state"]
+    right: Float[Tensor, "... odd state state"]
 
 
 class GaussianChain(dist.TorchDistribution):
@@ -38,18 +39,23 @@ class GaussianChain(dist.TorchDistribution):
     Parameters
     ----------
     diagonal
-        Blocks ``J[t, t]``, shape ``(..., T, D, D)``; J is positive definite.
+        Blocks ``J[t, t]``; J is positive definite.
     lower
-        Blocks ``J[t + 1, t]``, shape ``(..., T - 1, D, D)``.
+        Blocks ``J[t + 1, t]``.
     information
-        ``h``, shape ``(..., T, D)``.
+        The vector h.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
-    def __init__(self, diagonal: Tensor, lower: Tensor, information: Tensor) -> None:
+    def __init__(
+        self,
+        diagonal: Float[Tensor, "... time state state"],
+        lower: Float[Tensor, "... time-1 state state"],
+        information: Float[Tensor, "... time state"],
+    ) -> None:
         super().__init__(information.shape[:-2], information.shape[-2:], validate_args=False)
         self._rounds: list[_Round] = []
         D = information.shape[-1]
@@ -73,24 +79,24 @@ class GaussianChain(dist.TorchDistribution):
         self._first = torch.linalg.cholesky(diagonal)
         self._white = torch.linalg.solve_triangular(self._first, h, upper=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> GaussianChain:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> GaussianChain:
         """Return itself; other batch shapes are not supported."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise NotImplementedError(f"GaussianChain of batch shape {tuple(self.batch_shape)} cannot be expanded")
         return self
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw paths, differentiable in the parameters, shape ``(*sample_shape, ..., T, D)``."""
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... time state"]:
+        """Draw paths, differentiable in the parameters."""
         shape = (*sample_shape, *self.batch_shape, *self.event_shape, 1)
         return self._path(torch.randn(shape, dtype=self._white.dtype, device=self._white.device))
 
     @property
-    def mean(self) -> Tensor:
-        """Mean path, shape ``(..., T, D)``."""
+    def mean(self) -> Float[Tensor, "... time state"]:
+        """Mean path."""
         return self._path(self._white.new_zeros(*self.batch_shape, *self.event_shape, 1))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of paths in nats, differentiable in them alone, shape ``(...)``."""
+    def log_prob(self, value: Float[Tensor, "... time state"]) -> Float[Tensor, "..."]:
+        """Log density of paths in nats, differentiable in them alone."""
         x = value.unsqueeze(-1)
         total: Tensor = value.new_zeros(())
         for each in (_Round(*(part.detach() for part in each)) for each in self._rounds):
@@ -100,8 +106,8 @@ class GaussianChain(dist.TorchDistribution):
         first, white = self._first.detach(), self._white.detach()
         return total + _log_density(first, first.mT @ x - white)
 
-    def _path(self, noise: Tensor) -> Tensor:
-        """Transform white noise, shape ``(..., T, D, 1)``, to a path."""
+    def _path(self, noise: Float[Tensor, "... time state 1"]) -> Float[Tensor, "... time state"]:
+        """Transform white noise to a path."""
         x = torch.linalg.solve_triangular(self._first.mT, self._white + noise[..., :1, :, :], upper=True)
         used = 1
         for each in reversed(self._rounds):
@@ -114,19 +120,23 @@ class GaussianChain(dist.TorchDistribution):
         return x.squeeze(-1)
 
 
-def _neighbour_term(each: _Round, even: Tensor) -> Tensor:
+def _neighbour_term(each: _Round, even: Float[Tensor, "... even state 1"]) -> Float[Tensor, "... odd state 1"]:
     """Return minus the contribution of the neighbours to the whitened mean of each odd step."""
     num_odd = each.L.shape[-3]
     return each.left @ even[..., :num_odd, :, :] + each.right @ _resize(even, 1, num_odd)
 
 
-def _resize(steps: Tensor, start: int, length: int) -> Tensor:
+def _resize(
+    steps: Float[Tensor, "... steps rows columns"], start: int, length: int
+) -> Float[Tensor, "... {length} rows columns"]:
     """Return ``length`` steps from ``start`` on, padded by zeros."""
     end = start + length - steps.shape[-3]
     return torch.nn.functional.pad(steps, (0, 0, 0, 0, -start, end))
 
 
-def _log_density(L: Tensor, noise: Tensor) -> Tensor:
+def _log_density(
+    L: Float[Tensor, "... steps state state"], noise: Float[Tensor, "... steps state 1"]
+) -> Float[Tensor, "..."]:
     """Sum of log densities in nats of steps with whitened values ``noise``."""
     per_step = L.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * noise.square().sum((-2, -1))
     return (per_step - 0.5 * noise.shape[-2] * math.log(2 * math.pi)).sum(-1)

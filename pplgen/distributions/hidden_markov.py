@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 MAX_ELEMENTWISE_REGIMES = 6
@@ -16,7 +17,11 @@ LOG_ZERO = -1e30
 """Log probability of impossible transitions: finite, so that gradients are, and below any sum of log densities."""
 
 
-def log_normaliser(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor) -> Tensor:
+def log_normaliser(
+    log_initial: Float[Tensor, "... regimes"],
+    log_transition: Float[Tensor, "... regimes regimes"],
+    log_emission: Float[Tensor, "... time regimes"],
+) -> Float[Tensor, "..."]:
     """Log normaliser of a hidden Markov chain, by a parallel scan in log2 T rounds for T steps.
 
     Weights need not sum to one; where no path is possible the result is minus infinity, with gradient zero. Otherwise
@@ -25,17 +30,17 @@ def log_normaliser(log_initial: Tensor, log_transition: Tensor, log_emission: Te
     Parameters
     ----------
     log_initial
-        ``log p(s_1)``, shape ``(..., K)``.
+        ``log p(s_1)``.
     log_transition
-        ``log p(s_{t+1} | s_t)``, from rows to columns, shape ``(..., K, K)``, or ``(..., T - 1, K, K)``, which has
-        two more axes than ``log_initial``.
+        ``log p(s_{t+1} | s_t)``, from rows to columns; with an axis of T - 1 steps before, and so two more axes than
+        ``log_initial``, if it varies over time.
     log_emission
-        ``log p(y_t | s_t)``, zero for missing steps, shape ``(..., T, K)``.
+        ``log p(y_t | s_t)``, zero for missing steps.
 
     Returns
     -------
     Tensor
-        ``log p(y_1:T)`` in nats, shape ``(...)``.
+        ``log p(y_1:T)`` in nats.
     """
     first = (log_initial + log_emission[..., 0, :]).clamp_min(LOG_ZERO)
     if log_emission.shape[-2] > 1:
@@ -45,20 +50,22 @@ def log_normaliser(log_initial: Tensor, log_transition: Tensor, log_emission: Te
     return torch.where(total > LOG_ZERO / 2, total, -torch.inf)
 
 
-def log_product(links: Tensor, emission: Tensor | None = None) -> Tensor:
+def log_product(
+    links: Float[Tensor, "... steps regimes regimes"], emission: Float[Tensor, "... time regimes"] | None = None
+) -> Float[Tensor, "... regimes regimes"]:
     """Log of the product of matrices given by their logs: a parallel scan in log2 T rounds.
 
     Parameters
     ----------
     links
-        Log matrices, shape ``(..., T, K, K)``, or ``(..., 1, K, K)`` if all are the same.
+        Log matrices, T or, if all are the same, one.
     emission
-        Added to the columns of each log matrix, shape ``(..., T, K)``.
+        Added to the columns of each log matrix.
 
     Returns
     -------
     Tensor
-        Log of the product, shape ``(..., K, K)``, at most ``LOG_ZERO`` where it is zero.
+        Log of the product, at most ``LOG_ZERO`` where it is zero.
     """
     K = links.shape[-1]
     if K > MAX_ELEMENTWISE_REGIMES:
@@ -77,10 +84,14 @@ def log_product(links: Tensor, emission: Tensor | None = None) -> Tensor:
     return _product_elementwise(torch.where(inside, grid.clamp_min(LOG_ZERO), identity[..., None, None]))
 
 
-def marginals(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def marginals(
+    log_initial: Float[Tensor, "... regimes"],
+    log_transition: Float[Tensor, "... regimes regimes"],
+    log_emission: Float[Tensor, "... time regimes"],
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "... time regimes"], Float[Tensor, "... time-1 regimes regimes"]]:
     """Return ``log p(y_1:T)``, and the marginals of regimes and of successive pairs given y.
 
-    Parameters are those of ``log_normaliser``; shapes ``(...)``, ``(..., T, K)`` and ``(..., T - 1, K, K)``.
+    Parameters are those of ``log_normaliser``.
     """
     T, K = log_emission.shape[-2:]
     timed = log_transition if log_transition.ndim == log_initial.ndim + 2 else log_transition.unsqueeze(-3)
@@ -92,17 +103,19 @@ def marginals(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor)
     return total.detach(), regimes, pairs
 
 
-def sample_chain(log_initial: Tensor, log_transition: Tensor, num_steps: int) -> Tensor:
-    """Draw paths of a Markov chain, shape ``(..., num_steps)``, in log2 T rounds.
+def sample_chain(
+    log_initial: Float[Tensor, "... regimes"], log_transition: Float[Tensor, "... regimes regimes"], num_steps: int
+) -> Int[Tensor, "... {num_steps}"]:
+    """Draw paths of a Markov chain, in log2 T rounds.
 
     The next regime is drawn for each step and each previous regime; these maps are then composed.
 
     Parameters
     ----------
     log_initial
-        ``log p(s_1)``, shape ``(..., K)``.
+        ``log p(s_1)``.
     log_transition
-        ``log p(s_{t+1} | s_t)``, shape ``(..., K, K)``, with the same batch axes.
+        ``log p(s_{t+1} | s_t)``, with the same batch axes.
     num_steps
         Length T of the paths.
     """
@@ -127,7 +140,7 @@ class HiddenMarkovSeries(dist.TorchDistribution):
     Parameters
     ----------
     log_initial, log_transition
-        Log probabilities of the chain, shapes ``(..., K)`` and ``(..., K, K)``.
+        Log probabilities of the chain.
     emission
         Distribution of one step in each regime, any with batch shape ``(..., K)`` and event shape ``()``, ``(D,)`` or
         of more axes. Steps with missing entries take one of ``pplgen/distributions/missing.py``.
@@ -138,28 +151,34 @@ class HiddenMarkovSeries(dist.TorchDistribution):
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
 
-    def __init__(self, log_initial: Tensor, log_transition: Tensor, emission: Any, num_steps: int) -> None:
+    def __init__(
+        self,
+        log_initial: Float[Tensor, "... regimes"],
+        log_transition: Float[Tensor, "... regimes regimes"],
+        emission: Any,
+        num_steps: int,
+    ) -> None:
         self.log_initial, self.log_transition = log_initial, log_transition
         self.emission, self.num_steps = emission, num_steps
         self._time = -1 - len(emission.event_shape)
         batch = torch.broadcast_shapes(log_initial.shape[:-1], emission.batch_shape[:-1])
         super().__init__(batch, torch.Size([num_steps, *emission.event_shape]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> HiddenMarkovSeries:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> HiddenMarkovSeries:
         """Expand to more batch axes."""
         series = HiddenMarkovSeries(self.log_initial, self.log_transition, self.emission, self.num_steps)
         series._batch_shape = torch.Size(batch_shape)
         return series
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Log density of the observed entries in nats, shape ``batch_shape``."""
         return log_normaliser(self.log_initial, self.log_transition, self.log_emission(value))
 
-    def log_emission(self, value: Tensor) -> Tensor:
-        """Log density of each step in each regime in nats, shape ``(..., T, K)``."""
+    def log_emission(self, value: Num[Tensor, "..."]) -> Float[Tensor, "... time regimes"]:
+        """Log density of each step in each regime in nats."""
         return self.emission.log_prob(self._steps(value)).movedim(0, -2)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
         """Draw series."""
         shape = torch.Size(sample_shape)
         K = self.log_initial.shape[-1]
@@ -171,16 +190,16 @@ class HiddenMarkovSeries(dist.TorchDistribution):
         draws = self.emission.expand((*self.batch_shape, K)).sample(torch.Size([self.num_steps, *shape]))
         return self._chosen(draws, path).to(self.log_initial.dtype)
 
-    def complete(self, value: Tensor, path: Tensor) -> Tensor:
-        """Draw the missing entries of series given the observed ones and paths of regimes, shape ``(..., T)``."""
+    def complete(self, value: Num[Tensor, "..."], path: Int[Tensor, "... time"]) -> Num[Tensor, "..."]:
+        """Draw the missing entries of series given the observed ones and paths of regimes."""
         emission = self.emission.expand((*path.movedim(-1, 0).shape, self.log_initial.shape[-1]))
         return self._chosen(emission.complete(self._steps(value)), path)
 
-    def _steps(self, value: Tensor) -> Tensor:
+    def _steps(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
         """Move time to the front, and add an axis for the regimes."""
         return value.movedim(self._time, 0).unsqueeze(self._time)
 
-    def _chosen(self, steps: Tensor, path: Tensor) -> Tensor:
+    def _chosen(self, steps: Num[Tensor, "..."], path: Int[Tensor, "... time"]) -> Num[Tensor, "..."]:
         """Choose from values of each step in each regime, time first, those of the regimes of a path."""
         axes = self.event_shape[1:]
         index = path.movedim(-1, 0)[(..., None, *[None] * len(axes))]
@@ -188,8 +207,8 @@ class HiddenMarkovSeries(dist.TorchDistribution):
         return chosen.squeeze(self._time).movedim(0, self._time)
 
 
-def _fold(x: Tensor, L: int, B: int) -> Tensor:
-    """Fold time into B blocks of L steps, shape ``(..., T, M)`` to ``(..., M, L, B)``, padded by zeros at the end.
+def _fold(x: Float[Tensor, "... time entries"], L: int, B: int) -> Float[Tensor, "... entries {L} {B}"]:
+    """Fold time into B blocks of L steps, padded by zeros at the end.
 
     Blocks are the contiguous axis: entries of many small matrices are adjacent in memory, as vector units require,
     and are paired along L. Stacking makes compilers keep this layout.
@@ -198,15 +217,17 @@ def _fold(x: Tensor, L: int, B: int) -> Tensor:
     return torch.stack([x[..., m].mT for m in range(x.shape[-1])], -3)
 
 
-def _product_elementwise(grid: Tensor) -> Tensor:
-    """Multiply entry by entry in log space: shape ``(..., K, K, L, B)``, L a power of two, to ``(..., K, K)``."""
+def _product_elementwise(
+    grid: Float[Tensor, "... regimes regimes steps blocks"],
+) -> Float[Tensor, "... regimes regimes"]:
+    """Multiply entry by entry in log space all steps of all blocks; their number in a block is a power of two."""
     while (L := grid.shape[-2]) > 1:
         pairs = grid.unflatten(-2, (L // 2, 2))
         grid = (pairs[..., 0, :].unsqueeze(-3) + pairs[..., 1, :].unsqueeze(-5)).logsumexp(-4)
     return log_product(grid.squeeze(-2).movedim(-1, -3)) if grid.shape[-1] > 1 else grid[..., 0, 0]
 
 
-def _product_by_matmul(steps: Tensor) -> Tensor:
+def _product_by_matmul(steps: Float[Tensor, "... time regimes regimes"]) -> Float[Tensor, "... regimes regimes"]:
     """Multiply as matrices, each row and each column scaled by its maximum."""
     product = steps.double()
     eye = torch.eye(steps.shape[-1], dtype=product.dtype, device=product.device)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transforms
 
@@ -23,23 +25,23 @@ class InverseWishart(dist.TorchDistribution):
     df
         Degrees of freedom, above D - 1.
     scale
-        Square roots of the scale matrix's diagonal, shape ``(..., D)``.
+        Square roots of the scale matrix's diagonal.
     """
 
     arg_constraints: dict = {}  # noqa: RUF012
     support = _Covariance()
     has_rsample = False
 
-    def __init__(self, df: float, scale: Tensor) -> None:
+    def __init__(self, df: float, scale: Float[Tensor, "... features"]) -> None:
         self.df, self.scale = df, scale
         D = scale.shape[-1]
         super().__init__(scale.shape[:-1], torch.Size([D, D]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> InverseWishart:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> InverseWishart:
         """Expand to more batch axes."""
         return InverseWishart(self.df, self.scale.expand(*batch_shape, self.scale.shape[-1]))
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "... features features"]) -> Float[Tensor, "..."]:
         """Log density in nats, with respect to the entries on and below the diagonal."""
         D, nu = self.scale.shape[-1], self.df
         factor = torch.linalg.cholesky(value)
@@ -48,7 +50,7 @@ class InverseWishart(dist.TorchDistribution):
         constant = nu * self.scale.log().sum(-1) - nu * D / 2 * math.log(2) - _log_gamma(nu / 2, D)
         return constant - (nu + D + 1) * log_volume - whitened.square().sum((-2, -1)) / 2
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... features features"]:
         """Draw covariances, by Bartlett's decomposition of their inverse."""
         D = self.scale.shape[-1]
         scale = self.scale.expand(*sample_shape, *self.scale.shape)
@@ -69,14 +71,14 @@ class FromLogCholesky(transforms.Transform):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FromLogCholesky)
 
-    def _call(self, x: Tensor) -> Tensor:
+    def _call(self, x: Float[Tensor, "... entries"]) -> Float[Tensor, "... size size"]:
         factor = self._factor(x)
         return factor @ factor.mT
 
-    def _inverse(self, y: Tensor) -> Tensor:
+    def _inverse(self, y: Float[Tensor, "... size size"]) -> Float[Tensor, "... entries"]:
         return self._vector(torch.linalg.cholesky(y))
 
-    def _factor(self, x: Tensor) -> Tensor:
+    def _factor(self, x: Float[Tensor, "... entries"]) -> Float[Tensor, "... size size"]:
         """Return the Cholesky factor of a vector."""
         D = _width(x.shape[-1])
         i, j = torch.tril_indices(D, D, device=x.device)
@@ -85,12 +87,14 @@ class FromLogCholesky(transforms.Transform):
         entries = x[..., place.reshape(-1)].unflatten(-1, (D, D))
         return entries.tril(-1) + torch.diag_embed(entries.diagonal(dim1=-2, dim2=-1).exp())
 
-    def _vector(self, factor: Tensor) -> Tensor:
+    def _vector(self, factor: Float[Tensor, "... size size"]) -> Float[Tensor, "... entries"]:
         """Return the vector of a Cholesky factor."""
         i, j = torch.tril_indices(factor.shape[-1], factor.shape[-1], device=factor.device)
         return (factor.tril(-1) + torch.diag_embed(factor.diagonal(dim1=-2, dim2=-1).log()))[..., i, j]
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+    def log_abs_det_jacobian(
+        self, x: Float[Tensor, "... entries"], y: Float[Tensor, "... size size"]
+    ) -> Float[Tensor, "..."]:
         """Log determinant for the entries on and below the diagonal: ``2^D prod_i L_ii^(D - i + 2)``, i from 1."""
         D = y.shape[-1]
         place = torch.arange(1, D + 1, device=x.device).cumsum(0) - 1

@@ -16,6 +16,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from pplgen.story.dynamics import LinearGaussian
@@ -27,21 +28,26 @@ SMALL = 8
 class Step(NamedTuple):
     """One filter step, from the prediction of ``x_t`` to that of ``x_{t+1}``."""
 
-    log_density: Tensor
-    """``log p(y_t | y_1:t-1)``, shape ``(series, steps)``."""
-    mean: Tensor
+    log_density: Float[Tensor, "series time"]
+    """``log p(y_t | y_1:t-1)``."""
+    mean: Float[Tensor, "state 1 series time"]
     """``E[x_{t+1} | y_1:t]``."""
-    covariance: Tensor
+    covariance: Float[Tensor, "state state #series #time"]
     """``Cov[x_{t+1} | y_1:t]``."""
-    score: Tensor
+    score: Float[Tensor, "state 1 series time"]
     """``C' S^-1 v``, the derivative of the log density in the predicted mean; v is the innovation."""
-    information: Tensor
+    information: Float[Tensor, "state state #series #time"]
     """``C' S^-1 C``."""
-    F: Tensor
+    F: Float[Tensor, "state state #series #time"]
     """``A - A P C' S^-1 C``, the derivative of the next predicted mean in this one."""
 
 
-def one_step(y: Tensor, m: Tensor, P: Tensor, parts: LinearGaussian) -> Step:
+def one_step(
+    y: Float[Tensor, "observed 1 series time"],
+    m: Float[Tensor, "state 1 #series #time"],
+    P: Float[Tensor, "state state #series #time"],
+    parts: LinearGaussian,
+) -> Step:
     """Take one filter step at all times at once."""
     _, _, A, b, Q, C, d, R = parts
     across = _matmul(C, P)
@@ -55,7 +61,14 @@ def one_step(y: Tensor, m: Tensor, P: Tensor, parts: LinearGaussian) -> Step:
     return Step(density, _matmul(A, m) + b + _matmul(AP, score), _matmul(AP, transposed(F)) + Q, score, information, F)
 
 
-def predict(y: Tensor, parts: LinearGaussian) -> tuple[Tensor, Tensor, Step, list[Tensor]]:
+def predict(
+    y: Float[Tensor, "observed 1 series time"], parts: LinearGaussian
+) -> tuple[
+    Float[Tensor, "state 1 series time"],
+    Float[Tensor, "state state #series #time"],
+    Step,
+    list[Float[Tensor, "state state _ _"]],
+]:
     """Return each state's predicted mean and covariance, the filter steps from there, and products of F."""
     m0, S0, A, _, Q, C, _, R = parts
     T = y.shape[-1]
@@ -82,7 +95,9 @@ def predict(y: Tensor, parts: LinearGaussian) -> tuple[Tensor, Tensor, Step, lis
     return m, P, one_step(y, m, P, parts), products
 
 
-def adjoints(step: Step, products: list[Tensor]) -> tuple[Tensor, Tensor]:
+def adjoints(
+    step: Step, products: list[Float[Tensor, "state state _ _"]]
+) -> tuple[Float[Tensor, "state 1 series time"], Float[Tensor, "state state #series #time"]]:
     """Return the adjoints: derivatives of ``log p(y)`` in each step's predicted mean and covariance."""
     score, N, stride = step.score, step.information, 1
     for product in products:
@@ -94,7 +109,7 @@ def adjoints(step: Step, products: list[Tensor]) -> tuple[Tensor, Tensor]:
     return score, (_matmul(score, transposed(score)) - N) / 2
 
 
-def _products(F: Tensor) -> list[Tensor]:
+def _products(F: Float[Tensor, "state state series time"]) -> list[Float[Tensor, "state state _ _"]]:
     """Return products of successive F over one, two, four, ... steps, for all windows inside the series."""
     products, stride, transitions = [], 1, F[..., :-1]
     while transitions.shape[-1]:
@@ -104,7 +119,11 @@ def _products(F: Tensor) -> list[Tensor]:
     return products
 
 
-def _covariances(P: Tensor, maps: tuple[Tensor, Tensor, Tensor], num_maps: int) -> Tensor:
+def _covariances(
+    P: Float[Tensor, "state state series _"],
+    maps: tuple[Float[Tensor, "state state _ _"], Float[Tensor, "state state _ _"], Float[Tensor, "state state _ _"]],
+    num_maps: int,
+) -> Float[Tensor, "state state _ _"]:
     """Iterate maps ``P -> A (1 + P J)^-1 P A' + C``: return P and the result of each map."""
     if num_maps == 0:
         return P
@@ -122,7 +141,13 @@ def _covariances(P: Tensor, maps: tuple[Tensor, Tensor, Tensor], num_maps: int) 
     return both if num_maps % 2 else torch.cat([both, P[..., -1:].expand(*both.shape[:-1], 1)], -1)
 
 
-def _composed(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _composed(
+    before: tuple[Tensor, ...], after: tuple[Tensor, ...]
+) -> tuple[
+    Float[Tensor, "state state series steps"],
+    Float[Tensor, "state state series steps"],
+    Float[Tensor, "state state series steps"],
+]:
     """Compose two covariance maps."""
     (A1, C1, J1), (A2, C2, J2) = before, after
     middle = _inverse(_add_identity(_matmul(C1, J2)))[0]
@@ -134,7 +159,15 @@ def _composed(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> tuple[Te
     )
 
 
-def _update(P: Tensor, C: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _update(
+    P: Float[Tensor, "state state #series #time"],
+    C: Float[Tensor, "observed state #series #time"],
+    R: Float[Tensor, "observed observed #series #time"],
+) -> tuple[
+    Float[Tensor, "state state #series #time"],
+    Float[Tensor, "state observed #series #time"],
+    Float[Tensor, "observed observed #series #time"],
+]:
     """Return the covariance given ``C x + N(0, R)`` (Joseph form), the Kalman gain and the innovation precision."""
     across = _matmul(C, P)
     precision = _inverse(_matmul(across, transposed(C)) + R)[0]
@@ -143,7 +176,9 @@ def _update(P: Tensor, C: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _matmul(_matmul(left, P), transposed(left)) + _matmul(_matmul(gain, R), transposed(gain)), gain, precision
 
 
-def _inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _inverse(
+    matrix: Float[Tensor, "size size series time"],
+) -> tuple[Float[Tensor, "size size series time"], Float[Tensor, "series time"]]:
     """Return the inverse and the log determinant of positive definite matrices."""
     size = len(matrix)
     if size > 2:
@@ -157,12 +192,14 @@ def _inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return transposed(cofactors) / determinant, determinant.log()
 
 
-def _add_identity(matrix: Tensor) -> Tensor:
+def _add_identity(matrix: Float[Tensor, "size size series time"]) -> Float[Tensor, "size size series time"]:
     """Add the identity."""
     return matrix + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device).reshape(len(matrix), -1, 1, 1)
 
 
-def _matmul(left: Tensor, right: Tensor) -> Tensor:
+def _matmul(
+    left: Float[Tensor, "rows inner #series #time"], right: Float[Tensor, "inner columns #series #time"]
+) -> Float[Tensor, "rows columns #series #time"]:
     """Multiply matrices whose last two axes are series and steps."""
     if left.shape[1] == 1:
         return left * right
@@ -171,11 +208,11 @@ def _matmul(left: Tensor, right: Tensor) -> Tensor:
     return torch.einsum("mk...,kn...->mn...", left, right)
 
 
-def transposed(matrix: Tensor) -> Tensor:
+def transposed(matrix: Shaped[Tensor, "rows columns ..."]) -> Shaped[Tensor, "columns rows ..."]:
     """Transpose the matrix axes."""
     return matrix.transpose(0, 1)
 
 
-def _at(part: Tensor, steps: slice) -> Tensor:
+def _at(part: Float[Tensor, "rows columns series _"], steps: slice) -> Float[Tensor, "rows columns series _"]:
     """Index the steps, unless constant over time."""
     return part if part.shape[-1] == 1 else part[..., steps]

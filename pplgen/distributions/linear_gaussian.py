@@ -14,6 +14,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.distributions.kalman import adjoints, one_step, predict, transposed
@@ -40,20 +41,20 @@ class LinearGaussianSeries(dist.TorchDistribution):
         self.parameters, self.num_steps, self.missing = parameters, num_steps, missing
         super().__init__(torch.Size(), torch.Size([num_steps, len(parameters.d)]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> LinearGaussianSeries:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LinearGaussianSeries:
         """Repeat along new axes of series."""
         new = LinearGaussianSeries(self.parameters, self.num_steps, missing=self.missing)
         new._batch_shape = torch.Size(batch_shape)
         return new
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "... time observed"]) -> Float[Tensor, "..."]:
         """Log density of the observed entries in nats, shape ``batch_shape``."""
         shape = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
         y = value.expand(*shape, *self.event_shape).reshape(-1, *self.event_shape).permute(2, 0, 1).unsqueeze(1)
         density: Any = _LogDensity.apply(self.missing, y, *(_with_batch_axes(part) for part in self.parameters))
         return density.reshape(shape)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... time observed"]:
         """Draw series, by a parallel scan of the noise with powers of A in log2 T rounds."""
         with torch.no_grad():
             m0, S0, A, b, Q, C, d, R = self.parameters
@@ -70,14 +71,16 @@ class _LogDensity(torch.autograd.Function):
     """``log p(y)`` of each series, with a closed-form gradient that is itself differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, missing: bool, y: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, missing: bool, y: Float[Tensor, "observed 1 series time"], *parameters: Float[Tensor, "..."]
+    ) -> Float[Tensor, "series"]:
         ctx.missing = missing
         ctx.save_for_backward(y, *parameters)
         ctx.predicted = predict(*_mask_missing(missing, y, LinearGaussian(*parameters)))
         return ctx.predicted[2].log_density.sum(-1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Float[Tensor, "series"]) -> Any:
         create_graph = torch.is_grad_enabled()
         y, *parameters = ctx.saved_tensors
         filled, parts = _mask_missing(ctx.missing, y, LinearGaussian(*parameters))
@@ -98,7 +101,9 @@ class _LogDensity(torch.autograd.Function):
         return (None, None, *gradients)
 
 
-def _mask_missing(missing: bool, y: Tensor, parts: LinearGaussian) -> tuple[Tensor, LinearGaussian]:
+def _mask_missing(
+    missing: bool, y: Float[Tensor, "observed 1 series time"], parts: LinearGaussian
+) -> tuple[Float[Tensor, "observed 1 series time"], LinearGaussian]:
     """Replace missing entries by uninformative ones: value 0, mean 0, independent noise with density one at 0."""
     if not missing:
         return y, parts
@@ -109,12 +114,12 @@ def _mask_missing(missing: bool, y: Tensor, parts: LinearGaussian) -> tuple[Tens
     return torch.where(gap, 0.0, y), parts._replace(C=C, d=d, R=R)
 
 
-def _with_batch_axes(part: Tensor) -> Tensor:
+def _with_batch_axes(part: Float[Tensor, "..."]) -> Float[Tensor, "_ _ _ _"]:
     """Append axes of series and steps to a vector or matrix."""
     return part.reshape(*part.shape, *[1] * (4 - part.ndim))
 
 
-def _noise(covariance: Tensor, shape: Sequence[int]) -> Tensor:
+def _noise(covariance: Float[Tensor, "size size"], shape: Sequence[int]) -> Float[Tensor, "... size"]:
     """Draw from a zero-mean normal distribution whose covariance may be singular."""
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp_min(0).sqrt()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Num
 from torch import Tensor
 
 
@@ -19,14 +20,14 @@ class MarginalNormal(dist.MultivariateNormal):
     factor of the same size; the terms of the missing entries are left out.
     """
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "... columns"]) -> Float[Tensor, "..."]:
         """Log density of the observed entries in nats, shape ``batch_shape``; zero if there are none."""
         observed, difference, factor = self._observed(value)
         whitened = torch.linalg.solve_triangular(factor, difference.unsqueeze(-1), upper=False).squeeze(-1)
         log_volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (whitened.square() + observed * math.log(2 * math.pi)).sum(-1) - log_volume
 
-    def complete(self, value: Tensor) -> Tensor:
+    def complete(self, value: Float[Tensor, "... columns"]) -> Float[Tensor, "... columns"]:
         """Draw the missing entries given the observed ones: a joint draw, shifted by Matheron's rule."""
         drawn = self.sample()
         observed, difference, factor = self._observed(value, drawn)
@@ -34,7 +35,9 @@ class MarginalNormal(dist.MultivariateNormal):
         shift = (self.covariance_matrix @ (observed * solved).unsqueeze(-1)).squeeze(-1)
         return torch.where(value.isnan(), drawn + shift, value)
 
-    def _observed(self, value: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _observed(
+        self, value: Float[Tensor, "... columns"], centre: Float[Tensor, "... columns"] | None = None
+    ) -> tuple[Float[Tensor, "... columns"], Float[Tensor, "... columns"], Float[Tensor, "... columns columns"]]:
         """Return the 0-1 mask of observed entries, their difference from the centre, and the Cholesky factor."""
         gap = value.isnan()
         observed = (~gap).to(self.loc.dtype)
@@ -47,7 +50,7 @@ class MarginalNormal(dist.MultivariateNormal):
 class WholeRowNormal(MarginalNormal):
     """Multivariate normal for rows that are either complete or entirely missing: one factor serves all rows."""
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "... columns"]) -> Float[Tensor, "..."]:
         """Log density in nats, shape ``batch_shape``; zero for missing rows."""
         gap = value.isnan().all(-1)
         eye = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
@@ -71,44 +74,45 @@ class MarginalIndependent(dist.TorchDistribution):
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
 
-    def __init__(self, columns: dist.TorchDistribution) -> None:
+    def __init__(self, columns: Any) -> None:
         self.columns = columns
         super().__init__(columns.batch_shape[:-1], columns.batch_shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> MarginalIndependent:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MarginalIndependent:
         """Expand to more batch axes."""
         return MarginalIndependent(self.columns.expand((*batch_shape, *self.event_shape)))
 
     @property
-    def mean(self) -> Tensor:
-        """Mean of each entry, shape ``(*batch_shape, num_columns)``."""
+    def mean(self) -> Float[Tensor, "... columns"]:
+        """Mean of each entry."""
         mean: Tensor = self.columns.mean
         return mean
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Num[Tensor, "... columns"]:
         """Draw complete rows."""
         return self.columns.sample(torch.Size(sample_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Num[Tensor, "... columns"]) -> Float[Tensor, "..."]:
         """Log density of the observed entries in nats, shape ``batch_shape``; zero if there are none."""
         gap = value.isnan()
         return torch.where(gap, 0.0, self.columns.log_prob(torch.where(gap, 0.0, value))).sum(-1)
 
-    def complete(self, value: Tensor) -> Tensor:
+    def complete(self, value: Num[Tensor, "... columns"]) -> Num[Tensor, "... columns"]:
         """Draw the missing entries given the observed ones."""
         return torch.where(value.isnan(), self.columns.sample(), value)
 
 
-def normal_rows(loc: Tensor, scale: Tensor, *, correlated: bool, missing: bool = False) -> Any:
+def normal_rows(
+    loc: Float[Tensor, "... columns"], scale: Float[Tensor, "..."], *, correlated: bool, missing: bool = False
+) -> Any:
     """Return the normal distribution of rows of D columns.
 
     Parameters
     ----------
     loc
-        Means, shape ``(..., D)``.
+        Means.
     scale
-        If ``correlated``, Cholesky factors of covariances, shape ``(..., D, D)``; else standard deviations, which
-        broadcast to ``(..., D)``.
+        If ``correlated``, Cholesky factors of covariances; else standard deviations, which broadcast with ``loc``.
     correlated
         Whether columns are correlated.
     missing
@@ -140,15 +144,15 @@ class Blockwise(dist.TorchDistribution):
         batch = torch.broadcast_shapes(*(part.batch_shape for _, part in self.parts))
         super().__init__(batch, torch.Size([len(indices)]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> Blockwise:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Blockwise:
         """Expand to more batch axes."""
         return Blockwise([(indices, part.expand(batch_shape)) for indices, part in self.parts])
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... columns"]:
         """Draw complete rows."""
         return self._row([part.sample(sample_shape) for _, part in self.expand(self.batch_shape).parts])
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Num[Tensor, "... columns"]) -> Float[Tensor, "..."]:
         """Log density of the observed entries in nats, shape ``batch_shape``."""
         terms = [part.log_prob(value[..., indices]) for indices, part in self.parts]
         total = terms[0]
@@ -156,11 +160,11 @@ class Blockwise(dist.TorchDistribution):
             total = total + term
         return total
 
-    def complete(self, value: Tensor) -> Tensor:
+    def complete(self, value: Num[Tensor, "... columns"]) -> Float[Tensor, "... columns"]:
         """Draw the missing entries given the observed ones of their block."""
         return self._row([part.complete(value[..., indices]) for indices, part in self.expand(self.batch_shape).parts])
 
-    def _row(self, blocks: list[Tensor]) -> Tensor:
+    def _row(self, blocks: list[Num[Tensor, "... _"]]) -> Float[Tensor, "... columns"]:
         """Return rows, given their blocks: of real numbers, also where all blocks are categorical."""
         row = torch.cat(blocks, -1)[..., self._order]
         return row if row.is_floating_point() else row.to(torch.get_default_dtype())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -21,9 +22,9 @@ class NormalMixture(TorchDistribution):
     Parameters
     ----------
     logits
-        Log weights of components, up to a constant, shape ``(K,)``.
+        Log weights of components, up to a constant.
     mu, sigma
-        Means and standard deviations, shape ``(K, D)``.
+        Means and standard deviations.
     batch_shape
         Batch shape, of identical mixtures.
     """
@@ -32,7 +33,13 @@ class NormalMixture(TorchDistribution):
     support = constraints.real_vector
     has_rsample = False
 
-    def __init__(self, logits: Tensor, mu: Tensor, sigma: Tensor, batch_shape: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        logits: Float[Tensor, "components"],
+        mu: Float[Tensor, "components entries"],
+        sigma: Float[Tensor, "components entries"],
+        batch_shape: Sequence[int] = (),
+    ) -> None:
         self.logits, self.mu, self.sigma = logits, mu, sigma
         super().__init__(torch.Size(batch_shape), mu.shape[-1:], validate_args=False)
 
@@ -41,27 +48,27 @@ class NormalMixture(TorchDistribution):
         return type(self)(self.logits, self.mu, self.sigma, batch_shape)
 
     @property
-    def mean(self) -> Tensor:
-        """Mean, shape ``batch_shape + (D,)``."""
+    def mean(self) -> Float[Tensor, "... entries"]:
+        """Mean."""
         return self._expanded(self.logits.softmax(0) @ self.mu)
 
     @property
-    def variance(self) -> Tensor:
-        """Variance of each entry, shape ``batch_shape + (D,)``."""
+    def variance(self) -> Float[Tensor, "... entries"]:
+        """Variance of each entry."""
         weights = self.logits.softmax(0)
         within = weights @ self.sigma.square()
         return self._expanded(within + weights @ (self.mu - weights @ self.mu).square())
 
-    def _expanded(self, moment: Tensor) -> Tensor:
+    def _expanded(self, moment: Float[Tensor, "entries"]) -> Float[Tensor, "... entries"]:
         return moment.expand(*self.batch_shape, *self.event_shape)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... entries"]:
         """Draw vectors."""
         z = torch.distributions.Categorical(logits=self.logits).sample(torch.Size(sample_shape) + self.batch_shape)
         return torch.normal(self.mu[z], self.sigma[z])
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "... entries"]) -> Float[Tensor, "..."]:
         """Log density in nats; centred at the mean of the locations, to lose least precision in expanding squares."""
         centre = self.mu.mean(0).detach()
         centred, mu = value - centre, self.mu - centre

@@ -13,9 +13,11 @@ Hamilton (1989), A new approach to the economic analysis of nonstationary time s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.distributions.hidden_markov import LOG_ZERO, log_normaliser, log_product, sample_chain
@@ -28,11 +30,11 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
     Parameters
     ----------
     P
-        Transition probabilities, rows summing to one, shape ``(K, K)``.
+        Transition probabilities, rows summing to one.
     mu, sigma
-        Mean and standard deviation of each regime, shape ``(K,)``.
+        Mean and standard deviation of each regime.
     phi
-        Coefficients of lags 1, ..., p, shape ``(K, p)``.
+        Coefficients of lags 1, ..., p.
     num_steps
         Length T of the series.
     memory
@@ -42,13 +44,21 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
 
-    def __init__(self, P: Tensor, mu: Tensor, sigma: Tensor, phi: Tensor, num_steps: int, memory: int) -> None:
+    def __init__(
+        self,
+        P: Float[Tensor, "regimes regimes"],
+        mu: Float[Tensor, "regimes"],
+        sigma: Float[Tensor, "regimes"],
+        phi: Float[Tensor, "regimes lags"],
+        num_steps: int,
+        memory: int,
+    ) -> None:
         self.P, self.mu, self.sigma, self.phi = P, mu, sigma, phi
         self.num_steps, self.memory = num_steps, memory
         self.K, self.order = phi.shape
         super().__init__(torch.Size(), torch.Size([num_steps, 1]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> MarkovSwitchingAutoregression:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MarkovSwitchingAutoregression:
         """Expand to more batch axes."""
         new = MarkovSwitchingAutoregression(self.P, self.mu, self.sigma, self.phi, self.num_steps, self.memory)
         new._batch_shape = torch.Size(batch_shape)
@@ -66,8 +76,8 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
         links = log_P.repeat(H // self.K, 1).repeat(1, H // self.K)
         return MarkovChain(log_initial, torch.where(follows, links, -torch.inf))
 
-    def log_emission(self, value: Tensor) -> Tensor:
-        """Log density in nats of each step in each window, zero for the first p and past the end, ``(..., T, H)``."""
+    def log_emission(self, value: Float[Tensor, "... time 1"]) -> Float[Tensor, "... time windows"]:
+        """Log density in nats of each step in each window, zero for the first p and past the end."""
         y, q, T = value.squeeze(-1), self.memory + 1, value.shape[-2]
         gap = y.isnan()
         y = torch.where(gap, 0.0, y)
@@ -81,7 +91,7 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
         scored = ~gap & (torch.arange(T, device=y.device) >= self.order)
         return torch.where(scored.unsqueeze(-1), density, 0.0)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Float[Tensor, "... time 1"]) -> Float[Tensor, "..."]:
         """Log density in nats given the first p steps, shape ``batch_shape``."""
         emission, chain = self.log_emission(value)[..., self.order :, :], self.chain()
         H, q = emission.shape[-1], self.memory + 1
@@ -94,15 +104,17 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
         total = (first.unsqueeze(-1) + log_product(blocks)).flatten(-2).logsumexp(-1)
         return torch.where(total > LOG_ZERO / 2, total, -torch.inf)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... time 1"]:
         """Draw series, with the steps before the first at their means."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         K, initial = self.K, stationary(self.P).log()
         path = sample_chain(initial.expand(*shape, K), self.P.log().expand(*shape, K, K), self.num_steps)
         return self.continue_series(self.mu.new_full((*shape, self.num_steps, 1), torch.nan), path)
 
-    def continue_series(self, y: Tensor, regimes: Tensor) -> Tensor:
-        """Draw the missing ends of series given paths of regimes, shape ``(..., T)``.
+    def continue_series(
+        self, y: Float[Tensor, "... time 1"], regimes: Int[Tensor, "... time"]
+    ) -> Float[Tensor, "... time 1"]:
+        """Draw the missing ends of series given paths of regimes.
 
         The last p deviations ``d_t, ..., d_{t-p+1}`` are an affine map of the previous ones, constant where y is
         observed. Maps are composed by a parallel scan in log2 T rounds.
@@ -124,8 +136,8 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
             deviation = state[..., 0, 0]
         return torch.where(gap, mean + deviation, y).unsqueeze(-1)
 
-    def _blocks(self, emission: Tensor) -> Tensor:
-        """Return the log weights between windows w + 1 steps apart, shape ``(..., blocks, H, H)``."""
+    def _blocks(self, emission: Float[Tensor, "... time windows"]) -> Float[Tensor, "... blocks windows windows"]:
+        """Return the log weights between windows w + 1 steps apart."""
         q, K, T = self.memory + 1, self.K, emission.shape[-2]
         emission = torch.nn.functional.pad(emission, (0, 0, 0, -T % q))  # padded steps have log weight zero
         emission = emission.unflatten(-2, (-1, q))
@@ -138,13 +150,13 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
         total = _contiguous(total.expand(*emission.shape[:-2], *[K] * 2 * q))
         return total.flatten(-q).flatten(-q - 1, -2)
 
-    def _along(self, values: Tensor, axis: int, axes: int) -> Tensor:
+    def _along(self, values: Float[Tensor, "regimes"], axis: int, axes: int) -> Float[Tensor, "..."]:
         """Reshape one value per regime to lie along one of several axes."""
         return values.reshape(*[1] * axis, -1, *[1] * (axes - 1 - axis))
 
 
-def stationary(P: Tensor) -> Tensor:
-    """Return the stationary distribution of a transition matrix, shape ``(K,)``.
+def stationary(P: Float[Tensor, "regimes regimes"]) -> Float[Tensor, "regimes"]:
+    """Return the stationary distribution of a transition matrix.
 
     Gaussian elimination of one regime after the other without subtractions, which would lose precision.
 
@@ -163,11 +175,13 @@ def stationary(P: Tensor) -> Tensor:
     return pi / pi.sum()
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _product(
+    left: Float[Tensor, "... rows inner"], right: Float[Tensor, "... inner columns"]
+) -> Float[Tensor, "... rows columns"]:
     """Multiply small matrices as a broadcast sum."""
     return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
 
 
-def _contiguous(x: Tensor) -> Tensor:
+def _contiguous(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Copy to contiguous memory, so that axes can be flattened under ``vmap``."""
     return x.clone(memory_format=torch.contiguous_format)

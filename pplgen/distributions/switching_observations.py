@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.distributions.hidden_markov import log_normaliser
@@ -24,12 +25,12 @@ from pplgen.distributions.switching_path import SwitchingLinearGaussianPath
 class Emission(NamedTuple):
     """Parameters of ``y_t ~ Normal(C[s_t] x_t + d[s_t], diag(r[s_t]^2))``, or without an axis of regimes, shared."""
 
-    C: Tensor
-    """Shape ``(K, E, D)`` or ``(E, D)``."""
-    d: Tensor
-    """Shape ``(K, E)`` or ``(E,)``."""
-    r: Tensor
-    """Shape ``(K, E)`` or ``(E,)``."""
+    C: Float[Tensor, "*regimes observed state"]
+    """Loadings."""
+    d: Float[Tensor, "*regimes observed"]
+    """Means."""
+    r: Float[Tensor, "*regimes observed"]
+    """Standard deviations."""
 
     @property
     def switches(self) -> bool:
@@ -40,13 +41,13 @@ class Emission(NamedTuple):
         """Return the parameters with an axis of regimes, of length one if they share them."""
         return self if self.switches else Emission(*(part.unsqueeze(0) for part in self))
 
-    def per_regime(self, x: Tensor) -> MarginalIndependent:
+    def per_regime(self, x: Float[Tensor, "... time state"]) -> MarginalIndependent:
         """Return the distribution of each step given paths x in each regime, batch shape ``(..., T, K)``."""
         C, d, r = self.each()
         K, E, D = C.shape
         return MarginalIndependent(dist.Normal((x @ C.reshape(K * E, D).mT).unflatten(-1, (K, E)) + d, r))
 
-    def observations(self, path: SwitchingLinearGaussianPath, x: Tensor) -> Any:
+    def observations(self, path: SwitchingLinearGaussianPath, x: Float[Tensor, "... time state"]) -> Any:
         """Return the distribution of series given paths x."""
         if self.switches:
             return SwitchingObservations(path, x, self)
@@ -61,7 +62,7 @@ class SwitchingObservations(dist.TorchDistribution):
     path
         Distribution of the paths.
     x
-        The paths, shape ``(..., T, D)``.
+        The paths.
     emission
         Emission parameters of each regime.
     """
@@ -69,26 +70,28 @@ class SwitchingObservations(dist.TorchDistribution):
     arg_constraints: dict = {}  # noqa: RUF012
     has_rsample = False
 
-    def __init__(self, path: SwitchingLinearGaussianPath, x: Tensor, emission: Emission) -> None:
+    def __init__(
+        self, path: SwitchingLinearGaussianPath, x: Float[Tensor, "... time state"], emission: Emission
+    ) -> None:
         self.path, self.x, self.emission = path, x, emission
         super().__init__(x.shape[:-2], torch.Size([x.shape[-2], emission.d.shape[-1]]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> SwitchingObservations:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SwitchingObservations:
         """Expand to more batch axes."""
         x = self.x.expand(*batch_shape, *self.x.shape[-2:])
         return SwitchingObservations(self.path.expand(batch_shape), x, self.emission)
 
-    def log_emission(self, y: Tensor) -> Tensor:
-        """Log density in nats of each step in each regime, zero for missing steps, shape ``(..., T, K)``."""
+    def log_emission(self, y: Float[Tensor, "... time observed"]) -> Float[Tensor, "... time regimes"]:
+        """Log density in nats of each step in each regime, zero for missing steps."""
         return self.emission.per_regime(self.x).log_prob(y.unsqueeze(-2))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of the observed entries in nats, shape ``(...)``."""
+    def log_prob(self, value: Float[Tensor, "... time observed"]) -> Float[Tensor, "..."]:
+        """Log density of the observed entries in nats."""
         log_pi, log_P, log_emission = self.path.chain(self.x)
         joint = log_normaliser(log_pi, log_P, log_emission + self.log_emission(value))
         return joint - log_normaliser(log_pi, log_P, log_emission)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... time observed"]:
         """Draw series, given regimes drawn given the paths."""
         log_pi, log_P, log_emission = self.path.chain(self.x)
         s = backward_sample(log_pi, log_P, log_emission, torch.Size(sample_shape))
@@ -96,8 +99,13 @@ class SwitchingObservations(dist.TorchDistribution):
         return torch.gather(draws, -2, s[..., None, None].expand(*s.shape, 1, draws.shape[-1])).squeeze(-2)
 
 
-def backward_sample(log_pi: Tensor, log_P: Tensor, log_emission: Tensor, sample_shape: torch.Size) -> Tensor:
-    """Draw paths of regimes by forward filtering, backward sampling, shape ``(*sample_shape, ..., T)``.
+def backward_sample(
+    log_pi: Float[Tensor, "... regimes"],
+    log_P: Float[Tensor, "... regimes regimes"],
+    log_emission: Float[Tensor, "... time regimes"],
+    sample_shape: torch.Size,
+) -> Int[Tensor, "... time"]:
+    """Draw paths of regimes by forward filtering, backward sampling.
 
     Parameters are those of ``log_normaliser``.
     """

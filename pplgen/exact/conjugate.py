@@ -9,20 +9,28 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["dirichlet_evidence", "gamma_poisson_evidence", "shared_variance_evidence", "wishart_evidence"]
 
 
-def wishart_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, Psi: Tensor) -> Tensor:
+def wishart_evidence(
+    x: Float[Tensor, "rows features"],
+    *,
+    m: Float[Tensor, "features"],
+    kappa: float,
+    nu: float,
+    Psi: Float[Tensor, "features features"],
+) -> Float[Tensor, ""]:
     """Integrate over mean and full covariance: ``Sigma ~ InverseWishart(nu, Psi)``, ``mu ~ Normal(m, Sigma / kappa)``.
 
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``.
+        Rows.
     m, Psi
-        Shapes ``(D,)`` and ``(D, D)``.
+        Prior mean and scale matrix.
     """
     N, D = x.shape
     centre = x.mean(0)
@@ -39,7 +47,9 @@ def wishart_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, Psi: Tens
     )
 
 
-def shared_variance_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, psi: Tensor) -> Tensor:
+def shared_variance_evidence(
+    x: Float[Tensor, "rows features"], *, m: Float[Tensor, "features"], kappa: float, nu: float, psi: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
     """Integrate over mean and a variance shared by all columns.
 
     ``1 / sigma^2 ~ Gamma(nu / 2, psi / 2)``, ``mu ~ Normal(m, sigma^2 / kappa)``.
@@ -47,9 +57,9 @@ def shared_variance_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, p
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``.
+        Rows.
     m, psi
-        Shapes ``(D,)`` and ``()``.
+        Prior mean and scale.
     """
     N, D = x.shape
     centre = x.mean(0)
@@ -64,15 +74,15 @@ def shared_variance_evidence(x: Tensor, *, m: Tensor, kappa: float, nu: float, p
     )
 
 
-def gamma_poisson_evidence(x: Tensor, *, shape: float, rate: Tensor) -> Tensor:
-    """Integrate over the rate of counts, shape ``(N,)``: ``x_i ~ Poisson(lambda)``, ``lambda ~ Gamma(shape, rate)``."""
+def gamma_poisson_evidence(x: Float[Tensor, "rows"], *, shape: float, rate: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Integrate over the rate of counts x: ``x_i ~ Poisson(lambda)``, ``lambda ~ Gamma(shape, rate)``."""
     total = shape + x.sum()
     prior = shape * rate.log() - math.lgamma(shape)
     return prior + total.lgamma() - total * (rate + len(x)).log() - (x + 1).lgamma().sum()
 
 
-def dirichlet_evidence(counts: Tensor, *, concentration: float = 1.0) -> Tensor:
-    """Integrate over category probabilities given K counts, shape ``(K,)``: ``pi ~ Dirichlet(concentration)``."""
+def dirichlet_evidence(counts: Float[Tensor, "categories"], *, concentration: float = 1.0) -> Float[Tensor, ""]:
+    """Integrate over category probabilities given K counts: ``pi ~ Dirichlet(concentration)``."""
     alpha = torch.full_like(counts, concentration)
     posterior = (alpha + counts).lgamma().sum() - (alpha + counts).sum().lgamma()
     return posterior - alpha.lgamma().sum() + alpha.sum().lgamma()

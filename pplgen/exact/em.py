@@ -8,9 +8,11 @@ log-likelihood never decreases (Bishop 2006, section 9.2, equations 9.23 to 9.28
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.errors import InputError, renamed
@@ -26,38 +28,41 @@ Parameters = TypeVar("Parameters")
 class GaussianMixtureParameters(NamedTuple):
     """Parameters of a Gaussian mixture with K components in D dimensions."""
 
-    weights: Tensor
-    """pi, shape ``(K,)``, on the simplex."""
-    mu: Tensor
-    """Means, shape ``(K, D)``."""
-    Sigma: Tensor
-    """Covariances, shape ``(K, D, D)``, positive definite."""
+    weights: Float[Tensor, "components"]
+    """pi, on the simplex."""
+    mu: Float[Tensor, "components features"]
+    """Means."""
+    Sigma: Float[Tensor, "components features features"]
+    """Covariances, positive definite."""
 
 
-class EMResult(NamedTuple, Generic[Parameters]):
+@dataclass(frozen=True)
+class EMResult(Generic[Parameters]):
     """The best of several runs of EM."""
 
     parameters: Parameters
-    log_likelihoods: Tensor
-    """Log-likelihood in nats after each iteration of the best run, shape ``(num_iterations,)``, non-decreasing."""
+    log_likelihoods: Float[Tensor, "iterations"]
+    """Log-likelihood in nats after each iteration of the best run, non-decreasing."""
     converged: bool
     """Whether the best run reached the tolerance within its iterations."""
 
 
-def e_step(x: Tensor, parameters: GaussianMixtureParameters) -> tuple[Tensor, Tensor]:
+def e_step(
+    x: Float[Tensor, "rows features"], parameters: GaussianMixtureParameters
+) -> tuple[Float[Tensor, "rows components"], Float[Tensor, ""]]:
     """Compute the responsibilities and the log-likelihood.
 
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``.
+        Rows.
     parameters
         Current parameters.
 
     Returns
     -------
     responsibilities : Tensor
-        ``r_ik = p(z_i = k | x_i)``, shape ``(N, K)``.
+        ``r_ik = p(z_i = k | x_i)``.
     log_likelihood : Tensor
         ``sum_i log p(x_i)`` in nats, a scalar.
 
@@ -72,15 +77,17 @@ def e_step(x: Tensor, parameters: GaussianMixtureParameters) -> tuple[Tensor, Te
     return (log_joint - log_marginal).exp(), log_marginal.sum()
 
 
-def m_step(x: Tensor, responsibilities: Tensor) -> GaussianMixtureParameters:
+def m_step(
+    x: Float[Tensor, "rows features"], responsibilities: Float[Tensor, "rows components"]
+) -> GaussianMixtureParameters:
     """Maximise the expected complete-data log-likelihood by weighted counts, means and covariances.
 
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``.
+        Rows.
     responsibilities
-        Shape ``(N, K)``, rows summing to one.
+        Probabilities of the components, rows summing to one.
     """
     counts = responsibilities.sum(dim=0)
     mu = responsibilities.T @ x / counts[:, None]
@@ -90,7 +97,7 @@ def m_step(x: Tensor, responsibilities: Tensor) -> GaussianMixtureParameters:
 
 
 def em(
-    x: Tensor,
+    x: Float[Tensor, "rows features"],
     num_components: int,
     *,
     num_starts: int = 10,
@@ -103,7 +110,7 @@ def em(
     Parameters
     ----------
     x
-        Rows, shape ``(N, D)``, float64 for accurate results.
+        Rows, float64 for accurate results.
     num_components
         Number of components K.
     num_starts
@@ -175,7 +182,9 @@ def em_from_starts(
     return best
 
 
-def _start(x: Tensor, num_components: int, generator: torch.Generator) -> GaussianMixtureParameters:
+def _start(
+    x: Float[Tensor, "rows features"], num_components: int, generator: torch.Generator
+) -> GaussianMixtureParameters:
     """Return K distinct rows as means, with the covariance of all rows for each."""
     rows = torch.randperm(len(x), generator=generator)[:num_components]
     weights = x.new_full((num_components,), 1 / num_components)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.errors import InputError
@@ -23,23 +24,23 @@ __all__ = ["Expectations", "e_step_missing", "em_missing", "m_step_missing"]
 class Expectations(NamedTuple):
     """Results of the E-step."""
 
-    responsibilities: Tensor
-    """``p(z_i = k | x_i,o)``, shape ``(N, K)``."""
-    completed: Tensor
-    """``E[x_i | x_i,o, z_i = k]``, shape ``(N, K, D)``."""
-    uncertainty: Tensor
-    """``Cov[x_i | x_i,o, z_i = k]``, zero for observed entries, shape ``(N, K, D, D)``."""
-    log_likelihoods: Tensor
-    """``log p(x_i,o)`` in nats, shape ``(N,)``."""
+    responsibilities: Float[Tensor, "rows components"]
+    """``p(z_i = k | x_i,o)``."""
+    completed: Float[Tensor, "rows components features"]
+    """``E[x_i | x_i,o, z_i = k]``."""
+    uncertainty: Float[Tensor, "rows components features features"]
+    """``Cov[x_i | x_i,o, z_i = k]``, zero for observed entries."""
+    log_likelihoods: Float[Tensor, "rows"]
+    """``log p(x_i,o)`` in nats."""
 
 
-def e_step_missing(x: Tensor, parameters: GaussianMixtureParameters) -> Expectations:
+def e_step_missing(x: Float[Tensor, "rows features"], parameters: GaussianMixtureParameters) -> Expectations:
     """Compute responsibilities and conditional moments of missing entries.
 
     Parameters
     ----------
     x
-        Rows, NaN if missing, shape ``(N, D)``.
+        Rows, NaN if missing.
     parameters
         Current parameters.
 
@@ -84,7 +85,7 @@ def m_step_missing(expected: Expectations) -> GaussianMixtureParameters:
 
 
 def em_missing(
-    x: Tensor,
+    x: Float[Tensor, "rows features"],
     num_components: int,
     *,
     num_starts: int = 10,

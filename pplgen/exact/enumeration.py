@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.errors import InputError
@@ -16,20 +17,22 @@ MAX_PATHS = 2**16
 """Maximum number of regime paths."""
 
 
-def enumerate_regimes(y: Tensor, parameters: SwitchingLinearGaussian) -> tuple[Tensor, SwitchingSmoothed]:
+def enumerate_regimes(
+    y: Float[Tensor, "... time observed"], parameters: SwitchingLinearGaussian
+) -> tuple[Float[Tensor, "..."], SwitchingSmoothed]:
     """Compute likelihood and smoothed moments by summing over all regime paths.
 
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     parameters
         Parameters of y's dtype.
 
     Returns
     -------
     log_likelihood : Tensor
-        ``log p(y_1:T)`` in nats, shape ``(...)``.
+        ``log p(y_1:T)`` in nats.
     smoothed : SwitchingSmoothed
         Probabilities of the regimes, means and covariances of the states given all observations.
 

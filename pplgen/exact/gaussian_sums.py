@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.errors import renamed
@@ -31,36 +32,36 @@ MAX_TERMS = 8
 class GaussianSum(NamedTuple):
     """Filtered distribution of regime and state at one step: a mixture of M Gaussians."""
 
-    log_weights: Tensor
-    """Log weights of the terms, normalised, shape ``(..., M)``."""
-    regimes: Tensor
-    """Regimes of the terms, integers, shape ``(..., M)``."""
-    mean: Tensor
-    """Means of the terms, shape ``(..., M, D)``."""
-    covariance: Tensor
-    """Covariances of the terms, shape ``(..., M, D, D)``."""
+    log_weights: Float[Tensor, "... terms"]
+    """Log weights of the terms, normalised."""
+    regimes: Int[Tensor, "... terms"]
+    """Regimes of the terms."""
+    mean: Float[Tensor, "... terms state"]
+    """Means of the terms."""
+    covariance: Float[Tensor, "... terms state state"]
+    """Covariances of the terms."""
 
 
 class GaussianSums(NamedTuple):
     """Results of the Gaussian sum filter."""
 
-    log_densities: Tensor
-    """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``."""
+    log_densities: Float[Tensor, "... time"]
+    """``log p(y_t | y_1:t-1)`` in nats."""
     steps: list[GaussianSum]
     """Filtered distributions of regime and state by step; their numbers of terms may differ."""
 
     @property
-    def log_likelihood(self) -> Tensor:
-        """``log p(y_1:T)`` in nats, shape ``(...)``."""
+    def log_likelihood(self) -> Float[Tensor, "..."]:
+        """``log p(y_1:T)`` in nats."""
         return self.log_densities.sum(dim=-1)
 
 
 def gaussian_sum_filter(
-    y: Tensor,
+    y: Float[Tensor, "... time observed"],
     parameters: SwitchingLinearGaussian,
     *,
     max_terms: int = MAX_TERMS,
-    lengths: Tensor | None = None,
+    lengths: Int[Tensor, "..."] | None = None,
     log_transition: Callable[[Tensor], Tensor] | None = None,
 ) -> GaussianSums:
     """Run the Gaussian sum filter.
@@ -72,7 +73,7 @@ def gaussian_sum_filter(
     max_terms
         Maximum number of separate regime histories, in addition to one Gaussian per regime; 0 gives Kim's filter.
     lengths
-        Number of steps of each series, integers of shape ``(...)``; T by default. The state is constant past the end.
+        Number of steps of each series; T by default. The state is constant past the end.
     log_transition
         As for ``kim_filter``; evaluated at the mean of each term.
 
@@ -106,8 +107,13 @@ def gaussian_sum_filter(
     return GaussianSums(torch.stack(log_densities, -1), steps)
 
 
-def _reduce(log_weights: Tensor, mean: Tensor, covariance: Tensor, max_terms: int) -> GaussianSum:
-    """Keep the terms of largest weight among pairs of history and regime, ``(..., M, K)``; collapse the others."""
+def _reduce(
+    log_weights: Float[Tensor, "... terms regimes"],
+    mean: Float[Tensor, "... terms regimes state"],
+    covariance: Float[Tensor, "... terms regimes state state"],
+    max_terms: int,
+) -> GaussianSum:
+    """Keep the terms of largest weight among pairs of history and regime; collapse the others."""
     *batch, M, K = log_weights.shape
     regimes = torch.arange(K, device=mean.device).expand(*batch, M, K)
     means, covariances = mean.flatten(-3, -2), covariance.flatten(-4, -3)

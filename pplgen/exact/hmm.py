@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.errors import InputError
@@ -25,29 +26,31 @@ __all__ = ["Posterior", "forward_backward", "log_normaliser", "sample_paths", "v
 class Posterior(NamedTuple):
     """Results of forward-backward; past the end of a shorter series its last state is repeated."""
 
-    log_normaliser: Tensor
-    """``log p(y_1:T)`` in nats, shape ``(...)``."""
-    log_densities: Tensor
-    """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``; they sum to ``log_normaliser``."""
-    filtered: Tensor
-    """``p(s_t | y_1:t)``, shape ``(..., T, K)``."""
-    smoothed: Tensor
-    """``p(s_t | y_1:T)``, shape ``(..., T, K)``."""
-    pairs: Tensor
-    """``p(s_t, s_{t+1} | y_1:T)``, shape ``(..., T - 1, K, K)``."""
+    log_normaliser: Float[Tensor, "..."]
+    """``log p(y_1:T)`` in nats."""
+    log_densities: Float[Tensor, "... time"]
+    """``log p(y_t | y_1:t-1)`` in nats; they sum to ``log_normaliser``."""
+    filtered: Float[Tensor, "... time regimes"]
+    """``p(s_t | y_1:t)``."""
+    smoothed: Float[Tensor, "... time regimes"]
+    """``p(s_t | y_1:T)``."""
+    pairs: Float[Tensor, "... time-1 regimes regimes"]
+    """``p(s_t, s_{t+1} | y_1:T)``."""
 
 
-def forward_backward(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> Posterior:
+def forward_backward(
+    log_emission: Float[Tensor, "... time regimes"], chain: MarkovChain, *, lengths: Int[Tensor, "..."] | None = None
+) -> Posterior:
     """Compute marginals of states and of adjacent pairs by the sequential forward-backward algorithm.
 
     Parameters
     ----------
     log_emission
-        ``log p(y_t | s_t)``, shape ``(..., T, K)``.
+        ``log p(y_t | s_t)``.
     chain
         The Markov chain; batch axes broadcast.
     lengths
-        Number of steps of each series, from 1 to T, integers of shape ``(...)``; T by default.
+        Number of steps of each series, from 1 to T, integers; T by default.
 
     Raises
     ------
@@ -71,7 +74,9 @@ def forward_backward(log_emission: Tensor, chain: MarkovChain, *, lengths: Tenso
     )
 
 
-def log_normaliser(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> Tensor:
+def log_normaliser(
+    log_emission: Float[Tensor, "... time regimes"], chain: MarkovChain, *, lengths: Int[Tensor, "..."] | None = None
+) -> Float[Tensor, "..."]:
     """Compute the log normaliser in parallel over time, by a scan of matrix products in the log semiring.
 
     Its gradient in ``log_emission`` is the smoothed marginals, in a time-varying ``log_transition`` the pair marginals.
@@ -80,7 +85,7 @@ def log_normaliser(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor 
     Returns
     -------
     Tensor
-        ``log p(y_1:T)`` in nats, shape ``(...)``.
+        ``log p(y_1:T)`` in nats.
     """
     first, links = _log_potentials(log_emission, chain, lengths)
     start = first.unsqueeze(-2).expand(*first.shape, first.shape[-1]).unsqueeze(-3)
@@ -88,15 +93,17 @@ def log_normaliser(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor 
     return _log_sum(products[..., -1, 0, :], -1)
 
 
-def viterbi(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def viterbi(
+    log_emission: Float[Tensor, "... time regimes"], chain: MarkovChain, *, lengths: Int[Tensor, "..."] | None = None
+) -> tuple[Int[Tensor, "... time"], Float[Tensor, "..."]]:
     """Compute the most probable path (Viterbi); arguments and errors as for ``forward_backward``.
 
     Returns
     -------
     path : Tensor
-        Integers, shape ``(..., T)``; past the end of a shorter series its last state is repeated.
+        Past the end of a shorter series its last state is repeated.
     log_weight : Tensor
-        ``log p(path, y_1:T)`` in nats, shape ``(...)``.
+        ``log p(path, y_1:T)`` in nats.
     """
     first, links = _log_potentials(log_emission, chain, lengths)
     best, predecessors = first, []
@@ -111,8 +118,13 @@ def viterbi(log_emission: Tensor, chain: MarkovChain, *, lengths: Tensor | None 
 
 
 def sample_paths(
-    log_emission: Tensor, chain: MarkovChain, num_paths: int, *, lengths: Tensor | None = None, seed: int = 0
-) -> Tensor:
+    log_emission: Float[Tensor, "... time regimes"],
+    chain: MarkovChain,
+    num_paths: int,
+    *,
+    lengths: Int[Tensor, "..."] | None = None,
+    seed: int = 0,
+) -> Int[Tensor, "{num_paths} ... time"]:
     """Draw paths from their posterior by forward filtering backward sampling.
 
     Parameters
@@ -127,7 +139,7 @@ def sample_paths(
     Returns
     -------
     Tensor
-        Integers, shape ``(num_paths, ..., T)``; past the end of a shorter series its last state is repeated.
+        Past the end of a shorter series its last state is repeated.
     """
     first, links = _log_potentials(log_emission, chain, lengths)
     forward = _forward(first, links)
@@ -140,8 +152,10 @@ def sample_paths(
     return torch.stack(path[::-1], -1)
 
 
-def _log_potentials(log_emission: Tensor, chain: MarkovChain, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return log potentials of the first state ``(..., K)`` and of the later steps ``(..., T - 1, K, K)``."""
+def _log_potentials(
+    log_emission: Float[Tensor, "... time regimes"], chain: MarkovChain, lengths: Int[Tensor, "..."] | None
+) -> tuple[Float[Tensor, "... regimes"], Float[Tensor, "... time-1 regimes regimes"]]:
+    """Return log potentials of the first state and of the later steps."""
     log_initial, log_transition = chain
     check_dtypes(log_emission=log_emission, log_initial=log_initial, log_transition=log_transition)
     if log_emission.ndim < 2 or 0 in log_emission.shape[-2:]:
@@ -158,7 +172,9 @@ def _log_potentials(log_emission: Tensor, chain: MarkovChain, lengths: Tensor | 
     return first, links if lengths is None else _pad_with_identity(links, lengths)
 
 
-def _pad_with_identity(links: Tensor, lengths: Tensor) -> Tensor:
+def _pad_with_identity(
+    links: Float[Tensor, "... links regimes regimes"], lengths: Int[Tensor, "..."]
+) -> Float[Tensor, "... links regimes regimes"]:
     """Replace log potentials past the end of each series by those of the identity."""
     T, K = links.shape[-3] + 1, links.shape[-1]
     if lengths.is_floating_point() or lengths.shape != links.shape[:-3]:
@@ -171,8 +187,10 @@ def _pad_with_identity(links: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(continues[..., None, None], links, identity)
 
 
-def _forward(first: Tensor, links: Tensor) -> Tensor:
-    """Return ``log p(s_t, y_1:t)``, shape ``(..., T, K)``."""
+def _forward(
+    first: Float[Tensor, "... regimes"], links: Float[Tensor, "... links regimes regimes"]
+) -> Float[Tensor, "... links+1 regimes"]:
+    """Return ``log p(s_t, y_1:t)``."""
     forward = [first]
     for t in range(links.shape[-3]):
         forward.append(_log_sum(forward[-1].unsqueeze(-1) + links[..., t, :, :], -2))
@@ -183,7 +201,7 @@ def _log_matrix_product(earlier: Elements, later: Elements) -> Elements:
     return (_log_sum(earlier[0].unsqueeze(-1) + later[0].unsqueeze(-3), -2),)
 
 
-def _log_sum(x: Tensor, dim: int) -> Tensor:
+def _log_sum(x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
     """``logsumexp`` with gradient zero, not NaN, where all terms are minus infinity."""
     impossible = (x == -torch.inf).all(dim=dim, keepdim=True)
     return torch.where(impossible.squeeze(dim), -torch.inf, torch.where(impossible, 0, x).logsumexp(dim=dim))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.errors import renamed
@@ -36,41 +37,47 @@ __getattr__ = renamed(__name__, {"over_all_batches": "expand_covariances"})
 class Filtered(NamedTuple):
     """Results of the Kalman filter."""
 
-    log_densities: Tensor
-    """``log p(y_t | y_1:t-1)`` in nats, of the observed coordinates, shape ``(..., T)``."""
-    predicted_mean: Tensor
-    """``E[x_t | y_1:t-1]``, shape ``(..., T, D)``."""
-    predicted_covariance: Tensor
-    """``Cov[x_t | y_1:t-1]``, shape ``(..., T, D, D)``."""
-    mean: Tensor
-    """``E[x_t | y_1:t]``, shape ``(..., T, D)``."""
-    covariance: Tensor
-    """``Cov[x_t | y_1:t]``, shape ``(..., T, D, D)``."""
+    log_densities: Float[Tensor, "... time"]
+    """``log p(y_t | y_1:t-1)`` in nats, of the observed coordinates."""
+    predicted_mean: Float[Tensor, "... time state"]
+    """``E[x_t | y_1:t-1]``."""
+    predicted_covariance: Float[Tensor, "... time state state"]
+    """``Cov[x_t | y_1:t-1]``."""
+    mean: Float[Tensor, "... time state"]
+    """``E[x_t | y_1:t]``."""
+    covariance: Float[Tensor, "... time state state"]
+    """``Cov[x_t | y_1:t]``."""
 
     @property
-    def log_likelihood(self) -> Tensor:
-        """``log p(y_1:T)`` in nats, shape ``(...)``."""
+    def log_likelihood(self) -> Float[Tensor, "..."]:
+        """``log p(y_1:T)`` in nats."""
         return self.log_densities.sum(dim=-1)
 
 
 class Smoothed(NamedTuple):
     """Results of the Rauch-Tung-Striebel smoother."""
 
-    mean: Tensor
-    """``E[x_t | y_1:T]``, shape ``(..., T, D)``."""
-    covariance: Tensor
-    """``Cov[x_t | y_1:T]``, shape ``(..., T, D, D)``."""
-    cross_covariance: Tensor
-    """``Cov[x_{t+1}, x_t | y_1:T]``, shape ``(..., T - 1, D, D)``."""
+    mean: Float[Tensor, "... time state"]
+    """``E[x_t | y_1:T]``."""
+    covariance: Float[Tensor, "... time state state"]
+    """``Cov[x_t | y_1:T]``."""
+    cross_covariance: Float[Tensor, "... time-1 state state"]
+    """``Cov[x_{t+1}, x_t | y_1:T]``."""
 
 
-def predict(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+def predict(
+    mean: Float[Tensor, "... state"],
+    covariance: Float[Tensor, "... state state"],
+    A: Float[Tensor, "... state state"],
+    b: Float[Tensor, "... state"],
+    Q: Float[Tensor, "... state state"],
+) -> tuple[Float[Tensor, "... state"], Float[Tensor, "... state state"]]:
     """Predict one step ahead.
 
     Parameters
     ----------
     mean, covariance
-        Moments of ``x_{t-1}``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Moments of ``x_{t-1}``.
     A, b, Q
         Parameters of this step; batch axes broadcast.
 
@@ -83,16 +90,21 @@ def predict(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: Tensor) -
 
 
 def update(
-    mean: Tensor, covariance: Tensor, y: Tensor, C: Tensor, d: Tensor, R: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    mean: Float[Tensor, "... state"],
+    covariance: Float[Tensor, "... state state"],
+    y: Float[Tensor, "... observed"],
+    C: Float[Tensor, "... observed state"],
+    d: Float[Tensor, "... observed"],
+    R: Float[Tensor, "... observed observed"],
+) -> tuple[Float[Tensor, "... state"], Float[Tensor, "... state state"], Float[Tensor, "..."]]:
     """Condition on one observation, in Joseph form: the covariance stays symmetric and positive semi-definite.
 
     Parameters
     ----------
     mean, covariance
-        Predicted moments of ``x_t``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Predicted moments of ``x_t``.
     y
-        ``y_t``, NaN if missing, shape ``(..., E)``.
+        ``y_t``, NaN if missing.
     C, d, R
         Parameters of this step; batch axes broadcast.
 
@@ -101,7 +113,7 @@ def update(
     mean, covariance : Tensor
         Filtered moments of ``x_t``.
     log_density : Tensor
-        ``log N(y_t; C m + d, C P C' + R)`` of the observed coordinates in nats, shape ``(...)``.
+        ``log N(y_t; C m + d, C P C' + R)`` of the observed coordinates in nats.
 
     Raises
     ------
@@ -118,20 +130,26 @@ def update(
     return mean + matvec(gain, innovation), _joseph(covariance, gain, C, R), log_density
 
 
-def backward_kernel(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def backward_kernel(
+    mean: Float[Tensor, "... state"],
+    covariance: Float[Tensor, "... state state"],
+    A: Float[Tensor, "... state state"],
+    b: Float[Tensor, "... state"],
+    Q: Float[Tensor, "... state state"],
+) -> tuple[Float[Tensor, "... state state"], Float[Tensor, "... state"], Float[Tensor, "... state state"]]:
     """Compute the backward kernel of one step: ``p(x_t | x_{t+1}, y_1:t) = N(G x_{t+1} + g, L)``.
 
     Parameters
     ----------
     mean, covariance
-        Filtered moments of ``x_t``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Filtered moments of ``x_t``.
     A, b, Q
         Parameters of step t+1; batch axes broadcast.
 
     Returns
     -------
     G, g, L : Tensor
-        Shapes ``(..., D, D)``, ``(..., D)`` and ``(..., D, D)``.
+        Smoother gain, offset and covariance.
 
     Raises
     ------
@@ -143,13 +161,13 @@ def backward_kernel(mean: Tensor, covariance: Tensor, A: Tensor, b: Tensor, Q: T
     return G, mean - matvec(G, predicted_mean), _joseph(covariance, G, A, Q)
 
 
-def kalman_filter(y: Tensor, parameters: LinearGaussian) -> Filtered:
+def kalman_filter(y: Float[Tensor, "... time observed"], parameters: LinearGaussian) -> Filtered:
     """Run the sequential Kalman filter.
 
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     parameters
         Parameters of y's dtype; batch axes broadcast with y's.
 
@@ -198,8 +216,12 @@ def rts_smoother(filtered: Filtered, parameters: LinearGaussian) -> Smoothed:
     return Smoothed(means, covariances, covariances[..., 1:, :, :] @ G.mT)
 
 
-def backward_kernels(filtered: Filtered, parameters: LinearGaussian) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the backward kernels of all steps, shapes ``(..., T - 1, D, D)`` or ``(..., T - 1, D)``."""
+def backward_kernels(
+    filtered: Filtered, parameters: LinearGaussian
+) -> tuple[
+    Float[Tensor, "... steps state state"], Float[Tensor, "... steps state"], Float[Tensor, "... steps state state"]
+]:
+    """Return the backward kernels of all steps but the last."""
     T, D = filtered.mean.shape[-2:]
     return backward_kernel(
         filtered.mean[..., :-1, :],
@@ -218,7 +240,12 @@ def expand_covariances(filtered: Filtered) -> Filtered:
     )
 
 
-def _joseph(covariance: Tensor, gain: Tensor, H: Tensor, noise: Tensor) -> Tensor:
+def _joseph(
+    covariance: Float[Tensor, "... state state"],
+    gain: Float[Tensor, "... state observed"],
+    H: Float[Tensor, "... observed state"],
+    noise: Float[Tensor, "... observed observed"],
+) -> Float[Tensor, "... state state"]:
     """Return ``Cov[x | H x + noise]`` in Joseph form: a sum of two positive terms, robust to rounding."""
     residual = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device) - gain @ H
     return symmetrise(residual @ covariance @ residual.mT + gain @ noise @ gain.mT)

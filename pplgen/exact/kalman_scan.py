@@ -9,6 +9,7 @@ Control 66, 299-306).
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.exact.kalman import Filtered, Smoothed, backward_kernels, expand_covariances, predict, update
@@ -19,7 +20,7 @@ from pplgen.story.dynamics import LinearGaussian
 __all__ = ["diffuse_log_likelihood", "kalman_filter_scan", "rts_smoother_scan"]
 
 
-def kalman_filter_scan(y: Tensor, parameters: LinearGaussian) -> Filtered:
+def kalman_filter_scan(y: Float[Tensor, "... time observed"], parameters: LinearGaussian) -> Filtered:
     """Run the Kalman filter in parallel over time; arguments, result and errors as for ``kalman_filter``."""
     unrolled = unroll(y, parameters)
     _, _, A, b, Q, C, d, R = unrolled
@@ -43,7 +44,7 @@ def rts_smoother_scan(filtered: Filtered, parameters: LinearGaussian) -> Smoothe
     return Smoothed(mean.squeeze(-1), covariance, covariance[..., 1:, :, :] @ G.mT)
 
 
-def diffuse_log_likelihood(y: Tensor, parameters: LinearGaussian) -> Tensor:
+def diffuse_log_likelihood(y: Float[Tensor, "... time observed"], parameters: LinearGaussian) -> Float[Tensor, "..."]:
     """Return the log-likelihood under a diffuse initial state, ``lim log p(y) + D/2 log kappa`` for ``S0 = kappa I``.
 
     The log-likelihood given ``x_1 = m0 + z`` is ``log p(y | x_1 = m0) + eta' z - z' J z / 2``, where the scan's last
@@ -55,14 +56,14 @@ def diffuse_log_likelihood(y: Tensor, parameters: LinearGaussian) -> Tensor:
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     parameters
         ``S0`` is not used, and ``m0`` affects only rounding.
 
     Returns
     -------
     Tensor
-        In nats, shape ``(...)``.
+        In nats.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def diffuse_log_likelihood(y: Tensor, parameters: LinearGaussian) -> Tensor:
     return at_m0 + gain - L.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
 
 
-def _filter_elements(y: Tensor, unrolled: LinearGaussian) -> Elements:
+def _filter_elements(y: Float[Tensor, "... time observed"], unrolled: LinearGaussian) -> Elements:
     """Return ``p(x_t | x_{t-1}, y_t) = N(A x_{t-1} + b, C)`` and ``p(y_t | x_{t-1})`` in information form (eta, J).
 
     The paper's equations 10 to 12, with vectors as columns; H, K and e are whitened by the innovation covariance.
@@ -120,6 +121,6 @@ def _combine_smoother(earlier: Elements, later: Elements) -> Elements:
     return G1 @ G2, G1 @ g2 + g1, symmetrise(G1 @ L2 @ G1.mT) + L1
 
 
-def _shift(series: Tensor) -> Tensor:
+def _shift(series: Float[Tensor, "... time rows columns"]) -> Float[Tensor, "... time rows columns"]:
     """Shift a series by one step of axis -3, zeros first."""
     return torch.cat([torch.zeros_like(series[..., :1, :, :]), series[..., :-1, :, :]], -3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.errors import InputError, renamed
@@ -22,7 +23,7 @@ __getattr__ = renamed(
 )
 
 
-def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
+def unroll(y: Float[Tensor, "... time observed"], parameters: LinearGaussian) -> LinearGaussian:
     """Expand parameters over time and include the initial state in the dynamics: ``x_1 = 0 x_0 + m0 + N(0, S0)``.
 
     The means ``m0`` and ``b`` are also expanded to all batch axes; shared covariances are not.
@@ -53,7 +54,17 @@ def unroll(y: Tensor, parameters: LinearGaussian) -> LinearGaussian:
     return LinearGaussian(m0, S0, A, b, Q, C, d, R)
 
 
-def mask_missing(y: Tensor, C: Tensor, d: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mask_missing(
+    y: Float[Tensor, "... observed"],
+    C: Float[Tensor, "... observed state"],
+    d: Float[Tensor, "... observed"],
+    R: Float[Tensor, "... observed observed"],
+) -> tuple[
+    Float[Tensor, "... observed"],
+    Float[Tensor, "... observed state"],
+    Float[Tensor, "... observed"],
+    Float[Tensor, "... observed observed"],
+]:
     """Replace missing coordinates by uninformative ones: value 0, mean 0, independent noise of variance 1."""
     observed = ~y.isnan()
     if observed.all():
@@ -68,34 +79,44 @@ def mask_missing(y: Tensor, C: Tensor, d: Tensor, R: Tensor) -> tuple[Tensor, Te
     )
 
 
-def log_normal(deviation: Tensor, root: Tensor, num_entries: Tensor | None = None) -> Tensor:
-    """Return log densities of normal vectors in nats, shape ``(...)``.
+def log_normal(
+    deviation: Float[Tensor, "... entries"],
+    root: Float[Tensor, "... entries entries"],
+    num_entries: Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, "..."]:
+    """Return log densities of normal vectors in nats.
 
     Parameters
     ----------
     deviation
-        Difference from the mean, shape ``(..., D)``.
+        Difference from the mean.
     root
-        Cholesky factor of the covariance, shape ``(..., D, D)``.
+        Cholesky factor of the covariance.
     num_entries
-        Number of observed entries, shape ``(...)``; the others are zero with variance one. Default: all.
+        Number of observed entries; the others are zero with variance one. Default: all.
     """
     return log_normals(deviation.unsqueeze(-1), root, num_entries).squeeze(-1)
 
 
-def log_normals(deviations: Tensor, root: Tensor, num_entries: Tensor | None = None) -> Tensor:
-    """Return ``log_normal`` of P vectors with a common ``root``, ``(..., D, P)``; shape ``(..., P)``."""
+def log_normals(
+    deviations: Float[Tensor, "... entries vectors"],
+    root: Float[Tensor, "... entries entries"],
+    num_entries: Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, "... vectors"]:
+    """Return ``log_normal`` of vectors with a common ``root``, the columns of a matrix."""
     number: Tensor | int = deviations.shape[-2] if num_entries is None else num_entries.unsqueeze(-1)
     squared = torch.linalg.solve_triangular(root, deviations, upper=False).square().sum(dim=-2)
     log_determinant = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1, keepdim=True)
     return -0.5 * (number * math.log(2 * math.pi) + log_determinant + squared)
 
 
-def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Return the matrix-vector product, shapes ``(..., M, N)`` and ``(..., N)``."""
+def matvec(
+    matrix: Float[Tensor, "... rows columns"], vector: Float[Tensor, "... columns"]
+) -> Float[Tensor, "... rows"]:
+    """Return the matrix-vector product."""
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-def symmetrise(matrix: Tensor) -> Tensor:
+def symmetrise(matrix: Float[Tensor, "... size size"]) -> Float[Tensor, "... size size"]:
     """Return the mean of a matrix and its transpose, against asymmetry from rounding."""
     return (matrix + matrix.mT) / 2

@@ -12,6 +12,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.errors import InputError
@@ -24,23 +25,28 @@ __all__ = ["LogMarginal", "rao_blackwellised_filter"]
 class LogMarginal(NamedTuple):
     """A Monte Carlo estimate of ``log p(y_1:T)`` in nats."""
 
-    estimate: Tensor
+    estimate: Float[Tensor, ""]
     """Logarithm of the mean likelihood over runs, a scalar."""
-    standard_error: Tensor
+    standard_error: Float[Tensor, ""]
     """Standard error of ``estimate``, from the variance between runs by the delta method, a scalar."""
-    runs: Tensor
-    """Estimate of each independent run, shape ``(num_runs,)``."""
+    runs: Float[Tensor, "runs"]
+    """Estimate of each independent run."""
 
 
 def rao_blackwellised_filter(
-    y: Tensor, parameters: SwitchingLinearGaussian, *, num_particles: int = 1000, num_runs: int = 10, seed: int = 0
+    y: Float[Tensor, "time observed"],
+    parameters: SwitchingLinearGaussian,
+    *,
+    num_particles: int = 1000,
+    num_runs: int = 10,
+    seed: int = 0,
 ) -> LogMarginal:
     """Estimate the log marginal of one series by several independent runs.
 
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(T, E)``.
+        Observations, NaN if missing.
     parameters
         Parameters of y's dtype.
     num_particles
@@ -84,14 +90,18 @@ def rao_blackwellised_filter(
     )
 
 
-def _resample(weights: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
-    """Systematic resampling: draw indices from one uniform number per run, shape ``(num_runs, num_draws)``."""
+def _resample(
+    weights: Float[Tensor, "runs candidates"], num_draws: int, generator: torch.Generator
+) -> Int[Tensor, "runs {num_draws}"]:
+    """Systematic resampling: draw indices from one uniform number per run."""
     offset = torch.rand(len(weights), 1, generator=generator, dtype=weights.dtype, device=weights.device)
     points = (torch.arange(num_draws, dtype=weights.dtype, device=weights.device) + offset) / num_draws
     cumulative = weights.cumsum(dim=-1)
     return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).clamp_max(weights.shape[1] - 1)
 
 
-def _select(part: Tensor, chosen: Tensor) -> Tensor:
+def _select(
+    part: Float[Tensor, "runs candidates ..."], chosen: Int[Tensor, "runs draws"]
+) -> Float[Tensor, "runs draws ..."]:
     """Return the resampled candidates of each run."""
     return part[torch.arange(len(part), device=part.device).unsqueeze(-1), chosen]

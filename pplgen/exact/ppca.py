@@ -18,6 +18,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.errors import InputError, renamed
@@ -40,36 +41,36 @@ __getattr__ = renamed(
 class FactorParameters(NamedTuple):
     """Parameters of factor analysis with D features and k latent dimensions."""
 
-    W: Tensor
-    """Loadings, shape ``(D, k)``; identified up to a rotation of the latents."""
-    mu: Tensor
-    """Means of the columns, shape ``(D,)``."""
-    psi: Tensor
-    """Noise variances, shape ``(D,)``."""
+    W: Float[Tensor, "features latents"]
+    """Loadings; identified up to a rotation of the latents."""
+    mu: Float[Tensor, "features"]
+    """Means of the columns."""
+    psi: Float[Tensor, "features"]
+    """Noise variances."""
 
 
 class FactorPosterior(NamedTuple):
     """Posterior of latents and missing entries given the observed entries and the parameters."""
 
-    latents: Tensor
-    """``E[z_i | x_i,o]``, shape ``(N, k)``."""
-    latent_covariance: Tensor
-    """``Cov[z_i | x_i,o]``, shape ``(N, k, k)``."""
-    rows: Tensor
-    """``E[x_i | x_i,o]``, shape ``(N, D)``."""
-    row_covariance: Tensor
-    """``Cov[x_i | x_i,o]``, zero for observed entries, shape ``(N, D, D)``."""
-    log_likelihoods: Tensor
-    """``log p(x_i,o)`` in nats, shape ``(N,)``."""
+    latents: Float[Tensor, "rows latents"]
+    """``E[z_i | x_i,o]``."""
+    latent_covariance: Float[Tensor, "rows latents latents"]
+    """``Cov[z_i | x_i,o]``."""
+    rows: Float[Tensor, "rows features"]
+    """``E[x_i | x_i,o]``."""
+    row_covariance: Float[Tensor, "rows features features"]
+    """``Cov[x_i | x_i,o]``, zero for observed entries."""
+    log_likelihoods: Float[Tensor, "rows"]
+    """``log p(x_i,o)`` in nats."""
 
 
-def factor_posterior(x: Tensor, parameters: FactorParameters) -> FactorPosterior:
+def factor_posterior(x: Float[Tensor, "rows features"], parameters: FactorParameters) -> FactorPosterior:
     """Compute the posterior of latents and missing entries given the observed entries.
 
     Parameters
     ----------
     x
-        Rows, NaN if missing, shape ``(N, D)``.
+        Rows, NaN if missing.
     parameters
         Parameters of the joint distribution.
     """
@@ -81,13 +82,13 @@ def factor_posterior(x: Tensor, parameters: FactorParameters) -> FactorPosterior
     )
 
 
-def ppca(x: Tensor, num_latents: int) -> tuple[FactorParameters, Tensor]:
+def ppca(x: Float[Tensor, "rows features"], num_latents: int) -> tuple[FactorParameters, Float[Tensor, ""]]:
     """Maximise the likelihood of probabilistic PCA in closed form (Tipping and Bishop 1999, equations 7 and 8).
 
     Parameters
     ----------
     x
-        Rows without missing entries, shape ``(N, D)``, float64 for accurate results.
+        Rows without missing entries, float64 for accurate results.
     num_latents
         Number k of latent dimensions, fewer than D.
 
@@ -119,7 +120,7 @@ def ppca(x: Tensor, num_latents: int) -> tuple[FactorParameters, Tensor]:
 
 
 def em_factor_analysis(
-    x: Tensor,
+    x: Float[Tensor, "rows features"],
     num_latents: int,
     *,
     shared_noise: bool = False,
@@ -133,7 +134,7 @@ def em_factor_analysis(
     Parameters
     ----------
     x
-        Rows, NaN if missing, shape ``(N, D)``.
+        Rows, NaN if missing.
     num_latents
         Number of latent dimensions, fewer than D.
     shared_noise
@@ -176,7 +177,7 @@ def em_factor_analysis(
     )
 
 
-def _expect(x: Tensor, parameters: FactorParameters) -> Expectations:
+def _expect(x: Float[Tensor, "rows features"], parameters: FactorParameters) -> Expectations:
     """Run the E-step on rows extended by their latents as missing entries."""
     W, mu, psi = parameters
     k = W.shape[1]

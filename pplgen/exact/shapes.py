@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Size, Tensor
 
 from pplgen.errors import InputError
@@ -79,7 +80,7 @@ def stack_steps(steps: Sequence[tuple[Tensor, ...]], *dims: int) -> tuple[Tensor
     return tuple(torch.stack(torch.broadcast_tensors(*part), dim) for part, dim in zip(series, dims, strict=True))
 
 
-def pick(part: Tensor, index: Tensor, core: int) -> Tensor:
+def pick(part: Tensor, index: Int[Tensor, "..."], core: int) -> Tensor:
     """Index the axis before the last ``core`` ones.
 
     Parameters

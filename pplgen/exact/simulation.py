@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.exact.kalman import Filtered, backward_kernels
@@ -12,7 +13,7 @@ from pplgen.story.dynamics import LinearGaussian
 __all__ = ["draw_categorical", "draw_missing", "draw_normal", "draw_states", "square_root"]
 
 
-def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
+def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Float[Tensor, "... time state"]:
     """Draw a state path from ``p(x_1:T | y_1:T)`` by forward filtering backward sampling, with torch's generator.
 
     Parameters
@@ -21,11 +22,6 @@ def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
         Result of the filter.
     parameters
         Parameters of the filter.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(..., T, D)``.
 
     Raises
     ------
@@ -46,7 +42,13 @@ def draw_states(filtered: Filtered, parameters: LinearGaussian) -> Tensor:
     return torch.stack(path[::-1], -2)
 
 
-def draw_missing(y: Tensor, x: Tensor, C: Tensor, d: Tensor, R: Tensor) -> Tensor:
+def draw_missing(
+    y: Float[Tensor, "... observed"],
+    x: Float[Tensor, "... state"],
+    C: Float[Tensor, "... observed state"],
+    d: Float[Tensor, "... observed"],
+    R: Float[Tensor, "... observed observed"],
+) -> Float[Tensor, "... observed"]:
     """Draw the missing entries of ``y = C x + d + N(0, R)`` given the observed ones and x, with torch's generator.
 
     A draw of the noise is conditioned on its observed entries (Matheron's rule): with e the noise, o the observed and m
@@ -56,16 +58,16 @@ def draw_missing(y: Tensor, x: Tensor, C: Tensor, d: Tensor, R: Tensor) -> Tenso
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., E)``.
+        Observations, NaN if missing.
     x
-        States, shape ``(..., D)``; batch axes of all arguments broadcast.
+        States; batch axes of all arguments broadcast.
     C, d, R
-        Shapes ``(..., E, D)``, ``(..., E)`` and ``(..., E, E)``.
+        Loadings, mean and covariance of the noise.
 
     Returns
     -------
     Tensor
-        Shape ``(..., E)``, with observed entries unchanged.
+        The observations, with observed entries unchanged.
     """
     signal = matvec(C, x) + d
     y = y.expand(torch.broadcast_shapes(y.shape, signal.shape))
@@ -79,13 +81,15 @@ def draw_missing(y: Tensor, x: Tensor, C: Tensor, d: Tensor, R: Tensor) -> Tenso
     return torch.where(observed, y, drawn + matvec(gain, solved))
 
 
-def draw_categorical(log_probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw indices of the last axis; probabilities need not be normalised.
+def draw_categorical(
+    log_probabilities: Float[Tensor, "... categories"], generator: torch.Generator | None = None
+) -> Int[Tensor, "..."]:
+    """Draw one index of the last axis from each vector of probabilities.
 
     Parameters
     ----------
     log_probabilities
-        Shape ``(..., K)``; the result has shape ``(...)``.
+        Log probabilities, up to a constant.
     generator
         Random generator; default: torch's global one.
     """
@@ -93,13 +97,15 @@ def draw_categorical(log_probabilities: Tensor, generator: torch.Generator | Non
     return (log_probabilities - exponential.log()).argmax(dim=-1)  # Gumbel-max trick
 
 
-def draw_normal(mean: Tensor, covariance: Tensor) -> Tensor:
-    """Draw from ``N(mean, covariance)``, shape ``(..., D)``, with torch's generator."""
+def draw_normal(
+    mean: Float[Tensor, "... state"], covariance: Float[Tensor, "... state state"]
+) -> Float[Tensor, "... state"]:
+    """Draw from ``N(mean, covariance)``, with torch's generator."""
     return mean + matvec(square_root(covariance), torch.randn_like(mean))
 
 
-def square_root(covariance: Tensor) -> Tensor:
-    """Return a matrix S with ``S S' = covariance``, which may be singular, shape ``(..., D, D)``."""
+def square_root(covariance: Float[Tensor, "... size size"]) -> Float[Tensor, "... size size"]:
+    """Return a matrix S with ``S S' = covariance``, which may be singular."""
     covariance = symmetrise(covariance)
     root, failed = torch.linalg.cholesky_ex(covariance)
     if failed.any():

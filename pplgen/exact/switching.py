@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pplgen.errors import InputError, renamed
@@ -39,41 +40,44 @@ __getattr__ = renamed(__name__, {"with_axes": "insert_batch_axes"})
 class SwitchingFiltered(NamedTuple):
     """Results of Kim's filter, one Gaussian per regime."""
 
-    log_densities: Tensor
-    """``log p(y_t | y_1:t-1)`` in nats, shape ``(..., T)``."""
-    probabilities: Tensor
-    """``p(s_t | y_1:t)``, shape ``(..., T, K)``."""
-    mean: Tensor
-    """``E[x_t | s_t, y_1:t]``, shape ``(..., T, K, D)``."""
-    covariance: Tensor
-    """``Cov[x_t | s_t, y_1:t]``, shape ``(..., T, K, D, D)``."""
+    log_densities: Float[Tensor, "... time"]
+    """``log p(y_t | y_1:t-1)`` in nats."""
+    probabilities: Float[Tensor, "... time regimes"]
+    """``p(s_t | y_1:t)``."""
+    mean: Float[Tensor, "... time regimes state"]
+    """``E[x_t | s_t, y_1:t]``."""
+    covariance: Float[Tensor, "... time regimes state state"]
+    """``Cov[x_t | s_t, y_1:t]``."""
 
     @property
-    def log_likelihood(self) -> Tensor:
-        """``log p(y_1:T)`` in nats, shape ``(...)``."""
+    def log_likelihood(self) -> Float[Tensor, "..."]:
+        """``log p(y_1:T)`` in nats."""
         return self.log_densities.sum(dim=-1)
 
 
 class SwitchingSmoothed(NamedTuple):
     """Results of smoothing; state moments are marginal over regimes."""
 
-    probabilities: Tensor
-    """``p(s_t | y_1:T)``, shape ``(..., T, K)``."""
-    mean: Tensor
-    """``E[x_t | y_1:T]``, shape ``(..., T, D)``."""
-    covariance: Tensor
-    """``Cov[x_t | y_1:T]``, shape ``(..., T, D, D)``."""
+    probabilities: Float[Tensor, "... time regimes"]
+    """``p(s_t | y_1:T)``."""
+    mean: Float[Tensor, "... time state"]
+    """``E[x_t | y_1:T]``."""
+    covariance: Float[Tensor, "... time state state"]
+    """``Cov[x_t | y_1:T]``."""
 
 
 def kim_filter(
-    y: Tensor, parameters: SwitchingLinearGaussian, *, log_transition: Callable[[Tensor], Tensor] | None = None
+    y: Float[Tensor, "... time observed"],
+    parameters: SwitchingLinearGaussian,
+    *,
+    log_transition: Callable[[Tensor], Tensor] | None = None,
 ) -> SwitchingFiltered:
     """Run Kim's filter, which collapses the K^2 Gaussians of each step to K.
 
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     parameters
         Parameters of y's dtype. Their batch axes, the same for each parameter and followed by a regime axis wherever
         ``per_regime`` adds one, broadcast with y's.
@@ -152,7 +156,13 @@ def kim_smoother(filtered: SwitchingFiltered, parameters: SwitchingLinearGaussia
     return SwitchingSmoothed(*stack_steps(steps[::-1], -2, -2, -3))
 
 
-def collapse(weights: Tensor, mean: Tensor, covariance: Tensor, *, dim: int = -1) -> tuple[Tensor, Tensor]:
+def collapse(
+    weights: Float[Tensor, "..."],
+    mean: Float[Tensor, "... state"],
+    covariance: Float[Tensor, "... state state"],
+    *,
+    dim: int = -1,
+) -> tuple[Float[Tensor, "... state"], Float[Tensor, "... state state"]]:
     """Return the mean and covariance of a mixture of Gaussians.
 
     Parameters
@@ -171,39 +181,43 @@ def collapse(weights: Tensor, mean: Tensor, covariance: Tensor, *, dim: int = -1
     return centre.squeeze(dim - 1), total_covariance
 
 
-def first_step(y: Tensor, parameters: SwitchingLinearGaussian) -> tuple[Tensor, Tensor, Tensor]:
-    """Condition the initial state on ``y_1``, shape ``(..., E)``, in each regime; returns as ``next_step``."""
+def first_step(
+    y: Float[Tensor, "... observed"], parameters: SwitchingLinearGaussian
+) -> tuple[Float[Tensor, "... regimes state"], Float[Tensor, "... regimes state state"], Float[Tensor, "... regimes"]]:
+    """Condition the initial state on ``y_1``, in each regime; returns as ``next_step``."""
     _, _, m0, S0, _, _, _, C, d, R = parameters
     mean, covariance, log_density = update(m0.unsqueeze(-2), S0.unsqueeze(-3), y.unsqueeze(-2), C, d, R)
     return mean, covariance.expand(*mean.shape, -1), log_density
 
 
 def next_step(
-    y: Tensor, mean: Tensor, covariance: Tensor, parameters: SwitchingLinearGaussian
-) -> tuple[Tensor, Tensor, Tensor]:
+    y: Float[Tensor, "... observed"],
+    mean: Float[Tensor, "... state"],
+    covariance: Float[Tensor, "... state state"],
+    parameters: SwitchingLinearGaussian,
+) -> tuple[Float[Tensor, "... regimes state"], Float[Tensor, "... regimes state state"], Float[Tensor, "... regimes"]]:
     """Predict and update by one step in each regime.
 
     Parameters
     ----------
     y
-        ``y_t``, shape ``(..., E)``.
+        ``y_t``.
     mean, covariance
-        Moments of ``x_{t-1}``, shapes ``(..., D)`` and ``(..., D, D)``.
+        Moments of ``x_{t-1}``.
     parameters
         Parameters from ``per_regime``.
 
     Returns
     -------
     mean, covariance, log_density : Tensor
-        Moments of ``x_t`` and log density of ``y_t`` given the past and ``s_t``, shapes ``(..., K, D)``, ``(..., K, D,
-        D)`` and ``(..., K)``.
+        Moments of ``x_t`` and log density of ``y_t`` given the past and ``s_t``.
     """
     _, _, _, _, A, b, Q, C, d, R = parameters
     predicted = predict(mean.unsqueeze(-2), covariance.unsqueeze(-3), A, b, Q)
     return update(*predicted, y.unsqueeze(-2), C, d, R)
 
 
-def per_regime(y: Tensor, parameters: SwitchingLinearGaussian) -> SwitchingLinearGaussian:
+def per_regime(y: Float[Tensor, "... time observed"], parameters: SwitchingLinearGaussian) -> SwitchingLinearGaussian:
     """Expand parameters that regimes share along a regime axis.
 
     Raises

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pplgen.errors import InputError
@@ -23,23 +24,23 @@ __all__ = ["SwitchingPaths", "draw_switching_paths"]
 class SwitchingPaths(NamedTuple):
     """Draws of M paths per series."""
 
-    regimes: Tensor
-    """Integers, shape ``(..., M, T)``."""
-    states: Tensor
-    """Shape ``(..., M, T, D)``."""
-    log_ratios: Tensor
-    """Log importance ratios ``log p(y, s, x) - log q(s, x)`` in nats, q being the proposal, shape ``(..., M)``. The
-    mean of their exponentials is an unbiased estimate of the likelihood. If transitions depend on the state, the
-    sampled terms of the filter are part of the path, in p and in q."""
+    regimes: Int[Tensor, "... paths time"]
+    """Regime of each step."""
+    states: Float[Tensor, "... paths time state"]
+    """State of each step."""
+    log_ratios: Float[Tensor, "... paths"]
+    """Log importance ratios ``log p(y, s, x) - log q(s, x)`` in nats, q being the proposal. The mean of their
+    exponentials is an unbiased estimate of the likelihood. If transitions depend on the state, the sampled terms of the
+    filter are part of the path, in p and in q."""
 
 
 def draw_switching_paths(
-    y: Tensor,
+    y: Float[Tensor, "... time observed"],
     filtered: GaussianSums,
     parameters: SwitchingLinearGaussian,
     num_paths: int,
     *,
-    lengths: Tensor | None = None,
+    lengths: Int[Tensor, "..."] | None = None,
     log_transition: Callable[[Tensor], Tensor] | None = None,
 ) -> SwitchingPaths:
     """Draw regimes and states given series, with torch's generator; the last ones are repeated past a series' end.
@@ -52,7 +53,7 @@ def draw_switching_paths(
     Parameters
     ----------
     y
-        Observations, NaN if missing, shape ``(..., T, E)``.
+        Observations, NaN if missing.
     filtered, parameters, lengths, log_transition
         Result of ``gaussian_sum_filter``, and its arguments.
     num_paths
@@ -114,19 +115,25 @@ def draw_switching_paths(
     return SwitchingPaths(s.gather(-1, step_index), torch.take_along_dim(x, step_index.unsqueeze(-1), -2), log_ratios)
 
 
-def _pick_terms(mixture: GaussianSum, term: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _pick_terms(
+    mixture: GaussianSum, term: Int[Tensor, "..."]
+) -> tuple[Int[Tensor, "..."], Float[Tensor, "... state"], Float[Tensor, "... state state"]]:
     """Return regime, mean and covariance of chosen terms."""
     return pick(mixture.regimes, term, 0), pick(mixture.mean, term, 1), pick(mixture.covariance, term, 2)
 
 
-def _log_density(mixture: GaussianSum, regimes: Tensor, x: Tensor) -> Tensor:
-    """Return the log density of regimes and states in nats, shape ``(..., M)``."""
+def _log_density(
+    mixture: GaussianSum, regimes: Int[Tensor, "... paths"], x: Float[Tensor, "... paths state"]
+) -> Float[Tensor, "... paths"]:
+    """Return the log density of regimes and states in nats."""
     terms = mixture.log_weights + log_normal(x.unsqueeze(-2) - mixture.mean, torch.linalg.cholesky(mixture.covariance))
     return torch.where(mixture.regimes == regimes.unsqueeze(-1), terms, -torch.inf).logsumexp(dim=-1)
 
 
-def _log_emission(y: Tensor, x: Tensor, parameters: SwitchingLinearGaussian) -> Tensor:
-    """Return the log density of each observation in each regime, nats, shape ``(..., M, T, K)``."""
+def _log_emission(
+    y: Float[Tensor, "... time observed"], x: Float[Tensor, "... paths time state"], parameters: SwitchingLinearGaussian
+) -> Float[Tensor, "... paths time regimes"]:
+    """Return the log density of each observation in each regime, nats."""
     num_observed = (~y.isnan()).to(y.dtype).sum(dim=-1)
     paths, log_densities = x.movedim(-3, -1), []  # paths on the last axis share the noise covariances
     for k in range(parameters.pi.shape[-1]):

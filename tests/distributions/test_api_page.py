@@ -14,19 +14,34 @@ from pplgen import distributions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api" / "distributions.md").read_text("utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
-SHAPES = [(20, 3), (20, 2), (20, 1), (3, 15, 1)]
-MISSING = [True, False, False, True]
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def with_gap(x):
+    x[0, 1] = math.nan
+    return x
+
+
+DATA = [
+    with_gap(noise(20, 3)),
+    noise(20, 2),
+    noise(20, 1),
+    (3 * noise(20, 2)).abs().floor(),
+    torch.bucketize(noise(20), torch.tensor([-0.5, 0.5])),
+    noise(20, 3).sigmoid(),
+    with_gap(noise(3, 15, 1)),
+]
 
 
 def test_every_distribution_is_on_its_page():
     assert set(re.findall(r"pplgen\.distributions\.(\w+)", PAGE)) == set(distributions.__all__)
 
 
-@pytest.mark.parametrize(("code", "shape", "missing"), [*zip(EXAMPLES, SHAPES, MISSING, strict=True)])
-def test_examples_fit(code, shape, missing):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    if missing:
-        x[0, 1] = math.nan
+@pytest.mark.parametrize(("code", "x"), [*zip(EXAMPLES, DATA, strict=True)])
+def test_examples_fit(code, x):
     names = {"pyro": pyro, "dist": dist, "torch": torch}
     names |= {name: getattr(distributions, name) for name in distributions.__all__}
     exec(compile(code, "distributions.md", "exec"), names)

@@ -119,6 +119,7 @@ def test_a_long_series_in_parallel():
     torch.testing.assert_close(log_normaliser(log_emission, chain), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("solve", [forward_backward, log_normaliser, viterbi])
 def test_misfits_are_said(solve):
     log_emission, chain = potentials()

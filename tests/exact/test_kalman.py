@@ -159,6 +159,7 @@ def test_misfits_are_said(constant_model, filter_series, smooth, changes, senten
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @ALGORITHMS
 def test_a_series_has_a_time_axis(constant_model, filter_series, smooth):
     y, parameters = constant_model

@@ -48,6 +48,7 @@ def test_the_seed_decides(switching_model):
     assert not torch.equal(first, other)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_misfits_are_said(switching_model):
     y, parameters = switching_model
     with pytest.raises(InputError, match=r"y has shape \(1, 6, 2\); expected one series"):
