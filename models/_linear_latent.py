@@ -20,7 +20,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._decoder_likelihoods import NormalEntries
+from pplgen.models._network_entries import NormalEntries
 from pplgen.models._starts.principal_components import principal_loadings
 from pyro.nn import pyro_method
 from torch import Tensor, nn

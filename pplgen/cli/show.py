@@ -44,7 +44,7 @@ def story_page(
     claims
         Recorded results of the claims about it.
     """
-    options = constructor_options(entry.definition)
+    options = constructor_options(entry.definition, entry.base)
     width = max(len(option.name) for option in options)
     parts = [
         f"{entry.name}, in Python pplgen.models.{entry.class_name}\n{entry.summary}",

@@ -6,10 +6,12 @@ May import: story (the parameters in `story/dynamics.py`). Start reading at `mis
 from __future__ import annotations
 
 from pplgen.distributions.cholesky_factors import BartlettCholesky, InverseWishartCholesky
+from pplgen.distributions.decoder_likelihoods import CategoricalValues, decoder_likelihood
 from pplgen.distributions.fraley_raftery import fraley_raftery
 from pplgen.distributions.hidden_markov import HiddenMarkovSeries
 from pplgen.distributions.inverse_chi import InverseRootGamma, inverse_chi
 from pplgen.distributions.inverse_wishart import InverseWishart
+from pplgen.distributions.latent_priors import FlatPrior, standard_prior, vamp_prior
 from pplgen.distributions.linear_gaussian import LinearGaussianSeries
 from pplgen.distributions.missing import (
     Blockwise,
@@ -20,6 +22,7 @@ from pplgen.distributions.missing import (
 )
 from pplgen.distributions.normal_mixture import NormalMixture
 from pplgen.distributions.normal_with_zeros import NormalWithZeros
+from pplgen.distributions.stick_breaking import stick_breaking
 from pplgen.distributions.switching_autoregression import MarkovSwitchingAutoregression
 from pplgen.distributions.switching_observations import Emission, SwitchingObservations
 from pplgen.distributions.switching_path import Dynamics, SwitchingLinearGaussianPath
@@ -28,8 +31,10 @@ from pplgen.story.dynamics import LinearGaussian
 __all__ = [
     "BartlettCholesky",
     "Blockwise",
+    "CategoricalValues",
     "Dynamics",
     "Emission",
+    "FlatPrior",
     "HiddenMarkovSeries",
     "InverseRootGamma",
     "InverseWishart",
@@ -44,7 +49,11 @@ __all__ = [
     "SwitchingLinearGaussianPath",
     "SwitchingObservations",
     "WholeRowNormal",
+    "decoder_likelihood",
     "fraley_raftery",
     "inverse_chi",
     "normal_rows",
+    "standard_prior",
+    "stick_breaking",
+    "vamp_prior",
 ]
