@@ -3,10 +3,10 @@ r"""Bayesian Gaussian mixture.
 The story, for rows x_i of D features and K components::
 
     weights        ~ Dirichlet(alpha, ..., alpha)
-    Sigma_k        ~ InverseWishart(D + 2, diag(s^2) / K^(2/D))         full, or tied: one Sigma for all components
+    Sigma_k        ~ InverseWishart(D + 2, diag(s^2) / K^(2/D))      full, or tied: one Sigma for all components
                      or diag(sigma_k^2), with
-    sigma_kd^2     ~ s_d^2 / K^(2/D) / ChiSquared(3)                diag
-    sigma_k^2      ~ mean(s^2) / K^(2/D) / ChiSquared(D + 2)        spherical
+    sigma_kd^2     ~ s_d^2 / K^(2/D) / ChiSquared(3)                 diag
+    sigma_k^2      ~ mean(s^2) / K^(2/D) / ChiSquared(D + 2)         spherical
     mu_k | Sigma_k ~ Normal(m, Sigma_k / kappa)
     z_i            ~ Categorical(weights)
     x_i | z_i = k  ~ Normal(mu_k, Sigma_k)

@@ -14,8 +14,8 @@ from pplgen import distributions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api" / "distributions.md").read_text("utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
-SHAPES = [(20, 3), (20, 2), (20, 1), (3, 15, 1)]
-MISSING = [True, False, False, True]
+SHAPES = [(20, 3), (20, 2), (20, 1), (20, 4), (3, 15, 1)]
+MISSING = [True, False, False, True, True]
 
 
 def test_every_distribution_is_on_its_page():
@@ -25,6 +25,8 @@ def test_every_distribution_is_on_its_page():
 @pytest.mark.parametrize(("code", "shape", "missing"), [*zip(EXAMPLES, SHAPES, MISSING, strict=True)])
 def test_examples_fit(code, shape, missing):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if "bernoulli" in code:
+        x = (x > 0).float()
     if missing:
         x[0, 1] = math.nan
     names = {"pyro": pyro, "dist": dist, "torch": torch}
