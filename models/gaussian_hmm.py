@@ -2,19 +2,19 @@ r"""Bayesian hidden Markov model.
 
 The story, for series y of T steps with D features, and K regimes::
 
-    pi            ~ Dirichlet(1, ..., 1)                    P_k, row k of P ~ Dirichlet(alpha, ..., alpha)
-    s_1           ~ Categorical(pi)                         s_t | s_{t-1}   ~ Categorical(P[s_{t-1}])
-    y_t | s_t = k ~ Normal(mu_k, diag(sigma_k^2))           mu_k            ~ Normal(m, w)
-                                                            sigma_k^2       ~ s^2 / ChiSquared(3)
-                    or Normal(mu_k, Sigma_k)                Sigma_k         ~ InverseWishart(D + 2, diag(s^2))
-                    or Poisson(rate_k)                      rate_k          ~ Gamma(m^2 / w^2, m / w^2)
-                    or Categorical(probability_k)           probability_k   ~ Dirichlet(1, ..., 1), for each column
+    pi            ~ Dirichlet(1, ..., 1)
+    P_k           ~ Dirichlet(alpha, ..., alpha)               row k of P
+    mu_k          ~ Normal(m, w)                               emission: diag and full
+    sigma_k^2     ~ s^2 / ChiSquared(3)                        diag
+    Sigma_k       ~ InverseWishart(D + 2, diag(s^2))           full
+    rate_k        ~ Gamma(m^2 / w^2, m / w^2)                  poisson: prior mean m, standard deviation w
+    probability_k ~ Dirichlet(1, ..., 1), for each column      categorical
+    s_1           ~ Categorical(pi)                            s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
+    y_t | s_t = k ~ Normal(mu_k, diag(sigma_k^2)), Normal(mu_k, Sigma_k), Poisson(rate_k) or Categorical(probability_k)
 
-where s, the prior scale over K^(1/D), keeps a regime from collapsing onto a point. A rate has prior mean m and
-standard deviation w. By default ``initialise`` sets m, w and s from the columns.
-
-The path of regimes is summed out exactly, and missing entries are integrated out. The guide of the parameters is normal
-on the unconstrained scale, initialised by Laplace's approximation (``_guides/parameters.py``).
+where s, ``prior_scale`` over K^(1/D), keeps a regime from collapsing onto a point. The path of regimes is summed out
+exactly, and missing entries are integrated out. The guide of the parameters is normal on the unconstrained scale,
+initialised by Laplace's approximation (``_guides/parameters.py``).
 
 References
 ----------
@@ -47,6 +47,7 @@ MEANS = ("regime", "feature")
 AXES = {"pi": ("regime",), "P": ("regime", "next_regime"), "mu": MEANS, "sigma": MEANS, "rate": MEANS}
 AXES |= {"Sigma": (*MEANS, "other_feature"), "probability": (*MEANS, "category")}
 OBSERVED = {"y": ("series", "time", "feature"), "prior_scale": ("feature",)}
+OBSERVED |= {"prior_mean": MEANS, "prior_mean_scale": MEANS}
 
 
 class GaussianHMM(StateSpaceStory):
@@ -97,7 +98,6 @@ class GaussianHMM(StateSpaceStory):
         sites = shared_sites(self.model)
         self.theta = Parameters(sites, self.config["known"])
         self.dims = {name: AXES[name] for name in sites} | OBSERVED
-        self.dims |= {"prior_mean": MEANS, "prior_mean_scale": MEANS}
 
     @pyro_method
     @fix_known

@@ -2,21 +2,21 @@ r"""Mixture for columns of mixed types, independent given the component, such as
 
 The story, for rows x_i of real, count, binary or categorical columns, and K components::
 
-    pi                 ~ Dirichlet(alpha, ..., alpha)
-    sigma_kd^2         ~ s_d^2 / ChiSquared(3)             normal and student columns
-    mu_kd | sigma_kd   ~ Normal(m_d, sigma_kd / .1)
-    rate_kd            ~ Gamma(1, 1 / m_d)                 poisson columns
-    p_kd               ~ Beta(1, 1)                        binary columns
-    p_kd               ~ Dirichlet(1, ..., 1)              columns with C categories
-    z_i | pi           ~ Categorical(pi)
-    x_id | z_i = k     ~ Normal(mu_kd, sigma_kd), StudentT(4, mu_kd, sigma_kd), Poisson(rate_kd),
-                         Bernoulli(p_kd) or Categorical(p_kd), by the kind of column d
+    weights          ~ Dirichlet(alpha, ..., alpha)
+    sigma_kd^2       ~ s_d^2 / ChiSquared(3)              normal and student columns
+    mu_kd | sigma_kd ~ Normal(m_d, sigma_kd / .1)
+    rate_kd          ~ Gamma(1, 1 / m_d)                  poisson columns
+    probability_kd   ~ Beta(1, 1)                         binary columns
+    probability_kd   ~ Dirichlet(1, ..., 1)               columns with C categories
+    z_i              ~ Categorical(weights)
+    x_id | z_i = k   ~ Normal(mu_kd, sigma_kd), StudentT(4, mu_kd, sigma_kd), Poisson(rate_kd),
+                       Bernoulli(probability_kd) or Categorical(probability_kd), by the kind of column d
 
-With columns that are all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture
-for counts; with ``student``, a robust mixture. ``initialise`` sets m and s to the columns' means and standard
-deviations (before, s is 1, and m is 0 for real columns and 1 for counts). The guide's factors are in the priors'
-families, conjugate given the components except for ``student``. The index z is summed out, and missing entries are
-integrated out.
+A site holds a parameter of the columns of one kind, with whose name it starts: ``student_mu``. With columns that are
+all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture for counts; with ``student``, a
+robust mixture. ``initialise`` sets m and s to the columns' means and standard deviations (before, s is 1, and m is 0
+for real columns and 1 for counts). The guide's factors are in the priors' families, conjugate given the components
+except for ``student``. The index z is summed out, and missing entries are integrated out.
 
 References
 ----------

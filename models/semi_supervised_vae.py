@@ -3,7 +3,7 @@ r"""Semi-supervised variational autoencoder (M2).
 The story, for rows x_i of D features with a class y_i of C and latent variables z_i of k dimensions::
 
     y_i             ~ Categorical(pi)
-    z_i             ~ Normal(0, I)
+    z_i             ~ Normal(0, I)              fixed (``standard_prior``) if the guide has bounded support
     a_i             = decoder(z_i, y_i)
     x_ij | y_i, z_i ~ Bernoulli(sigmoid(a_ij)), ContinuousBernoulli(sigmoid(a_ij)), Normal(m_j + s_j a_ij, sigma_j) or
                       Categorical(softmax(a_ij1, ..., a_ijC)), by ``likelihood``

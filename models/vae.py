@@ -12,8 +12,8 @@ The story, for rows x_i of D features and latent variables z_i of k dimensions::
                  or Categorical(softmax(a_ij1, ..., a_ijC)) categorical
 
 The guide is amortised: ``q(z_i | x_i) = family(encoder(x_i))``, normal by default (``_guides/latent_families.py``). For
-families with bounded support the prior is fixed (``pplgen.distributions.standard_prior``). Decoder, noise sigma and
-learned priors are point estimates that maximise the ELBO::
+families with bounded support the prior is fixed (``pplgen.distributions.standard_prior``). Decoder, learned priors and
+sigma, one for each feature, shared or an output of the decoder, are point estimates that maximise the ELBO::
 
     log p(x_i) >= E_q[log p(x_i | z_i)] - KL(q(z_i | x_i), p(z_i))
 

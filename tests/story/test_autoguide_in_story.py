@@ -76,10 +76,8 @@ def test_shared_sites_beside_latents_of_rows(compiled, rows, tmp_path):
     # optimisation within .15 of the posterior sd .22; four Monte Carlo errors of a mean and a sd of 4,000 draws are .07
     assert draws.mean() == pytest.approx(rows.sum().item() / 2 / precision, abs=0.22 * precision**-0.5)
     assert draws.std() == pytest.approx(precision**-0.5, rel=0.2)
-    covariance = 2 * torch.eye(40, dtype=torch.float64) + 100
-    evidence = torch.distributions.MultivariateNormal(torch.zeros(40).double(), covariance).log_prob(
-        rows[:, 0].double()
-    )
+    covariance, zero = 2 * torch.eye(40, dtype=torch.float64) + 100, torch.zeros(40, dtype=torch.float64)
+    evidence = torch.distributions.MultivariateNormal(zero, covariance).log_prob(rows[:, 0].double())
     # the KL divergence of a normal that is off by .15 sd in mean and width is .03
     assert fit.elbo == pytest.approx(evidence.item(), abs=0.03 + 4 * fit.best.elbo_error)
     fit.save(tmp_path / "run")
