@@ -34,11 +34,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models import VAE
 from pplgen.models._guides.classes import check_classes
 from pplgen.models._guides.latent_families import REAL
 from pplgen.models._network_story import NetworkStory
 from pplgen.models._starts.mixture_vae_start import cluster_latents, pretrain_networks
+from pplgen.models.vae import VAE
 from torch import Tensor
 
 from pplgen.distributions import MarginalIndependent, decoder_likelihood
