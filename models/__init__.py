@@ -15,7 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-BASES = {"ComponentRows", "GaussianRows", "LatentStory", "LinearStory", "NetworkStory", "StateSpaceStory", "Story"}
+BASES = {
+    *("ComponentRows", "GaussianRows", "LatentStory", "LinearStory", "NetworkStory"),
+    *("RegimeStory", "SeriesStory", "StateSpaceStory", "Story"),
+}
 """Names of base classes of stories."""
 
 

@@ -48,9 +48,9 @@ class RegimeScales(nn.Module):
         self.register_buffer("s", torch.ones(num_features))
         self._set(self.m[0], self.s)
 
-    def learn(self, x: Tensor, weights: Tensor) -> None:
-        """Set the constants that are not given from steps, shape ``(N, D)``, and their weights."""
-        self._set(*column_scales(x, weights))
+    def learn(self, y: Tensor, weights: Tensor) -> None:
+        """Set the constants that are not given from series, ``(num_series, num_steps, D)``, and their weights."""
+        self._set(*column_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1])))
 
     @property
     def constants(self) -> dict[str, Tensor]:
