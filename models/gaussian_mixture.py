@@ -18,8 +18,9 @@ Defaults: m is the column mean, s is .15 of the column standard deviation, set b
 streamed rows; 0 and 1 before). A smaller s resolves narrower components in many columns; a larger one, up to 1 standard
 deviation, empties fewer components where rows are few.
 
-The guide is the conjugate family, each factor with separate parameters. The index z is summed out exactly by
-``TraceEnum_ELBO``, and missing entries are integrated out exactly.
+The guide is the conjugate family, each factor with separate parameters: q(weights) Dirichlet, q(scale_tril_k)
+``BartlettCholesky`` or q(sigma) ``InverseRootGamma``, and q(mu_k | Sigma_k) normal. The index z is summed out exactly
+by ``TraceEnum_ELBO``, and missing entries are integrated out exactly.
 
 References
 ----------

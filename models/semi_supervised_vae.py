@@ -37,13 +37,7 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._guides.classes import (
-    ClassEncoderNetwork,
-    LatentAndClass,
-    check_class_probabilities,
-    check_classes,
-    condition_on_labels,
-)
+from pplgen.models._guides.classes import ClassEncoderNetwork, LatentAndClass, check_class_probabilities, check_classes
 from pplgen.models._guides.latent_families import LatentFamily, LatentPrior
 from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
 from pplgen.models._network_story import NetworkStory
@@ -51,6 +45,9 @@ from torch import Tensor
 
 from pplgen.distributions import MarginalIndependent, decoder_likelihood, standard_prior
 from pplgen.story import check_count, check_positive, pyro_method
+
+CERTAIN_LOGIT = 1e4
+"""Logit of a known class."""
 
 
 class SemiSupervisedVAE(NetworkStory):
@@ -124,7 +121,7 @@ class SemiSupervisedVAE(NetworkStory):
                 log_q = torch.where(labels >= 0, classes.log_prob(labels.clamp_min(0)), 0.0)
                 # factors in the guide are subtracted from the ELBO
                 pyro.factor("classification", -self.weight * log_q, has_rsample=True)
-            y = pyro.sample("y", condition_on_labels(classes, labels), infer={"enumerate": "parallel"})
+            y = pyro.sample("y", self._given_labels(classes, labels), infer={"enumerate": "parallel"})
             pyro.sample("z", self._encode_latents(x, y))
 
     @pyro_method
@@ -142,7 +139,7 @@ class SemiSupervisedVAE(NetworkStory):
     def encode(self, x: Tensor, labels: Tensor | None = None) -> LatentAndClass:
         """Return the guide of the rows' latent variables and classes."""
         q_z = self._encode_latents(x.unsqueeze(-2), torch.arange(self.C, device=x.device))
-        return LatentAndClass(condition_on_labels(self._classify(x), labels), q_z)
+        return LatentAndClass(self._given_labels(self._classify(x), labels), q_z)
 
     @pyro_method
     def complete(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -151,6 +148,13 @@ class SemiSupervisedVAE(NetworkStory):
 
     def _classify(self, x: Tensor) -> Any:
         return dist.Categorical(logits=self.classifier(self.seen.read(x), self.missing_mask(x)))
+
+    def _given_labels(self, classes: Any, labels: Tensor | None) -> Any:
+        """Return classes with all mass on the label of labelled rows; finite, so that no term is 0 log 0."""
+        if labels is None:
+            return classes
+        certain = CERTAIN_LOGIT * self.indicators[labels.clamp_min(0)]
+        return dist.Categorical(logits=torch.where(labels[:, None] >= 0, certain, classes.logits))
 
     def _encode_latents(self, x: Tensor, classes: Tensor) -> Any:
         return self.codes.distribution(self.encoder(self.seen.read(x), classes, self.missing_mask(x)))
