@@ -15,7 +15,7 @@ from pplgen.models import Entry
 from sphinx.application import Sphinx
 
 from pplgen import models
-from pplgen.cli.show import calibration_lines, measured
+from pplgen.cli.show import calibration_lines, measured, model_and_guide
 from pplgen.verification.rounding import as_claimed, as_measured
 
 DOCS = Path(__file__).parent
@@ -35,41 +35,51 @@ $ pplgen show {name}
 
 **When not to use it.** {avoid}
 
+## Model and guide
+
+```python
+{source}
+```
+
+{equations}
+
+{shared}
+
+{options}
+
+{file}
+
+## Evidence
+
 **Validated against** {validated_against}.
 
 {measured}
 
-## The story
-
-```{{eval-rst}}
-.. automodule:: pplgen.models.{module}
-   :no-index:
-```
-
-## The class
-
-```{{eval-rst}}
-.. autoclass:: pplgen.models.{class_name}
-{members}
-```
-
-{pieces}
-
-## Calibration
-
 {calibration}
-
-## The source file
-
-```{{literalinclude}} ../../models/{module}.py
-:language: python
-```
 """
-PIECE = """
+FOLDED = """\
+<details>
+<summary>{title}</summary>
+
+{content}
+
+</details>
+"""
+MODULE = """\
 ```{{eval-rst}}
-.. rubric:: pplgen.models.{name}
 .. automodule:: pplgen.models.{name}
    :no-index:
+```
+"""
+CLASS = """\
+```{{eval-rst}}
+.. autoclass:: {path}
+{members}
+```
+"""
+FILE = """\
+```{{literalinclude}} ../../models/{module}.py
+:language: python
 ```
 """
 
@@ -102,23 +112,35 @@ def story_list() -> str:
 
 
 def story_page(entry: Entry) -> str:
-    """Return the page of one story."""
+    """Return the page of one story: its model and guide in sight, equations, options and source file folded."""
     card = models.cards()[entry.name]
     module = entry.name.replace("-", "_")
+    source = (ROOT / "models" / f"{module}.py").read_text("utf-8")
+    options = CLASS.format(path=f"pplgen.models.{entry.class_name}", members=_constructors(entry))
+    if entry.base is not None:
+        bases = {base.__name__: base.__module__ for base in getattr(models, entry.class_name).__mro__}
+        path = f"{bases[entry.base.name]}.{entry.base.name}"
+        options += CLASS.format(path=path, members="   :no-index:")
     return STORY_PAGE.format(
         name=entry.name,
-        module=module,
-        class_name=entry.class_name,
         summary=entry.summary,
         title=card.title,
         use=_linked(card.use, entry.name),
         avoid=_linked(card.avoid, entry.name),
+        source=model_and_guide(entry.definition, source),
+        equations=_folded("Equations, guide and references", MODULE.format(name=module)),
+        shared=_pieces(entry),
+        options=_folded("Options", options),
+        file=_folded("The source file", FILE.format(module=module)),
         validated_against=card.validated_against,
         measured=_measured(entry.name),
-        members=_constructors(entry),
-        pieces=_pieces(entry),
-        calibration=_calibration(entry.name),
+        calibration=_folded("Calibration", _calibration(entry.name)),
     )
+
+
+def _folded(title: str, content: str) -> str:
+    """Return content that a click on its title shows."""
+    return FOLDED.format(title=title, content=content.strip())
 
 
 def _toctree(names: list[str], *options: str) -> str:
@@ -145,9 +167,7 @@ def _constructors(entry: Entry) -> str:
 def _pieces(entry: Entry) -> str:
     """Return the documentation of private modules that the story's docstring refers to."""
     names = dict.fromkeys(re.findall(r"``pplgen\.models\.(_\w+)``", entry.equations))
-    if not names:
-        return ""
-    return "\n".join(["## Shared modules", *(PIECE.format(name=name) for name in names)])
+    return _folded("Shared modules", "\n".join(MODULE.format(name=name) for name in names)) if names else ""
 
 
 def _measured(name: str) -> str:

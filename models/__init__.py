@@ -15,7 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-BASES = {"LatentStory", "LinearStory", "NetworkStory", "StateSpaceStory", "Story"}
+BASES = {
+    *("ComponentRows", "GaussianRows", "LatentStory", "LinearStory", "NetworkStory"),
+    *("RegimeStory", "SeriesStory", "StateSpaceStory", "Story"),
+}
 """Names of base classes of stories."""
 
 
@@ -33,6 +36,8 @@ class Entry:
     """The parsed class definition: its constructor's signature and its docstring."""
     equations: str
     """The file's docstring: generative process, guide and references."""
+    base: ast.ClassDef | None = None
+    """The shared base class to whose constructor this one passes its ``**`` arguments, if it has any."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,25 @@ def _entry(path: Path) -> Entry:
     file = ast.parse(path.read_text(encoding="utf-8"))
     for node in file.body:
         if isinstance(node, ast.ClassDef) and {b.id for b in node.bases if isinstance(b, ast.Name)} & BASES:
+            name, equations = path.stem.replace("_", "-"), ast.get_docstring(file) or ""
             summary = (ast.get_docstring(node) or "").partition("\n")[0]
-            return Entry(path.stem.replace("_", "-"), node.name, summary, node, ast.get_docstring(file) or "")
+            return Entry(name, node.name, summary, node, equations, _shared_base(file, node))
     raise ImportError(f"{path.name}: no class derived from {' or '.join(sorted(BASES))}")
+
+
+def _shared_base(file: ast.Module, definition: ast.ClassDef) -> ast.ClassDef | None:
+    """Parse the base class of a story that passes ``**`` arguments to it, from the private file it is imported from."""
+    constructors = [n for n in definition.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    if not constructors or constructors[0].args.kwarg is None:
+        return None
+    bases = {base.id for base in definition.bases if isinstance(base, ast.Name)}
+    for node in file.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{__name__}._"):
+            shared = Path(__file__).parent / f"{(node.module or '').removeprefix(f'{__name__}.')}.py"
+            if bases & {alias.name for alias in node.names}:
+                classes = [n for n in ast.parse(shared.read_text("utf-8")).body if isinstance(n, ast.ClassDef)]
+                return next(each for each in classes if each.name in bases)
+    return None
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pplgen.models._decoder_likelihoods import NormalEntries
+from pplgen.models._network_entries import NormalEntries
 from pplgen.models._starts.principal_components import principal_loadings
 from pyro.nn import pyro_method
 from torch import Tensor, nn
@@ -97,8 +97,9 @@ class LinearStory(LatentStory):
     @property
     def fitted(self) -> tuple[Tensor, Tensor, Tensor]:
         """W, mu and sigma in data units, from the standardised parameters."""
-        m, s = self.seen.m, self.seen.s
-        return s[:, None] * self.loadings, m + s * self.offset, self.seen.sigma
+        m, s, sigma = self.seen.m, self.seen.s, self.seen.sigma
+        assert sigma is not None  # the noise is one per feature, or shared
+        return s[:, None] * self.loadings, m + s * self.offset, sigma
 
     def _reset_loadings(self) -> None:
         """Draw random loadings, scaled so that the latent variables explain a column's variance."""

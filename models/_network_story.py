@@ -1,17 +1,16 @@
-"""Base class of stories whose decoder is a network: inputs, likelihood and initialisation."""
+"""Base class of stories whose decoder is a network: their options, checks and initialisation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pplgen.models._decoder_likelihoods import KINDS, NOISES, make_likelihood
 from pplgen.models._guides.networks import DecoderNetwork, check_network, reset_networks
-from pyro.nn import pyro_method
+from pplgen.models._network_entries import NOISES, make_entries
 from torch import Tensor
 
-from pplgen.distributions.missing import MarginalIndependent
+from pplgen.distributions.decoder_likelihoods import LIKELIHOODS
 from pplgen.story.base import check_choice, check_count
 from pplgen.story.latent import LatentStory
 
@@ -23,12 +22,20 @@ class NetworkStory(LatentStory):
     ----------
     num_features, num_latents
         Number of data columns, and of latent dimensions.
-    hidden, activation, network
-        As for ``check_network``.
-    likelihood, noise, num_values
-        As for ``make_likelihood``.
-    **config
-        Options of the subclass.
+    config
+        Options of the subclass, checked.
+    hidden
+        Widths of the encoder's hidden layers, reversed for the decoder. Empty: both are linear.
+    activation
+        ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
+    network
+        ``dense``, or ``convolutional`` for square images.
+    likelihood
+        ``bernoulli``, ``continuous-bernoulli``, ``normal`` or ``categorical``.
+    noise
+        Standard deviation of a normal likelihood: one per ``feature``, ``shared`` by all, or one per ``entry``.
+    num_values
+        Number of values of a categorical feature.
     """
 
     decoder: DecoderNetwork
@@ -37,30 +44,32 @@ class NetworkStory(LatentStory):
         self,
         num_features: int,
         num_latents: int,
+        config: Mapping[str, Any],
         *,
-        hidden: Sequence[int],
-        activation: str,
-        network: str,
-        likelihood: str,
-        noise: str,
-        num_values: int,
-        **config: Any,
+        hidden: Sequence[int] = (200,),
+        activation: str = "relu",
+        network: str = "dense",
+        likelihood: str = "bernoulli",
+        noise: str = "feature",
+        num_values: int = 2,
     ) -> None:
         super().__init__(
             num_features,
             num_latents,
             **check_network(network, hidden, activation, num_features),
-            likelihood=check_choice("likelihood", likelihood, KINDS),
+            likelihood=check_choice("likelihood", likelihood, LIKELIHOODS),
             noise=check_choice("noise", noise, NOISES),
             num_values=check_count("num_values", num_values, minimum=2),
             **config,
         )
-        self.seen = make_likelihood(likelihood, num_features, noise, num_values)
+        self.layers = network, hidden, activation
+        self.likelihood = likelihood
+        self.seen = make_entries(likelihood, num_features, noise, num_values)
 
-    @pyro_method
-    def decode(self, z: Tensor) -> MarginalIndependent:
-        """Return the distribution of rows given latent variables, including a class if the story has one."""
-        return self.seen.distribution(self.decoder(z))
+    @property
+    def normal_parameters(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Means m and standard deviations s of the columns, and sigma of a normal likelihood, in data units."""
+        return self.seen.m, self.seen.s, self.seen.sigma
 
     def missing_mask(self, x: Tensor) -> Tensor | None:
         """Return the mask of missing entries for encoders; ``None`` if no training data were missing."""

@@ -1,38 +1,36 @@
-"""Mixins of mixtures: checks of rows and labels, and imputation of missing entries."""
+"""Base classes of mixtures: checks of options, rows and labels, and imputation of missing entries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._guides.gaussian_components import GaussianComponents
+from pplgen.models._guides.covariances import gaussian_components
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplgen.distributions import normal_rows
-from pplgen.story.base import InputError
-from pplgen.story.shared_sites import shared_values
+from pplgen.story.base import InputError, Story, check_count, check_per_feature, check_positive
+from pplgen.story.shared_sites import row_distribution, shared_values
 
 
-class ComponentRows:
-    """Mixin for rows of D columns from K components, missing entries integrated out."""
+class ComponentRows(Story):
+    """Base class of stories with rows of D columns from K components, missing entries integrated out."""
 
     accepts_missing = True
-    model: Callable[..., Any]
     K: int
     D: int
 
-    def _rows(self, theta: dict[str, Tensor], z: Tensor) -> Any:
-        """Return the distribution of rows given parameters, by site, and components z."""
-        raise NotImplementedError
+    def _rows(self, x: Tensor, z: Tensor) -> Any:
+        """Return the model's distribution of rows x given their components z, which broadcast to ``(num_rows,)``."""
+        return row_distribution(self.model, x, given={"z": z})
 
-    def _assign(self, theta: dict[str, Tensor], x: Tensor) -> Tensor:
-        """Draw the component of each row given parameters, by site, shape ``(num_rows,)``."""
+    def _assign(self, x: Tensor) -> Tensor:
+        """Draw the component of each row given the parameters, shape ``(num_rows,)``."""
         index = torch.arange(self.K, device=x.device)[:, None]
-        joint = theta["weights"].log()[:, None] + self._rows(theta, index).log_prob(x)
+        joint = shared_values(self.model)["weights"].log()[:, None] + self._rows(x, index).log_prob(x)
         with pyro.plate("data", len(x)):
             z: Tensor = pyro.sample("z", dist.Categorical(logits=joint.T))
         return z
@@ -40,8 +38,7 @@ class ComponentRows:
     @pyro_method
     def complete(self, x: Tensor) -> Tensor:
         """Draw the missing entries of rows given the observed ones, after each row's component."""
-        theta = shared_values(self.model)
-        completed: Tensor = self._rows(theta, self._assign(theta, x)).complete(x)
+        completed: Tensor = self._rows(x, self._assign(x)).complete(x)
         return completed
 
     def check_data(self, x: Tensor) -> None:
@@ -63,17 +60,46 @@ class ComponentRows:
 
 
 class GaussianRows(ComponentRows):
-    """Mixin for rows from Gaussian components."""
+    """Base class of mixtures of Gaussian components.
 
-    components: GaussianComponents
+    Parameters
+    ----------
+    num_components, num_features
+        K and D.
+    options
+        Kind of ``covariance``, ``concentration``, ``mean_precision`` kappa and, for stories that have them,
+        ``prior_mean`` and ``prior_scale``: centre m and scale s of the priors, in data units.
+    fewest
+        Smallest number of components.
+    sharing
+        Number of components that share the volume of the rows in the prior, by default K.
+    """
+
     missing = False
     """Whether entries of the rows may be missing."""
 
-    def _rows(self, theta: dict[str, Tensor], z: Tensor) -> Any:
-        """Return the normal distribution of rows given parameters, by site, and components z."""
-        correlated = self.components.correlated
-        scale = theta["scale_tril"].expand(self.K, -1, -1) if correlated else theta["sigma"].reshape(self.K, -1)
-        return normal_rows(theta["mu"][z], scale[z], correlated=correlated, missing=self.missing)
+    def __init__(
+        self,
+        num_components: int,
+        num_features: int,
+        options: Mapping[str, Any],
+        *,
+        fewest: int = 1,
+        sharing: int | None = None,
+    ) -> None:
+        K = check_count("num_components", num_components, minimum=fewest)
+        D, config = check_count("num_features", num_features), dict(options)
+        for name in ("concentration", "mean_precision"):
+            config[name] = check_positive(name, config[name])
+        for name in config.keys() & {"prior_mean", "prior_scale"}:
+            config[name] = check_per_feature(name, config[name], D, positive=name == "prior_scale")
+        super().__init__(num_components=K, num_features=D, **config)
+        self.K, self.D, self.kappa = K, D, config["mean_precision"]
+        self.components = gaussian_components(config["covariance"], K, D, self.kappa, sharing=sharing)
+        self.components.set_scales(config.get("prior_mean"), config.get("prior_scale"))
+        self.auxiliary = self.components.auxiliary
+        self.dims = {"weights": ("component",), **self.components.dims, "z": ("row", "component")}
+        self.dims |= {"x": ("row", "feature"), "prior_mean": ("feature",), "prior_scale": ("feature",)}
 
     @property
     def constants(self) -> dict[str, Tensor]:

@@ -2,8 +2,12 @@ r"""Autoencoder.
 
 The story, for rows x_i of D features with codes z_i of k dimensions::
 
-    z_i        ~ Flat                                   improper, density one
-    x_ij | z_i ~ Normal(decoder(z_i)_j, sigma), or one of the likelihoods of ``pplgen.models.vae``
+    z_i        ~ Flat                                       improper, density one
+    a_i        = decoder(z_i)
+    x_ij | z_i ~ Normal(m_j + s_j a_ij, sigma_j)            likelihood: normal, m and s the columns' means and scales
+                 or Bernoulli(sigmoid(a_ij))                bernoulli
+                 or ContinuousBernoulli(sigmoid(a_ij))      continuous-bernoulli
+                 or Categorical(softmax(a_ij1, ..., a_ijC)) categorical
 
 The guide is a point mass at the encoder's output, ``q(z_i | x_i) = Delta(encoder(x_i))``. With a flat prior and a
 point mass the ELBO is the log-likelihood of the reconstruction, the objective of autoencoders, with sigma fitted too::
@@ -25,7 +29,6 @@ Ghosh, Sajjadi, Vergari, Black and Schoelkopf (2020), From variational to determ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -33,9 +36,12 @@ import pyro.distributions as dist
 import torch
 from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
 from pplgen.models._network_story import NetworkStory
-from pyro.nn import PyroParam, pyro_method
+from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
+
+from pplgen.distributions import FlatPrior, MarginalIndependent, decoder_likelihood
+from pplgen.story import pyro_method
 
 
 class Autoencoder(NetworkStory):
@@ -43,25 +49,17 @@ class Autoencoder(NetworkStory):
 
     Parameters
     ----------
-    num_features
-        Number of data columns D.
-    num_latents
-        Number of code dimensions k.
-    hidden
-        Widths of the encoder's hidden layers, reversed for the decoder. Empty: both are linear.
-    activation
-        ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
-    network
-        ``dense``, or ``convolutional`` for square images.
+    num_features, num_latents
+        Number of data columns D, and of code dimensions k.
     likelihood
         ``normal`` (squared error), ``bernoulli`` (cross-entropy), ``continuous-bernoulli`` or ``categorical``.
     noise
         Standard deviation of a normal likelihood: ``shared`` by all, one per ``feature``, or one per ``entry``.
-    num_values
-        Number of values of a categorical feature.
     encoder, decoder
         Custom networks: from a row's inputs to a code, and from a code to the likelihood's parameters. A story with
         custom networks cannot be rebuilt from its config.
+    **networks
+        Options of networks and likelihood, as for ``NetworkStory``.
     """
 
     def __init__(
@@ -69,28 +67,15 @@ class Autoencoder(NetworkStory):
         num_features: int = 64,
         num_latents: int = 2,
         *,
-        hidden: Sequence[int] = (200,),
-        activation: str = "relu",
-        network: str = "dense",
         likelihood: str = "normal",
         noise: str = "shared",
-        num_values: int = 2,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        **networks: Any,
     ) -> None:
-        super().__init__(
-            num_features,
-            num_latents,
-            hidden=hidden,
-            activation=activation,
-            network=network,
-            likelihood=likelihood,
-            noise=noise,
-            num_values=num_values,
-        )
-        sizes = network, hidden, activation
-        self.encoder = EncoderNetwork(*sizes, self.seen.num_inputs, num_features, num_latents, encoder)
-        self.decoder = DecoderNetwork(*sizes, num_latents, num_features, self.seen.per_feature, decoder)
+        super().__init__(num_features, num_latents, {}, likelihood=likelihood, noise=noise, **networks)
+        self.encoder = EncoderNetwork(*self.layers, self.seen.num_inputs, num_features, num_latents, encoder)
+        self.decoder = DecoderNetwork(*self.layers, num_latents, num_features, self.seen.per_feature, decoder)
         self.code_mean = nn.Parameter(torch.zeros(num_latents))
         self.code_tril = PyroParam(torch.eye(num_latents), constraints.lower_cholesky)
 
@@ -114,18 +99,11 @@ class Autoencoder(NetworkStory):
         return FlatPrior(self.code_mean, scale_tril=self.code_tril)
 
     @pyro_method
+    def decode(self, z: Tensor) -> MarginalIndependent:
+        """Return the distribution of rows given codes."""
+        return decoder_likelihood(self.likelihood, self.decoder(z), self.num_features, *self.normal_parameters)
+
+    @pyro_method
     def encode(self, x: Tensor) -> Any:
         """Return a point mass at the rows' codes."""
         return dist.Delta(self.encoder(self.seen.read(x), self.missing_mask(x))).to_event(1)
-
-
-class FlatPrior(dist.MultivariateNormal):
-    """Flat density that draws from a normal fitted to the scored values.
-
-    The log density is zero; its gradient is the normal's in location and scale, and zero in the value.
-    """
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Zero, shape ``batch_shape``."""
-        density = super().log_prob(value.detach())
-        return density - density.detach()

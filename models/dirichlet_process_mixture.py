@@ -2,16 +2,18 @@ r"""Dirichlet process mixture of Gaussians, truncated.
 
 The story, for rows x_i of D features and at most K components::
 
-    alpha          ~ Gamma(1, 1 / c)                       its mean c is ``concentration``
-    v_k | alpha    ~ Beta(1, alpha),  k < K;   v_K = 1     stick-breaking
-    pi_k           = v_k (1 - v_1) ... (1 - v_(k-1))
-    (mu_k, Sigma_k)  as in ``GaussianMixture`` with K = 10, whatever the truncation
-    z_i | pi       ~ Categorical(pi)
-    x_i | z_i = k  ~ Normal(mu_k, Sigma_k)
+    alpha            ~ Gamma(1, 1 / c)                                 its mean c is ``concentration``
+    sticks_k | alpha ~ Beta(1, alpha),  k < K;   sticks_K = 1
+    weights_k        = sticks_k (1 - sticks_1) ... (1 - sticks_(k-1))
+    Sigma_k          ~ InverseWishart(D + 2, diag(s^2) / 10^(2/D))     or another kind's prior
+    mu_k | Sigma_k   ~ Normal(m, Sigma_k / kappa)
+    z_i              ~ Categorical(weights)
+    x_i | z_i = k    ~ Normal(mu_k, Sigma_k)
 
-The guide is the conjugate family: q(alpha) Gamma, q(v_k) Beta, components as in ``GaussianMixture``; its sticks are
-initialised in order of decreasing cluster size. The index z is summed out exactly, and missing entries are integrated
-out. ``num_occupied`` is the number of components with at least one row, given a draw of z.
+Priors of covariances are those of ``GaussianMixture`` (``pplgen.distributions.fraley_raftery``) with K = 10, whatever
+the truncation; m is the column mean, and s .15 of the column standard deviation. The guide is the conjugate family:
+q(alpha) Gamma, q(sticks_k) Beta, in order of decreasing cluster size. The index z is summed out exactly, and missing
+entries are integrated out. ``num_occupied`` is the number of components with at least one row, given a draw of z.
 
 References
 ----------
@@ -21,35 +23,29 @@ Ishwaran and James (2001), Gibbs sampling methods for stick-breaking priors.
 
 from __future__ import annotations
 
-import math
-
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._guides.covariances import gaussian_components
 from pplgen.models._rows import GaussianRows
-from pplgen.models._starts.kmeans_plus_plus import kmeans_plus_plus
+from pplgen.models._starts.dirichlet_process_start import best_clusters
 from pyro.nn import PyroParam
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
-from pplgen.distributions import fraley_raftery, normal_rows
-from pplgen.story.base import Story, check_count, check_positive, pyro_method
-from pplgen.story.shared_sites import shared_values
+from pplgen.distributions import fraley_raftery, normal_rows, stick_breaking
+from pplgen.story import Story, pyro_method
 
 SHARING = 10
-"""Number of components that share the volume of the rows in the base measure, whatever the truncation."""
+"""Number of components that share the volume of the rows in the prior."""
 
 
-class DirichletProcessMixture(GaussianRows, Story):
+class DirichletProcessMixture(GaussianRows):
     """Gaussian mixture with an unknown number of components, at most K; the component of each row summed out.
 
     Parameters
     ----------
-    num_components
-        Largest number of components K, at least 2: the truncation.
-    num_features
-        Number of data columns D.
+    num_components, num_features
+        Largest number of components K, at least 2, and number of data columns D.
     covariance
         ``full``, ``tied`` (one for all components), ``diag`` or ``spherical``.
     concentration
@@ -67,38 +63,19 @@ class DirichletProcessMixture(GaussianRows, Story):
         concentration: float = 1.0,
         mean_precision: float = 0.01,
     ) -> None:
-        K = check_count("num_components", num_components, minimum=2)
-        D = check_count("num_features", num_features)
-        super().__init__(
-            num_components=K,
-            num_features=D,
-            covariance=covariance,
-            concentration=check_positive("concentration", concentration),
-            mean_precision=check_positive("mean_precision", mean_precision),
-        )
-        self.K, self.D = K, D
-        self.components = gaussian_components(covariance, K, D, self.config["mean_precision"], sharing=SHARING)
-        self.auxiliary = self.components.auxiliary | {"sticks"}
-        self.dims = {
-            "alpha": (),
-            "sticks": ("stick",),
-            "weights": ("component",),
-            **self.components.dims,
-            "z": ("row", "component"),
-            "x": ("row", "feature"),
-            "num_occupied": (),
-            "prior_mean": ("feature",),
-            "prior_scale": ("feature",),
-        }
+        options = {"covariance": covariance, "concentration": concentration, "mean_precision": mean_precision}
+        super().__init__(num_components, num_features, options, fewest=2, sharing=SHARING)
+        self.auxiliary |= {"sticks"}
+        self.dims = {"alpha": (), "sticks": ("stick",), **self.dims, "num_occupied": ()}
         self.q_alpha = PyroParam(torch.ones(2), constraints.positive)
-        self.q_sticks = PyroParam(torch.ones(2, K - 1), constraints.positive)
+        self.q_sticks = PyroParam(torch.ones(2, self.K - 1), constraints.positive)
 
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        m, s, kappa, K = self.components.m, self.components.unit, self.config["mean_precision"], self.K
-        one = m.new_ones(())
-        alpha = pyro.sample("alpha", dist.Gamma(one, one / self.config["concentration"]))
+        K, kappa, m, s = self.K, self.kappa, self.components.m, self.components.s / SHARING ** (1 / self.D)
+        one, c = m.new_ones(()), self.config["concentration"]
+        alpha = pyro.sample("alpha", dist.Gamma(one, one / c))
         v = pyro.sample("sticks", dist.Beta(one, alpha).expand([K - 1]).to_event(1))
         weights = pyro.deterministic("weights", stick_breaking(v), event_dim=1)
         prior, correlated = fraley_raftery(self.config["covariance"], s, K), self.components.correlated
@@ -128,36 +105,15 @@ class DirichletProcessMixture(GaussianRows, Story):
     @pyro_method
     def generated(self, x: Tensor) -> dict[str, Tensor]:
         """Return the number of components with at least one row, given a draw of each row's component."""
-        z = self._assign(shared_values(self.model), x)
         index = torch.arange(self.K, device=x.device)
-        return {"num_occupied": (z == index[:, None]).any(1).sum()}
+        return {"num_occupied": (self._assign(x) == index[:, None]).any(1).sum()}
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Set m and s from the columns, and q to the posterior given the best of k-means with 1, ..., K clusters.
-
-        Clusterings are compared by their posterior probability: the conjugate evidence of their rows, times the Chinese
-        restaurant process probability of their sizes. Components are ordered by decreasing size.
-        """
-        scaled = self.components.learn_scales(x, weights=weights)
+        """Set m and s from the columns, and q to the posterior given clusters, the largest first."""
+        c, scaled = self.config["concentration"], self.components.learn_scales(x, weights=weights)
         filled = self.components.m + self.components.s * scaled
-        tries = (kmeans_plus_plus(scaled, k, weights=weights) for k in range(1, self.K + 1))
-        padded = [nn.functional.pad(clusters, (0, self.K - clusters.shape[1])) for clusters in tries]
-        best = max(padded, key=lambda clusters: self._log_probability(filled, clusters))
-        n = self.components.initialise(filled, best[:, best.sum(0).argsort(descending=True)])
-        self.q_sticks = torch.stack([1 + n[:-1], self.config["concentration"] + n.flip(0).cumsum(0).flip(0)[1:]])
+        n = self.components.initialise(filled, best_clusters(self.components, c, filled, scaled, weights))
+        self.q_sticks = torch.stack([1 + n[:-1], c + n.flip(0).cumsum(0).flip(0)[1:]])
         expected = (self.q_sticks[1].digamma() - self.q_sticks.sum(0).digamma()).sum()
-        self.q_alpha = torch.stack([x.new_tensor(float(self.K)), 1 / self.config["concentration"] - expected])
-
-    def _log_probability(self, x: Tensor, clusters: Tensor) -> float:
-        """Return the log joint density of rows and clusters in nats, up to a constant, at the prior mean of alpha."""
-        sizes = clusters.sum(0)
-        sizes = sizes[sizes > 0]
-        restaurant = len(sizes) * math.log(self.config["concentration"]) + sizes.lgamma().sum()
-        return float(self.components.evidence(x, clusters) + restaurant)
-
-
-def stick_breaking(v: Tensor) -> Tensor:
-    """Return K weights ``v_k (1 - v_1) ... (1 - v_(k-1))`` given the first K - 1 fractions v; ``v_K`` is 1."""
-    log_rest = torch.nn.functional.pad(torch.cumsum(torch.log1p(-v), -1), (1, 0))
-    return (torch.nn.functional.pad(v.log(), (0, 1)) + log_rest).softmax(-1)
+        self.q_alpha = torch.stack([x.new_tensor(float(self.K)), 1 / c - expected])

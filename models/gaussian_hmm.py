@@ -2,19 +2,19 @@ r"""Bayesian hidden Markov model.
 
 The story, for series y of T steps with D features, and K regimes::
 
-    pi            ~ Dirichlet(1, ..., 1)                    P_k, row k of P ~ Dirichlet(alpha, ..., alpha)
-    s_1           ~ Categorical(pi)                         s_t | s_{t-1}   ~ Categorical(P[s_{t-1}])
-    y_t | s_t = k ~ Normal(mu_k, diag(sigma_k^2))           mu_k            ~ Normal(m, w)
-                                                            sigma_k^2       ~ s^2 / ChiSquared(3)
-                    or Normal(mu_k, Sigma_k)                Sigma_k         ~ InverseWishart(D + 2, diag(s^2))
-                    or Poisson(rate_k)                      rate_k          ~ Gamma(m^2 / w^2, m / w^2)
-                    or Categorical(probability_k)           probability_k   ~ Dirichlet(1, ..., 1), for each column
+    pi            ~ Dirichlet(1, ..., 1)
+    P_k           ~ Dirichlet(alpha, ..., alpha)               row k of P
+    mu_k          ~ Normal(m, w)                               emission: diag and full
+    sigma_k^2     ~ s^2 / ChiSquared(3)                        diag
+    Sigma_k       ~ InverseWishart(D + 2, diag(s^2))           full
+    rate_k        ~ Gamma(m^2 / w^2, m / w^2)                  poisson: prior mean m, standard deviation w
+    probability_k ~ Dirichlet(1, ..., 1), for each column      categorical
+    s_1           ~ Categorical(pi)                            s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
+    y_t | s_t = k ~ Normal(mu_k, diag(sigma_k^2)), Normal(mu_k, Sigma_k), Poisson(rate_k) or Categorical(probability_k)
 
-where s, the prior scale over K^(1/D), keeps a regime from collapsing onto a point. A rate has prior mean m and
-standard deviation w. By default ``initialise`` sets m, w and s from the columns.
-
-The path of regimes is summed out exactly, and missing entries are integrated out. The guide of the parameters is normal
-on the unconstrained scale, initialised by Laplace's approximation (``_guides/parameters.py``).
+where s, ``prior_scale`` over K^(1/D), keeps a regime from collapsing onto a point. The path of regimes is summed out
+exactly, and missing entries are integrated out. The guide of the parameters is normal on the unconstrained scale,
+initialised by Laplace's approximation (``_guides/parameters.py``).
 
 References
 ----------
@@ -29,27 +29,27 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._guides.parameters import Parameters, fix_known, plain_known
+from pplgen.models._guides.parameters import Parameters, fix_known
+from pplgen.models._series_story import RegimeStory
 from pplgen.models._starts.hmm_start import initial_regimes
-from pplgen.models._starts.regime_scales import RegimeScales, emission_options
 from pplgen.models._starts.series_checks import check_entries
 from pyro import poutine
 from torch import Tensor
 
 from pplgen.distributions import HiddenMarkovSeries, InverseWishart, MarginalIndependent, inverse_chi
 from pplgen.distributions.missing import MarginalNormal, WholeRowNormal
-from pplgen.story.base import InputError, check_count, check_positive, pyro_method
+from pplgen.story import pyro_method
 from pplgen.story.dynamics import HiddenMarkov, MarkovChain
 from pplgen.story.shared_sites import row_distribution, shared_sites
-from pplgen.story.state_space import StateSpaceStory, series_lengths
 
 MEANS = ("regime", "feature")
 AXES = {"pi": ("regime",), "P": ("regime", "next_regime"), "mu": MEANS, "sigma": MEANS, "rate": MEANS}
 AXES |= {"Sigma": (*MEANS, "other_feature"), "probability": (*MEANS, "category")}
 OBSERVED = {"y": ("series", "time", "feature"), "prior_scale": ("feature",)}
+OBSERVED |= {"prior_mean": MEANS, "prior_mean_scale": MEANS}
 
 
-class GaussianHMM(StateSpaceStory):
+class GaussianHMM(RegimeStory):
     """Hidden Markov model of series with K regimes, the path of regimes summed out.
 
     Parameters
@@ -85,19 +85,13 @@ class GaussianHMM(StateSpaceStory):
         prior_mean_scale: float | Sequence[Any] | None = None,
         prior_scale: float | Sequence[float] | None = None,
     ) -> None:
-        K, D = check_count("num_regimes", num_regimes), check_count("num_features", num_features)
-        scales = {"prior_mean": prior_mean, "prior_mean_scale": prior_mean_scale, "prior_scale": prior_scale}
-        options = emission_options(emission, K, D, num_categories=num_categories, **scales)
-        alpha = check_positive("concentration", concentration)
-        super().__init__(
-            num_regimes=K, num_features=D, emission=emission, known=plain_known(known), concentration=alpha, **options
-        )
-        self.K, self.D, self.partly_missing = K, D, False
-        self.emission = RegimeScales(emission, K, D, options)
+        priors = {"prior_mean": prior_mean, "prior_mean_scale": prior_mean_scale, "prior_scale": prior_scale}
+        priors["num_categories"] = num_categories
+        super().__init__(emission, num_regimes, num_features, priors, known, concentration, emission=emission)
+        self.partly_missing = False
         sites = shared_sites(self.model)
         self.theta = Parameters(sites, self.config["known"])
         self.dims = {name: AXES[name] for name in sites} | OBSERVED
-        self.dims |= {"prior_mean": MEANS, "prior_mean_scale": MEANS}
 
     @pyro_method
     @fix_known
@@ -144,19 +138,11 @@ class GaussianHMM(StateSpaceStory):
         """Draw the missing entries of y given the observed ones and a path of regimes, ``(num_series, num_steps)``."""
         return row_distribution(self.model, y).complete(y, regimes)
 
-    @torch.no_grad()
-    def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Set unspecified priors from the columns, and the guide by EM and Laplace's approximation."""
-        weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
-        self.num_steps.fill_(y.shape[1])
-        self.observe_missing(y)
-        self.emission.learn(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
-        scales, known, alpha = self.emission, self.theta.known_values, self.config["concentration"]
-        start = initial_regimes(
-            lambda theta: row_distribution(poutine.condition(self.model, theta), y), scales, y, weights, known, alpha
-        )
-        self.theta.initialise(start)
-        self.theta.laplace_start(self.model, y, weights)
+    def start(self, y: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Set unspecified priors from the columns, and return parameters found by EM."""
+        self.emission.learn(y, weights)
+        options = self.emission, y, weights, self.theta.known_values, self.config["concentration"]
+        return initial_regimes(lambda at: row_distribution(poutine.condition(self.model, at), y), *options)
 
     def observe_missing(self, x: Tensor) -> None:
         """Record whether there are partly missing steps, each of which needs its own Cholesky factor."""
@@ -167,14 +153,3 @@ class GaussianHMM(StateSpaceStory):
         """Raise ``InputError`` for data of the wrong shape or outside the emissions' support."""
         super().check_data(x)
         check_entries(self.config["emission"], x, self.config["num_categories"])
-
-    def check_training_data(self, x: Tensor) -> None:
-        """Raise ``InputError`` for fewer steps than regimes."""
-        super().check_training_data(x)
-        if (steps := int(series_lengths(x).sum())) < self.K:
-            raise InputError(f"{steps} steps are too few for {self.K} regimes; give at least {self.K}")
-
-    @property
-    def constants(self) -> dict[str, Tensor]:
-        """Prior constants that the emissions use: m and w, shape ``(K, D)``, and s, ``(D,)``."""
-        return self.emission.constants

@@ -2,26 +2,25 @@ r"""Bayesian Gaussian mixture.
 
 The story, for rows x_i of D features and K components::
 
-    pi             ~ Dirichlet(alpha, ..., alpha)
-    Sigma_k        ~ the conjugate prior of its kind: full, tied, diag or spherical
+    weights        ~ Dirichlet(alpha, ..., alpha)
+    Sigma_k        ~ InverseWishart(D + 2, diag(s^2) / K^(2/D))      full, or tied: one Sigma for all components
+                     or diag(sigma_k^2), with
+    sigma_kd^2     ~ s_d^2 / K^(2/D) / ChiSquared(3)                 diag
+    sigma_k^2      ~ mean(s^2) / K^(2/D) / ChiSquared(D + 2)         spherical
     mu_k | Sigma_k ~ Normal(m, Sigma_k / kappa)
-    z_i | pi       ~ Categorical(pi)
+    z_i            ~ Categorical(weights)
     x_i | z_i = k  ~ Normal(mu_k, Sigma_k)
 
-The priors of the covariances are Fraley and Raftery's (2007), ``pplgen.distributions.fraley_raftery``, for narrower
-components; their density falls to zero faster than any likelihood can rise as a component collapses::
+The site of Sigma is ``scale_tril``, its Cholesky factor. The priors of the covariances are Fraley and Raftery's (2007)
+for narrower components; their density falls to zero faster than any likelihood can rise as a component collapses.
 
-    full, tied    Sigma     ~ InverseWishart(D + 2, diag(s^2) / K^(2/D))    one for each component, or one for all
-    diag          sigma_d^2 ~ s_d^2 / K^(2/D) / ChiSquared(3)
-    spherical     sigma^2   ~ mean(s^2) / K^(2/D) / ChiSquared(D + 2)
+Defaults: m is the column mean, s is .15 of the column standard deviation, set by ``initialise`` (from a sample of
+streamed rows; 0 and 1 before). A smaller s resolves narrower components in many columns; a larger one, up to 1 standard
+deviation, empties fewer components where rows are few.
 
-The sites are Cholesky factors of Sigma, or standard deviations sigma. Defaults: m is the column mean, s is .15 of the
-column standard deviation, set by ``initialise`` (from a sample of streamed rows; 0 and 1 before). A smaller s resolves
-narrower components in many columns; a larger one, up to 1 standard deviation, empties fewer components where rows are
-few.
-
-The guide is the conjugate family, each factor with separate parameters: q(pi) is Dirichlet. The index z is summed out
-exactly by ``TraceEnum_ELBO``, and missing entries are integrated out exactly.
+The guide is the conjugate family, each factor with separate parameters: q(weights) Dirichlet, q(scale_tril_k)
+``BartlettCholesky`` or q(sigma) ``InverseRootGamma``, and q(mu_k | Sigma_k) normal. The index z is summed out exactly
+by ``TraceEnum_ELBO``, and missing entries are integrated out exactly.
 
 References
 ----------
@@ -36,7 +35,6 @@ from collections.abc import Sequence
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._guides.covariances import gaussian_components
 from pplgen.models._guides.mixture_weights import weights_guide
 from pplgen.models._rows import GaussianRows
 from pplgen.models._starts.mixture_start import soft_clusters
@@ -45,18 +43,16 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pplgen.distributions import fraley_raftery, normal_rows
-from pplgen.story.base import Story, check_count, check_per_feature, check_positive, pyro_method
+from pplgen.story import pyro_method
 
 
-class GaussianMixture(GaussianRows, Story):
+class GaussianMixture(GaussianRows):
     """Mixture of K Gaussians, the component of each row summed out.
 
     Parameters
     ----------
-    num_components
-        Number of components K.
-    num_features
-        Number of data columns D.
+    num_components, num_features
+        Number of components K, and of data columns D.
     covariance
         ``full``, ``tied`` (one for all components), ``diag`` or ``spherical``.
     concentration
@@ -81,35 +77,14 @@ class GaussianMixture(GaussianRows, Story):
         prior_scale: float | Sequence[float] | None = None,
         mean_precision: float = 0.01,
     ) -> None:
-        K = check_count("num_components", num_components)
-        D = check_count("num_features", num_features)
-        super().__init__(
-            num_components=K,
-            num_features=D,
-            covariance=covariance,
-            concentration=check_positive("concentration", concentration),
-            prior_mean=check_per_feature("prior_mean", prior_mean, D),
-            prior_scale=check_per_feature("prior_scale", prior_scale, D, positive=True),
-            mean_precision=check_positive("mean_precision", mean_precision),
-        )
-        self.K, self.D = K, D
-        self.components = gaussian_components(covariance, K, D, self.config["mean_precision"])
-        self.components.set_scales(self.config["prior_mean"], self.config["prior_scale"])
-        self.auxiliary = self.components.auxiliary
-        self.dims = {
-            "weights": ("component",),
-            **self.components.dims,
-            "z": ("row", "component"),
-            "x": ("row", "feature"),
-            "prior_mean": ("feature",),
-            "prior_scale": ("feature",),
-        }
-        self.q_weights = PyroParam(torch.ones(K), constraints.positive)
+        options = {"covariance": covariance, "concentration": concentration, "mean_precision": mean_precision}
+        super().__init__(num_components, num_features, options | {"prior_mean": prior_mean, "prior_scale": prior_scale})
+        self.q_weights = PyroParam(torch.ones(self.K), constraints.positive)
 
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        m, s, kappa, K = self.components.m, self.components.unit, self.config["mean_precision"], self.K
+        K, kappa, m, s = self.K, self.kappa, self.components.m, self.components.s / self.K ** (1 / self.D)
         weights = pyro.sample("weights", dist.Dirichlet(m.new_full((K,), self.config["concentration"])))
         prior, correlated = fraley_raftery(self.config["covariance"], s, K), self.components.correlated
         if correlated:  # full, tied

@@ -36,15 +36,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pplgen.models._guides.parameters import Parameters, fix_known, plain_known
+from pplgen.models._series_story import SeriesStory
 from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pplgen.models._starts.loadings import initial_matrices
 from torch import Tensor
 
 from pplgen.distributions import LinearGaussianSeries, NormalWithZeros
-from pplgen.story.base import InputError, check_choice, check_count, pyro_method
+from pplgen.story import InputError, check_choice, check_count, pyro_method
 from pplgen.story.dynamics import LinearGaussian
 from pplgen.story.shared_sites import row_distribution, shared_sites
-from pplgen.story.state_space import StateSpaceStory
 
 FORMS = ("free", "level", "trend", "autoregression")
 MAX_CORRELATED = 100  # number of parameters up to which the guide has a full covariance
@@ -53,7 +53,7 @@ AXES |= {"C": ("feature", "state"), "phi": ("lag", "feature"), "q": ("noise",), 
 OBSERVED = {"y": ("series", "time", "feature"), "centre": ("feature",), "scale": ("feature",)}
 
 
-class LinearGaussianSSM(StateSpaceStory):
+class LinearGaussianSSM(SeriesStory):
     """Linear Gaussian state space model of series, the states integrated out.
 
     Parameters
@@ -164,16 +164,11 @@ class LinearGaussianSSM(StateSpaceStory):
         """Integrate out missing entries from now on, if there are any."""
         self.missing = bool(self.missing) or bool(x.isnan().any())
 
-    @torch.no_grad()
-    def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Set c and s from the columns, and the guide to Laplace's approximation, searched from the priors' medians."""
-        self.observe_missing(y)
-        self.num_steps.fill_(y.shape[1])
-        weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
+    def start(self, y: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Set c and s from the columns, and return the priors' medians; matrices of free states from the columns."""
         steps, w = y.flatten(0, 1), weights.repeat_interleave(y.shape[1])[:, None] / weights.mean()
         self.centre, self.scale = column_scales(steps, w[:, 0])
         start = {k: s["fn"].base_dist.icdf(y.new_tensor(0.5)) for k, s in shared_sites(self.model, y).items()}
         if self.form == "free":
             start |= initial_matrices(w.sqrt() * (steps - self.centre) / self.scale, self.scale, self.free)
-        self.theta.initialise(start)
-        self.theta.laplace_start(self.model, y, weights)
+        return start

@@ -30,24 +30,23 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._guides.parameters import Parameters, fix_known, plain_known
+from pplgen.models._guides.parameters import Parameters, fix_known
+from pplgen.models._series_story import RegimeStory
 from pplgen.models._starts.hmm_start import autoregressive_start
-from pplgen.models._starts.regime_scales import RegimeScales, emission_options
 from pplgen.models._starts.series_checks import check_no_gaps
 from torch import Tensor
 
 from pplgen.distributions import MarkovSwitchingAutoregression, inverse_chi
-from pplgen.story.base import InputError, check_count, check_positive, pyro_method
+from pplgen.story import InputError, check_count, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov
 from pplgen.story.shared_sites import row_distribution, shared_sites
-from pplgen.story.state_space import StateSpaceStory, series_lengths
 
 MAX_WINDOWS = 1024  # a chain with a million transitions
 OBSERVED = {"y": ("series", "time", "feature"), "prior_scale": ("feature",)}
 OBSERVED |= dict.fromkeys(("prior_mean", "prior_mean_scale"), ("regime",))
 
 
-class MarkovSwitchingAR(StateSpaceStory):
+class MarkovSwitchingAR(RegimeStory):
     """Autoregression whose mean, variance or coefficients switch between K regimes, the regimes summed out.
 
     Shorter series are padded by NaN at the end; missing steps inside a series are not supported.
@@ -96,22 +95,16 @@ class MarkovSwitchingAR(StateSpaceStory):
         switching = {"mu": switching_mean, "sigma": switching_variance, "phi": switching_coefficients and p > 0}
         if K > 1 and not any(switching.values()):
             raise InputError("nothing switches: set switching_mean, switching_variance or switching_coefficients")
-        scales = {"prior_mean": prior_mean, "prior_mean_scale": prior_mean_scale, "prior_scale": prior_scale}
-        options = emission_options("diag", K, 1, **scales)
+        priors = {"prior_mean": prior_mean, "prior_mean_scale": prior_mean_scale, "prior_scale": prior_scale}
         super().__init__(
-            num_regimes=K,
+            *("diag", K, 1, priors, known, concentration),
             order=p,
-            num_features=1,
             switching_mean=bool(switching_mean),
             switching_variance=bool(switching_variance),
             switching_coefficients=bool(switching_coefficients),
-            known=plain_known(known),
-            concentration=check_positive("concentration", concentration),
             coefficient_scale=check_positive("coefficient_scale", coefficient_scale),
-            **options,
         )
-        self.K, self.order, self.switching = K, p, switching
-        self.emission = RegimeScales("diag", K, 1, options)
+        self.order, self.switching = p, switching
         self.theta = Parameters(shared_sites(self.model), self.config["known"])
         axes = {name: ("regime",) if on else () for name, on in switching.items()}
         self.dims = {"P": ("regime", "next_regime"), **axes, "phi": (*axes["phi"], "lag")} | OBSERVED
@@ -153,26 +146,16 @@ class MarkovSwitchingAR(StateSpaceStory):
         """Continue series past their ends given a path of windows of regimes, ``(num_series, num_steps)``."""
         return row_distribution(self.model, y).continue_series(y, regimes % self.K)
 
-    @torch.no_grad()
-    def initialise(self, y: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Set unspecified priors from the data, and the guide by EM and Laplace's approximation."""
-        weights = y.new_ones(len(y)) if weights is None else weights.to(y.dtype)
-        self.num_steps.fill_(y.shape[1])
-        self.emission.learn(y.flatten(0, 1), weights.repeat_interleave(y.shape[1]))
+    def start(self, y: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Set unspecified priors from the data, and return parameters found by EM without the lags."""
+        self.emission.learn(y, weights)
         options = self.theta.known_values, self.config["concentration"], self.order, self.switching
-        self.theta.initialise(autoregressive_start(self.emission, y, weights, *options))
-        self.theta.laplace_start(self.model, y, weights)
+        return autoregressive_start(self.emission, y, weights, *options)
 
     def check_data(self, x: Tensor) -> None:
         """Raise ``InputError`` for data of the wrong shape or missing steps inside a series."""
         super().check_data(x)
         check_no_gaps(x, "MarkovSwitchingAR")
-
-    def check_training_data(self, x: Tensor) -> None:
-        """Raise ``InputError`` for fewer steps after the first lags than regimes."""
-        super().check_training_data(x)
-        if (scored := int((series_lengths(x) - self.order).clamp_min(0).sum())) < max(self.K, 2):
-            raise InputError(f"{scored} steps after the first {self.order} are too few for {self.K} regimes")
 
     @property
     def constants(self) -> dict[str, Tensor]:

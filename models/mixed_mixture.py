@@ -2,21 +2,21 @@ r"""Mixture for columns of mixed types, independent given the component, such as
 
 The story, for rows x_i of real, count, binary or categorical columns, and K components::
 
-    pi                 ~ Dirichlet(alpha, ..., alpha)
-    sigma_kd^2         ~ s_d^2 / ChiSquared(3)             normal and student columns
-    mu_kd | sigma_kd   ~ Normal(m_d, sigma_kd / .1)
-    rate_kd            ~ Gamma(1, 1 / m_d)                 poisson columns
-    p_kd               ~ Beta(1, 1)                        binary columns
-    p_kd               ~ Dirichlet(1, ..., 1)              columns with C categories
-    z_i | pi           ~ Categorical(pi)
-    x_id | z_i = k     ~ Normal(mu_kd, sigma_kd), StudentT(4, mu_kd, sigma_kd), Poisson(rate_kd),
-                         Bernoulli(p_kd) or Categorical(p_kd), by the kind of column d
+    weights          ~ Dirichlet(alpha, ..., alpha)
+    sigma_kd^2       ~ s_d^2 / ChiSquared(3)              normal and student columns
+    mu_kd | sigma_kd ~ Normal(m_d, sigma_kd / .1)
+    rate_kd          ~ Gamma(1, 1 / m_d)                  poisson columns
+    probability_kd   ~ Beta(1, 1)                         binary columns
+    probability_kd   ~ Dirichlet(1, ..., 1)               columns with C categories
+    z_i              ~ Categorical(weights)
+    x_id | z_i = k   ~ Normal(mu_kd, sigma_kd), StudentT(4, mu_kd, sigma_kd), Poisson(rate_kd),
+                       Bernoulli(probability_kd) or Categorical(probability_kd), by the kind of column d
 
-With columns that are all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture
-for counts; with ``student``, a robust mixture. ``initialise`` sets m and s to the columns' means and standard
-deviations (before, s is 1, and m is 0 for real columns and 1 for counts). The guide's factors are in the priors'
-families, conjugate given the components except for ``student``. The index z is summed out, and missing entries are
-integrated out.
+A site holds a parameter of the columns of one kind, with whose name it starts: ``student_mu``. With columns that are
+all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture for counts; with ``student``, a
+robust mixture. ``initialise`` sets m and s to the columns' means and standard deviations (before, s is 1, and m is 0
+for real columns and 1 for counts). The guide's factors are in the priors' families, conjugate given the components
+except for ``student``. The index z is summed out, and missing entries are integrated out.
 
 References
 ----------
@@ -27,6 +27,7 @@ McLachlan and Peel (2000), Finite mixture models, chapters 5 and 7.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyro
@@ -42,10 +43,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pplgen.distributions import Blockwise, MarginalIndependent, inverse_chi
-from pplgen.story.base import Story, check_count, check_positive, pyro_method
+from pplgen.story import check_count, check_positive, pyro_method
 
 
-class MixedMixture(ComponentRows, Story):
+class MixedMixture(ComponentRows):
     """Mixture of K components for real, count, binary or categorical columns, independent in each component.
 
     Parameters
@@ -94,47 +95,35 @@ class MixedMixture(ComponentRows, Story):
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
         prior = dict(zip(self.indices, self.parts, strict=True))  # m and s of the kinds of columns that there are
-        theta: dict[str, Tensor] = {}
+        columns: dict[str, tuple[Any, ...]] = {}  # of each kind, the distribution and its parameters
         weights = pyro.sample("weights", dist.Dirichlet(self.alpha))
         with pyro.plate("components", self.K):
             if "normal" in prior:
                 m, s = prior["normal"].m, prior["normal"].s
-                theta["normal_sigma"] = sigma = pyro.sample("normal_sigma", inverse_chi(s, 3.0).to_event(1))
-                theta["normal_mu"] = pyro.sample("normal_mu", dist.Normal(m, sigma / 0.1).to_event(1))
+                sigma = pyro.sample("normal_sigma", inverse_chi(s, 3.0).to_event(1))
+                mu = pyro.sample("normal_mu", dist.Normal(m, sigma / 0.1).to_event(1))
+                columns["normal"] = dist.Normal, mu, sigma
             if "student" in prior:
                 m, s = prior["student"].m, prior["student"].s
-                theta["student_sigma"] = sigma = pyro.sample("student_sigma", inverse_chi(s, 3.0).to_event(1))
-                theta["student_mu"] = pyro.sample("student_mu", dist.Normal(m, sigma / 0.1).to_event(1))
+                sigma = pyro.sample("student_sigma", inverse_chi(s, 3.0).to_event(1))
+                mu = pyro.sample("student_mu", dist.Normal(m, sigma / 0.1).to_event(1))
+                columns["student"] = partial(dist.StudentT, 4.0), mu, sigma
             if "poisson" in prior:
                 m = prior["poisson"].m
-                theta["poisson_rate"] = pyro.sample("poisson_rate", dist.Gamma(torch.ones_like(m), 1 / m).to_event(1))
+                rate = pyro.sample("poisson_rate", dist.Gamma(torch.ones_like(m), 1 / m).to_event(1))
+                columns["poisson"] = dist.Poisson, rate
             if "binary" in prior:
                 one = torch.ones_like(prior["binary"].m)
-                theta["binary_probability"] = pyro.sample("binary_probability", dist.Beta(one, one).to_event(1))
+                columns["binary"] = dist.Bernoulli, pyro.sample("binary_probability", dist.Beta(one, one).to_event(1))
             for C in self.categories:
                 ones = self.alpha.new_ones(len(self.indices[f"categorical{C}"]), C)
-                theta[f"categorical{C}_probability"] = pyro.sample(
-                    f"categorical{C}_probability", dist.Dirichlet(ones).to_event(1)
-                )
+                p = pyro.sample(f"categorical{C}_probability", dist.Dirichlet(ones).to_event(1))
+                columns[f"categorical{C}"] = dist.Categorical, p
         with pyro.plate("data", num_rows if x is None else len(x)):
             z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return pyro.sample("x", self._rows(theta, z), obs=x)
-
-    def _rows(self, theta: dict[str, Tensor], z: Tensor) -> Blockwise:
-        """Return the distribution of rows given components z: independent columns, missing entries integrated out."""
-        of_row = {name: value[z] for name, value in theta.items()}
-        columns: dict[str, Any] = {}
-        if "normal" in self.indices:
-            columns["normal"] = dist.Normal(of_row["normal_mu"], of_row["normal_sigma"])
-        if "student" in self.indices:
-            columns["student"] = dist.StudentT(4.0, of_row["student_mu"], of_row["student_sigma"])
-        if "poisson" in self.indices:
-            columns["poisson"] = dist.Poisson(of_row["poisson_rate"])
-        if "binary" in self.indices:
-            columns["binary"] = dist.Bernoulli(of_row["binary_probability"])
-        for C in self.categories:
-            columns[f"categorical{C}"] = dist.Categorical(of_row[f"categorical{C}_probability"])
-        return Blockwise([(self.indices[kind], MarginalIndependent(entries)) for kind, entries in columns.items()])
+            entries = {kind: entry(*(value[z] for value in theta)) for kind, (entry, *theta) in columns.items()}
+            rows = Blockwise([(self.indices[kind], MarginalIndependent(each)) for kind, each in entries.items()])
+            return pyro.sample("x", rows, obs=x)
 
     @pyro_method
     def guide(self, x: Tensor | None = None, num_rows: int = 1) -> None:

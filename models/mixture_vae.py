@@ -2,9 +2,11 @@ r"""Variational autoencoder with a Gaussian mixture prior: discrete and continuo
 
 The story, for rows x_i of D features with a component y_i of K and latent variables z_i of k dimensions::
 
-    y_i             ~ Categorical(pi)
-    z_i | y_i = c   ~ Normal(mu_c, sigma_c)
-    x_ij | z_i      ~ Bernoulli, ContinuousBernoulli, Normal or Categorical, with the outputs decoder(z_i)_j
+    y_i           ~ Categorical(pi)
+    z_i | y_i = c ~ Normal(mu_c, sigma_c)
+    a_i           = decoder(z_i)
+    x_ij | z_i    ~ Bernoulli(sigmoid(a_ij)), ContinuousBernoulli(sigmoid(a_ij)), Normal(m_j + s_j a_ij, sigma_j) or
+                    Categorical(softmax(a_ij1, ..., a_ijC)), by ``likelihood``
 
 so that a normal component in latent space is a cluster of any shape in data space. The guide is amortised,
 ``q(z_i | x_i) = family(encoder(x_i))``, and the component is summed out exactly given z_i, by ``TraceEnum_ELBO``::
@@ -27,20 +29,20 @@ Dilokthanakul et al. (2016), Deep unsupervised clustering with Gaussian mixture 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models import VAE
 from pplgen.models._guides.classes import check_classes
-from pplgen.models._guides.latent_families import MIN_SCALE, REAL
+from pplgen.models._guides.latent_families import REAL
 from pplgen.models._network_story import NetworkStory
 from pplgen.models._starts.mixture_vae_start import cluster_latents, pretrain_networks
-from pyro.nn import pyro_method
+from pplgen.models.vae import VAE
 from torch import Tensor
 
-from pplgen.story.base import InputError, check_choice
+from pplgen.distributions import MarginalIndependent, decoder_likelihood
+from pplgen.story import InputError, check_choice, pyro_method
 
 
 class MixtureVAE(VAE, NetworkStory):
@@ -48,26 +50,14 @@ class MixtureVAE(VAE, NetworkStory):
 
     Parameters
     ----------
-    num_features
-        Number of data columns D.
-    num_latents
-        Number of latent dimensions k.
+    num_features, num_latents
+        Number of data columns D, and of latent dimensions k.
     num_components
         Number of clusters K.
-    hidden
-        Widths of the encoder's hidden layers, reversed for the decoder. Empty: both are linear.
-    activation
-        ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
-    network
-        ``dense``, or ``convolutional`` for square images.
-    likelihood
-        ``bernoulli``, ``continuous-bernoulli``, ``normal`` or ``categorical``.
-    noise
-        Standard deviation of a normal likelihood: one per ``feature``, ``shared`` by all, or one per ``entry``.
-    num_values
-        Number of values of a categorical feature.
     guide
         Variational family, one of those of ``VAE`` on the real line.
+    **networks
+        Options of networks and likelihood, as for ``NetworkStory``.
     """
 
     def __init__(
@@ -76,27 +66,11 @@ class MixtureVAE(VAE, NetworkStory):
         num_latents: int = 2,
         *,
         num_components: int = 10,
-        hidden: Sequence[int] = (200,),
-        activation: str = "relu",
-        network: str = "dense",
-        likelihood: str = "bernoulli",
-        noise: str = "feature",
-        num_values: int = 2,
         guide: str = "normal",
+        **networks: Any,
     ) -> None:
-        super().__init__(
-            num_features,
-            num_latents,
-            hidden=hidden,
-            activation=activation,
-            network=network,
-            likelihood=likelihood,
-            noise=noise,
-            num_values=num_values,
-            guide=check_choice("guide", guide, REAL),
-            prior="mixture",
-            num_components=num_components,
-        )
+        options: Any = {"guide": check_choice("guide", guide, REAL), "num_components": num_components}
+        super().__init__(num_features, num_latents, prior="mixture", **options, **networks)
         del self.config["prior"]  # always "mixture"
         self.K = num_components
         self.dims = {**NetworkStory.dims, "y": ("row", "component")}
@@ -104,10 +78,10 @@ class MixtureVAE(VAE, NetworkStory):
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        prior = self.code_prior
+        log_pi, mu, sigma = self.code_prior.logits, self.code_prior.mu, self.code_prior.sigma
         with pyro.plate("data", num_rows if x is None else len(x)):
-            y = pyro.sample("y", dist.Categorical(logits=prior.logits), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(prior.mu[y], prior.log_sigma[y].exp() + MIN_SCALE).to_event(1))
+            y = pyro.sample("y", dist.Categorical(logits=log_pi), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(mu[y], sigma[y]).to_event(1))
             return pyro.sample("x", self.decode(z), obs=x)
 
     @pyro_method
@@ -116,6 +90,11 @@ class MixtureVAE(VAE, NetworkStory):
         if x is not None:
             with pyro.plate("data", len(x)):
                 pyro.sample("z", self.encode(x))
+
+    @pyro_method
+    def decode(self, z: Tensor) -> MarginalIndependent:
+        """Return the distribution of rows given latent variables."""
+        return decoder_likelihood(self.likelihood, self.decoder(z), self.num_features, *self.normal_parameters)
 
     def check_training_data(self, x: Tensor) -> None:
         """Raise ``InputError`` for fewer rows than components, or rows without observed entries."""

@@ -3,8 +3,10 @@ r"""Semi-supervised variational autoencoder (M2).
 The story, for rows x_i of D features with a class y_i of C and latent variables z_i of k dimensions::
 
     y_i             ~ Categorical(pi)
-    z_i             ~ Normal(0, I)
-    x_ij | y_i, z_i ~ Bernoulli, ContinuousBernoulli, Normal or Categorical, with the outputs decoder(z_i, y_i)_j
+    z_i             ~ Normal(0, I)              fixed (``standard_prior``) if the guide has bounded support
+    a_i             = decoder(z_i, y_i)
+    x_ij | y_i, z_i ~ Bernoulli(sigmoid(a_ij)), ContinuousBernoulli(sigmoid(a_ij)), Normal(m_j + s_j a_ij, sigma_j) or
+                      Categorical(softmax(a_ij1, ..., a_ijC)), by ``likelihood``
 
 The guide is a classifier and an encoder: ``q(y_i | x_i) = Categorical(classifier(x_i))`` and
 ``q(z_i | x_i, y_i) = family(encoder(x_i, y_i))``. The ELBO of a labelled row is L(x_i, y_i); that of an
@@ -35,20 +37,17 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from pplgen.models._guides.classes import (
-    ClassEncoderNetwork,
-    LatentAndClass,
-    check_class_probabilities,
-    check_classes,
-    condition_on_labels,
-)
-from pplgen.models._guides.latent_families import GUIDES, LatentFamily, LatentPrior
+from pplgen.models._guides.classes import ClassEncoderNetwork, LatentAndClass, check_class_probabilities, check_classes
+from pplgen.models._guides.latent_families import LatentFamily, LatentPrior
 from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
 from pplgen.models._network_story import NetworkStory
-from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplgen.story.base import check_choice, check_count, check_positive
+from pplgen.distributions import MarginalIndependent, decoder_likelihood, standard_prior
+from pplgen.story import check_count, check_positive, pyro_method
+
+CERTAIN_LOGIT = 1e4
+"""Logit of a known class."""
 
 
 class SemiSupervisedVAE(NetworkStory):
@@ -56,30 +55,18 @@ class SemiSupervisedVAE(NetworkStory):
 
     Parameters
     ----------
-    num_features
-        Number of data columns D.
-    num_latents
-        Number of latent dimensions k.
+    num_features, num_latents
+        Number of data columns D, and of latent dimensions k.
     num_classes
         Number of classes C.
-    hidden
-        Widths of the hidden layers of encoder and classifier, reversed for the decoder.
-    activation
-        ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
-    network
-        ``dense``, or ``convolutional`` for square images.
-    likelihood
-        ``bernoulli``, ``continuous-bernoulli``, ``normal`` or ``categorical``.
-    noise
-        Standard deviation of a normal likelihood: one per ``feature``, ``shared`` by all, or one per ``entry``.
-    num_values
-        Number of values of a categorical feature.
     guide
         Variational family of q(z | x, y), one of those of ``VAE``.
     classification
         Weight a of the classification loss of labelled rows.
     probabilities
         Prior class probabilities pi. Default: uniform.
+    **networks
+        Options of networks and likelihood, as for ``NetworkStory``.
     """
 
     takes_labels: ClassVar[bool] = True
@@ -93,28 +80,20 @@ class SemiSupervisedVAE(NetworkStory):
         num_latents: int = 2,
         *,
         num_classes: int = 10,
-        hidden: Sequence[int] = (200,),
-        activation: str = "relu",
-        network: str = "dense",
-        likelihood: str = "bernoulli",
-        noise: str = "feature",
-        num_values: int = 2,
         guide: str = "normal",
         classification: float = 0.1,
         probabilities: Sequence[float] | None = None,
+        **networks: Any,
     ) -> None:
         C = check_count("num_classes", num_classes, minimum=2)
-        networks: Any = {"hidden": hidden, "activation": activation, "network": network}
-        entries: Any = {"likelihood": likelihood, "noise": noise, "num_values": num_values}
         a, pi = check_positive("classification", classification), check_class_probabilities(probabilities, C)
-        options: Any = {"guide": check_choice("guide", guide, GUIDES), "classification": a, "probabilities": pi}
-        super().__init__(num_features, num_latents, num_classes=C, **networks, **entries, **options)
+        options = {"num_classes": C, "guide": guide, "classification": a, "probabilities": pi}
+        super().__init__(num_features, num_latents, options, **networks)
         self.C = C
-        self.codes = LatentFamily(guide, num_latents)
-        sizes, inputs = (network, hidden, activation), (self.seen.num_inputs, num_features)
-        self.classifier = EncoderNetwork(*sizes, *inputs, C)
-        self.encoder = ClassEncoderNetwork(*sizes, *inputs, self.codes.num_outputs, C)
-        self.decoder = DecoderNetwork(*sizes, num_latents + C, num_features, self.seen.per_feature)
+        self.codes, inputs = LatentFamily(guide, num_latents), (self.seen.num_inputs, num_features)
+        self.classifier = EncoderNetwork(*self.layers, *inputs, C)
+        self.encoder = ClassEncoderNetwork(*self.layers, *inputs, self.codes.num_outputs, C)
+        self.decoder = DecoderNetwork(*self.layers, num_latents + C, num_features, self.seen.per_feature)
         self.code_prior = LatentPrior("normal", self.codes, self.seen.num_inputs, 1)
         self.register_buffer("pi", torch.tensor(pi or [1 / C] * C))
         self.register_buffer("indicators", torch.eye(C))
@@ -126,7 +105,7 @@ class SemiSupervisedVAE(NetworkStory):
         """Generate ``num_rows`` rows, or score ``x`` ``(num_rows, num_features)``; labels affect only the guide."""
         with pyro.plate("data", num_rows if x is None else len(x)):
             y = pyro.sample("y", dist.Categorical(self.pi), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", self.code_prior.distribution(self.codes.distribution))
+            z = pyro.sample("z", standard_prior(self.config["guide"], self.code_prior.origin))
             shape = torch.broadcast_shapes(y.shape, z.shape[:-1])
             z_and_y = torch.cat([part.expand(*shape, -1) for part in (z, self.indicators[y])], -1)
             return pyro.sample("x", self.decode(z_and_y), obs=x)
@@ -142,20 +121,25 @@ class SemiSupervisedVAE(NetworkStory):
                 log_q = torch.where(labels >= 0, classes.log_prob(labels.clamp_min(0)), 0.0)
                 # factors in the guide are subtracted from the ELBO
                 pyro.factor("classification", -self.weight * log_q, has_rsample=True)
-            y = pyro.sample("y", condition_on_labels(classes, labels), infer={"enumerate": "parallel"})
+            y = pyro.sample("y", self._given_labels(classes, labels), infer={"enumerate": "parallel"})
             pyro.sample("z", self._encode_latents(x, y))
 
     @pyro_method
     def prior(self) -> LatentAndClass:
         """Return the prior of one row's latent variables and class."""
-        z = self.code_prior.distribution(self.codes.distribution)
+        z = standard_prior(self.config["guide"], self.code_prior.origin)
         return LatentAndClass(dist.Categorical(self.pi), z.expand((self.C,)))
+
+    @pyro_method
+    def decode(self, z: Tensor) -> MarginalIndependent:
+        """Return the distribution of rows given latent variables and class, shape ``(..., k + C)``."""
+        return decoder_likelihood(self.likelihood, self.decoder(z), self.num_features, *self.normal_parameters)
 
     @pyro_method
     def encode(self, x: Tensor, labels: Tensor | None = None) -> LatentAndClass:
         """Return the guide of the rows' latent variables and classes."""
         q_z = self._encode_latents(x.unsqueeze(-2), torch.arange(self.C, device=x.device))
-        return LatentAndClass(condition_on_labels(self._classify(x), labels), q_z)
+        return LatentAndClass(self._given_labels(self._classify(x), labels), q_z)
 
     @pyro_method
     def complete(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -164,6 +148,13 @@ class SemiSupervisedVAE(NetworkStory):
 
     def _classify(self, x: Tensor) -> Any:
         return dist.Categorical(logits=self.classifier(self.seen.read(x), self.missing_mask(x)))
+
+    def _given_labels(self, classes: Any, labels: Tensor | None) -> Any:
+        """Return classes with all mass on the label of labelled rows; finite, so that no term is 0 log 0."""
+        if labels is None:
+            return classes
+        certain = CERTAIN_LOGIT * self.indicators[labels.clamp_min(0)]
+        return dist.Categorical(logits=torch.where(labels[:, None] >= 0, certain, classes.logits))
 
     def _encode_latents(self, x: Tensor, classes: Tensor) -> Any:
         return self.codes.distribution(self.encoder(self.seen.read(x), classes, self.missing_mask(x)))

@@ -2,11 +2,18 @@ r"""Variational autoencoder.
 
 The story, for rows x_i of D features and latent variables z_i of k dimensions::
 
-    z_i       ~ Normal(0, I), a learned mixture, or a mixture of the guide at pseudo-inputs (VampPrior)
-    x_ij | z_i ~ Bernoulli, ContinuousBernoulli, Normal or Categorical, with the outputs decoder(z_i)_j
+    z_i        ~ Normal(0, I)                               prior: normal
+                 or sum_c pi_c Normal(mu_c, sigma_c)        mixture, with K learned components
+                 or sum_c pi_c q(z_i | u_c)                 vamp, with K learned pseudo-inputs u_c of the encoder
+    a_i        = decoder(z_i)
+    x_ij | z_i ~ Bernoulli(sigmoid(a_ij))                   likelihood: bernoulli; grey values by their cross-entropy
+                 or ContinuousBernoulli(sigmoid(a_ij))      continuous-bernoulli
+                 or Normal(m_j + s_j a_ij, sigma_j)         normal, with m and s the columns' means and scales
+                 or Categorical(softmax(a_ij1, ..., a_ijC)) categorical
 
-The guide is amortised: ``q(z_i | x_i) = family(encoder(x_i))``, normal by default (``_guides/latent_families.py``).
-Decoder, noise and learned priors are point estimates that maximise the ELBO::
+The guide is amortised: ``q(z_i | x_i) = family(encoder(x_i))``, normal by default (``_guides/latent_families.py``). For
+families with bounded support the prior is fixed (``pplgen.distributions.standard_prior``). Decoder, learned priors and
+sigma, one for each feature, shared or an output of the decoder, are point estimates that maximise the ELBO::
 
     log p(x_i) >= E_q[log p(x_i | z_i)] - KL(q(z_i | x_i), p(z_i))
 
@@ -22,17 +29,16 @@ Mattei and Frellsen (2019), MIWAE: deep generative modelling and imputation of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyro
-from pplgen.models._guides.latent_families import BOUNDED, GUIDES, PRIORS, LatentFamily, LatentPrior
+from pplgen.models._guides.latent_families import LatentFamily, LatentPrior
 from pplgen.models._guides.networks import DecoderNetwork, EncoderNetwork
 from pplgen.models._network_story import NetworkStory
-from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pplgen.story.base import InputError, check_choice, check_count
+from pplgen.distributions import MarginalIndependent, NormalMixture, decoder_likelihood, standard_prior, vamp_prior
+from pplgen.story import check_count, pyro_method
 
 
 class VAE(NetworkStory):
@@ -40,32 +46,20 @@ class VAE(NetworkStory):
 
     Parameters
     ----------
-    num_features
-        Number of data columns D.
-    num_latents
-        Number of latent dimensions k.
-    hidden
-        Widths of the encoder's hidden layers, reversed for the decoder. Empty: both are linear.
-    activation
-        ``relu``, ``tanh``, ``gelu``, ``softplus`` or ``elu``.
-    network
-        ``dense``, or ``convolutional`` for square images.
-    likelihood
-        ``bernoulli``, ``continuous-bernoulli``, ``normal`` or ``categorical``.
-    noise
-        Standard deviation of a normal likelihood: one per ``feature``, ``shared`` by all, or one per ``entry``.
-    num_values
-        Number of values of a categorical feature.
+    num_features, num_latents
+        Number of data columns D, and of latent dimensions k.
     guide
         Variational family: ``normal``, ``laplace``, ``student-t``, ``logistic``, ``full``, ``flow``; or, with bounded
         support, ``lognormal``, ``gamma``, ``beta``, ``kumaraswamy``, ``dirichlet``.
     prior
         ``normal``, ``mixture`` (of learned normals) or ``vamp``, for families on the real line.
     num_components
-        Number of components of a mixture prior.
+        Number of components K of a mixture prior.
     encoder, decoder
         Custom networks: from a row's inputs to the guide's parameters, and from latent variables to the likelihood's.
         A story with custom networks cannot be rebuilt from its config.
+    **networks
+        Options of networks and likelihood, as for ``NetworkStory``.
     """
 
     def __init__(
@@ -73,39 +67,18 @@ class VAE(NetworkStory):
         num_features: int = 64,
         num_latents: int = 2,
         *,
-        hidden: Sequence[int] = (200,),
-        activation: str = "relu",
-        network: str = "dense",
-        likelihood: str = "bernoulli",
-        noise: str = "feature",
-        num_values: int = 2,
         guide: str = "normal",
         prior: str = "normal",
         num_components: int = 10,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        **networks: Any,
     ) -> None:
-        super().__init__(
-            num_features,
-            num_latents,
-            hidden=hidden,
-            activation=activation,
-            network=network,
-            likelihood=likelihood,
-            noise=noise,
-            num_values=num_values,
-            guide=check_choice("guide", guide, GUIDES),
-            prior=check_choice("prior", prior, PRIORS),
-            num_components=check_count("num_components", num_components),
-        )
-        if guide in BOUNDED and prior != "normal":
-            raise InputError(
-                f"prior={prior!r}: guide={guide!r} has bounded support and a fixed prior; expected 'normal'"
-            )
+        options = {"guide": guide, "prior": prior, "num_components": check_count("num_components", num_components)}
+        super().__init__(num_features, num_latents, options, **networks)
         self.codes = LatentFamily(guide, num_latents)
-        sizes = network, hidden, activation
-        self.encoder = EncoderNetwork(*sizes, self.seen.num_inputs, num_features, self.codes.num_outputs, encoder)
-        self.decoder = DecoderNetwork(*sizes, num_latents, num_features, self.seen.per_feature, decoder)
+        self.encoder = EncoderNetwork(*self.layers, self.seen.num_inputs, num_features, self.codes.num_outputs, encoder)
+        self.decoder = DecoderNetwork(*self.layers, num_latents, num_features, self.seen.per_feature, decoder)
         self.code_prior = LatentPrior(prior, self.codes, self.seen.num_inputs, num_components)
 
     @pyro_method
@@ -125,7 +98,17 @@ class VAE(NetworkStory):
     @pyro_method
     def prior(self) -> Any:
         """Return the prior of one row's latent variables."""
-        return self.code_prior.distribution(lambda inputs: self.codes.distribution(self.encoder(inputs)))
+        theta = self.code_prior
+        if theta.kind == "mixture":
+            return NormalMixture(theta.logits, theta.mu, theta.sigma)
+        if theta.kind == "vamp":
+            return vamp_prior(theta.logits, self.codes.distribution(self.encoder(theta.pseudo_rows)))
+        return standard_prior(self.config["guide"], theta.origin)
+
+    @pyro_method
+    def decode(self, z: Tensor) -> MarginalIndependent:
+        """Return the distribution of rows given latent variables."""
+        return decoder_likelihood(self.likelihood, self.decoder(z), self.num_features, *self.normal_parameters)
 
     @pyro_method
     def encode(self, x: Tensor) -> Any:

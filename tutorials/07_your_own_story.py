@@ -26,7 +26,7 @@ from torch.distributions import constraints
 
 import pplgen
 from pplgen.plots.palette import COLOURS
-from pplgen.story.base import InputError, Story, check_count, check_positive, pyro_method
+from pplgen.story import InputError, Story, check_count, check_positive, pyro_method
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 
@@ -159,6 +159,12 @@ print(f"ELBO {bare.elbo:.2f}, at most the log evidence {evidence:.2f}; the gap i
 # Pyro, and few rules: `None` in place of the data simulates; sizes and priors are keyword arguments that are checked
 # and passed to `super().__init__`; `dims` names the axes. It takes rows of any width: a gross error then affects the
 # whole row.
+#
+# The guide below is written out, so that `initialise` can start it from the data. Where no better start is known, an
+# autoguide of the parameters that all rows share is shorter. Its two lines in the constructor would be
+# `self.q = AutoNormal(poutine.block(self.model, expose=["mu", "sigma", "eps"]))` and `self.q(None)`, which creates its
+# parameters, and `self.q(None)` the only line of the guide. Continuous latents of rows would need lines of their own:
+# an autoguide remembers the number of rows.
 
 
 # %%
@@ -347,7 +353,7 @@ test_posterior_is_that_of_quadrature()
 # of the collection has two files:
 #
 # - **`models/gross_errors.py`**: the class above. Its module's docstring holds the equations and the reference; it
-#   imports only torch, Pyro, `pplgen.story.base` and code shared by stories, and has fewer than 200 lines.
+#   imports only torch, Pyro, `pplgen.distributions` and `pplgen.story`, and has at most 180 lines.
 # - **`tests/models/test_gross_errors.py`**: `quadrature` and the test above. References useful to others go
 #   into `pplgen/exact` instead.
 #

@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from pplgen.story.base import DataWarning, InputError, check_per_feature
 
-CERTAIN_LOGIT = 1e4
-"""Logit of a known class; finite, so that impossible classes contribute zero rather than NaN."""
-
 
 def check_classes(labels: Tensor, num_classes: int, *, warn: bool = False) -> None:
     """Raise ``InputError`` for labels that are not a class or -1; ``warn`` of classes without labelled rows."""
@@ -41,15 +38,6 @@ def check_class_probabilities(probabilities: Sequence[float] | None, num_classes
     if values is not None and abs(sum(values) - 1) > 1e-6:
         raise InputError(f"probabilities={probabilities!r}: expected numbers that sum to one")
     return values
-
-
-def condition_on_labels(classes: Any, labels: Tensor | None) -> Any:
-    """Return class distributions with all mass on the label of labelled rows; -1 means unknown."""
-    if labels is None:
-        return classes
-    values = torch.arange(classes.logits.shape[-1], device=labels.device)
-    certain = CERTAIN_LOGIT * (labels[:, None] == values).to(classes.logits.dtype)
-    return dist.Categorical(logits=torch.where(labels[:, None] >= 0, certain, classes.logits))
 
 
 class LatentAndClass(dist.TorchDistribution):

@@ -1,4 +1,4 @@
-r"""Variational families of latent variables, and their priors.
+r"""Variational families of latent variables, and the learned parameters of their priors.
 
 Each family is reparameterised by one of the three routes of Kingma and Welling (2014), section 2.4:
 
@@ -7,13 +7,11 @@ Each family is reparameterised by one of the three routes of Kingma and Welling 
 - composition: ``lognormal``, ``gamma``, ``beta``, ``dirichlet``, and ``flow``: a normal pushed forward by
   autoregressive transforms (inverse autoregressive flow, Kingma et al. 2016)
 
-Families on the real line have the priors of ``PRIORS``; others a fixed prior with their support: Gamma(2, 2),
-LogNormal(0, 1), Uniform(0, 1), Dirichlet(1).
+Families on the real line have the priors of ``PRIORS``, others a fixed one, ``pplgen.distributions.standard_prior``.
 
 References
 ----------
 Kingma and Welling (2014), Auto-Encoding Variational Bayes.
-Tomczak and Welling (2018), VAE with a VampPrior.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pplgen.distributions.normal_mixture import NormalMixture
+from pplgen.story.base import InputError, check_choice
 
 REAL = ("normal", "laplace", "student-t", "logistic", "full", "flow")
 BOUNDED = ("lognormal", "gamma", "beta", "kumaraswamy", "dirichlet")
@@ -50,7 +48,7 @@ class LatentFamily(nn.Module):
 
     def __init__(self, kind: str, num_latents: int) -> None:
         super().__init__()
-        self.kind, self.num_latents = kind, num_latents
+        self.kind, self.num_latents = check_choice("guide", kind, GUIDES), num_latents
         if kind == "flow":
             width = max(16, 2 * num_latents)
             self.flow = nn.ModuleList(transforms.affine_autoregressive(num_latents, [width]) for _ in range(2))
@@ -101,24 +99,14 @@ def _kumaraswamy(a: Tensor, b: Tensor) -> Any:
     return dist.TransformedDistribution(uniform, steps)
 
 
-def prior_on_support(kind: str, like: Tensor) -> Any:
-    """Return the fixed prior of a family in ``BOUNDED``; ``like`` has the shape ``(num_latents,)``."""
-    zeros, ones = torch.zeros_like(like), torch.ones_like(like)
-    if kind == "dirichlet":
-        return dist.Dirichlet(ones)
-    if kind == "gamma":
-        return dist.Gamma(2 * ones, 2 * ones).to_event(1)
-    return (dist.LogNormal(zeros, ones) if kind == "lognormal" else dist.Uniform(zeros, ones)).to_event(1)
-
-
 class LatentPrior(nn.Module):
-    """Prior of the latent variables: standard normal, or a mixture with the component summed out.
+    """Learned parameters of a prior of the latent variables: those of a mixture of K components, if it is one.
 
     Parameters
     ----------
     kind
-        ``normal``; ``mixture``: normals with learned means, standard deviations and weights; ``vamp``: the guide at
-        learned pseudo-inputs.
+        ``normal``: none; ``mixture``: log weights ``logits``, means ``mu`` and standard deviations ``sigma``; ``vamp``:
+        ``logits``, and encoder inputs ``pseudo_rows``.
     family
         Variational family of the guide.
     num_inputs
@@ -131,9 +119,12 @@ class LatentPrior(nn.Module):
 
     def __init__(self, kind: str, family: LatentFamily, num_inputs: int, num_components: int) -> None:
         super().__init__()
-        self.kind, self.family = kind, family.kind
+        self.kind = check_choice("prior", kind, PRIORS)
+        if family.kind in BOUNDED and kind != "normal":
+            bounded = f"guide={family.kind!r} has bounded support and a fixed prior"
+            raise InputError(f"prior={kind!r}: {bounded}; expected 'normal'")
         self.register_buffer("origin", torch.zeros(family.num_latents))
-        if family.kind in BOUNDED or kind == "normal":
+        if kind == "normal":
             return
         self.logits = nn.Parameter(torch.zeros(num_components))
         if kind == "mixture":
@@ -143,21 +134,13 @@ class LatentPrior(nn.Module):
             self.pseudo_rows = nn.Parameter(torch.empty(num_components, num_inputs))
         self.reset_parameters()
 
+    @property
+    def sigma(self) -> Tensor:
+        """Standard deviations of a mixture's components, shape ``(K, num_latents)``."""
+        return self.log_sigma.exp() + MIN_SCALE
+
     def reset_parameters(self) -> None:
         """Draw the locations of a mixture's components."""
         for name, std in (("mu", 1.0), ("pseudo_rows", 0.5)):
             if hasattr(self, name):
                 nn.init.normal_(getattr(self, name), std=std)
-
-    def distribution(self, encode: Callable[[Tensor], Any]) -> Any:
-        """Return the prior of one row's latent variables; ``encode`` maps encoder inputs to the guide."""
-        if self.family in BOUNDED:
-            return prior_on_support(self.family, self.origin)
-        if self.kind == "normal":
-            return dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1)
-        if self.kind == "mixture":
-            return NormalMixture(self.logits, self.mu, self.log_sigma.exp() + MIN_SCALE)
-        components = encode(self.pseudo_rows)
-        if self.family == "normal":
-            return NormalMixture(self.logits, components.mean, components.stddev)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)

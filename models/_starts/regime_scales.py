@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pplgen.models._starts.kmeans_plus_plus import column_scales
+from pplgen.models._starts.kmeans_plus_plus import PRIOR_SCALE, column_scales
 from torch import Tensor, nn
 
 from pplgen.story.base import InputError, check_choice, check_count, check_per_feature
 
-SCALE, MEAN_SCALE = 0.15, 2.0
-"""Default prior scale s and standard deviation w of the means, in standard deviations of the columns."""
+MEAN_SCALE = 2.0
+"""Default prior standard deviation w of the means, in standard deviations of the columns."""
 MEANS = ("prior_mean", "prior_mean_scale")
 OPTIONS = {
     "diag": (*MEANS, "prior_scale"),
@@ -48,9 +48,9 @@ class RegimeScales(nn.Module):
         self.register_buffer("s", torch.ones(num_features))
         self._set(self.m[0], self.s)
 
-    def learn(self, x: Tensor, weights: Tensor) -> None:
-        """Set the constants that are not given from steps, shape ``(N, D)``, and their weights."""
-        self._set(*column_scales(x, weights))
+    def learn(self, y: Tensor, weights: Tensor) -> None:
+        """Set the constants that are not given from series, ``(num_series, num_steps, D)``, and their weights."""
+        self._set(*column_scales(y.flatten(0, 1), weights.repeat_interleave(y.shape[1])))
 
     @property
     def constants(self) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ class RegimeScales(nn.Module):
             mean = torch.where(mean > 0, mean, 1.0)
         self.m = self._option("prior_mean", mean.expand(self.m.shape))
         self.w = self._option("prior_mean_scale", self.m if rates else MEAN_SCALE * sd.expand(self.m.shape))
-        self.s = self._option("prior_scale", SCALE * sd)
+        self.s = self._option("prior_scale", PRIOR_SCALE * sd)
 
     def _option(self, name: str, default: Tensor) -> Tensor:
         """Return the option, or the default if it is None."""

@@ -108,7 +108,7 @@ def _build_story(text: str, num_features: int) -> Any:
     """Build a story from its name and options, ``gaussian-mixture:components=3;covariance=tied``."""
     name, _, rest = text.partition(":")
     entry = find_entry(name, models.collection())
-    options = parse_options(rest, constructor_options(entry.definition))
+    options = parse_options(rest, constructor_options(entry.definition, entry.base))
     return getattr(models, entry.class_name)(**options, num_features=num_features)
 
 
@@ -153,6 +153,8 @@ def _calibrate(entry: models.Entry, config: dict[str, Any], **options: Any) -> N
 
 
 for _entry in models.collection():
-    _options = [option for option in constructor_options(_entry.definition) if option.name != "num_features"]
+    _options = [
+        option for option in constructor_options(_entry.definition, _entry.base) if option.name != "num_features"
+    ]
     for _app, _common, _run in ((fit_app, fit_options, _fit), (calibrate_app, calibration_options, _calibrate)):
         _app.command(_entry.name, help=_entry.summary)(story_command(partial(_run, _entry), _options, _common))

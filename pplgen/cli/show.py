@@ -44,7 +44,7 @@ def story_page(
     claims
         Recorded results of the claims about it.
     """
-    options = constructor_options(entry.definition)
+    options = constructor_options(entry.definition, entry.base)
     width = max(len(option.name) for option in options)
     parts = [
         f"{entry.name}, in Python pplgen.models.{entry.class_name}\n{entry.summary}",
@@ -61,9 +61,15 @@ def story_page(
 
 
 def model_and_guide(definition: ast.ClassDef, source: str) -> str:
-    """Return the text of a class's ``model`` and ``guide``, from the source of its file."""
+    """Return the text of a class's ``model``, ``guide`` and methods that they call, from the source of its file."""
     lines = source.splitlines()
-    nodes = [n for n in definition.body if isinstance(n, ast.FunctionDef) and n.name in ("model", "guide")]
+    methods = {node.name: node for node in definition.body if isinstance(node, ast.FunctionDef)}
+    names = ["model", "guide"]
+    for name in names:  # which grows
+        calls = (node.func for node in ast.walk(methods[name]) if isinstance(node, ast.Call))
+        own = (f.attr for f in calls if isinstance(f, ast.Attribute) and getattr(f.value, "id", None) == "self")
+        names += [each for each in dict.fromkeys(own) if each in methods and each not in names]
+    nodes = [methods[name] for name in names]
     return "\n\n".join(textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])) for node in nodes)
 
 

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from pplgen.distributions.cholesky_factors import InverseWishartCholesky
 from pplgen.distributions.inverse_chi import inverse_chi
+from pplgen.story.base import check_choice
 
 __all__ = ["fraley_raftery"]
+
+COVARIANCES = ("full", "tied", "diag", "spherical")
 
 
 def fraley_raftery(covariance: str, scale: Float[Tensor, "features"], num_components: int) -> Any:
@@ -34,12 +37,17 @@ def fraley_raftery(covariance: str, scale: Float[Tensor, "features"], num_compon
     num_components
         Number of components K.
 
+    Raises
+    ------
+    InputError
+        For another kind of covariances.
+
     References
     ----------
     Fraley and Raftery (2007), Bayesian regularization for normal mixture estimation and model-based clustering.
     """
     D, K = len(scale), num_components
-    if covariance == "full":
+    if check_choice("covariance", covariance, COVARIANCES) == "full":
         return InverseWishartCholesky(D + 2, scale).expand([K]).to_event(1)
     if covariance == "tied":
         return InverseWishartCholesky(D + 2, scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import operator
@@ -37,6 +38,12 @@ class _KeepsGenerators(type(PyroModule)):  # type: ignore[misc]
         """Construct a story."""
         with kept_generators():
             return super().__call__(*args, **options)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The constructor's, for ``help``, editors and documentation."""
+        own = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return own.replace(parameters=list(own.parameters.values())[1:], return_annotation=inspect.Signature.empty)
 
 
 class Story(PyroModule, metaclass=_KeepsGenerators):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pyro import poutine
@@ -19,12 +20,16 @@ class _RowsReached(Exception):
 
 
 class _StopAtRows(Messenger):
-    """End a model before its first site inside the plate ``data``, and keep that site."""
+    """End a model before its first site inside the plate ``data`` that is not given, and keep that site."""
 
     first: Any = None
 
+    def __init__(self, given: Collection[str] = ()) -> None:
+        super().__init__()
+        self.given = given
+
     def _pyro_sample(self, msg: Any) -> None:
-        if any(plate.name == "data" for plate in msg["cond_indep_stack"]):
+        if msg["name"] not in self.given and any(plate.name == "data" for plate in msg["cond_indep_stack"]):
             self.first = msg
             raise _RowsReached
 
@@ -55,12 +60,19 @@ def shared_values(model: Callable[..., Any], *data: Any) -> dict[str, Tensor]:
     return {name: site["value"] for name, site in shared_sites(model, *data).items()}
 
 
-def row_distribution(model: Callable[..., Any], *data: Any) -> Any:
+def row_distribution(model: Callable[..., Any], *data: Any, given: Mapping[str, Tensor] = MappingProxyType({})) -> Any:
     """Return the distribution of a model's first site of rows, one batch entry for each row.
 
     Arguments and values of the shared sites are as for ``shared_values``. For methods that need more of the rows'
-    distribution than its density, such as ``state_space`` and ``fill``.
+    distribution than its density, such as ``state_space``, ``fill`` and ``complete``.
+
+    Parameters
+    ----------
+    model, *data
+        As for ``shared_values``.
+    given
+        Values of earlier sites of rows, by name, such as components: the distribution is that of the site after them.
     """
-    with _StopAtRows() as rows:
+    with _StopAtRows(given) as rows, poutine.condition(data=dict(given)):
         model(*data)
     return rows.first["fn"]

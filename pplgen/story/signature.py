@@ -6,7 +6,7 @@ import ast
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,17 +50,33 @@ class Option:
         return (long.replace("--num-", "--"), long) if self.name.startswith("num_") else (long,)
 
 
-def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
+def constructor_options(definition: ast.ClassDef, base: ast.ClassDef | None = None) -> tuple[Option, ...]:
     """Return the constructor's keyword arguments, with their help from the class's numpydoc docstring.
 
-    Arguments that are modules are omitted.
+    Arguments that are modules are omitted. Those of ``base``, to whose constructor ``**`` passes, follow: its
+    keyword-only arguments that the constructor itself does not have.
     """
-    help_texts = dict(_documented_parameters(ast.get_docstring(definition) or ""))
-    constructor = next(
-        node for node in definition.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
-    ).args
+    constructor = _constructor(definition)
     positional = constructor.args[1:]
     defaults = [*constructor.defaults, *constructor.kw_defaults]
+    own = _options(definition, [*positional, *constructor.kwonlyargs], defaults)
+    if base is None:
+        return own
+    shared, names = _constructor(base), {argument.arg for argument in [*positional, *constructor.kwonlyargs]}
+    passed = _options(base, shared.kwonlyargs, shared.kw_defaults)
+    return (*own, *(option for option in passed if option.name not in names))
+
+
+def _constructor(definition: ast.ClassDef) -> ast.arguments:
+    """Return the arguments of a class's constructor."""
+    return next(n for n in definition.body if isinstance(n, ast.FunctionDef) and n.name == "__init__").args
+
+
+def _options(
+    definition: ast.ClassDef, arguments: Sequence[ast.arg], defaults: Sequence[ast.expr | None]
+) -> tuple[Option, ...]:
+    """Return arguments as options, with their help from the class's docstring."""
+    help_texts = dict(_documented_parameters(ast.get_docstring(definition) or ""))
     return tuple(
         Option(
             name=argument.arg,
@@ -70,7 +86,7 @@ def constructor_options(definition: ast.ClassDef) -> tuple[Option, ...]:
             is_mapping="Mapping[" in _annotation(argument),
             is_counts=_annotation(argument) == "Sequence[int]",
         )
-        for argument, default in zip([*positional, *constructor.kwonlyargs], defaults, strict=True)
+        for argument, default in zip(arguments, defaults, strict=True)
         if "Module" not in _annotation(argument)  # which has no text form
     )
 

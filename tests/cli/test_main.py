@@ -274,7 +274,7 @@ def test_a_warning_that_the_user_can_act_on_is_echoed(tmp_path):
 
 def test_options_come_from_the_constructor():
     (entry,) = (entry for entry in collection() if entry.name == "gaussian-mixture")
-    options = {option.name: option for option in constructor_options(entry.definition)}
+    options = {option.name: option for option in constructor_options(entry.definition, entry.base)}
     assert options["num_components"].flags == ("--components", "--num-components")
     assert options["num_components"].kind is int
     assert options["mean_precision"].default == 0.01
@@ -283,7 +283,7 @@ def test_options_come_from_the_constructor():
 
 def test_widths_of_layers_are_numbers_with_commas():
     (entry,) = (entry for entry in collection() if entry.name == "vae")
-    options = {option.name: option for option in constructor_options(entry.definition)}
+    options = {option.name: option for option in constructor_options(entry.definition, entry.base)}
     assert not {"encoder", "decoder"} & set(options), "no text stands for a module"
     hidden = options["hidden"]
     assert [parse_value(hidden, text) for text in ("200,100", "50", "", hidden.typed_default)] == [

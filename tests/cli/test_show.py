@@ -42,15 +42,20 @@ def test_defaults_are_those_of_the_constructor():
     assert lines[-1] == "Nothing is recorded."
 
 
-@pytest.mark.parametrize("name", ["vae", "ppca"])
-def test_the_source_is_that_of_model_and_guide(name, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "others"), [("vae", ["prior", "decode", "encode"]), ("ppca", []), ("linear-gaussian-ssm", [])]
+)
+def test_the_source_is_that_of_model_and_guide_and_what_they_call(name, others, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pplgen", "show", name, "--source"])
     with pytest.raises(SystemExit, match="0"):
         main()
     shown = capsys.readouterr().out
-    kind = getattr(models, name.upper())
-    for function in (kind.model, kind.guide):
-        assert textwrap.dedent("".join(inspect.getsourcelines(function)[0]).partition("\n")[2]).strip() in shown
+    (kind,) = (getattr(models, entry.class_name) for entry in collection() if entry.name == name)
+    texts = []
+    for function in (kind.model, kind.guide, *(getattr(kind, other) for other in others)):
+        text = textwrap.dedent("".join(inspect.getsourcelines(inspect.unwrap(function))[0]))
+        texts.append(text[text.index("def ") :].strip())
+    assert shown.strip() == "\n\n".join(texts)
 
 
 def test_measured_claims_are_shown(monkeypatch, tmp_path):

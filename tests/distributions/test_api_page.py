@@ -32,6 +32,7 @@ DATA = [
     (3 * noise(20, 2)).abs().floor(),
     torch.bucketize(noise(20), torch.tensor([-0.5, 0.5])),
     noise(20, 3).sigmoid(),
+    with_gap((noise(20, 4) > 0).float()),
     with_gap(noise(3, 15, 1)),
 ]
 

@@ -15,6 +15,7 @@ from pplgen.distributions import (
     fraley_raftery,
     inverse_chi,
 )
+from pplgen.errors import InputError
 
 D = 3
 SCALE = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
@@ -129,3 +130,8 @@ def test_priors_of_the_kinds_of_covariances(covariance, shape):
     sigma = torch.tensor(0.8, dtype=torch.float64)
     expected = inverse_chi(SCALE[0], 3.0).log_prob(sigma)
     torch.testing.assert_close(one.log_prob(sigma.reshape(one.event_shape)), expected)
+
+
+def test_an_unknown_kind_of_covariances_is_refused():
+    with pytest.raises(InputError, match=r"covariance='sphere': expected one of full, tied, diag, spherical"):
+        fraley_raftery("sphere", SCALE, 5)

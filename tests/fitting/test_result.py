@@ -113,7 +113,8 @@ def test_a_run_is_not_overwritten_unless_told(faithful_fit, run):
     [
         ({"story": "os:system"}, "only stories of the collection are imported by name"),
         ({"story": "pplgen.models.gaussian_mixture:torch"}, "is not a Story"),
-        ({"story": "pplgen.models.gaussian_mixture:Story"}, "is not a Story"),
+        ({"story": "pplgen.models.dirichlet_process_mixture:Story"}, "is not a Story"),
+        ({"story": "pplgen.models.gaussian_mixture:GaussianRows"}, "is not a Story"),
         ({"story": "pplgen.models.missing:Story"}, "has no such story"),
         ({"story": "pplgen.models.ppca:PPCA"}, "does not describe a run|buffer .* has shape"),
         ({"config": {"num_components": 0}}, "num_components=0"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pplgen.models import DirichletProcessMixture
+from pplgen.models._starts.dirichlet_process_start import log_probability
 from pyro import poutine
 
 import pplgen
@@ -84,7 +85,7 @@ def test_clusters_are_compared_by_the_restaurants_probability(three_groups):
     joined = torch.where(z == 2, 1, z)
 
     def score(clusters):
-        return story._log_probability(x, torch.nn.functional.one_hot(clusters, 8).to(x.dtype))
+        return log_probability(story.components, 1.0, x, torch.nn.functional.one_hot(clusters, 8).to(x.dtype))
 
     right = score(z)
     assert all(score(wrong) < right - 5 for wrong in (split, joined))

@@ -1,5 +1,6 @@
 """The contract of a story, tested on every story of the collection, and the checks that constructors use."""
 
+import inspect
 import json
 import math
 import statistics
@@ -129,6 +130,7 @@ def test_options_must_be_plain_values():
             super().__init__(scale=scale)
 
     assert Odd(1.5).config == {"scale": 1.5}
+    assert str(inspect.signature(Odd)) == "(scale)"
     with pytest.raises(InputError, match="Odd: options must be plain"):
         Odd(math.inf)
     with pytest.raises(InputError, match="Odd: options must be plain"):

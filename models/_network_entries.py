@@ -1,43 +1,30 @@
-r"""Likelihoods of rows given a decoder's outputs, independent entries; NaN means missing and is integrated out.
+"""Entries of rows as networks use them: the encoder's inputs, columns' scales, checks, the decoder's initial outputs.
 
-``bernoulli``             x_ij in [0, 1]        Bernoulli(sigmoid(a_ij)); grey values by their cross-entropy
-``continuous-bernoulli``  x_ij in [0, 1]        its normalised twin (Loaiza-Ganem and Cunningham 2019)
-``normal``                any number            Normal(m_j + s_j a_ij, sigma), sigma learned
-``categorical``           0, 1, ..., C - 1      Categorical(softmax(a_ij))
-
-Each also defines the encoder's inputs: standardised entries, with zeros where entries are missing.
+The encoder's inputs are standardised entries, with zeros where entries are missing. The likelihood of the entries given
+the decoder's outputs is ``pplgen.distributions.decoder_likelihood``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import pyro.distributions as dist
 import torch
 from pplgen.models._starts.kmeans_plus_plus import column_scales
 from torch import Tensor, nn
 
-from pplgen.distributions.continuous_bernoulli import ContinuousBernoulli
-from pplgen.distributions.missing import MarginalIndependent
 from pplgen.story.base import InputError
 
 NOISES = ("feature", "shared", "entry")
 """Standard deviation of a normal likelihood: one per feature, one shared by all, or one per entry."""
-KINDS = ("bernoulli", "continuous-bernoulli", "normal", "categorical")
 
 
-def make_likelihood(kind: str, num_features: int, noise: str, num_values: int) -> Likelihood:
-    """Return the likelihood of this kind."""
-    if kind == "normal":
+def make_entries(likelihood: str, num_features: int, noise: str, num_values: int) -> Entries:
+    """Return the entries of this likelihood."""
+    if likelihood == "normal":
         return NormalEntries(num_features, noise)
-    if kind == "categorical":
-        return Categories(num_features, num_values)
-    return Pixels(num_features, continuous=kind == "continuous-bernoulli")
+    return Categories(num_features, num_values) if likelihood == "categorical" else Pixels(num_features)
 
 
-class Likelihood(nn.Module):
-    """Base class of likelihoods.
+class Entries(nn.Module):
+    """Base class of the kinds of entries.
 
     Parameters
     ----------
@@ -49,6 +36,8 @@ class Likelihood(nn.Module):
     s: Tensor
     per_feature = 1
     """Decoder outputs for each feature."""
+    sigma: Tensor | None = None
+    """Standard deviation of each entry, shape ``(num_features,)``, of a normal likelihood that has one."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -65,10 +54,6 @@ class Likelihood(nn.Module):
         """Return the encoder's inputs for rows."""
         return torch.where(x.isnan(), 0.0, (x - self.m) / self.s)
 
-    def distribution(self, outputs: Tensor) -> MarginalIndependent:
-        """Return the distribution of rows given a decoder's outputs, shape ``(..., per_feature * num_features)``."""
-        raise NotImplementedError
-
     def check(self, x: Tensor) -> None:
         """Raise ``InputError`` for entries outside the support."""
 
@@ -78,16 +63,8 @@ class Likelihood(nn.Module):
         return torch.zeros_like(self.m)
 
 
-class Pixels(Likelihood):
+class Pixels(Entries):
     """Bernoulli or continuous Bernoulli entries in [0, 1]."""
-
-    def __init__(self, num_features: int, *, continuous: bool) -> None:
-        super().__init__(num_features)
-        self.kind: Any = ContinuousBernoulli if continuous else dist.Bernoulli
-
-    def distribution(self, outputs: Tensor) -> MarginalIndependent:
-        """Return the distribution with outputs as logits."""
-        return MarginalIndependent(self.kind(logits=outputs, validate_args=False))
 
     def check(self, x: Tensor) -> None:
         """Raise ``InputError`` for entries outside [0, 1]."""
@@ -106,8 +83,8 @@ class Pixels(Likelihood):
         return torch.logit(self.m.clamp(0.01, 0.99))
 
 
-class NormalEntries(Likelihood):
-    """Normal entries."""
+class NormalEntries(Entries):
+    """Normal entries, with learned standard deviations."""
 
     def __init__(self, num_features: int, noise: str) -> None:
         super().__init__(num_features)
@@ -117,19 +94,11 @@ class NormalEntries(Likelihood):
         else:
             self.log_sigma = nn.Parameter(torch.zeros(num_features if noise == "feature" else 1))
 
-    def distribution(self, outputs: Tensor) -> MarginalIndependent:
-        """Return the distribution with outputs as standardised means and, for ``entry``, standard deviations."""
-        mean = outputs[..., : self.num_features]
-        sigma = self.sigma
-        if self.noise == "entry":
-            sigma = self.s * (nn.functional.softplus(outputs[..., self.num_features :]) + 1e-3)
-        return MarginalIndependent(dist.Normal(self.m + self.s * mean, sigma, validate_args=False))
-
     @property
-    def sigma(self) -> Tensor:
-        """Standard deviation of each feature, shape ``(num_features,)``; empty if each entry has its own."""
+    def sigma(self) -> Tensor | None:  # type: ignore[override]
+        """Standard deviation of each feature, shape ``(num_features,)``; ``None`` if the decoder outputs it."""
         if self.noise == "entry":
-            return self.s.new_empty(0)
+            return None
         unit = self.s.square().mean().sqrt() if self.noise == "shared" else self.s
         return unit * self.log_sigma.exp().clamp_min(1e-3).expand(self.num_features)
 
@@ -139,7 +108,7 @@ class NormalEntries(Likelihood):
         return start if self.noise != "entry" else torch.cat([start, torch.full_like(start, 0.5)])
 
 
-class Categories(Likelihood):
+class Categories(Entries):
     """Categorical entries, read as one-hot indicators."""
 
     def __init__(self, num_features: int, num_values: int) -> None:
@@ -156,10 +125,6 @@ class Categories(Likelihood):
         values = torch.arange(self.per_feature, device=x.device)
         return (x.unsqueeze(-2) == values[:, None]).to(x.dtype).flatten(-2)
 
-    def distribution(self, outputs: Tensor) -> MarginalIndependent:
-        """Return the distribution with outputs as logits of the values."""
-        return MarginalIndependent(Values(logits=outputs.unflatten(-1, (self.per_feature, -1)).mT, validate_args=False))
-
     def check(self, x: Tensor) -> None:
         """Raise ``InputError`` for entries that are not one of the values."""
         invalid = ~x.isnan() & ((x < 0) | (x >= self.per_feature) | (x != x.round()))
@@ -173,16 +138,3 @@ class Categories(Likelihood):
         weights = torch.ones_like(x[:, 0]) if weights is None else weights
         count = (weights @ self.read(x)).unflatten(-1, (self.per_feature, -1)) + 1
         return (count / count.sum(0)).log().flatten()
-
-
-class Values(dist.Categorical):
-    """Categorical distribution with float values, whose ``mean`` is the mode."""
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw values, with the dtype of the logits."""
-        return super().sample(torch.Size(sample_shape)).to(self.logits.dtype)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mode of each entry."""
-        return self.logits.argmax(-1).to(self.logits.dtype)
