@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +68,8 @@ class CheckInputs:
         Whether the pair holds all rows that it was fitted to.
     columns
         Column names of the data, if any.
+    one_step_pit
+        ``pplgen.timeseries.one_step.one_step_pit``, for series.
     """
 
     def __init__(
@@ -78,8 +80,9 @@ class CheckInputs:
         *,
         has_rows: bool = True,
         columns: Sequence[str] = (),
+        one_step_pit: Callable[..., Tensor] | None = None,
     ) -> None:
-        self.columns = columns
+        self.columns, self.one_step_pit = columns, one_step_pit
         self.pair, self.structure, self.story = pair, pair.structure, pair.story
         self.runs, self.has_rows = runs, has_rows and pair.source is None
         self.rows = pair.data if rows is None else rows

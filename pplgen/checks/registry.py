@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -15,6 +15,7 @@ from pplgen.checks import (
     optimisation,
     predictive,
     sensitivity,
+    series,
     width,
 )
 from pplgen.checks import (
@@ -52,6 +53,7 @@ CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     predictive.posterior_predictive,
     predictive.loo,
     predictive.loo_pit,
+    series.one_step_residuals,
     sensitivity.prior_sensitivity,
     components.duplicate_components,
     components.label_switching,
@@ -66,13 +68,11 @@ def run_checks(
     pair: Pair,
     rows: tuple[Any, ...] | None = None,
     runs: tuple[Training, ...] = (),
-    *,
-    has_rows: bool = True,
-    columns: Sequence[str] = (),
+    **options: Any,
 ) -> Checks:
     """Run all checks; call inside ``pair.isolated``. Arguments are those of ``CheckInputs``."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        inputs = CheckInputs(pair, rows, runs, has_rows=has_rows, columns=columns)
+        inputs = CheckInputs(pair, rows, runs, **options)
         return Checks(_run(check, inputs) for check in CHECKS)
 
 

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from pplgen.distributions.missing import MarginalIndependent
+from pplgen.story.base import InputError
+
 MAX_ELEMENTWISE_REGIMES = 6
 """Up to this many regimes products are computed entry by entry in log space, without underflow; above it, as matrix
 products in double precision, which lose paths 700 nats below the best of their step."""
@@ -177,6 +180,27 @@ class HiddenMarkovSeries(dist.TorchDistribution):
     def log_emission(self, value: Num[Tensor, "..."]) -> Float[Tensor, "... time regimes"]:
         """Log density of each step in each regime in nats."""
         return self.emission.log_prob(self._steps(value)).movedim(0, -2)
+
+    def step_moments(
+        self, value: Num[Tensor, "... time columns"]
+    ) -> tuple[Float[Tensor, "... 1 regimes columns"], Float[Tensor, "... 1 regimes columns"]]:
+        """Mean and standard deviation of the columns of a step in each regime, of normal emissions.
+
+        Raises
+        ------
+        InputError
+            For other emissions.
+        """
+        normal: Any = self.emission
+        while isinstance(normal, dist.Independent | MarginalIndependent):
+            normal = normal.columns if isinstance(normal, MarginalIndependent) else normal.base_dist
+        if isinstance(normal, dist.Normal):
+            mean, sd = normal.loc, normal.scale
+        elif hasattr(normal, "scale_tril"):
+            mean, sd = normal.loc, normal.scale_tril.square().sum(-1).sqrt()
+        else:
+            raise InputError(f"steps have no moments: the emission is {type(normal).__name__}; expected a normal one")
+        return mean.unsqueeze(-3), sd.unsqueeze(-3)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
         """Draw series."""

@@ -78,18 +78,27 @@ class MarkovSwitchingAutoregression(dist.TorchDistribution):
 
     def log_emission(self, value: Float[Tensor, "... time 1"]) -> Float[Tensor, "... time windows"]:
         """Log density in nats of each step in each window, zero for the first p and past the end."""
-        y, q, T = value.squeeze(-1), self.memory + 1, value.shape[-2]
+        y, T = value.squeeze(-1), value.shape[-2]
         gap = y.isnan()
-        y = torch.where(gap, 0.0, y)
+        mean, sd = self.step_moments(value)
+        density = dist.Normal(mean.squeeze(-1), sd.squeeze(-1)).log_prob(torch.where(gap, 0.0, y).unsqueeze(-1))
+        scored = ~gap & (torch.arange(T, device=y.device) >= self.order)
+        return torch.where(scored.unsqueeze(-1), density, 0.0)
+
+    def step_moments(
+        self, value: Float[Tensor, "... time 1"]
+    ) -> tuple[Float[Tensor, "... time windows 1"], Float[Tensor, "... windows 1"]]:
+        """Mean of each step in each window given the steps before it, and its standard deviation."""
+        y, q, T = value.squeeze(-1), self.memory + 1, value.shape[-2]
+        y = torch.where(y.isnan(), 0.0, y)
         expected = self._along(self.mu, q - 1, q)
         for lag in range(1, min(self.order, T) + 1):
             earlier = torch.nn.functional.pad(y[..., : T - lag], (lag, 0))
             deviation = earlier.reshape(*y.shape, *[1] * q) - self._along(self.mu, max(q - 1 - lag, 0), q)
             expected = expected + self._along(self.phi[:, lag - 1], q - 1, q) * deviation
-        density = dist.Normal(expected, self._along(self.sigma, q - 1, q)).log_prob(y.reshape(*y.shape, *[1] * q))
-        density = _contiguous(density.expand(*y.shape, *[self.K] * q)).flatten(-q)
-        scored = ~gap & (torch.arange(T, device=y.device) >= self.order)
-        return torch.where(scored.unsqueeze(-1), density, 0.0)
+        mean = _contiguous(expected.expand(*y.shape, *[self.K] * q)).flatten(-q)
+        sd = self._along(self.sigma, q - 1, q).expand(*[self.K] * q)
+        return mean.unsqueeze(-1), _contiguous(sd).flatten(-q).unsqueeze(-1)
 
     def log_prob(self, value: Float[Tensor, "... time 1"]) -> Float[Tensor, "..."]:
         """Log density in nats given the first p steps, shape ``batch_shape``."""

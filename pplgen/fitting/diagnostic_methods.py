@@ -16,6 +16,7 @@ from pplgen.posterior.importance_sampling import weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.report.console import print_checks
 from pplgen.story.base import check_count
+from pplgen.timeseries.one_step import one_step_pit
 
 __all__ = ["DiagnosticMethods"]
 
@@ -94,4 +95,6 @@ class DiagnosticMethods(FittedPair):
         rows = None if x is None else self._rows(x)
         runs = tuple(best_first(self.runs))
         with self._ready(seed):
-            return run_checks(self.pair, rows, runs, has_rows=self.has_rows, columns=self.columns)
+            return run_checks(
+                self.pair, rows, runs, has_rows=self.has_rows, columns=self.columns, one_step_pit=one_step_pit
+            )

@@ -13,13 +13,15 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+from pplgen.models import LinearGaussianSSM
 
 import pplgen
-from pplgen.checks import importance_weights, latents, optimisation, predictive, sanity, width
+from pplgen.checks import importance_weights, latents, optimisation, predictive, sanity, series, width
 from pplgen.checks.check import Check
 from pplgen.checks.inputs import CheckInputs
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
+from pplgen.timeseries.one_step import one_step_pit
 
 _SPEC = importlib.util.spec_from_file_location("latent_toys", Path(__file__).parents[1] / "latent_toys.py")
 latent_toys = importlib.util.module_from_spec(_SPEC)
@@ -49,7 +51,8 @@ class Case:
 
 
 def fitted(fit):
-    return CheckInputs(fit.pair, runs=tuple(sorted(fit.runs, key=lambda run: -run.elbo)))
+    runs = tuple(sorted(fit.runs, key=lambda run: -run.elbo))
+    return CheckInputs(fit.pair, runs=runs, one_step_pit=one_step_pit)
 
 
 def means(width=1.0, count=2, prior=False):
@@ -229,6 +232,13 @@ def two_columns(bug):
     return CheckInputs(Pair(model, guide, (x,)))
 
 
+def season(amplitude):
+    """A local level fitted to one, plus a wave of seven steps."""
+    y = torch.randn(1, 100, 1).cumsum(1) + torch.randn(1, 100, 1)
+    y = y + amplitude * torch.sin(2 * torch.pi * torch.arange(100) / 7)[:, None]
+    return fitted(pplgen.fit(LinearGaussianSSM.local_level(), y, progress=False))
+
+
 CASES = (
     Case("a guide too narrow by 40 %", importance_weights.khat, lambda: means(0.6), lambda: means(1.05)),
     Case("a guide too wide by a quarter", width.weighted_sds, lambda: means(1.25), lambda: means(1.05)),
@@ -264,6 +274,12 @@ CASES = (
         lambda: counts(True),
     ),
     Case("a collapsed autoencoder", latents.active_units, lambda: lines(True), lambda: lines(False)),
+    Case(
+        "a season that a local level does not follow",
+        series.one_step_residuals,
+        lambda: season(3.0),
+        lambda: season(0.0),
+    ),
     Case("a minibatch plate of the wrong size", sanity.counted_rows, lambda: batches(100), lambda: batches(500)),
     Case(
         "a wrong index in a term of the likelihood",
