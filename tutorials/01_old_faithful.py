@@ -109,6 +109,7 @@ tree = fit.to_datatree(draws=1000)
 
 # %%
 checks = fit.diagnose()
+print(checks)
 verdicts = {check.name: str(check.verdict) for check in checks}
 k_hat = checks["k-hat of all latents"].value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import textwrap
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ import numpy as np
 from pplgen.errors import InputError, near_names
 
 __all__ = ["RENAMED", "Check", "Checks", "ParetoShapes", "Verdict", "not_applicable", "override_note"]
+
+
+LINE = 100
+"""Characters per line of printed remedies."""
 
 
 class Verdict(enum.StrEnum):
@@ -112,7 +117,7 @@ RENAMED = {
 
 
 class Checks(tuple[Check, ...]):
-    """Checks in the order of their table, also indexed by name: ``checks["ELBO gap (nats)"]``."""
+    """Checks in the order of their table, also indexed by name: ``checks["ELBO gap (nats)"]``; ``print`` shows them."""
 
     __slots__ = ()
 
@@ -137,6 +142,18 @@ class Checks(tuple[Check, ...]):
             names = [check.name for check in self]
             raise InputError(f"check {key!r}: expected one of {', '.join(names)}{near_names(key, names)}")
         return by_name[key]
+
+    def __str__(self) -> str:
+        """Return one line for each check, with its remedy below it; those that do not apply come last."""
+        width = max((len(check.name) for check in self if check.applies), default=0)
+        lines = [f"{'check':<{width}}  verdict       value  threshold"] if width else []
+        for check in sorted(self, key=lambda check: not check.applies):
+            if not check.applies:
+                lines += textwrap.wrap(f"{check.name}: not applicable, {check.remedy}", LINE, subsequent_indent="  ")
+                continue
+            lines.append(f"{check.name:<{width}}  {check.verdict:<7} {check.value:>11.4g} {check.threshold:>10.4g}")
+            lines += textwrap.wrap(check.remedy, LINE, initial_indent="  ", subsequent_indent="  ")
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         counts = Counter(check.verdict for check in self)

@@ -47,6 +47,7 @@ def check(
 
     fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
     checks = fit.diagnose(seed=seed)
+    print_checks(fit.name, checks)
     if against is not None:
         other = (
             posterior_comparison.by_nuts(fit) if against == "nuts" else load_with_draws(Path(against), story=story)[0]

@@ -14,7 +14,6 @@ from pplgen.inference.training_result import best_first
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.posterior.importance_sampling import weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
-from pplgen.report.console import print_checks
 from pplgen.story.base import check_count
 from pplgen.timeseries.one_step import one_step_pit
 
@@ -25,16 +24,14 @@ class DiagnosticMethods(FittedPair):
     """Diagnostic methods of any fit."""
 
     def diagnose(self, x: Any = None, *, seed: int | None = None) -> Checks:
-        """Run all checks of the fit; print values, thresholds, verdicts and remedies, and return them.
+        """Run all checks of the fit; ``print`` shows their values, thresholds, verdicts and remedies.
 
         The result is a tuple of checks that can also be indexed by name; its representation counts the verdicts.
 
         With rows ``x``, as in ``log_likelihood``, predictions and per-row latents are checked on those rows instead of
         the training rows. Without training rows in memory, checks that need them are skipped.
         """
-        checks = self._checks(x, seed)
-        print_checks(self.name, checks)
-        return checks
+        return self._checks(x, seed)
 
     def report(
         self,
