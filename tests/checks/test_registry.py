@@ -508,7 +508,6 @@ def test_a_fit_without_its_rows_is_checked_for_what_needs_none(faithful_fit, tmp
     assert "not available" in checks["k-hat of all latents"].remedy
     assert checks["gradient norm at the optimum (posterior sd)"].verdict is Verdict.PASS
     assert checks["Monte Carlo error of the optimum (posterior sd)"].verdict is Verdict.PASS
-    capsys.readouterr()
 
 
 @pytest.mark.filterwarnings("ignore:step .* continued from step::pplgen")
