@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pplgen.models import GaussianMixture
+from pyro.infer import config_enumerate
 
 import pplgen
 from pplgen.compiler.functionalisation import last_output
@@ -153,12 +154,26 @@ def test_minibatches_stand_for_all_rows():
 
 @needs_compiler
 def test_compiled_steps_are_the_graphs(monkeypatch):
-    monkeypatch.setattr(engine_module, "NODES_PER_CALL", 600)  # two steps a call, sooner compiled than five
-    pair = Pair.of_story(GaussianMixture(2, 2, covariance="spherical"), pplgen.load_data("faithful").values)
-    engine, state, rates = engine_of(pair, 2)
+    @config_enumerate
+    def groups(y):
+        with pyro.plate("groups", 2):
+            mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("y", dist.Normal(mu[z], 1.0), obs=y)
+
+    def apart(y):
+        loc = pyro.param("loc", torch.tensor([0.0, 1.0]))
+        with pyro.plate("groups", 2):
+            pyro.sample("mu", dist.Normal(loc, pyro.param("scale", torch.ones(2), dist.constraints.positive)))
+
+    engine, state, rates = engine_of(Pair(groups, apart, (Y,)), 2)
+    # two steps a call, sooner compiled than five
+    monkeypatch.setattr(engine_module, "NODES_PER_CALL", 2 * len(engine._single.call.graph.nodes))
     with seeded(1):
         expected, losses = engine.run(state, rates, 3)
     engine.compile(rates)
+    assert engine.block_size == 2
     with seeded(1):
         given, compiled = engine.run(state, rates, 3)
     torch.testing.assert_close(compiled, losses, rtol=1e-4, atol=1e-3)

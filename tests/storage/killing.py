@@ -4,6 +4,7 @@ Python and torch are imported once, here; each life of the command is a process 
 Called with a folder: ``whole`` is the run that nobody disturbs, ``killed`` the other.
 """
 
+import gc
 import json
 import os
 import random
@@ -28,7 +29,7 @@ from pplgen.storage import atomic, checkpoint, run_folder
 
 KINDS = ("window", "window", "window", "fsync", "replace", "write")
 """How all lives end but the last two, which die as the run is written."""
-WINDOWS = 16
+WINDOWS = 13
 """Windows of steps: more than all lives together keep before they are killed, two each."""
 COMMAND = ["pplgen", "fit", "ppca", "faithful", "--latents", "1", "--batch-size", "50", "--seed", "1"]
 COMMAND += ["--steps", str(100 * WINDOWS), "--patience", "1000000", "--compile", "graph", "--draws", "4"]
@@ -167,6 +168,7 @@ def steps_kept(run):
 def tell(folder):
     """Run and kill, and print what happened."""
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported is not copied into each life by its first collection
     began = time.monotonic()
     whole = life(folder, ["--out", str(folder / "whole")], lambda: None)
     lives = []
