@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -75,9 +76,21 @@ def record_operations(
     if recorder.refusal is not None:
         raise recorder.refusal
     recorder.graph.output(recorder.as_output(result))
+    recorder.graph.on_generate_code(lambda _: _look_up_once)
     module = _LazyGraphModule(recorder.root, recorder.graph)  # most are transformed before they run
     module.meta["specialised"] = recorder.specialised
     return module
+
+
+def _look_up_once(lines: list[str]) -> list[str]:
+    """Look up each operation once in generated code; a lookup in ``torch.ops`` takes as long as a small operation."""
+    names: dict[str, str] = {}
+    code = re.sub(
+        r"\btorch\.ops(?:\.\w+){3}(?=\()",
+        lambda path: names.setdefault(path[0], f"_operation_{len(names)}"),
+        "".join(lines),
+    )
+    return [f"{name} = {path}\n" for path, name in names.items()] + [code]
 
 
 def is_known(value: Tensor) -> bool:

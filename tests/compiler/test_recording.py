@@ -105,3 +105,10 @@ def test_unrecorded_results_are_constants():
     graph = record_operations(function, torch.zeros(4))
     assert [node.op for node in graph.graph.nodes] == ["placeholder", "get_attr", "call_function", "output"]
     assert graph(torch.ones(4)).tolist() == [1.0, 2.0, 4.0, 7.0]
+
+
+def test_each_operation_is_looked_up_once():
+    """However often it is called: looking it up takes as long as a small operation itself."""
+    graph = record_operations(lambda x: (x.exp() + 1).exp() + x.exp(), torch.ones(2))
+    assert sum(node.target is torch.ops.aten.exp.default for node in graph.graph.nodes) == 3
+    assert graph.code.count("torch.ops.aten.exp.default") == 1
