@@ -108,7 +108,6 @@ def test_unrecorded_results_are_constants():
 
 
 def test_each_operation_is_looked_up_once():
-    """However often it is called: looking it up takes as long as a small operation itself."""
     graph = record_operations(lambda x: (x.exp() + 1).exp() + x.exp(), torch.ones(2))
     assert sum(node.target is torch.ops.aten.exp.default for node in graph.graph.nodes) == 3
     assert graph.code.count("torch.ops.aten.exp.default") == 1
