@@ -1,5 +1,7 @@
 """Tables from every source, and one sentence for every mistake."""
 
+from csv import field_size_limit
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -166,9 +168,10 @@ def test_decimal_commas_in_tsv_and_beside_text_that_is_left_out(tmp_path):
 
 def test_a_long_line_is_one_cell_to_other_separators(tmp_path):
     """Longer than the largest cell that Python's reader takes."""
-    names = [f"column_{i}" for i in range(20_000)]
+    names = [f"column_{i}_" + "a" * 1000 for i in range(200)]
+    assert len(",".join(names)) > field_size_limit()
     text = ",".join(names) + "\n" + ",".join(["1.5"] * len(names)) + "\n"
-    assert load_data(csv(tmp_path, text)).values.shape == (1, 20_000)
+    assert load_data(csv(tmp_path, text)).values.shape == (1, 200)
 
 
 def test_row_counter_is_left_out_with_a_word(tmp_path):

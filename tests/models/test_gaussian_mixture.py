@@ -102,7 +102,7 @@ def test_components_keep_their_labels_across_draws(ten_seeds, faithful_fit, fait
 
 def test_more_components_than_the_data_hold_stay_finite(faithful):
     """Ties in the data let maximum likelihood collapse; the prior must not."""
-    fit = pplgen.fit(GaussianMixture(6, 2), "faithful", progress=False)
+    fit = pplgen.fit(GaussianMixture(6, 2), "faithful", steps=500, compile="graph", progress=False)
     tree = fit.to_datatree(draws=200)
     for group in ("posterior", "sample_stats", "log_likelihood"):
         for name, values in tree[group].data_vars.items():

@@ -137,7 +137,7 @@ def test_bound_and_regimes_on_twelve_quarters(growth):
     """Enumeration of 4,096 paths gives log p(y) and the regimes' probabilities."""
     y = growth[:, :12]
     story = SwitchingLDS(2, 1, 1, known=GROWTH)
-    fit = pplgen.fit(story, y, steps=600, learning_rate=0.02, compile="graph", progress=False)
+    fit = pplgen.fit(story, y, steps=400, learning_rate=0.02, compile="graph", progress=False)
     weights = log_weights(fit, 10_000)
     # of 1,000 draws each, with weights that have a standard deviation of half a nat, more while the guide is rough
     bounds = weights.view(-1, 1000).logsumexp(1) - math.log(1000)
@@ -187,7 +187,7 @@ def test_learns_from_scratch():
         path = SwitchingLinearGaussianPath(dynamics, torch.ones(2, 200, dtype=torch.bool))
         x, s = path.sample_with_regimes()
         y = emission.observations(path, x).sample()
-    fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, steps=250, compile="graph", progress=False)
+    fit = pplgen.fit(SwitchingLDS(2, 2, 6), y, steps=150, compile="graph", progress=False)
     assert fit.path == "the traced graph"
     regimes = fit.smooth(draws=50)["regime_probability"].values.argmax(-1)
     agreement = (regimes == s.numpy()).mean()

@@ -32,7 +32,7 @@ from pplgen.report.page import FORMAT, PAGE, RECORD, overall, write_report
 from pplgen.report.reproduction import Block, blocks_of
 from pplgen.storage import run_folder
 
-QUICK = {"steps": 20, "compile": "off", "progress": False}
+QUICK = {"steps": 5, "compile": "off", "progress": False}
 HOSTILE = "<script>alert(1)</script>"
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -90,7 +90,7 @@ def read(folder):
 
 
 def series(num_features=1):
-    return torch.randn(1, 30, num_features, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    return torch.randn(1, 16, num_features, generator=torch.Generator().manual_seed(0)).cumsum(1)
 
 
 def rows(num_features=3):
@@ -109,7 +109,7 @@ FAMILIES = {
     "hmm": lambda: (GaussianHMM(num_regimes=2, num_features=1), series()),
     "kalman": lambda: (LinearGaussianSSM.local_level(), series()),
     "switching-ar": lambda: (MarkovSwitchingAR(), series()),
-    "switching-lds": lambda: (SwitchingLDS(num_features=2, num_states=1), series(2)[:, :12]),
+    "switching-lds": lambda: (SwitchingLDS(num_features=2, num_states=1), series(2)[:, :8]),
     "vae": lambda: (VAE(num_features=25, num_latents=2), rows(25).sigmoid()),
     "ppca": lambda: (PPCA(num_features=3, num_latents=1), rows()),
 }
@@ -136,7 +136,7 @@ def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     data = folder / "a&b<b>.csv"
     pd.DataFrame(rows(2).numpy(), columns=[HOSTILE, "$\\frac{"]).to_csv(data, index=False)
-    arguments = ["pplgen", "fit", "gaussian-mixture", str(data), "--steps", "20", "--compile", "off"]
+    arguments = ["pplgen", "fit", "gaussian-mixture", str(data), "--steps", "5", "--compile", "off"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", [*arguments, "--draws", "50", "--out", str(folder / "run")])
         with pytest.raises(SystemExit, match="0"):
@@ -182,7 +182,7 @@ def test_a_bare_pair_has_a_report(tmp_path):
     assert record["story"] == [{"kind": "text", "text": "Estimate schools' effects."}]
     assert "dist.Normal(theta, sigma)" in record["sources"]["model"]
     assert "AutoNormal" in record["sources"]["guide"]
-    assert "pplgen.fit(model, data, guide, seed=0, steps=20, learning_rate=0.01, compile='off')" in page.text
+    assert "pplgen.fit(model, data, guide, seed=0, steps=5, learning_rate=0.01, compile='off')" in page.text
     assert any("its own latent variables" in sentence for sentence in record["missing"])
 
 
@@ -215,7 +215,7 @@ def test_the_record_agrees_with_the_checks_and_the_page_shows_them(short, tmp_pa
     assert parameter["mean"] == pytest.approx(mean, rel=1e-6)  # of single precision
     assert f"{mean:.4g}" in page.text
     assert record["reproduce"]["python"].splitlines()[-1] == (
-        "fit = pplgen.fit(story, 'faithful', seed=0, steps=20, compile='off')"
+        "fit = pplgen.fit(story, 'faithful', seed=0, steps=5, compile='off')"
     )
 
 
@@ -281,7 +281,7 @@ def test_a_run_keeps_what_its_report_needs(hostile):
     assert tree["posterior"].sizes["draw"] == 50
     _, record = read(hostile)
     assert record["reproduce"]["command"].startswith("pplgen fit gaussian-mixture ")
-    assert record["fit"]["options"] == {"steps": 20, "compile": "off"}
+    assert record["fit"]["options"] == {"steps": 5, "compile": "off"}
     assert record["fit"]["created"] == json.loads((hostile / run_folder.HEADER).read_text())["created"]
     assert len(record["checks"]) == len(fit.diagnose())
     assert not any("not available" in sentence for sentence in record["missing"])

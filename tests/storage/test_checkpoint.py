@@ -1,5 +1,6 @@
 """A fit that was killed continues, and ends where it would have ended."""
 
+import functools
 import shutil
 import sys
 
@@ -17,6 +18,7 @@ from pplgen.cli.main import main
 from pplgen.inference import engine
 from pplgen.storage import checkpoint
 
+mixture = functools.partial(GaussianMixture, 2, 2, covariance="spherical")
 OPTIONS = {"steps": 400, "restarts": 2, "compile": "graph", "optimiser": "adam"}
 
 
@@ -32,7 +34,7 @@ def rows():
 @pytest.fixture(scope="module")
 def undisturbed(rows):
     """The fit that nobody kills."""
-    return pplgen.fit(GaussianMixture(2, 2), rows, progress=False, **OPTIONS)
+    return pplgen.fit(mixture(), rows, progress=False, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def interrupted(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.Checkpoint, "due", lambda self: True)
-        killed_at(300, GaussianMixture(2, 2), rows, checkpoint=folder, **OPTIONS)
+        killed_at(300, mixture(), rows, checkpoint=folder, **OPTIONS)
     return folder
 
 
@@ -65,7 +67,7 @@ def killed_at(step, *arguments, **options):
 @pytest.mark.parametrize(("batch_size", "dtype"), [(None, torch.float64), (100, torch.float32)])
 def test_a_killed_fit_ends_where_it_would_have(tmp_path, rows, often, batch_size, dtype):
     rows = rows.to(dtype)
-    story, options = GaussianMixture(2, 2), {**OPTIONS, "steps": 200, "batch_size": batch_size}
+    story, options = mixture(), {**OPTIONS, "steps": 200, "batch_size": batch_size}
     expected = pplgen.fit(story, rows, progress=False, **options)
     killed_at(200, story, rows, checkpoint=tmp_path, **options)
     assert (tmp_path / checkpoint.NAME).exists()
@@ -101,7 +103,7 @@ def test_compiling_leaves_the_random_numbers_alone(tmp_path, rows, often, monkey
 def test_a_streamed_fit_continues(tmp_path, rows, often, monkeypatch):
     monkeypatch.setattr("pplgen.data.blocks.BLOCK_VALUES", 60)  # ten blocks of thirty rows
     np.save(tmp_path / "rows.npy", rows.numpy())
-    story, options = GaussianMixture(2, 2), {**OPTIONS, "steps": 200, "batch_size": 100}
+    story, options = mixture(), {**OPTIONS, "steps": 200, "batch_size": 100}
     stream = pplgen.stream_data(tmp_path / "rows.npy")
     expected = pplgen.fit(story, stream, progress=False, **options)
     killed_at(200, story, stream, checkpoint=tmp_path, **options)
@@ -114,9 +116,9 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path, rows, interrupted):
     before = (tmp_path / checkpoint.NAME).read_bytes()
     (tmp_path / f".unfinished-0-{checkpoint.NAME}").write_text("of a killed process")
     with pytest.raises(InputError, match="is of another fit"):
-        pplgen.fit(GaussianMixture(2, 2), rows, seed=1, checkpoint=tmp_path, progress=False, **OPTIONS)
+        pplgen.fit(mixture(), rows, seed=1, checkpoint=tmp_path, progress=False, **OPTIONS)
     with pytest.raises(InputError, match="is of another fit"):
-        pplgen.fit(GaussianMixture(2, 2, concentration=2.0), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
+        pplgen.fit(mixture(concentration=2.0), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {checkpoint.NAME, checkpoint.PREVIOUS}
 
@@ -130,7 +132,7 @@ def spoil(path, content):
 
 @pytest.mark.parametrize("content", ["cut", "flipped", "other"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, rows, undisturbed, interrupted, often, content):
-    story = GaussianMixture(2, 2)
+    story = mixture()
     shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     newest, before = tmp_path / checkpoint.NAME, tmp_path / checkpoint.PREVIOUS
     assert [len(load_file(path)["history0"]) for path in (newest, before)] == [200, 100]
@@ -149,7 +151,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, rows, undist
 
 
 def test_what_cannot_be_read_never_takes_the_place_of_what_can(tmp_path, rows, interrupted, often):
-    story = GaussianMixture(2, 2)
+    story = mixture()
     shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     spoil(tmp_path / checkpoint.NAME, "cut")
     with pytest.warns(pplgen.errors.DataWarning, match="resumes from the previous checkpoint"):
@@ -160,27 +162,27 @@ def test_what_cannot_be_read_never_takes_the_place_of_what_can(tmp_path, rows, i
 
 def test_a_checkpoint_of_another_layout_is_refused(tmp_path, rows, often, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 1)
-    killed_at(200, GaussianMixture(2, 2), rows, checkpoint=tmp_path, **OPTIONS)
+    killed_at(200, mixture(), rows, checkpoint=tmp_path, **OPTIONS)
     monkeypatch.undo()
     with pytest.raises(InputError, match="was written by another version of pplgen"):
-        pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
+        pplgen.fit(mixture(), rows, checkpoint=tmp_path, progress=False, **OPTIONS)
 
 
 def test_how_often_is_an_option(tmp_path, rows):
     for seconds, kept in ((1e-6, True), (1e6, False)):
         folder = tmp_path / str(kept)
-        killed_at(200, GaussianMixture(2, 2), rows, checkpoint=folder, checkpoint_every=seconds, **OPTIONS)
+        killed_at(200, mixture(), rows, checkpoint=folder, checkpoint_every=seconds, **OPTIONS)
         assert checkpoint.exists(folder) == kept
     with pytest.raises(InputError, match="checkpoint_every=0: expected a positive"):
-        pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, checkpoint_every=0)
+        pplgen.fit(mixture(), rows, checkpoint=tmp_path, checkpoint_every=0)
 
 
 def test_places_and_paths_that_keep_none(tmp_path, rows):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
-        pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path / "file", progress=False, **OPTIONS)
+        pplgen.fit(mixture(), rows, checkpoint=tmp_path / "file", progress=False, **OPTIONS)
     with pytest.raises(InputError, match="checkpoint: not supported by plain Pyro, compile='off'"):
-        pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=tmp_path, compile="off")
+        pplgen.fit(mixture(), rows, checkpoint=tmp_path, compile="off")
 
 
 def test_a_command_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pplgen.cli.main import main
 from pplgen.errors import DataWarning
 from pplgen.storage import atomic, checkpoint, run_folder
 
+mixture = functools.partial(GaussianMixture, 2, 2, covariance="spherical")
 OPTIONS = {"steps": 500, "compile": "graph", "checkpoint_every": 1e-6, "optimiser": "adam"}
 
 
@@ -27,7 +29,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def whole(rows):
-    return pplgen.fit(GaussianMixture(2, 2), rows, progress=False, **OPTIONS)
+    return pplgen.fit(mixture(), rows, progress=False, **OPTIONS)
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_the_last_checkpoint_survives_a_full_disk(small_disk, rows, whole):
             kept.extend((small_disk / name).read_bytes() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
 
     with pytest.warns(DataWarning, match="cannot be written: No space left on device; the previous checkpoint is kept"):
-        fit = pplgen.fit(GaussianMixture(2, 2), rows, checkpoint=small_disk, progress=progress, **OPTIONS)
+        fit = pplgen.fit(mixture(), rows, checkpoint=small_disk, progress=progress, **OPTIONS)
     assert fit.elbo == whole.elbo
     assert kept == [(small_disk / name).read_bytes() for name in (checkpoint.NAME, checkpoint.PREVIOUS)]
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
@@ -71,7 +73,7 @@ def test_the_last_checkpoint_survives_a_full_disk(small_disk, rows, whole):
     (small_disk / "filler").unlink()
     steps = []
     again = pplgen.fit(
-        GaussianMixture(2, 2), rows, checkpoint=small_disk, progress=lambda update: steps.append(update.step), **OPTIONS
+        mixture(), rows, checkpoint=small_disk, progress=lambda update: steps.append(update.step), **OPTIONS
     )
     assert min(steps) == 300  # the checkpoint at 200 was the last before the disk was full
     np.testing.assert_array_equal(again.best.history, whole.best.history)
