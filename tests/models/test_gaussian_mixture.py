@@ -100,8 +100,9 @@ def test_components_keep_their_labels_across_draws(ten_seeds, faithful_fit, fait
         assert location[0, 0] < location[1, 0]
 
 
-def test_more_components_than_the_data_hold_stay_finite(faithful):
+def test_more_components_than_the_data_hold_stay_finite(faithful, monkeypatch):
     """Ties in the data let maximum likelihood collapse; the prior must not."""
+    monkeypatch.setattr("pplgen.inference.quasi_newton.TARGET_ERROR", 0.1)  # fewer draws; precision is not tested here
     fit = pplgen.fit(GaussianMixture(6, 2), "faithful", steps=500, compile="graph", progress=False)
     tree = fit.to_datatree(draws=200)
     for group in ("posterior", "sample_stats", "log_likelihood"):

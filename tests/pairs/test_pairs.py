@@ -14,6 +14,7 @@ import torch
 import pplgen
 from pplgen.compiler.graph import trace
 from pplgen.compiler.traceable_pyro import NotTraceable
+from pplgen.inference import batched_restarts
 from pplgen.inference.engine import Engine, State
 from pplgen.inference.optimisers import Optimiser
 from pplgen.story.isolation import seeded
@@ -39,14 +40,31 @@ FIT = {"steps": 20, "compile": "graph", "optimiser": "adam", "progress": False}
 
 
 @functools.cache
-def built(name):
-    """A pair, its bound, and its graph, traced once for all tests."""
+def fitted(name):
+    """A short fit, what it was made of, and the pair, bound and graph that were trained: traced once for all tests."""
+    traced = []
+
+    def trace_and_keep(pair, bound, *arguments, **options):
+        traced.append((pair, bound, trace(pair, bound, *arguments, **options)))
+        return traced[-1][-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batched_restarts, "trace", trace_and_keep)
+        fit, parts = fit_of(FAITHFUL[name])
+    return fit, parts, *traced[-1]
+
+
+def fit_of(build):
+    """A short fit, and what it was made of."""
     with seeded(0):
-        model, guide, data, bound = FAITHFUL[name]()
-        pair = Pair(model, guide, data)
-        bound = bound or pair.elbo()
-        with pair.isolated():
-            return pair, bound, trace(pair, bound, data, fixed=True)
+        model, guide, data, bound, *_ = parts = build()
+    return pplgen.fit(model, data, guide, elbo=bound or "sampled", **FIT), parts
+
+
+def built(name):
+    """A pair, its bound and its graph."""
+    _, _, *trained = fitted(name)
+    return trained
 
 
 def test_there_are_enough_and_names_are_distinct():
@@ -111,11 +129,9 @@ def test_what_cannot_be_batched_is_said(name):
         Engine(graph, State.start(vectors), tensors)
 
 
-def check_fit(name, build, folder):
-    """Train, describe, save and load; return the path that was taken."""
-    with seeded(0):
-        model, guide, data, bound, *_ = build()
-    fit = pplgen.fit(model, data, guide, elbo=bound or "sampled", **FIT)
+def check_fit(name, fit, parts, folder):
+    """Describe, save and load."""
+    model, guide, data, bound, *_ = parts
     assert np.isfinite(fit.elbo)
     tree = fit.to_datatree(5)
     assert "posterior" in tree.children
@@ -129,22 +145,24 @@ def check_fit(name, build, folder):
     assert values[0] == values[1]
     if name in REPORTED:
         assert Path(fit.report(folder / "report")).stat().st_size > 1000
-    return fit.path
 
 
 @pytest.mark.filterwarnings("ignore:log_likelihood of .* is left out:pplgen.errors.DataWarning")
 @pytest.mark.parametrize("name", FAITHFUL)
 def test_a_fit_is_described_saved_and_loaded(name, tmp_path):
-    assert check_fit(name, FAITHFUL[name], tmp_path) == "the traced graph"
+    fit, parts, *_ = fitted(name)
+    assert fit.path == "the traced graph"
+    check_fit(name, fit, parts, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:log_likelihood of .* is left out:pplgen.errors.DataWarning")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_graph_is_fitted_all_the_same(name, tmp_path):
     build, reason = REFUSED[name]
-    path = check_fit(name, build, tmp_path)
-    assert path.startswith("plain Pyro: ")
-    assert re.search(reason, path)
+    fit, parts = fit_of(build)
+    assert fit.path.startswith("plain Pyro: ")
+    assert re.search(reason, fit.path)
+    check_fit(name, fit, parts, tmp_path)
 
 
 @pytest.mark.parametrize("mean", [0.3, 2.0])
