@@ -25,7 +25,7 @@ from pplgen.plots.posterior import plot_loo_pit, plot_predictive
 from pplgen.report.observed import leave_one_out, observed_columns
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
-options = {"restarts": 2, "steps": 600, "compile": "graph"} if SMOKE else {"restarts": 8}
+options = {"restarts": 2, "steps": 300, "compile": "graph"} if SMOKE else {"restarts": 8}
 briefly = {"restarts": 1, "steps": 200, "compile": "graph", "optimiser": "adam"} if SMOKE else options
 
 # %% [markdown]

@@ -24,7 +24,7 @@ from pplgen.plots.series import plot_forecast, plot_regimes, plot_series
 from pplgen.story.dynamics import LinearGaussian
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
-options = {"steps": 300, "compile": "graph"} if SMOKE else {"restarts": 4}
+options = {"steps": 200, "compile": "graph"} if SMOKE else {"restarts": 4}
 
 # %% [markdown]
 # ## Predict and update, by hand
@@ -264,7 +264,7 @@ lost[-1] = False  # missing steps at the end would shorten the series
 seen[lost] = np.nan
 
 y = torch.tensor(seen, dtype=torch.float32)[None]
-drift = pplgen.fit(SwitchingLDS(2, 2, 2), y, **(options | ({"steps": 100, "restarts": 2} if SMOKE else {"steps": 300})))
+drift = pplgen.fit(SwitchingLDS(2, 2, 2), y, **(options | ({"steps": 60, "restarts": 2} if SMOKE else {"steps": 300})))
 print(drift)
 track = drift.smooth(draws=200)
 guess = track["regime_probability"].values[0].argmax(1)

@@ -32,7 +32,7 @@ from pplgen.plots.palette import COLOURS
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 TRAINING = {
     "batch_size": 128,
-    "steps": 400 if SMOKE else 3000,
+    "steps": 300 if SMOKE else 3000,
     "learning_rate": 0.01 if SMOKE else 0.004,
     "progress": False,
     "compile": "graph" if SMOKE else "auto",
@@ -71,7 +71,7 @@ print(f"{len(x)} training images, {len(x_new)} held out; {x.shape[1]} pixels eac
 # here.
 
 # %%
-line = pplgen.fit(PPCA(64, 2), x, learning_rate=0.1, steps=300 if SMOKE else 2000, progress=False)
+line = pplgen.fit(PPCA(64, 2), x, learning_rate=0.1, steps=150 if SMOKE else 2000, progress=False)
 closed, maximum = ppca(x.double(), 2)
 
 W = line.to_datatree(draws=2, groups=["constant_data"])["constant_data"]["W"].values
@@ -125,7 +125,7 @@ print(f"squared error of new images: {squared_error(line):.4f} linear, {squared_
 
 # %%
 linear = VAE(64, 2, hidden=(), likelihood="normal", noise="shared")
-linear = pplgen.fit(linear, x, elbo="analytic", learning_rate=0.05, steps=300 if SMOKE else 2000, progress=False)
+linear = pplgen.fit(linear, x, elbo="analytic", learning_rate=0.05, steps=150 if SMOKE else 2000, progress=False)
 curved = pplgen.fit(VAE(64, 2, hidden=(100,), likelihood="normal", noise="shared"), x, elbo="analytic", **TRAINING)
 
 print(f"ELBO per image: linear networks {linear.elbo / len(x):.3f}, the exact maximum {float(maximum) / len(x):.3f}")
@@ -335,7 +335,7 @@ both = torch.cat([x, either])
 
 completer = VAE(64, 12, hidden=(100,), likelihood="normal", noise="shared")
 completer = pplgen.fit(completer, both, elbo="analytic", **{**TRAINING, "steps": 2 * TRAINING["steps"]})
-baseline = pplgen.fit(PPCA(64, 12), x, learning_rate=0.1, steps=300 if SMOKE else 2000, progress=False)
+baseline = pplgen.fit(PPCA(64, 12), x, learning_rate=0.1, steps=150 if SMOKE else 2000, progress=False)
 
 gone = upper.isnan()
 completed = {"mean image": x.mean(0).expand(len(upper), -1)}

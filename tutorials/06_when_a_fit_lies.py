@@ -26,7 +26,7 @@ from pplgen.plots.palette import COLOURS
 
 SMOKE = os.environ.get("PPLGEN_SMOKE") == "1"
 options = {"steps": 1600, "compile": "graph"} if SMOKE else {}
-chains = {"steps": 100, "restarts": 2, "compile": "graph"} if SMOKE else {}
+chains = {"steps": 60, "restarts": 2, "compile": "graph"} if SMOKE else {}
 
 
 def verdict_of(checks, name):

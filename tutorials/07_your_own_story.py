@@ -302,7 +302,7 @@ plt.show()
 
 # %%
 sets = 40 if SMOKE else 200
-plan = {"num_datasets": sets, "num_rows": 66, "steps": 800 if SMOKE else 2000, "progress": False}
+plan = {"num_datasets": sets, "num_rows": 66, "steps": 500 if SMOKE else 2000, "progress": False}
 calibration = pplgen.calibrate(story, **plan)
 calibration.summary()
 calibration.plot()

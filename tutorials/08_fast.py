@@ -140,7 +140,7 @@ for name, (run, milliseconds) in one.items():
 
 # %%
 many, milliseconds = timed(
-    "graph" if SMOKE else "inductor", 800 if SMOKE else 2500, restarts=RESTARTS, learning_rate=0.05
+    "graph" if SMOKE else "inductor", 400 if SMOKE else 2500, restarts=RESTARTS, learning_rate=0.05
 )
 print(f"{RESTARTS} restarts: {milliseconds / one['off'][1]:.2f} times the cost of one plain Pyro step ({many.path})")
 
