@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_numbers():
 
 
 def test_restarts_keep_the_best_final_elbo():
-    story = GaussianMixture(6, 2)
+    story = GaussianMixture(4, 2)
     fit = quick(story, "faithful", restarts=3)
     assert len(fit.runs) == 3
     assert fit.elbo == max(run.elbo for run in fit.runs)
@@ -227,7 +227,7 @@ def test_minibatches_leave_no_parameters_behind():
 
 
 def test_minibatches():
-    fit = quick(GaussianMixture(2, 2), "faithful", batch_size=64, steps=300)
+    fit = quick(GaussianMixture(2, 2), "faithful", batch_size=64, steps=150)
     # a bound estimated on minibatches; the full one is -1185
     assert fit.elbo == pytest.approx(-1185, abs=10 + 4 * fit.best.elbo_error)
 

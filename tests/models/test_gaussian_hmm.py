@@ -123,7 +123,7 @@ def test_a_fit_recovers_what_it_was_simulated_from(kind):
     y[0, 100:] = NAN
     y[1, 7] = NAN
     y[1, 20:30, 1] = NAN
-    fit = pplgen.fit(story_of(kind), y, steps=300, optimiser="adam", **FIT)
+    fit = pplgen.fit(story_of(kind), y, steps=200, optimiser="adam", **FIT)
     assert fit.path.startswith("the traced graph")
     posterior = fit.to_datatree(draws=500)["posterior"]
     for name, value in truth.items():

@@ -19,7 +19,7 @@ from pplgen.errors import DataWarning
 from pplgen.storage import atomic, checkpoint, run_folder
 
 mixture = functools.partial(GaussianMixture, 2, 2, covariance="spherical")
-OPTIONS = {"steps": 500, "compile": "graph", "checkpoint_every": 1e-6, "optimiser": "adam"}
+OPTIONS = {"steps": 400, "compile": "graph", "checkpoint_every": 1e-6, "optimiser": "adam"}
 
 
 @pytest.fixture(scope="module")
