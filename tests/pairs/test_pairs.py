@@ -18,7 +18,6 @@ from pplgen.inference import batched_restarts
 from pplgen.inference.engine import Engine, State
 from pplgen.inference.optimisers import Optimiser
 from pplgen.story.isolation import seeded
-from pplgen.story.pair import Pair
 
 
 def _load(name):

@@ -213,9 +213,10 @@ def test_a_killed_command_resumes(tmp_path, monkeypatch, capsys):
             raise KilledError
 
     monkeypatch.setattr(sys, "argv", command)
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
+    with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoint, "save", save_and_die)
-        main()
+        with pytest.raises(KilledError):
+            main()
     assert not (run / "header.json").exists()
     assert len(load_file(run / checkpoint.PREVIOUS)["history0"]) == 100
     # with another seed it is another fit, so what is resumed is what was kept
