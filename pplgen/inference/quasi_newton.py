@@ -59,7 +59,8 @@ def maximise(elbo: FixedDrawsELBO, vectors: Tensor) -> tuple[Tensor, list[Optimu
     found = found.clone()
 
     def refine(index: int, *, grow: bool) -> None:
-        alone, (refined,), loss = _maximise(elbo.alone(index), found[index : index + 1], grow=grow)
+        known = optima[index] if grow else None
+        alone, (refined,), loss = _maximise(elbo.alone(index), found[index : index + 1], grow=grow, known=known)
         if refined is not None:
             found[index], optima[index], losses[index] = alone[0], refined, loss[0]
 
@@ -74,10 +75,13 @@ def maximise(elbo: FixedDrawsELBO, vectors: Tensor) -> tuple[Tensor, list[Optimu
     return found, optima
 
 
-def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Tensor, list[Optimum | None], Tensor]:
+def _maximise(
+    elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool, known: Optimum | None = None
+) -> tuple[Tensor, list[Optimum | None], Tensor]:
     """Maximise the ELBO from R vectors in one program; return also their losses on fresh draws.
 
-    With ``grow`` the number of draws is raised until the best optimum's Monte Carlo error is ``TARGET_ERROR``.
+    With ``grow`` the number of draws is raised until the best optimum's Monte Carlo error is ``TARGET_ERROR``, from
+    about as many as a ``known`` optimum over fewer draws needs.
     """
     entries, dimensions = elbo.largest * len(vectors), elbo.graph.num_normals
     size = BLOCK_SIZES[0]
@@ -85,6 +89,10 @@ def _maximise(elbo: FixedDrawsELBO, vectors: Tensor, *, grow: bool) -> tuple[Ten
         size = max(16, 4 * dimensions if dimensions <= 8 else 0)
     affordable = min(MAX_ENTRIES // (2 * entries), MAX_TOTAL // (elbo.total * len(vectors))) // BLOCKS
     limit = max(size, min(BLOCK_SIZES[1], affordable)) if grow else size
+    if known is not None:
+        size = max(
+            size, min(limit, math.ceil(known.num_draws * (known.monte_carlo_error / TARGET_ERROR) ** 2) // BLOCKS)
+        )
     elbo.set_draws(BLOCKS, size)
     at_each_draw = elbo.each_draw(vectors.double())
     if not depends_on_draws(at_each_draw[0]).any():

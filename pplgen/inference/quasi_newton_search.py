@@ -232,7 +232,8 @@ class QuasiNewtonSearch:
 
     def _dense(self, R: int, P: int) -> bool:
         """Whether R Hessians, by finite differences, take little time."""
-        return 2 * R * P * len(self.elbo.draws) * self.elbo.total <= MAX_HESSIAN_TOTAL
+        draws = len(self.elbo.draws) // self.elbo.draws.num_blocks * self._hessian_blocks()
+        return 2 * R * P * draws * self.elbo.total <= MAX_HESSIAN_TOTAL
 
     def _multiples(self, blocks: Blocks) -> Tensor:
         """Return the multiples of the scores that reduce the noise of the gradients most, shape ``(R, 1)``."""
