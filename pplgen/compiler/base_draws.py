@@ -19,6 +19,7 @@ from pplgen.compiler import gamma_operations  # noqa: F401
 from pplgen.compiler.graph import Graph
 from pplgen.compiler.recording import record_operations, result_sizes
 from pplgen.compiler.simplify import RANDOM
+from pplgen.story.isolation import collection_paused
 
 __all__ = ["LiftedGraph", "NotReparameterised", "lift_random_numbers", "random_numbers", "to_float64"]
 
@@ -54,6 +55,7 @@ class LiftedGraph:
     total: int
 
 
+@collection_paused()
 def lift_random_numbers(graph: Graph, tensors: Sequence[Tensor]) -> LiftedGraph:
     """Lift the random numbers of a pair's graph to inputs; ``tensors`` are example inputs after the parameters.
 

@@ -21,7 +21,7 @@ from pplgen.compiler.functionalisation import canonicalise, lift_constants
 from pplgen.compiler.recording import record_operations
 from pplgen.compiler.traceable_pyro import NotTraceable, require_equal, traceable
 from pplgen.errors import first_line
-from pplgen.story.isolation import ignore_nonfinite_warnings, modules_of, seeded
+from pplgen.story.isolation import collection_paused, ignore_nonfinite_warnings, modules_of, seeded
 from pplgen.story.pair import Pair
 from pplgen.story.python_state import changed_state, reachable_state
 from pplgen.story.rows import RowAxes
@@ -97,6 +97,7 @@ def buffers_of(pair: Pair) -> list[Tensor]:
     return list({id(buffer): buffer for buffer in buffers}.values())
 
 
+@collection_paused()
 def trace(
     pair: Pair,
     bound: ELBO,

@@ -18,11 +18,13 @@ from torch import Tensor
 from pplgen.compiler.base_draws import NotReparameterised, random_numbers
 from pplgen.compiler.graph import Graph, arguments_with, gradients_of, record, tensors_of, unconstrained_parameters
 from pplgen.compiler.traceable_pyro import NotTraceable
+from pplgen.story.isolation import collection_paused
 from pplgen.story.pair import Pair
 
 __all__ = ["trace_guide_score"]
 
 
+@collection_paused()
 def trace_guide_score(pair: Pair, graph: Graph, data: tuple[Any, ...]) -> Graph | None:
     """Trace the log density of the guide at its draws, with gradients at fixed draws; call it in ``pair.isolated``.
 

@@ -194,9 +194,11 @@ class _Recorder(TorchDispatchMode):
             raise refusal(_depends_on_values(func))
         if func is aten.lift_fresh.default:  # in-place operations on the result would change the constant
             func = aten.lift_fresh_copy.default
-        node = self.graph.call_function(func, *map_aggregate((args, kwargs), self.as_node))
+        nodes = {id(leaf): self.as_node(leaf) for leaf in leaves}  # a look-up takes as long as a small operation
+        inputs = map_aggregate((args, kwargs), lambda value: nodes.get(id(value)) or self.as_node(value))
+        node = self.graph.call_function(func, *inputs)
         result = func(*args, **kwargs)
-        self._propagate(node, leaves)
+        self._propagate(node, leaves, list(nodes.values()))
         if isinstance(result, Tensor):
             self.assign(result, node)
         elif isinstance(result, tuple | list):
@@ -247,11 +249,13 @@ class _Recorder(TorchDispatchMode):
         """Let the graph depend on the entries of known tensors."""
         self.specialised |= any(self.known[self.as_node(value)] for value in values)
 
-    def _propagate(self, node: fx.Node, inputs: list[Tensor]) -> None:
+    def _propagate(self, node: fx.Node, inputs: list[Tensor], nodes: list[fx.Node]) -> None:
         """Record whether the result of an operation is known, and what it changes in place."""
         target: Any = node.target
-        if all(map(self.is_known, inputs)) and torch.Tag.nondeterministic_seeded not in target.tags:
-            self.known[node] = any(self.known[self.as_node(value)] for value in inputs)
+        known = all(each in self.known for each in nodes)
+        known = known and not any(value.untyped_storage().data_ptr() in self._changing for value in inputs)
+        if known and torch.Tag.nondeterministic_seeded not in target.tags:
+            self.known[node] = any(self.known[each] for each in nodes)
         elif target._schema.is_mutable:
             self._changing.add(inputs[0].untyped_storage().data_ptr())
 

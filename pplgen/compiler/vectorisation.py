@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from pplgen.compiler.functionalisation import canonicalise, lift_constants
 from pplgen.compiler.recording import record_operations, result_sizes
 from pplgen.compiler.traceable_pyro import require_equal, traceable
-from pplgen.story.isolation import seeded
+from pplgen.story.isolation import collection_paused, seeded
 
 __all__ = ["MAX_ENTRIES", "largest_result", "map_draws", "traced_function"]
 
@@ -62,6 +62,7 @@ def map_draws(
     return tree_map(lambda *values: torch.stack(values), results[0], *results[1:])
 
 
+@collection_paused()
 def traced_function(function: Callable[..., Any], inputs: Sequence[Tensor], captured: Sequence[Tensor] = ()) -> Any:
     """Trace a random function of tensors, and compare the graph with it at a shared seed.
 

@@ -18,7 +18,7 @@ from pplgen.compiler.traceable_pyro import NotTraceable, require_equal
 from pplgen.distributed.ranks import SINGLE_PROCESS, Ranks, communicates, without_communication
 from pplgen.errors import first_line
 from pplgen.inference.optimisers import Optimiser
-from pplgen.story.isolation import flush_denormals, seeded
+from pplgen.story.isolation import collection_paused, flush_denormals, seeded
 
 __all__ = ["Engine", "State"]
 
@@ -213,6 +213,7 @@ class Engine:
         """Continue with the uncompiled graph, such as when another rank could not compile it."""
         self._block = self._single
 
+    @collection_paused()
     def _traced(self, num_steps: int) -> _Program:
         """Unroll ``num_steps`` steps into one graph of ATen operations."""
         self.num_traces += 1

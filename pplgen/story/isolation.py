@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import os
 import random
 import threading
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 __all__ = [
     "CloneInitialValues",
     "Wrapped",
+    "collection_paused",
     "copy_pair",
     "exclusive",
     "flush_denormals",
@@ -106,6 +108,18 @@ def seeded(seed: int) -> Iterator[None]:
     with kept_generators():
         pyro.set_rng_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         yield
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pause Python's garbage collector: while a graph is built, it would run through all modules many times."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
