@@ -14,6 +14,7 @@ from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError
 from pplgen.inference.log_joint import delta_guide, latent_sites, log_joint_at
 from pplgen.story.base import Story
+from pplgen.story.conditioning import unconditioned
 from pplgen.story.isolation import copy_pair
 from pplgen.story.pair import Pair
 
@@ -37,7 +38,7 @@ def simulate_datasets(template: Pair, simulator: Simulator, num_datasets: int, n
         return _latents(trace, template), {"0": trace.nodes["_RETURN"]["value"]}
 
     def from_model(_: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        trace = poutine.trace(poutine.uncondition(copied)).get_trace(*arguments)
+        trace = poutine.trace(unconditioned(copied)).get_trace(*arguments)
         return _latents(trace, template), {index: trace.nodes[name]["value"] for index, name in sites.items()}
 
     with template.isolated():

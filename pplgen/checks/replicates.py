@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError
+from pplgen.story.conditioning import unconditioned
 from pplgen.story.pair import Pair
 
 __all__ = ["Replicates", "replicate", "tail_probability"]
@@ -82,7 +83,7 @@ def replicate(
     data = {name: value for name, value in observed_values.items() if value.numel() > 1}
     if not data:
         raise InputError("the model observes a single number, which cannot be replicated")
-    model = poutine.uncondition(pair.model)
+    model = unconditioned(pair.model)
     tables = {name: _columns(value) for name, value in data.items()}
     width = sum(table.shape[1] for table in tables.values())
     shortest = min(len(table) for table in tables.values())

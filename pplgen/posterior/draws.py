@@ -17,6 +17,7 @@ from pplgen.compiler.vectorisation import map_draws
 from pplgen.errors import InputError, first_line
 from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.posterior.model_traces import enumerated_trace
+from pplgen.story.conditioning import unconditioned
 from pplgen.story.marginalisation import sum_out
 from pplgen.story.pair import Pair
 from pplgen.story.structure import Structure, unwrap
@@ -145,7 +146,7 @@ def draw_prior(
     tuple of dict
         Latent and deterministic sites, and observed sites, shape ``(num_draws, ...)`` each, without ``exclude``.
     """
-    model = poutine.uncondition(pair.model)
+    model = unconditioned(pair.model)
     latent, observed = (
         tuple(name for name in names if name not in exclude)
         for names in (pair.structure.latent + pair.structure.deterministic, pair.structure.observed)
@@ -160,7 +161,7 @@ def draw_prior(
 
 def draw_predictive(pair: Pair, draws: Draws) -> dict[str, Tensor]:
     """Replicate the observed sites at each draw; call it inside ``pair.isolated``."""
-    model = poutine.uncondition(pair.model)
+    model = unconditioned(pair.model)
 
     def replicate(latent: Mapping[str, Tensor]) -> dict[str, Tensor]:
         trace = poutine.trace(poutine.condition(model, latent)).get_trace(*pair.data)

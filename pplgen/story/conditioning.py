@@ -11,13 +11,14 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.story.isolation import Wrapped
 from pplgen.story.structure import Structure
 
-__all__ = ["ConditionedRows", "PartlyObserved", "RowScale", "labelled_site"]
+__all__ = ["ConditionedRows", "PartlyObserved", "RowScale", "labelled_site", "unconditioned"]
 
 UNKNOWN = -1
 """Label of a row whose latent is unknown."""
@@ -37,6 +38,20 @@ class RowScale(Messenger):
         for frame in msg["cond_indep_stack"]:
             if frame.name == self.plate:
                 msg["scale"] = msg["scale"] * _along(self.scale, frame.dim)
+
+
+class _Unconditioned(UnconditionMessenger):
+    """Draw observed sites; deterministic ones, which Pyro observes too, keep their value and its shape."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
+
+
+def unconditioned(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a model that draws its observed sites, like ``pyro.poutine.uncondition``."""
+    drawn: Callable[..., Any] = _Unconditioned()(model)
+    return drawn
 
 
 class PartlyObserved(dist.TorchDistribution):

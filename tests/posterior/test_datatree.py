@@ -168,3 +168,28 @@ def test_a_printed_table_shows_a_symmetric_matrix_once(faithful_tree):
     lopsided["posterior"] = lopsided["posterior"].to_dataset().assign(Sigma=values)
     table, said = datatree.printed_table(lopsided, sites)
     assert (len(table), said) == (len(whole), [])
+
+
+def test_a_deterministic_site_in_a_plate_keeps_its_shape_in_predictive_draws():
+    """Non-centred schools: with effects drawn anew as an observed site they would have one axis more."""
+    y, sd = torch.linspace(-2, 2, 6), torch.ones(6)
+
+    def model(y, sd):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("schools", 6):
+            offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
+            theta = pyro.deterministic("theta", mu + 2.0 * offset)
+            pyro.sample("y", dist.Normal(theta, sd), obs=y)
+
+    fit = pplgen.fit(model, (y, sd), steps=200, progress=False)
+    tree = fit.to_datatree(400, groups=["posterior", "posterior_predictive", "prior", "prior_predictive"])
+    for group in ("posterior_predictive", "prior_predictive"):
+        assert tree[group]["y"].shape == (1, 400, 6)
+    prior = tree["prior"]
+    torch.testing.assert_close(
+        torch.as_tensor(prior["theta"].values),
+        torch.as_tensor(prior["mu"].values[..., None] + 2.0 * prior["offset"].values),
+    )
+    # Var[y] = 25 + 4 + 1, of 400 draws: a standard deviation is off by its 1 / sqrt(800), four of these
+    np.testing.assert_allclose(tree["prior_predictive"]["y"].values.std((0, 1)), 30**0.5, rtol=4 / 800**0.5)
+    assert not [check.name for check in fit.diagnose() if "raised" in check.remedy]
