@@ -106,7 +106,7 @@ def fit(
         a stationary point, or the smoothed ELBO has stopped improving. For NUTS, number of draws per chain after
         warm-up (default: 1,000).
     optimiser
-        ``"auto"``: after 100 steps of Adam, L-BFGS maximises the ELBO averaged over fixed draws of the guide (Giordano,
+        ``"auto"``: after 50 steps of Adam, L-BFGS maximises the ELBO averaged over fixed draws of the guide (Giordano,
         Ingram and Broderick 2024), to a stationary point whose gradient norm and Monte Carlo error ``Fit.how`` states.
         It needs the traced graph, all rows in each step, reparameterised draws, no networks and at most 5,000
         parameters; elsewhere, and where it finds no stationary point that is as good on fresh draws, Adam continues.

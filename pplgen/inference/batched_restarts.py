@@ -23,7 +23,7 @@ from pplgen.inference.engine import Engine, State
 from pplgen.inference.kl_warm_up import half_kl_weight
 from pplgen.inference.nonfinite_steps import MAX_LOCATED, FaultLocalisation
 from pplgen.inference.quasi_newton import maximise
-from pplgen.inference.quasi_newton_phase import fixed_draws_elbo
+from pplgen.inference.quasi_newton_phase import fixed_draws_elbo, may_use_fixed_draws
 from pplgen.inference.run_identity import run_identity
 from pplgen.inference.stacking import stacked_data, stacked_parameters
 from pplgen.inference.training_options import TrainingOptions
@@ -35,8 +35,8 @@ from pplgen.story.pair import Pair
 
 __all__ = ["Report", "train_together"]
 
-EXPLORATION = 100
-"""Steps of Adam before L-BFGS over fixed draws."""
+EXPLORATION = 50
+"""Steps of Adam before L-BFGS over fixed draws, where it applies."""
 WORTH_A_WARNING = 10.0
 """Seconds of compiling in vain from which the user is warned."""
 EXPECTED_STEPS = 1500
@@ -96,6 +96,8 @@ class _Run:
         self.ranks, self.warm_up, optimiser = options.ranks, options.objective.warm_up, options.optimiser
         self.first, self.seed, self.shard = pairs[0], seeds[0], shard_rows(pairs[0], options.ranks)
         self.same_rows = options.batching.is_constant(self.first)
+        explores = not self.warm_up and not optimiser.alone and may_use_fixed_draws(self.first, options.batching)
+        self.exploration = EXPLORATION if explores else WINDOW * max(1, -(-self.warm_up // WINDOW))
         with self.first.isolated(), self.ranks.shared_errors():
             batches, scale = options.batching.of(self.first, seed=self.seed, shard=self.shard)
             with half_kl_weight(self.first) if self.warm_up else contextlib.nullcontext():
@@ -135,7 +137,7 @@ class _Run:
         self.generators = generator_states()
         try:
             while self.training.taken < self.options.steps and self.training.running:
-                if self.training.taken == max(EXPLORATION, WINDOW * -(-self.warm_up // WINDOW)):
+                if self.training.taken == self.exploration:
                     self._maximise([restart.stop is None for restart in self.training.restarts])
                 if self.training.running:
                     self._compile_if_it_repays()
@@ -161,7 +163,9 @@ class _Run:
         judge = training.taken >= self.warm_up
         self._reseed()
         self.generators = generator_states()
-        num_steps = min(WINDOW, self.options.steps - training.taken)
+        explored = training.taken >= self.exploration
+        ahead = (self.options.steps if explored else self.exploration) - training.taken
+        num_steps = min(WINDOW, ahead, self.options.steps - training.taken)
         state, losses = self.engine.run(training.state, training.rates, num_steps, training.record_iterates)
         faults: dict[int, NonFinite] = {}
         if non_finite := training.non_finite(state, losses):
@@ -197,7 +201,7 @@ class _Run:
 
     def _compile_if_it_repays(self) -> None:
         """After the first window, compile the step if the remaining ones take longer than that, on the first rank."""
-        if self.options.compiler != "auto" or self.training.taken - self.resumed_at != WINDOW:
+        if self.options.compiler != "auto" or not 0 < self.training.taken - self.resumed_at <= WINDOW:
             return
         remaining = self.seconds_per_step * (min(self.options.steps, EXPECTED_STEPS) - self.training.taken)
         if self.ranks.all_gather(compiling_repays(remaining, len(self.graph.module.graph.nodes)))[0]:
