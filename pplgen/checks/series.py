@@ -12,9 +12,10 @@ from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.uniformity import holm
 from pplgen.errors import InputError
 from pplgen.posterior.draws import draw_shared
+from pplgen.posterior.residuals import autocorrelations, quantile_residuals
 from pplgen.story.state_space import StateSpaceStory
 
-__all__ = ["autocorrelations", "one_step_residuals"]
+__all__ = ["one_step_residuals"]
 
 LEVEL = 0.01
 """Family-wise level of the tests."""
@@ -24,8 +25,6 @@ FEWEST = 20
 """Minimum number of predicted entries of a column."""
 MAX_LAGS = 40
 """Maximum number of lags, at most a quarter of the longest series."""
-CLIP = 1e-12
-"""Smallest distance of a probability from 0 and 1, whose normal quantile is finite."""
 
 
 def one_step_residuals(inputs: CheckInputs) -> Check:
@@ -58,24 +57,6 @@ def one_step_residuals(inputs: CheckInputs) -> Check:
     return Check(name, value, LEVEL, source, Verdict.FAIL, findings[worst][1])
 
 
-def autocorrelations(residuals: Tensor, num_lags: int) -> tuple[Tensor, Tensor]:
-    """Return autocorrelations of series at lags 1, 2, ..., pooled, and the number of pairs of each.
-
-    Parameters
-    ----------
-    residuals
-        Shape ``(num_series, T)``, NaN where missing.
-    num_lags
-        Number of lags.
-    """
-    seen = ~residuals.isnan()
-    centred = torch.where(seen, residuals - residuals.nanmean(), 0.0)
-    variance = centred.square().sum() / seen.sum()
-    products = [(centred[:, lag:] * centred[:, :-lag]).sum() for lag in range(1, num_lags + 1)]
-    pairs = torch.stack([(seen[:, lag:] & seen[:, :-lag]).sum() for lag in range(1, num_lags + 1)])
-    return torch.stack(products) / (variance * seen.sum()), pairs
-
-
 def _tests(pit: Tensor, column: str) -> list[tuple[float, str]]:
     """Return p-values of the tests of one column, and what each of them means."""
     values = pit[~pit.isnan()].cpu().numpy()
@@ -85,7 +66,7 @@ def _tests(pit: Tensor, column: str) -> list[tuple[float, str]]:
     wide = "too wide" if sd < 12**-0.5 else "too narrow"
     shape = f"P(y_rep <= y | past) has mean {mean:.2f} (expected .5) and sd {sd:.2f} (expected .29)"
     found = [(float(stats.kstest(values, "uniform").pvalue), f"{column}: {shape}: predictions are biased or {wide}")]
-    residuals = torch.special.ndtri(pit.clamp(CLIP, 1 - CLIP))
+    residuals = quantile_residuals(pit)
     num_lags = min(MAX_LAGS, pit.shape[1] // 4)
     r, pairs = autocorrelations(residuals, num_lags) if num_lags else (torch.zeros(0), torch.zeros(0))
     r, pairs = r[pairs > 0], pairs[pairs > 0]

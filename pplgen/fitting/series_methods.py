@@ -1,4 +1,4 @@
-"""Methods of a fit to series: filter, smooth, forecast, leave-future-out."""
+"""Methods of a fit to series: filter, smooth, forecast, residuals, leave-future-out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pplgen.story.base import check_count
 from pplgen.timeseries import smoothing
 from pplgen.timeseries.forecasting import forecast_series
 from pplgen.timeseries.leave_future_out import LeaveFutureOut, leave_future_out
+from pplgen.timeseries.one_step import series_residuals
 from pplgen.timeseries.parameter_draws import series_story
 
 __all__ = ["SeriesMethods"]
@@ -43,6 +44,11 @@ class SeriesMethods(FittedPair):
         check_count("horizon", horizon)
         with self._series("forecast", x, draws, seed) as arguments:
             return forecast_series(*arguments, horizon=horizon, keep_draws=keep_draws)
+
+    def residuals(self, x: Any = None, *, draws: int = 200, seed: int | None = None) -> xr.Dataset:
+        """Return one-step-ahead residuals, standard normal under the model; see ``pplgen.timeseries.one_step``."""
+        with self._series("residuals", x, draws, seed) as arguments:
+            return series_residuals(*arguments)
 
     def leave_future_out(
         self, x: Any = None, *, start: int | None = None, draws: int = 1000, seed: int | None = None

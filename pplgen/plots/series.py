@@ -1,4 +1,4 @@
-"""Figures of series: signal and states with intervals, regimes as bands, forecasts, vector fields of the dynamics."""
+"""Figures of series: signal and states with intervals, regimes, forecasts, residuals, fields of the dynamics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -13,8 +14,17 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.plots.palette import COLOURS
+from pplgen.posterior.residuals import autocorrelations
 
-__all__ = ["plot_dynamics", "plot_forecast", "plot_regimes", "plot_series", "plot_states"]
+__all__ = [
+    "plot_autocorrelations",
+    "plot_dynamics",
+    "plot_forecast",
+    "plot_regimes",
+    "plot_residuals",
+    "plot_series",
+    "plot_states",
+]
 
 REGIME_OPACITY = 0.28
 """Opacity of the background of a regime with probability one."""
@@ -24,6 +34,8 @@ LEGEND: dict[str, Any] = {"fontsize": "small", "loc": "upper left", "framealpha"
 """Style of every legend: legible over bands."""
 ARROWS = 14
 """Number of arrows along each axis of a vector field."""
+WITHIN = 1.96
+"""Standard normal quantile of 97.5 %."""
 MANY_STEPS = 500
 """Number of steps from which observations are drawn small."""
 
@@ -125,6 +137,46 @@ def plot_forecast(
     axes.axvline(ahead[0] - 0.5, color="0.5", lw=0.8, ls="--")
     axes.set(xlabel="step", ylabel=str(forecast["feature"].values[feature]))
     axes.legend(**LEGEND)
+
+
+def plot_residuals(axes: Axes, residuals: xr.Dataset, *, series: int = 0, feature: int = 0) -> None:
+    """Plot one-step-ahead residuals of one column over time, with the 95 % interval of a standard normal.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    residuals
+        Result of ``Fit.residuals``.
+    series, feature
+        Indices of the series and of the column.
+    """
+    values = residuals["residual"].values[series, :, feature]
+    steps = residuals["time"].values
+    axes.axhspan(-WITHIN, WITHIN, color=COLOURS[0], alpha=0.15, lw=0)
+    axes.vlines(steps, 0, values, color="0.6", lw=0.6)
+    _plot_observations(axes, steps, values)
+    axes.axhline(0, color="0.5", lw=0.8)
+    axes.set(xlabel="step", ylabel=f"{residuals['feature'].values[feature]}, residual")
+
+
+def plot_autocorrelations(axes: Axes, residuals: xr.Dataset, *, feature: int = 0, num_lags: int = 40) -> None:
+    """Plot the autocorrelations of one column's residuals, pooled over series, with 95 % intervals of white noise.
+
+    Parameters are as for ``plot_residuals``; ``num_lags`` is at most a quarter of the longest series.
+    """
+    values = torch.as_tensor(residuals["residual"].values[:, :, feature])
+    num_lags = min(num_lags, values.shape[1] // 4)
+    if not num_lags or values.isnan().all():
+        raise InputError(f"autocorrelations: {values.shape[1]} steps; expected at least 4 with observations")
+    r, pairs = (each.numpy() for each in autocorrelations(values, num_lags))
+    lags = np.arange(1, num_lags + 1)
+    limits = WITHIN * np.sqrt(pairs) / max(int((~values.isnan()).sum()), 1)
+    axes.fill_between(lags, -limits, limits, color=COLOURS[0], alpha=0.15, lw=0)
+    axes.vlines(lags, 0, r, color=COLOURS[1], lw=1.5)
+    axes.plot(lags, r, ".", color=COLOURS[1], ms=4)
+    axes.axhline(0, color="0.5", lw=0.8)
+    axes.set(xlabel="lag", ylabel="autocorrelation")
 
 
 def plot_dynamics(axes: Axes, tree: xr.DataTree, smoothed: xr.Dataset | None = None, *, series: int = 0) -> None:

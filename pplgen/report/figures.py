@@ -62,7 +62,7 @@ def _story_figures(fit: FittedPair, tree: xr.DataTree) -> tuple[FigureSpec, ...]
 _MIXTURE: tuple[FigureSpec, ...] = (("components", "Components", story_figures.components),)
 _SERIES: tuple[FigureSpec, ...] = (
     ("smoothed", "Smoothed series", story_figures.smoothed_series),
-    ("fan", "Posterior predictive check over time", story_figures.fan_chart),
+    ("residuals", "One-step-ahead residuals", story_figures.residuals),
 )
 _LATENT: tuple[FigureSpec, ...] = (
     ("codes", "Latent means", story_figures.latent_map),

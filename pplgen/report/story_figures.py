@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from pplgen.errors import InputError
 from pplgen.plots import fit as plots
 from pplgen.plots.latent import plot_latent_map, plot_reconstructions
-from pplgen.plots.posterior import plot_fan
+from pplgen.plots.series import plot_autocorrelations, plot_residuals
 from pplgen.posterior.datatree import group_of
-from pplgen.report.figure_inputs import CaptionedFigure, FigureInputs, legend_above, new_figure
+from pplgen.report.figure_inputs import CaptionedFigure, FigureInputs, new_figure
 from pplgen.report.observed import NO_ROWS
 
-__all__ = ["components", "fan_chart", "history", "latent_map", "reconstructions", "smoothed_series"]
+__all__ = ["components", "history", "latent_map", "reconstructions", "residuals", "smoothed_series"]
 
 
 def components(inputs: FigureInputs) -> CaptionedFigure:
@@ -41,17 +39,21 @@ def smoothed_series(inputs: FigureInputs) -> CaptionedFigure:
     )
 
 
-def fan_chart(inputs: FigureInputs) -> CaptionedFigure:
-    """Plot the first series over its posterior predictive replicates."""
-    columns = inputs.columns[: plots.MAX_PANELS]
-    (site,) = group_of(inputs.tree, "observed_data").values()
-    length = int(np.flatnonzero(np.isfinite(site.values[0]).any(axis=-1))[-1]) + 1
-    figure = new_figure(5.5, 2.4 + 1.3 * len(columns))
-    for column, axes in zip(columns, figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0], strict=True):
-        plot_fan(axes, column.observed[:length], column.replicated[:, :length], column.name)
-        axes.label_outer()
-    legend_above(figure, figure.axes[0])
-    return figure, "The first series over whole series replicated from the posterior predictive distribution."
+def residuals(inputs: FigureInputs) -> CaptionedFigure:
+    """Plot one-step-ahead residuals of the first series, and the autocorrelations of all series' residuals."""
+    if not inputs.fit.has_rows:
+        raise InputError(NO_ROWS)
+    found = inputs.fit.residuals()
+    panels = min(plots.MAX_PANELS, found.sizes["feature"])
+    figure = new_figure(6.5, 1.2 + 1.6 * panels)
+    for feature, (left, right) in enumerate(figure.subplots(panels, 2, squeeze=False, width_ratios=(1.8, 1))):
+        plot_residuals(left, found, feature=feature)
+        plot_autocorrelations(right, found, feature=feature)
+    return figure, (
+        "Left: one-step-ahead residuals of the first series, each the standard normal quantile of the step's value "
+        "given the steps before it. Right: autocorrelations of the residuals, pooled over series. If the model is "
+        "right, 95 % lie in the shaded bands; a peak at a lag is a season or a dependence that the model lacks."
+    )
 
 
 def latent_map(inputs: FigureInputs) -> CaptionedFigure:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
 import torch
+import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
@@ -14,13 +16,43 @@ from pplgen.errors import InputError
 from pplgen.exact.hmm import forward_backward
 from pplgen.exact.kalman_scan import kalman_filter_scan
 from pplgen.exact.linear_gaussian import matvec
+from pplgen.posterior.draws import draw_shared
+from pplgen.posterior.residuals import quantile_residuals
 from pplgen.story.dynamics import HiddenMarkov, LinearGaussian, SwitchingLinearGaussian
 from pplgen.story.pair import Pair
 from pplgen.story.shared_sites import row_distribution
 from pplgen.timeseries.parameter_draws import Latents, draw_chunks, series_story, transitions
-from pplgen.timeseries.smoothing import kim_at_draws
+from pplgen.timeseries.smoothing import kim_at_draws, series_dataset
 
-__all__ = ["one_step_pit"]
+__all__ = ["one_step_pit", "series_residuals"]
+
+
+def series_residuals(pair: Pair, data: tuple[Any, ...], columns: Sequence[str], num_draws: int) -> xr.Dataset:
+    """Return one-step-ahead residuals of series; call it inside ``pair.isolated``.
+
+    Parameters
+    ----------
+    pair, data, columns
+        As for ``pplgen.timeseries.smoothing.filter_series``.
+    num_draws
+        Number of draws of the parameters, over which the predictive probabilities are averaged.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions ``(series, time, feature)``: ``probability``, ``P(y_rep <= y_tj | y_1:t-1)``, and ``residual``, its
+        standard normal quantile. Under the model residuals are standard normal and independent over steps. NaN where an
+        entry is missing or a step is conditioned on.
+
+    Raises
+    ------
+    InputError
+        As for ``one_step_pit``.
+    """
+    y = data[0]
+    pit = one_step_pit(pair, y, draw_shared(pair, num_draws), num_draws)
+    dims = ("series", "time", "feature")
+    return series_dataset({"residual": (dims, quantile_residuals(pit)), "probability": (dims, pit)}, columns, y)
 
 
 def one_step_pit(pair: Pair, y: Tensor, latents: Latents, num_draws: int) -> Tensor:

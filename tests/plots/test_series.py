@@ -13,7 +13,15 @@ import pplgen
 from pplgen.errors import InputError
 from pplgen.plots.fit import plot_fit, save_figure
 from pplgen.plots.palette import COLOURS
-from pplgen.plots.series import plot_dynamics, plot_forecast, plot_regimes, plot_series, plot_states
+from pplgen.plots.series import (
+    plot_autocorrelations,
+    plot_dynamics,
+    plot_forecast,
+    plot_regimes,
+    plot_residuals,
+    plot_series,
+    plot_states,
+)
 
 _SPEC = importlib.util.spec_from_file_location("series_toys", Path(__file__).parents[1] / "series_toys.py")
 toys = importlib.util.module_from_spec(_SPEC)
@@ -124,3 +132,18 @@ def test_dynamics_need_two_dimensions(drift):
     fit, _ = drift
     with pytest.raises(InputError, match=r"dynamics: A has shape none; expected \(2, 2\), or \(regimes, 2, 2\)"):
         plot_dynamics(axes(), fit.to_datatree(3, groups=["posterior"]))
+
+
+def test_residuals_and_their_autocorrelations_are_drawn(drift):
+    fit, y = drift
+    found = fit.residuals(draws=5)
+    left, right = Figure().subplots(1, 2)
+    plot_residuals(left, found, series=1)
+    np.testing.assert_array_equal(left.lines[0].get_ydata(), found["residual"].values[1, :, 0])
+    plot_autocorrelations(right, found)
+    residuals = found["residual"].values[:, :, 0]
+    centred = residuals - residuals.mean()
+    expected = [(centred[:, lag:] * centred[:, :-lag]).sum() / (centred**2).sum() for lag in (1, 2, 3)]
+    np.testing.assert_allclose(right.lines[0].get_ydata(), expected, rtol=1e-6)
+    with pytest.raises(InputError, match="3 steps; expected at least 4"):
+        plot_autocorrelations(right, found.isel(time=slice(3)))

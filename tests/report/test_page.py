@@ -160,7 +160,7 @@ def test_every_family_has_a_report(family, tmp_path, capsys):
     drawn = {each["name"] for each in record["pictures"]}
     assert {"predictive", "run"} <= drawn
     own = {"gaussian-mixture": {"components"}, "vae": {"codes", "reconstructions"}, "mixed-mixture": set()}
-    assert own.get(family, {"smoothed", "fan"} if story.takes_series else set()) <= drawn
+    assert own.get(family, {"smoothed", "residuals"} if story.takes_series else set()) <= drawn
     assert type(story).__name__ in page.text
     assert record["fit"]["config"] == story.config
     assert record["fit"]["data"]["fingerprint"] == fit.table.fingerprint

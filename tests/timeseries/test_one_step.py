@@ -15,9 +15,10 @@ from torch.distributions import MultivariateNormal, Normal
 import pplgen
 from pplgen.checks.check import Verdict
 from pplgen.checks.inputs import CheckInputs
-from pplgen.checks.series import autocorrelations, one_step_residuals
+from pplgen.checks.series import one_step_residuals
 from pplgen.errors import InputError
 from pplgen.posterior.draws import draw_shared
+from pplgen.posterior.residuals import autocorrelations
 from pplgen.story.isolation import seeded
 from pplgen.timeseries.one_step import one_step_pit
 
@@ -156,3 +157,13 @@ def test_a_season_is_seen_in_whichever_series_it_is():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_right_model_passes(seed):
     assert judged(local_level(seed=seed)).verdict is Verdict.PASS
+
+
+def test_residuals_are_normal_quantiles_of_the_probabilities():
+    y = torch.tensor([[[0.3], [1.2], [NAN], [-0.4]], [[2.0], [0.1], [0.7], [NAN]]])
+    fit = fitted(toys.Level(known={"q": 0.5, "r": 0.7}), y)
+    found = fit.residuals(draws=1)
+    torch.testing.assert_close(torch.as_tensor(found["probability"].values), pit(fit), **EXACT)
+    expected = stats.norm.ppf(found["probability"].values)
+    torch.testing.assert_close(torch.as_tensor(found["residual"].values), torch.as_tensor(expected), **EXACT)
+    assert found["residual"].dims == ("series", "time", "feature")
