@@ -2,18 +2,20 @@ r"""Dirichlet process mixture of Gaussians, truncated.
 
 The story, for rows x_i of D features and at most K components::
 
-    alpha            ~ Gamma(1, 1 / c)                                 its mean c is ``concentration``
-    sticks_k | alpha ~ Beta(1, alpha),  k < K;   sticks_K = 1
+    alpha            ~ Gamma(1, 1 / c)                                 mean c, ``concentration``
+    sticks_k | alpha ~ Beta(1, alpha),  k < K                          sticks_K = 1
     weights_k        = sticks_k (1 - sticks_1) ... (1 - sticks_(k-1))
-    Sigma_k          ~ InverseWishart(D + 2, diag(s^2) / 10^(2/D))     or another kind's prior
+    Sigma_k          ~ InverseWishart(D + 2, diag(s^2) / 10^(2/D))     full, tied; or the square of
+    sigma_kd^2       ~ s_d^2 / 10^(2/D) / ChiSquared(3)                diag
+    sigma_k^2        ~ mean(s^2) / 10^(2/D) / ChiSquared(D + 2)        spherical
     mu_k | Sigma_k   ~ Normal(m, Sigma_k / kappa)
     z_i              ~ Categorical(weights)
     x_i | z_i = k    ~ Normal(mu_k, Sigma_k)
 
-Priors of covariances are those of ``GaussianMixture`` (``pplgen.distributions.fraley_raftery``) with K = 10, whatever
-the truncation; m is the column mean, and s .15 of the column standard deviation. The guide is the conjugate family:
-q(alpha) Gamma, q(sticks_k) Beta, in order of decreasing cluster size. The index z is summed out exactly, and missing
-entries are integrated out. ``num_occupied`` is the number of components with at least one row, given a draw of z.
+Ten components share the volume of the rows in the prior, whatever K; m is the column mean, s .15 of the column
+standard deviation. The guide is q(alpha) Gamma, q(sticks_k) Beta, and for the components that of ``GaussianMixture``.
+The index z is summed out, and missing entries are integrated out. ``num_occupied`` is the number of components with
+at least one row, given a draw of z.
 
 References
 ----------
@@ -46,12 +48,10 @@ class DirichletProcessMixture(GaussianRows):
     ----------
     num_components, num_features
         Largest number of components K, at least 2, and number of data columns D.
-    covariance
-        ``full``, ``tied`` (one for all components), ``diag`` or ``spherical``.
+    covariance, mean_precision
+        As for ``GaussianMixture``; kappa is the latter.
     concentration
-        Prior mean of alpha; larger values favour more components.
-    mean_precision
-        Prior sample size kappa of the component locations, in rows.
+        Prior mean c of alpha; larger values favour more components.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class DirichletProcessMixture(GaussianRows):
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        K, kappa, m, s = self.K, self.kappa, self.components.m, self.components.s / SHARING ** (1 / self.D)
+        K, kappa, m, narrow = self.K, self.kappa, self.components.m, self.components.s / SHARING ** (1 / self.D)
         one, c = m.new_ones(()), self.config["concentration"]
         alpha = pyro.sample("alpha", dist.Gamma(one, one / c))
         v = pyro.sample("sticks", dist.Beta(one, alpha).expand([K - 1]).to_event(1))
         weights = pyro.deterministic("weights", stick_breaking(v), event_dim=1)
-        prior, correlated = fraley_raftery(self.config["covariance"], s, K), self.components.correlated
+        prior, correlated = fraley_raftery(self.config["covariance"], narrow, K), self.components.correlated
         if correlated:  # full, tied
             L = pyro.sample("scale_tril", prior)
             pyro.deterministic("Sigma", L @ L.mT, event_dim=L.ndim)

@@ -13,8 +13,8 @@ so that the ELBO is the log-likelihood. It is probabilistic PCA (``pplgen.models
 deviation for each feature: factors explain the covariances of features, and the fit does not depend on units. Missing
 entries are integrated out: the posterior of the factors is that given the observed ones.
 
-A factor may explain a feature completely, so that its noise goes to zero (a Heywood case); the noise is bounded below
-by a thousandth of the column's standard deviation.
+A factor may explain a feature completely, so that its noise goes to zero (a Heywood case); sigma is clamped
+at a thousandth of the column's standard deviation.
 
 References
 ----------
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pplgen.models._linear_latent import LinearStory
 from pyro.nn import pyro_method
 from torch import Tensor
@@ -51,8 +50,9 @@ class FactorAnalysis(LinearStory):
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
         W, mu, sigma = self.fitted
+        zeros, ones = W.new_zeros(self.num_latents), W.new_ones(self.num_latents)
         with pyro.plate("data", num_rows if x is None else len(x)):
-            z = pyro.sample("z", dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1))
+            z = pyro.sample("z", dist.Normal(zeros, ones).to_event(1))
             return pyro.sample("x", MarginalIndependent(dist.Normal(z @ W.mT + mu, sigma)), obs=x)
 
     @pyro_method

@@ -5,16 +5,17 @@ The story, for series y of T steps with D features, and K regimes::
     pi            ~ Dirichlet(1, ..., 1)
     P_k           ~ Dirichlet(alpha, ..., alpha)               row k of P
     mu_k          ~ Normal(m, w)                               emission: diag and full
-    sigma_k^2     ~ s^2 / ChiSquared(3)                        diag
-    Sigma_k       ~ InverseWishart(D + 2, diag(s^2))           full
+    sigma_k^2     ~ scale^2 / ChiSquared(3)                    diag
+    Sigma_k       ~ InverseWishart(D + 2, diag(scale^2))       full
     rate_k        ~ Gamma(m^2 / w^2, m / w^2)                  poisson: prior mean m, standard deviation w
     probability_k ~ Dirichlet(1, ..., 1), for each column      categorical
     s_1           ~ Categorical(pi)                            s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
     y_t | s_t = k ~ Normal(mu_k, diag(sigma_k^2)), Normal(mu_k, Sigma_k), Poisson(rate_k) or Categorical(probability_k)
 
-where s, ``prior_scale`` over K^(1/D), keeps a regime from collapsing onto a point. The path of regimes is summed out
-exactly, and missing entries are integrated out. The guide of the parameters is normal on the unconstrained scale,
-initialised by Laplace's approximation (``_guides/parameters.py``).
+w is a standard deviation; scale, ``prior_scale`` over K^(1/D), keeps a regime from collapsing onto a point. The path of
+regimes is summed out exactly, and missing entries are integrated out. The guide of the parameters is one normal with
+full covariance on the unconstrained scale, initialised by Laplace's approximation; ``known`` parameters are constants
+without a prior.
 
 References
 ----------
@@ -50,7 +51,7 @@ OBSERVED |= {"prior_mean": MEANS, "prior_mean_scale": MEANS}
 
 
 class GaussianHMM(RegimeStory):
-    """Hidden Markov model of series with K regimes, the path of regimes summed out.
+    """Hidden Markov model of series with K regimes and normal or other emissions, the path of regimes summed out.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ class GaussianHMM(RegimeStory):
     emission
         ``diag`` or ``full``, normal with a diagonal or a full covariance; ``poisson``, counts; or ``categorical``.
     num_categories
-        Number C of categories of each column, coded as whole numbers below it.
+        Number C of categories of each column, coded as whole numbers below it; ``categorical`` emissions need it.
     known
         Values of fixed parameters, as numbers or nested lists: ``pi``, shape ``(K,)``, ``P`` ``(K, K)``, ``mu``,
         ``sigma`` and ``rate`` ``(K, D)``, ``Sigma`` ``(K, D, D)``, ``probability`` ``(K, D, C)``.
@@ -98,16 +99,16 @@ class GaussianHMM(RegimeStory):
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, num_features)``."""
         K, D, kind, m, w = self.K, self.D, self.config["emission"], self.emission.m, self.emission.w
-        s = (self.emission.s / K ** (1 / D)).expand(K, D)
+        scale = (self.emission.s / K ** (1 / D)).expand(K, D)
         pi = pyro.sample("pi", dist.Dirichlet(m.new_ones(K)))
         P = pyro.sample("P", dist.Dirichlet(m.new_full((K, K), self.config["concentration"])).to_event(1))
         if kind in ("diag", "full"):
             mu = pyro.sample("mu", dist.Normal(m, w).to_event(2))
         if kind == "diag":
-            sigma = pyro.sample("sigma", inverse_chi(s, 3.0).to_event(2))
+            sigma = pyro.sample("sigma", inverse_chi(scale, 3.0).to_event(2))
             emission = MarginalIndependent(dist.Normal(mu, sigma))
         elif kind == "full":
-            Sigma = pyro.sample("Sigma", InverseWishart(D + 2, s).to_event(1))
+            Sigma = pyro.sample("Sigma", InverseWishart(D + 2, scale).to_event(1))
             normal = MarginalNormal if self.partly_missing else WholeRowNormal
             emission = normal(mu, scale_tril=torch.linalg.cholesky(Sigma))
         elif kind == "poisson":

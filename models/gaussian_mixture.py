@@ -11,16 +11,18 @@ The story, for rows x_i of D features and K components::
     z_i            ~ Categorical(weights)
     x_i | z_i = k  ~ Normal(mu_k, Sigma_k)
 
-The site of Sigma is ``scale_tril``, its Cholesky factor. The priors of the covariances are Fraley and Raftery's (2007)
-for narrower components; their density falls to zero faster than any likelihood can rise as a component collapses.
+Sites are ``scale_tril``, the Cholesky factor of Sigma (full, tied), or ``sigma`` (diag, spherical). The priors are
+Fraley and Raftery's (2007) for narrower components, by K^(1/D); their density falls to zero faster than any likelihood
+can rise as a component collapses.
 
 Defaults: m is the column mean, s is .15 of the column standard deviation, set by ``initialise`` (from a sample of
 streamed rows; 0 and 1 before). A smaller s resolves narrower components in many columns; a larger one, up to 1 standard
 deviation, empties fewer components where rows are few.
 
-The guide is the conjugate family, each factor with separate parameters: q(weights) Dirichlet, q(scale_tril_k)
-``BartlettCholesky`` or q(sigma) ``InverseRootGamma``, and q(mu_k | Sigma_k) normal. The index z is summed out exactly
-by ``TraceEnum_ELBO``, and missing entries are integrated out exactly.
+The guide has the families of the posterior given z, with separate parameters: q(weights) Dirichlet; q(scale_tril)
+``BartlettCholesky``, L proportional to diag(s) B^-1 with B_ii^2 gamma and B_ij | B_ii normal, or q(sigma)
+``InverseRootGamma``, sigma^-2 gamma; and q(mu_k | L_k) = Normal(a_k, L_k diag(t_k^2) L_k'), with diag(sigma_k) for L_k.
+The index z is summed out exactly by ``TraceEnum_ELBO``, and missing entries are integrated out.
 
 References
 ----------
@@ -84,9 +86,9 @@ class GaussianMixture(GaussianRows):
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        K, kappa, m, s = self.K, self.kappa, self.components.m, self.components.s / self.K ** (1 / self.D)
+        K, kappa, m, narrow = self.K, self.kappa, self.components.m, self.components.s / self.K ** (1 / self.D)
         weights = pyro.sample("weights", dist.Dirichlet(m.new_full((K,), self.config["concentration"])))
-        prior, correlated = fraley_raftery(self.config["covariance"], s, K), self.components.correlated
+        prior, correlated = fraley_raftery(self.config["covariance"], narrow, K), self.components.correlated
         if correlated:  # full, tied
             L = pyro.sample("scale_tril", prior)
             pyro.deterministic("Sigma", L @ L.mT, event_dim=L.ndim)

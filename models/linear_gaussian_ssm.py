@@ -1,26 +1,30 @@
 r"""Linear Gaussian state space model, with structural time series and autoregressions as special cases.
 
-The story, for series y of T steps and E features with D hidden states::
+The story, for series y of T steps and E features with D hidden states; here the second argument is a covariance::
 
     x_1             ~ Normal(m0, S0)               S0 = diag(s0^2)
-    x_t | x_{t-1}   ~ Normal(A x_{t-1}, Q)         Q  = diag(q^2)
+    x_t | x_{t-1}   ~ Normal(A x_{t-1}, Q)         Q  = diag(q^2), in an autoregression diag(q^2, 0, ..., 0)
     y_t | x_t       ~ Normal(C x_t + d, R)         R  = diag(r^2 + s^2 / 10^6)
 
-The learned parameters depend on the form; in all forms but the first each feature has separate states:
+The parameters besides m0 and s0 depend on the form; in all forms but the first each feature has separate states:
 
-- ``free``: A, C, d and r. Q = 1 fixes the states' scale, and zeros above the diagonal of C stacked on A their rotation.
-- ``level``: q and r of a random walk observed with noise, y_t = x_t + noise.
-- ``trend``: q and r of a local linear trend, a level with a random walk slope: A = [[1, 1], [0, 1]], C = [1, 0].
-- ``autoregression``: phi, q and d in y_t - d = sum_k phi_k (y_{t-k} - d) + noise; x_t holds the lags, r = 0.
+- ``free``: A, C, d and r. Q = I fixes the states' scale, and zeros above the diagonal of C stacked on A their rotation,
+  unless one of them is known.
+- ``level``: q and r of a random walk observed with noise, A = C = I, d = 0.
+- ``trend``: q and r of a local linear trend, a level with a random walk slope: A = [[1, 1], [0, 1]], C = [1, 0], d = 0,
+  with the levels of all features before the slopes.
+- ``autoregression``: phi, q and d in h_t = sum_k phi_k h_{t-k} + Normal(0, q^2), y_t = d + h_t; x_t holds h_t and the
+  lags h_{t-1}, ..., h_{t-p+1}, and r = 0.
 
 With c and s the columns' means and standard deviations, and v and u location and scale of the states (c and s for a
-level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states)::
+level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states), and standard deviations::
 
     m0 ~ Normal(v, 3 u)    s0 ~ LogNormal(log u, 1)    A ~ Normal(1/2 I, 1/2)    C ~ Normal(0, s)    phi ~ Normal(0, 1)
     q  ~ LogNormal(log .3 u, 1)                        d ~ Normal(c, s)          r ~ LogNormal(log .5 s, 1)
 
 The observation noise is bounded below by s / 1000; otherwise constant stretches make the likelihood unbounded. States
-and missing entries are integrated out exactly; the guide is normal on the unconstrained scale.
+and missing entries are integrated out exactly. The guide is normal on the unconstrained scale, with a full covariance
+up to 100 parameters; ``known`` parameters are constants without a prior.
 
 References
 ----------
@@ -47,8 +51,8 @@ from pplgen.story.dynamics import LinearGaussian
 from pplgen.story.shared_sites import row_distribution, shared_sites
 
 FORMS = ("free", "level", "trend", "autoregression")
-MAX_CORRELATED = 100  # number of parameters up to which the guide has a full covariance
-AXES: dict[str, tuple[str, ...]] = {"m0": ("state",), "s0": ("state",), "A": ("state", "state_other")}
+MAX_CORRELATED = 100
+AXES: dict[str, tuple[str, ...]] = {"m0": ("state",), "s0": ("state",), "A": ("state", "previous_state")}
 AXES |= {"C": ("feature", "state"), "phi": ("lag", "feature"), "q": ("noise",), "d": ("feature",), "r": ("feature",)}
 OBSERVED = {"y": ("series", "time", "feature"), "centre": ("feature",), "scale": ("feature",)}
 
@@ -90,7 +94,7 @@ class LinearGaussianSSM(SeriesStory):
         self.missing: bool | None = None
         self.register_buffer("centre", torch.zeros(E))
         self.register_buffer("scale", torch.ones(E))
-        free = torch.ones(E + self.D, self.D, dtype=torch.bool)  # no zeros are needed where A or C is known
+        free = torch.ones(E + self.D, self.D, dtype=torch.bool)
         self.register_buffer("free", free if {"A", "C"} & set(known or ()) else free.tril(), persistent=False)
         sites = shared_sites(self.model)
         size = sum(site["value"].numel() for site in sites.values())
@@ -131,7 +135,7 @@ class LinearGaussianSSM(SeriesStory):
         elif self.form == "autoregression":
             phi = pyro.sample("phi", dist.Normal(zero.reshape(-1, E), 1.0).to_event(2))
             A = torch.cat([torch.diag_embed(phi).transpose(0, 1).reshape(E, D), one[: D - E]])
-            u = u[:E]  # only the first lag has noise
+            u = u[:E]
         if self.form != "free":
             q = pyro.sample("q", dist.LogNormal((0.3 * u).log(), 1.0).to_event(1))
         if self.form in ("free", "autoregression"):
@@ -140,7 +144,7 @@ class LinearGaussianSSM(SeriesStory):
             r = pyro.sample("r", dist.LogNormal((0.5 * s).log(), 1.0).to_event(1))
         variances = s0.square(), torch.cat([q.square(), zero[len(q) :]]), r.square() + 1e-6 * s.square()
         S0, Q, R = map(torch.diag_embed, variances)
-        system = LinearGaussian(m0, S0, A, zero, Q, C, d, R)
+        system = LinearGaussian(m0, S0, A, b=zero, Q=Q, C=C, d=d, R=R)
         num_steps = int(self.num_steps) if y is None else y.shape[1]
         with pyro.plate("data", num_rows if y is None else len(y)):
             return pyro.sample("y", LinearGaussianSeries(system, num_steps, missing=self.missing is not False), obs=y)

@@ -4,18 +4,19 @@ The story, for series y of one feature, K regimes and p lags::
 
     P_k           ~ Dirichlet(alpha, ..., alpha)                   row k of the transition matrix
     mu_k          ~ Normal(m, w)
-    sigma_k^2     ~ s^2 / ChiSquared(3)
-    phi_i         ~ Normal(0, c),  i = 1, ..., p
+    sigma_k^2     ~ scale^2 / ChiSquared(3)
+    phi_ki        ~ Normal(0, c),  i = 1, ..., p
     s_1           ~ the stationary distribution of P
     s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
-    y_t - mu[s_t] = sum_i phi_i (y_{t-i} - mu[s_{t-i}]) + Normal(0, sigma[s_t]),  t > p
+    y_t - mu[s_t] = sum_i phi[s_t, i] (y_{t-i} - mu[s_{t-i}]) + Normal(0, sigma[s_t]),  t > p
 
-Means, variances and coefficients may each be shared or switch with the regime. The density is conditional on the first
-p steps. Simulations start from previous steps at their means.
+Normals have standard deviations. What does not switch has no index k, and the prior of the first regime. The density is
+conditional on the first p steps. Simulations start from previous steps at their means.
 
-Defaults: m and w are the mean and twice the standard deviation of the data, s is .15 of the standard deviation, set by
-``initialise``. The path of regimes is summed out exactly, by a chain of windows of regimes. The guide of the parameters
-is normal on the unconstrained scale, initialised by Laplace's approximation (``_guides/parameters.py``).
+Defaults: m and w are the mean and twice the standard deviation of the data, scale is .15 of the standard deviation, set
+by ``initialise``, and c is .5. The path of regimes is summed out exactly, by a chain of windows of the regimes whose
+means a step depends on. The guide of the parameters is one normal with full covariance on the unconstrained scale,
+initialised by Laplace's approximation; ``known`` parameters are constants without a prior.
 
 References
 ----------
@@ -67,7 +68,7 @@ class MarkovSwitchingAR(RegimeStory):
     prior_mean, prior_mean_scale
         Prior means m and standard deviations w of the means, data units: a number, or one per regime ``[[m1], [m2]]``.
     prior_scale, coefficient_scale
-        Prior scale s of the standard deviations, in data units, and prior standard deviation c of the coefficients.
+        Prior scale of the standard deviations, in data units, and prior standard deviation c of the coefficients.
     """
 
     def __init__(
@@ -114,15 +115,16 @@ class MarkovSwitchingAR(RegimeStory):
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, 1)``."""
         K, p, switching = self.K, self.order, self.switching
-        m, w, s = self.emission.m[:, 0], self.emission.w[:, 0], self.emission.s
+        m, w, scale = self.emission.m[:, 0], self.emission.w[:, 0], self.emission.s
         P = pyro.sample("P", dist.Dirichlet(m.new_full((K, K), self.config["concentration"])).to_event(1))
         mu = pyro.sample("mu", dist.Normal(m, w).to_event(1) if switching["mu"] else dist.Normal(m[0], w[0]))
-        sigma = pyro.sample("sigma", inverse_chi(s.expand(K) if switching["sigma"] else s[0], 3.0).to_event())
+        sigma = pyro.sample("sigma", inverse_chi(scale.expand(K) if switching["sigma"] else scale[0], 3.0).to_event())
         phi = m.new_zeros(p)
         if p:
             c = m.new_full((K, p) if switching["phi"] else (p,), self.config["coefficient_scale"])
             phi = pyro.sample("phi", dist.Normal(0 * c, c).to_event())
-        num_steps, memory = int(self.num_steps) if y is None else y.shape[1], p if switching["mu"] else 0
+        num_steps = int(self.num_steps) if y is None else y.shape[1]
+        memory = p if switching["mu"] else 0  # previous regimes whose means matter
         with pyro.plate("data", num_rows if y is None else len(y)):
             series = MarkovSwitchingAutoregression(
                 P, mu.expand(K), sigma.expand(K), phi.expand(K, p), num_steps, memory

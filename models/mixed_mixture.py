@@ -15,8 +15,9 @@ The story, for rows x_i of real, count, binary or categorical columns, and K com
 A site holds a parameter of the columns of one kind, with whose name it starts: ``student_mu``. With columns that are
 all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture for counts; with ``student``, a
 robust mixture. ``initialise`` sets m and s to the columns' means and standard deviations (before, s is 1, and m is 0
-for real columns and 1 for counts). The guide's factors are in the priors' families, conjugate given the components
-except for ``student``. The index z is summed out, and missing entries are integrated out.
+for real columns and 1 for counts). The guide's factors are in the priors' families, with separate parameters;
+q(mu_kd | sigma_kd) = Normal(a_kd, t_kd sigma_kd). They are conjugate given the components, except for ``student``. The
+index z is summed out, and missing entries are integrated out.
 
 References
 ----------
@@ -145,7 +146,7 @@ class MixedMixture(ComponentRows):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Set q to the posterior given k-means clusters of the standardised columns."""
+        """Set m, s and q, the posterior given k-means clusters of the standardised columns."""
         mean, sd = column_scales(x, weights)
         scaled = torch.where(x.isnan(), 0.0, (x - mean) / sd)
         responsibilities = kmeans_plus_plus(scaled, self.K, labels, weights)

@@ -3,19 +3,19 @@ r"""Variational autoencoder with a Gaussian mixture prior: discrete and continuo
 The story, for rows x_i of D features with a component y_i of K and latent variables z_i of k dimensions::
 
     y_i           ~ Categorical(pi)
-    z_i | y_i = c ~ Normal(mu_c, sigma_c)
+    z_i | y_i = c ~ Normal(mu_c, tau_c)                          standard deviations
     a_i           = decoder(z_i)
-    x_ij | z_i    ~ Bernoulli(sigmoid(a_ij)), ContinuousBernoulli(sigmoid(a_ij)), Normal(m_j + s_j a_ij, sigma_j) or
-                    Categorical(softmax(a_ij1, ..., a_ijC)), by ``likelihood``
+    x_ij | z_i    ~ Bernoulli(sigmoid(a_ij)); or by ``likelihood`` ContinuousBernoulli(sigmoid(a_ij)), Normal(m_j +
+                    s_j a_ij, sigma_ij), Categorical(softmax(a_ij1, ..., a_ijV)): ``decoder_likelihood``
 
-so that a normal component in latent space is a cluster of any shape in data space. The guide is amortised,
+so that a normal component in latent space is a cluster of any shape in data space. The guide is that of ``VAE``,
 ``q(z_i | x_i) = family(encoder(x_i))``, and the component is summed out exactly given z_i, by ``TraceEnum_ELBO``::
 
-    log p(x_i) >= E_q[log p(x_i | z_i) + log sum_c pi_c Normal(z_i | mu_c, sigma_c) - log q(z_i | x_i)]
+    log p(x_i) >= E_q[log p(x_i | z_i) + log sum_c pi_c Normal(z_i | mu_c, tau_c) - log q(z_i | x_i)]
 
 The probabilities of components, ``Fit.latents(x)["y"]``, are ``E_q[p(y_i | z_i)]``, the optimal q(y | x) given
-q(z | x) (eq. 16 of the first reference). Weights pi, means and standard deviations are learned by maximum likelihood.
-Known components are given as ``labels``, -1 or None if unknown.
+q(z | x) (eq. 16 of the first reference). Weights pi (the softmax of logits), mu and tau are learned by maximum
+likelihood. ``labels`` of rows, -1 or None if unknown, are used by ``initialise`` alone.
 
 From an arbitrary start one component takes all rows, a local optimum of the ELBO (second reference, section 4.2).
 ``initialise`` therefore pretrains encoder and decoder with a down-weighted standard normal prior, and then sets the
@@ -78,10 +78,10 @@ class MixtureVAE(VAE, NetworkStory):
     @pyro_method
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
-        log_pi, mu, sigma = self.code_prior.logits, self.code_prior.mu, self.code_prior.sigma
+        logits, mu, tau = self.code_prior.logits, self.code_prior.mu, self.code_prior.tau
         with pyro.plate("data", num_rows if x is None else len(x)):
-            y = pyro.sample("y", dist.Categorical(logits=log_pi), infer={"enumerate": "parallel"})
-            z = pyro.sample("z", dist.Normal(mu[y], sigma[y]).to_event(1))
+            y = pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(mu[y], tau[y]).to_event(1))
             return pyro.sample("x", self.decode(z), obs=x)
 
     @pyro_method
@@ -112,7 +112,7 @@ class MixtureVAE(VAE, NetworkStory):
         super().initialise(x, labels, weights)
         with pyro.get_param_store().scope():
             pretrain_networks(self, x, weights)
-            n, mu, sigma = cluster_latents(self, x, self.K, labels, weights)
+            n, mu, tau = cluster_latents(self, x, self.K, labels, weights)
         self.code_prior.logits.copy_(n.log())
         self.code_prior.mu.copy_(mu)
-        self.code_prior.log_sigma.copy_(sigma.log())
+        self.code_prior.log_sigma.copy_(tau.log())

@@ -10,8 +10,8 @@ W, mu and sigma are fitted by maximum likelihood. The guide is the exact posteri
     M = W' W + sigma^2 I        q(z_i | x_i) = Normal(M^-1 W' (x_i - mu), sigma^2 M^-1)
 
 so that the ELBO is the log-likelihood. At its maximum W spans the first k principal axes, sigma^2 is the mean variance
-along the others, and W is identified up to a rotation. Missing entries are integrated out: the posterior of z_i is that
-given the observed ones.
+along the others, and W is identified up to a rotation. sigma is at least a thousandth of the columns' scale. Missing
+entries are integrated out: the posterior of z_i is that given the observed ones.
 
 The noise variance is shared by all features, so the fit depends on units, as in any PCA: standardise columns with
 different units, or use ``pplgen.models.factor_analysis``.
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pplgen.models._linear_latent import LinearStory
 from pyro.nn import pyro_method
 from torch import Tensor
@@ -51,8 +50,9 @@ class PPCA(LinearStory):
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
         W, mu, sigma = self.fitted
+        zeros, ones = W.new_zeros(self.num_latents), W.new_ones(self.num_latents)
         with pyro.plate("data", num_rows if x is None else len(x)):
-            z = pyro.sample("z", dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1))
+            z = pyro.sample("z", dist.Normal(zeros, ones).to_event(1))
             return pyro.sample("x", MarginalIndependent(dist.Normal(z @ W.mT + mu, sigma)), obs=x)
 
     @pyro_method

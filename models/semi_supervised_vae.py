@@ -2,24 +2,24 @@ r"""Semi-supervised variational autoencoder (M2).
 
 The story, for rows x_i of D features with a class y_i of C and latent variables z_i of k dimensions::
 
-    y_i             ~ Categorical(pi)
-    z_i             ~ Normal(0, I)              fixed (``standard_prior``) if the guide has bounded support
+    y_i             ~ Categorical(pi)           pi = ``probabilities``, fixed
+    z_i             ~ Normal(0, I)              for guides with bounded support ``standard_prior``
     a_i             = decoder(z_i, y_i)
-    x_ij | y_i, z_i ~ Bernoulli(sigmoid(a_ij)), ContinuousBernoulli(sigmoid(a_ij)), Normal(m_j + s_j a_ij, sigma_j) or
-                      Categorical(softmax(a_ij1, ..., a_ijC)), by ``likelihood``
+    x_ij | y_i, z_i ~ Bernoulli(sigmoid(a_ij)); or by ``likelihood`` ContinuousBernoulli(sigmoid(a_ij)), Normal(m_j +
+                      s_j a_ij, sigma_ij), Categorical(softmax(a_ij1, ..., a_ijV)): ``decoder_likelihood``
 
-The guide is a classifier and an encoder: ``q(y_i | x_i) = Categorical(classifier(x_i))`` and
+The guide is a classifier and an encoder: ``q(y_i | x_i) = Categorical(softmax(classifier(x_i)))`` and
 ``q(z_i | x_i, y_i) = family(encoder(x_i, y_i))``. The ELBO of a labelled row is L(x_i, y_i); that of an
 unlabelled row, U(x_i), sums the class out exactly::
 
-    L(x, y) = E_q(z | x, y)[log p(x, y, z) - log q(z | x, y)]
+    L(x, y) = E[log p(x, y, z) - log q(z | x, y)],  z from q(z | x, y)
     U(x)    = sum_y q(y | x) (L(x, y) - log q(y | x))
 
 L does not train the classifier, so the objective, which ``Fit.elbo`` estimates, has a further term, at most zero::
 
-    J = sum_labelled L(x_i, y_i) + sum_unlabelled U(x_i) + a N / N_labelled sum_labelled log q(y_i | x_i)
+    J = sum_labelled L(x_i, y_i) + sum_unlabelled U(x_i) + lambda N / N_labelled sum_labelled log q(y_i | x_i)
 
-with a = ``classification`` and N rows, N_labelled of them labelled (eq. 6 to 9 of the reference). Minibatches are
+with lambda = ``classification`` and N rows, N_labelled of them labelled (eq. 6 to 9 of the reference). Minibatches are
 stratified, so that J is unbiased. Pass ``labels`` to ``pplgen.fit``, -1 or None if unknown; without labels, classes are
 clusters in arbitrary order. ``prior``, ``decode`` and ``encode`` use one vector for z and y: k entries, then C
 indicators, or probabilities, of the class.
@@ -62,7 +62,7 @@ class SemiSupervisedVAE(NetworkStory):
     guide
         Variational family of q(z | x, y), one of those of ``VAE``.
     classification
-        Weight a of the classification loss of labelled rows.
+        Weight lambda of the classification loss of labelled rows.
     probabilities
         Prior class probabilities pi. Default: uniform.
     **networks
@@ -72,7 +72,7 @@ class SemiSupervisedVAE(NetworkStory):
     takes_labels: ClassVar[bool] = True
     pi: Tensor
     indicators: Tensor
-    weight: Tensor  # a N / N_labelled, of log q(y | x) of a labelled row
+    weight: Tensor  # lambda N / N_labelled, of log q(y | x) of a labelled row
 
     def __init__(
         self,

@@ -1,22 +1,23 @@
 r"""Switching linear dynamical system.
 
-The story, for T steps of E features, K regimes and D states, m and s the columns' means and standard deviations::
+The story, for T steps of E features, K regimes and D states; mean and scale are the columns'::
 
-    pi ~ Dirichlet(1)          P[k] ~ Dirichlet(1 + stickiness e_k)  m0 ~ Normal(0, 1)           s0 ~ LogNormal(0, 1/2)
-    A[k] ~ Normal(1/2 I, 1/4)  b ~ Normal(0, 1)                      q ~ LogNormal(log .3, 1)
-    C ~ Normal(0, s)           d ~ Normal(m, s)                      r ~ LogNormal(log .3 s, 1)  l, W ~ Normal(0, 1)
-
+    pi   ~ Dirichlet(1, ..., 1)      P[k] ~ Dirichlet(1 + stickiness e_k), 10 by default
+    m0   ~ Normal(0, 1)              s0   ~ LogNormal(0, 1/2)
+    A[k] ~ Normal(1/2 I, 1/4)        b[k] ~ Normal(0, 1)      q[k] ~ LogNormal(log .3, 1)      l[k], W[k] ~ Normal(0, 1)
+    C    ~ Normal(0, scale)          d    ~ Normal(mean, scale)         r ~ LogNormal(log .3 scale, 1)
     s_1        ~ Categorical(pi)            s_t | s_{t-1}      ~ Categorical(P[s_{t-1}])
     x_1        ~ Normal(m0, diag(s0^2))     x_t | x_{t-1}, s_t ~ Normal(A[s_t] x_{t-1} + b[s_t], Q[s_t])
     y_t | x_t  ~ Normal(C x_t + d, diag(r^2))
 
-Q has Cholesky factor B diag(q), B unit lower triangular with entries l (``covariance="diag"``: none). With
-``recurrent`` p(s_t | s_{t-1}, x_{t-1}) is proportional to P[s_{t-1}, s_t] exp(W[s_t] x_{t-1}) (Linderman et al. 2017);
-with ``switching_emission`` C, d and r depend on the regime s_t.
+Priors have standard deviations; the second argument of x and y is a covariance. Q[k] has Cholesky factor B diag(q[k]),
+B unit lower triangular with entries l[k], row by row (``covariance="diag"``: B = I). With ``recurrent`` P[s_{t-1}, s_t]
+is replaced by P[s_{t-1}, s_t] exp(W[s_t] x_{t-1}), normalised; with ``switching_emission`` C, d and r depend on s_t.
+Missing entries are integrated out, and the regimes given a path x summed out; steps past the end of a series cancel.
 
-The guide draws the parameters, then each path x from a Gaussian chain: a recognition network outputs soft regimes, and
-the chain is the exact posterior under the dynamics averaged over them (``_guides/recognition.py``). Given a path the
-regimes are a hidden Markov chain, summed out in log2 T rounds.
+The guide of the parameters is independent normals on the unconstrained scale. Given soft regimes w_t, a network's
+outputs, q(x | y) is proportional to p(x_1) p(y | x) exp(sum_tk w_tk log p(x_t | x_{t-1}, s_t = k)), with learned
+corrections; or it is a chain (``markov``) or independent steps (``mean-field``) that a network outputs.
 
 References
 ----------
@@ -58,14 +59,12 @@ class SwitchingLDS(StateSpaceStory):
     ----------
     num_regimes, num_states, num_features
         Number of regimes K, of dimensions D of the state, and of data columns E.
-    recurrent, switching_emission
-        Whether the next regime depends on the state, and whether C, d and r depend on the regime.
-    covariance
-        Covariance of the state noise of each regime: ``full`` or ``diag``.
+    recurrent, switching_emission, covariance
+        Whether the next regime depends on the state, and C, d and r on the regime; Q is ``full`` or ``diag``.
     stickiness
         Extra prior concentration of transitions from a regime to itself.
     guide
-        Guide of the path: ``responsibilities``, or the simpler and looser ``markov`` and ``mean-field``.
+        Guide of the path: ``responsibilities`` (soft regimes), or the simpler, looser ``markov`` and ``mean-field``.
     known
         Values of fixed parameters, by name: a number, or a nested list of the parameter's shape.
     """
@@ -102,24 +101,24 @@ class SwitchingLDS(StateSpaceStory):
     @fix_known
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, num_features)``."""
-        K, D, m, s, lower, W = self.K, self.D, self.m, self.s, None, None
-        zero, one, sticky = s.new_zeros(()), s.new_ones(()), self.config["stickiness"] * torch.eye(K).to(s)
+        K, D, mean, scale, lower, W = self.K, self.D, self.m, self.s, None, None
+        zero, one, sticky = mean.new_zeros(()), mean.new_ones(()), self.config["stickiness"] * torch.eye(K).to(mean)
         emitted = (K, self.E) if self.config["switching_emission"] else (self.E,)
         pi = pyro.sample("pi", dist.Dirichlet(one.expand(K)))
         P = pyro.sample("P", dist.Dirichlet(1 + sticky).to_event())
         m0 = pyro.sample("m0", dist.Normal(zero, one).expand((D,)).to_event())
         s0 = pyro.sample("s0", dist.LogNormal(zero, one / 2).expand((D,)).to_event())
-        A = pyro.sample("A", dist.Normal(torch.eye(D).to(s) / 2, one / 4).expand((K, D, D)).to_event())
+        A = pyro.sample("A", dist.Normal(torch.eye(D).to(mean) / 2, one / 4).expand((K, D, D)).to_event())
         b = pyro.sample("b", dist.Normal(zero, one).expand((K, D)).to_event())
         q = pyro.sample("q", dist.LogNormal((0.3 * one).log(), one).expand((K, D)).to_event())
-        C = pyro.sample("C", dist.Normal(zero, s[:, None]).expand((*emitted, D)).to_event())
-        d = pyro.sample("d", dist.Normal(m, s).expand(emitted).to_event())
-        r = pyro.sample("r", dist.LogNormal((0.3 * s).log(), one).expand(emitted).to_event())
+        C = pyro.sample("C", dist.Normal(zero, scale[:, None]).expand((*emitted, D)).to_event())
+        d = pyro.sample("d", dist.Normal(mean, scale).expand(emitted).to_event())
+        r = pyro.sample("r", dist.LogNormal((0.3 * scale).log(), one).expand(emitted).to_event())
         if self.config["covariance"] == "full" and D > 1:
             lower = pyro.sample("l", dist.Normal(zero, one).expand((K, D * (D - 1) // 2)).to_event())
         if self.config["recurrent"]:
             W = pyro.sample("W", dist.Normal(zero, one).expand((K, D)).to_event())
-        inside = step_mask(s.new_zeros(num_rows, int(self.num_steps), 1) if y is None else y, at_least=1)
+        inside = step_mask(mean.new_zeros(num_rows, int(self.num_steps), 1) if y is None else y, at_least=1)
         path = SwitchingLinearGaussianPath(Dynamics(pi, P, m0, s0, A, b, q, lower, W), inside)
         with pyro.plate("data", num_rows if y is None else len(y)):
             x = pyro.sample("x", path)
@@ -170,8 +169,8 @@ class SwitchingLDS(StateSpaceStory):
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Set the parameters by Monte Carlo EM on equally weighted series, and pretrain the network on its regimes."""
         self.num_steps.fill_(x.shape[1])
-        step_weights = None if weights is None else weights.repeat_interleave(x.shape[1])
-        self.m, self.s = column_scales(x.flatten(0, 1), step_weights)
+        w = None if weights is None else weights.repeat_interleave(x.shape[1])
+        self.m, self.s = column_scales(x.flatten(0, 1), w)
         mask, switching = step_mask(x, at_least=1), self.config["switching_emission"]
         start, regimes = switching_start(x, mask, self.m, self.s, self.K, self.D, switching=switching)
         self.theta.initialise(start, scale=float(mask.sum()) ** -0.5)

@@ -1,19 +1,21 @@
 r"""Variational autoencoder.
 
-The story, for rows x_i of D features and latent variables z_i of k dimensions::
+The story, for rows x_i of D features, latent variables z_i of k dimensions, and normals by standard deviations::
 
     z_i        ~ Normal(0, I)                               prior: normal
-                 or sum_c pi_c Normal(mu_c, sigma_c)        mixture, with K learned components
+                 or sum_c pi_c Normal(mu_c, tau_c)          mixture, with K learned components
                  or sum_c pi_c q(z_i | u_c)                 vamp, with K learned pseudo-inputs u_c of the encoder
     a_i        = decoder(z_i)
-    x_ij | z_i ~ Bernoulli(sigmoid(a_ij))                   likelihood: bernoulli; grey values by their cross-entropy
+    x_ij | z_i ~ Bernoulli(sigmoid(a_ij))                   likelihood: bernoulli, the default, also of grey values
                  or ContinuousBernoulli(sigmoid(a_ij))      continuous-bernoulli
-                 or Normal(m_j + s_j a_ij, sigma_j)         normal, with m and s the columns' means and scales
-                 or Categorical(softmax(a_ij1, ..., a_ijC)) categorical
+                 or Normal(m_j + s_j a_ij, sigma_ij)        normal, m and s the columns' means and standard deviations
+                 or Categorical(softmax(a_ij1, ..., a_ijV)) categorical, V values
+    sigma_ij   = sigma_j, sigma or s_j (softplus(b_ij) + .001)    noise: feature, the default, shared or entry
 
-The guide is amortised: ``q(z_i | x_i) = family(encoder(x_i))``, normal by default (``_guides/latent_families.py``). For
-families with bounded support the prior is fixed (``pplgen.distributions.standard_prior``). Decoder, learned priors and
-sigma, one for each feature, shared or an output of the decoder, are point estimates that maximise the ELBO::
+with b a second output of the decoder. The guide is amortised, by default ``q(z_i | x_i) = Normal(u_i, softplus(v_i))``,
+``(u_i, v_i) = encoder(x_i)``; ``_guides/latent_families.py`` has the others. Those with bounded support have the prior
+Gamma(2, 2), LogNormal(0, 1), Uniform(0, 1) (beta, kumaraswamy) or Dirichlet(1, ..., 1). Decoder, learned priors and
+sigma are point estimates that maximise the ELBO::
 
     log p(x_i) >= E_q[log p(x_i | z_i)] - KL(q(z_i | x_i), p(z_i))
 
@@ -100,7 +102,7 @@ class VAE(NetworkStory):
         """Return the prior of one row's latent variables."""
         theta = self.code_prior
         if theta.kind == "mixture":
-            return NormalMixture(theta.logits, theta.mu, theta.sigma)
+            return NormalMixture(theta.logits, theta.mu, theta.tau)
         if theta.kind == "vamp":
             return vamp_prior(theta.logits, self.codes.distribution(self.encoder(theta.pseudo_rows)))
         return standard_prior(self.config["guide"], theta.origin)

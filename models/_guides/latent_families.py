@@ -105,7 +105,7 @@ class LatentPrior(nn.Module):
     Parameters
     ----------
     kind
-        ``normal``: none; ``mixture``: log weights ``logits``, means ``mu`` and standard deviations ``sigma``; ``vamp``:
+        ``normal``: none; ``mixture``: log weights ``logits``, means ``mu`` and standard deviations ``tau``; ``vamp``:
         ``logits``, and encoder inputs ``pseudo_rows``.
     family
         Variational family of the guide.
@@ -135,7 +135,7 @@ class LatentPrior(nn.Module):
         self.reset_parameters()
 
     @property
-    def sigma(self) -> Tensor:
+    def tau(self) -> Tensor:
         """Standard deviations of a mixture's components, shape ``(K, num_latents)``."""
         return self.log_sigma.exp() + MIN_SCALE
 

@@ -149,6 +149,10 @@ class FittedPair(ABC):
     ) -> xr.Dataset:
         """Return moments of the states given the whole series."""
 
+    @abstractmethod
+    def residuals(self, x: Any = None, *, draws: int = 200, seed: int | None = None) -> xr.Dataset:
+        """Return one-step-ahead residuals of series."""
+
     def readable_sites(self, tree: xr.DataTree) -> list[str]:
         """Sites of the posterior group to show in a table: neither auxiliary nor per-row."""
         hidden = self.pair.structure.per_row | (self.story.auxiliary if self.story else frozenset())

@@ -135,7 +135,7 @@ def test_dynamics_need_two_dimensions(drift):
 
 
 def test_residuals_and_their_autocorrelations_are_drawn(drift):
-    fit, y = drift
+    fit, _ = drift
     found = fit.residuals(draws=5)
     left, right = Figure().subplots(1, 2)
     plot_residuals(left, found, series=1)
