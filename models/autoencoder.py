@@ -4,13 +4,13 @@ The story, for rows x_i of D features with codes z_i of k dimensions::
 
     z_i        ~ Flat                                       improper, density one
     a_i        = decoder(z_i)
-    x_ij | z_i ~ Normal(m_j + s_j a_ij, sigma_ij)           likelihood: normal, m and s the columns' means and scales
+    x_ij | z_i ~ Normal(m_j + s_j a_ij, sigma_ij)           likelihood: normal, m, s: the columns' means and deviations
                  or Bernoulli(sigmoid(a_ij))                bernoulli
                  or ContinuousBernoulli(sigmoid(a_ij))      continuous-bernoulli
                  or Categorical(softmax(a_ij1, ..., a_ijV)) categorical, V values
     sigma_ij   = sigma, sigma_j or s_j (softplus(b_ij) + .001)    noise: shared, feature, or entry
 
-with sigma in data units and b a second output of the decoder.
+with sigma in data units, b a second output of the decoder and V = ``num_values``. Missing entries are left out.
 
 The guide is a point mass at the encoder's output, ``q(z_i | x_i) = Delta(encoder(x_i))``. With a flat prior and a
 point mass the ELBO is the log-likelihood of the reconstruction, the objective of autoencoders, with sigma fitted too::

@@ -5,9 +5,9 @@ The story, for rows x_i of D features and at most K components::
     alpha            ~ Gamma(1, 1 / c)                                 mean c, ``concentration``
     sticks_k | alpha ~ Beta(1, alpha),  k < K                          sticks_K = 1
     weights_k        = sticks_k (1 - sticks_1) ... (1 - sticks_(k-1))
-    Sigma_k          ~ InverseWishart(D + 2, diag(s^2) / 10^(2/D))     full, tied; or the square of
-    sigma_kd^2       ~ s_d^2 / 10^(2/D) / ChiSquared(3)                diag
-    sigma_k^2        ~ mean(s^2) / 10^(2/D) / ChiSquared(D + 2)        spherical
+    Sigma_k          ~ InverseWishart(D + 2, diag(s^2) / 10^(2/D))     full, or tied: one Sigma for all components
+    Sigma_k          = diag(sigma_k^2),  sigma_kd^2 ~ s_d^2 / 10^(2/D) / ChiSquared(3)        diag
+    Sigma_k          = sigma_k^2 I,  sigma_k^2 ~ mean(s^2) / 10^(2/D) / ChiSquared(D + 2)     spherical
     mu_k | Sigma_k   ~ Normal(m, Sigma_k / kappa)
     z_i              ~ Categorical(weights)
     x_i | z_i = k    ~ Normal(mu_k, Sigma_k)

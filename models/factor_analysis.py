@@ -11,7 +11,8 @@ W, mu and sigma are fitted by maximum likelihood. The guide is the exact posteri
 
 so that the ELBO is the log-likelihood. It is probabilistic PCA (``pplgen.models.ppca``) with a separate noise standard
 deviation for each feature: factors explain the covariances of features, and the fit does not depend on units. Missing
-entries are integrated out: the posterior of the factors is that given the observed ones.
+entries are integrated out: the posterior of the factors is that given the observed ones,
+with their rows of W, mu and sigma.
 
 A factor may explain a feature completely, so that its noise goes to zero (a Heywood case); sigma is clamped
 at a thousandth of the column's standard deviation.

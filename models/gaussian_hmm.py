@@ -6,7 +6,7 @@ The story, for series y of T steps with D features, and K regimes::
     P_k           ~ Dirichlet(alpha, ..., alpha)               row k of P
     mu_k          ~ Normal(m, w)                               emission: diag and full
     sigma_k^2     ~ scale^2 / ChiSquared(3)                    diag
-    Sigma_k       ~ InverseWishart(D + 2, diag(scale^2))       full
+    Sigma_k       ~ InverseWishart(D + 2, diag(scale^2))       full, independent of mu_k
     rate_k        ~ Gamma(m^2 / w^2, m / w^2)                  poisson: prior mean m, standard deviation w
     probability_k ~ Dirichlet(1, ..., 1), for each column      categorical
     s_1           ~ Categorical(pi)                            s_t | s_{t-1} ~ Categorical(P[s_{t-1}])

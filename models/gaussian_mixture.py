@@ -20,9 +20,9 @@ streamed rows; 0 and 1 before). A smaller s resolves narrower components in many
 deviation, empties fewer components where rows are few.
 
 The guide has the families of the posterior given z, with separate parameters: q(weights) Dirichlet; q(scale_tril)
-``BartlettCholesky``, L proportional to diag(s) B^-1 with B_ii^2 gamma and B_ij | B_ii normal, or q(sigma)
-``InverseRootGamma``, sigma^-2 gamma; and q(mu_k | L_k) = Normal(a_k, L_k diag(t_k^2) L_k'), with diag(sigma_k) for L_k.
-The index z is summed out exactly by ``TraceEnum_ELBO``, and missing entries are integrated out.
+``BartlettCholesky``, L = diag(s) / K^(1/D) B^-1 with B_ii^2 gamma and B_ij | B_ii ~ Normal(g_ij B_ii, h_ij), or
+q(sigma) ``InverseRootGamma``, sigma^-2 gamma; and q(mu_k | L_k) = Normal(a_k, L_k diag(t_k^2) L_k'), with diag(sigma_k)
+for L_k. The index z is summed out exactly by ``TraceEnum_ELBO``, and missing entries are integrated out.
 
 References
 ----------

@@ -6,7 +6,8 @@ The story, for series y of T steps and E features with D hidden states; here the
     x_t | x_{t-1}   ~ Normal(A x_{t-1}, Q)         Q  = diag(q^2), in an autoregression diag(q^2, 0, ..., 0)
     y_t | x_t       ~ Normal(C x_t + d, R)         R  = diag(r^2 + s^2 / 10^6)
 
-The parameters besides m0 and s0 depend on the form; in all forms but the first each feature has separate states:
+The parameters besides m0 and s0 depend on the form; in all forms but the first each feature has separate states,
+and matrices are given for one feature (D = E, 2 E and p E for a level, a trend and p lags):
 
 - ``free``: A, C, d and r. Q = I fixes the states' scale, and zeros above the diagonal of C stacked on A their rotation,
   unless one of them is known.
@@ -14,17 +15,18 @@ The parameters besides m0 and s0 depend on the form; in all forms but the first 
 - ``trend``: q and r of a local linear trend, a level with a random walk slope: A = [[1, 1], [0, 1]], C = [1, 0], d = 0,
   with the levels of all features before the slopes.
 - ``autoregression``: phi, q and d in h_t = sum_k phi_k h_{t-k} + Normal(0, q^2), y_t = d + h_t; x_t holds h_t and the
-  lags h_{t-1}, ..., h_{t-p+1}, and r = 0.
+  lags h_{t-1}, ..., h_{t-p+1}; r = 0.
 
 With c and s the columns' means and standard deviations, and v and u location and scale of the states (c and s for a
-level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states), and standard deviations::
+level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states); here the second argument is a
+standard deviation::
 
-    m0 ~ Normal(v, 3 u)    s0 ~ LogNormal(log u, 1)    A ~ Normal(1/2 I, 1/2)    C ~ Normal(0, s)    phi ~ Normal(0, 1)
+    m0 ~ Normal(v, 3 u)   s0 ~ LogNormal(log u, 1)   A ~ Normal(1/2 I, 1/2)   C_ej ~ Normal(0, s_e)   phi ~ Normal(0, 1)
     q  ~ LogNormal(log .3 u, 1)                        d ~ Normal(c, s)          r ~ LogNormal(log .5 s, 1)
 
 The observation noise is bounded below by s / 1000; otherwise constant stretches make the likelihood unbounded. States
 and missing entries are integrated out exactly. The guide is normal on the unconstrained scale, with a full covariance
-up to 100 parameters; ``known`` parameters are constants without a prior.
+up to 100 parameters, else a diagonal one; ``known`` parameters are constants without a prior.
 
 References
 ----------

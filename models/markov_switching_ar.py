@@ -6,12 +6,12 @@ The story, for series y of one feature, K regimes and p lags::
     mu_k          ~ Normal(m, w)
     sigma_k^2     ~ scale^2 / ChiSquared(3)
     phi_ki        ~ Normal(0, c),  i = 1, ..., p
-    s_1           ~ the stationary distribution of P
+    s_1           ~ the stationary distribution of P             at the first step of the series
     s_t | s_{t-1} ~ Categorical(P[s_{t-1}])
     y_t - mu[s_t] = sum_i phi[s_t, i] (y_{t-i} - mu[s_{t-i}]) + Normal(0, sigma[s_t]),  t > p
 
 Normals have standard deviations. What does not switch has no index k, and the prior of the first regime. The density is
-conditional on the first p steps. Simulations start from previous steps at their means.
+conditional on the first p steps. Simulations start at y_t = mu[s_t] for t < 1.
 
 Defaults: m and w are the mean and twice the standard deviation of the data, scale is .15 of the standard deviation, set
 by ``initialise``, and c is .5. The path of regimes is summed out exactly, by a chain of windows of the regimes whose

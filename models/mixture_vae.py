@@ -6,7 +6,7 @@ The story, for rows x_i of D features with a component y_i of K and latent varia
     z_i | y_i = c ~ Normal(mu_c, tau_c)                          standard deviations
     a_i           = decoder(z_i)
     x_ij | z_i    ~ Bernoulli(sigmoid(a_ij)); or by ``likelihood`` ContinuousBernoulli(sigmoid(a_ij)), Normal(m_j +
-                    s_j a_ij, sigma_ij), Categorical(softmax(a_ij1, ..., a_ijV)): ``decoder_likelihood``
+                    s_j a_ij, sigma_ij), Categorical(softmax(a_ij1, ..., a_ijV)), as for ``VAE``
 
 so that a normal component in latent space is a cluster of any shape in data space. The guide is that of ``VAE``,
 ``q(z_i | x_i) = family(encoder(x_i))``, and the component is summed out exactly given z_i, by ``TraceEnum_ELBO``::

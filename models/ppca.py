@@ -11,7 +11,7 @@ W, mu and sigma are fitted by maximum likelihood. The guide is the exact posteri
 
 so that the ELBO is the log-likelihood. At its maximum W spans the first k principal axes, sigma^2 is the mean variance
 along the others, and W is identified up to a rotation. sigma is at least a thousandth of the columns' scale. Missing
-entries are integrated out: the posterior of z_i is that given the observed ones.
+entries are integrated out: the posterior of z_i is that given the observed ones, with their rows of W and mu.
 
 The noise variance is shared by all features, so the fit depends on units, as in any PCA: standardise columns with
 different units, or use ``pplgen.models.factor_analysis``.

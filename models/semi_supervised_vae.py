@@ -6,7 +6,7 @@ The story, for rows x_i of D features with a class y_i of C and latent variables
     z_i             ~ Normal(0, I)              for guides with bounded support ``standard_prior``
     a_i             = decoder(z_i, y_i)
     x_ij | y_i, z_i ~ Bernoulli(sigmoid(a_ij)); or by ``likelihood`` ContinuousBernoulli(sigmoid(a_ij)), Normal(m_j +
-                      s_j a_ij, sigma_ij), Categorical(softmax(a_ij1, ..., a_ijV)): ``decoder_likelihood``
+                      s_j a_ij, sigma_ij), Categorical(softmax(a_ij1, ..., a_ijV)), as for ``VAE``
 
 The guide is a classifier and an encoder: ``q(y_i | x_i) = Categorical(softmax(classifier(x_i)))`` and
 ``q(z_i | x_i, y_i) = family(encoder(x_i, y_i))``. The ELBO of a labelled row is L(x_i, y_i); that of an
@@ -22,7 +22,7 @@ L does not train the classifier, so the objective, which ``Fit.elbo`` estimates,
 with lambda = ``classification`` and N rows, N_labelled of them labelled (eq. 6 to 9 of the reference). Minibatches are
 stratified, so that J is unbiased. Pass ``labels`` to ``pplgen.fit``, -1 or None if unknown; without labels, classes are
 clusters in arbitrary order. ``prior``, ``decode`` and ``encode`` use one vector for z and y: k entries, then C
-indicators, or probabilities, of the class.
+indicators, or probabilities, of the class. Missing entries are left out of the likelihood.
 
 References
 ----------

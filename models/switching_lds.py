@@ -5,19 +5,20 @@ The story, for T steps of E features, K regimes and D states; mean and scale are
     pi   ~ Dirichlet(1, ..., 1)      P[k] ~ Dirichlet(1 + stickiness e_k), 10 by default
     m0   ~ Normal(0, 1)              s0   ~ LogNormal(0, 1/2)
     A[k] ~ Normal(1/2 I, 1/4)        b[k] ~ Normal(0, 1)      q[k] ~ LogNormal(log .3, 1)      l[k], W[k] ~ Normal(0, 1)
-    C    ~ Normal(0, scale)          d    ~ Normal(mean, scale)         r ~ LogNormal(log .3 scale, 1)
+    C_ej ~ Normal(0, scale_e)        d    ~ Normal(mean, scale)         r ~ LogNormal(log .3 scale, 1)
     s_1        ~ Categorical(pi)            s_t | s_{t-1}      ~ Categorical(P[s_{t-1}])
     x_1        ~ Normal(m0, diag(s0^2))     x_t | x_{t-1}, s_t ~ Normal(A[s_t] x_{t-1} + b[s_t], Q[s_t])
     y_t | x_t  ~ Normal(C x_t + d, diag(r^2))
 
 Priors have standard deviations; the second argument of x and y is a covariance. Q[k] has Cholesky factor B diag(q[k]),
 B unit lower triangular with entries l[k], row by row (``covariance="diag"``: B = I). With ``recurrent`` P[s_{t-1}, s_t]
-is replaced by P[s_{t-1}, s_t] exp(W[s_t] x_{t-1}), normalised; with ``switching_emission`` C, d and r depend on s_t.
+is replaced by P[s_{t-1}, s_t] exp(W[s_t]' x_{t-1}), normalised; with ``switching_emission`` C, d and r depend on s_t.
 Missing entries are integrated out, and the regimes given a path x summed out; steps past the end of a series cancel.
 
-The guide of the parameters is independent normals on the unconstrained scale. Given soft regimes w_t, a network's
-outputs, q(x | y) is proportional to p(x_1) p(y | x) exp(sum_tk w_tk log p(x_t | x_{t-1}, s_t = k)), with learned
-corrections; or it is a chain (``markov``) or independent steps (``mean-field``) that a network outputs.
+The guide of the parameters is independent normals on the unconstrained scale; ``known`` ones have no density. That of a
+path is proportional to p(x_1) exp(sum_tk w_tk (f_t log p(x_t | x_{t-1}, s_t = k) + g_t log p(y_t | x_t, s_t = k)) +
+sum_t h_t' x_t), with soft regimes w_t, factors f_t, g_t and shifts h_t the outputs of a network of the series; or it is
+a chain (``markov``) or independent steps (``mean-field``) that a network outputs.
 
 References
 ----------

@@ -12,16 +12,16 @@ The story, for rows x_i of D features, latent variables z_i of k dimensions, and
                  or Categorical(softmax(a_ij1, ..., a_ijV)) categorical, V values
     sigma_ij   = sigma_j, sigma or s_j (softplus(b_ij) + .001)    noise: feature, the default, shared or entry
 
-with b a second output of the decoder. The guide is amortised, by default ``q(z_i | x_i) = Normal(u_i, softplus(v_i))``,
-``(u_i, v_i) = encoder(x_i)``; ``_guides/latent_families.py`` has the others. Those with bounded support have the prior
-Gamma(2, 2), LogNormal(0, 1), Uniform(0, 1) (beta, kumaraswamy) or Dirichlet(1, ..., 1). Decoder, learned priors and
-sigma are point estimates that maximise the ELBO::
+in data units; b is a second output of the decoder, and V is ``num_values``. The guide is amortised, by default ``q(z_i
+| x_i) = Normal(l_i, softplus(v_i))``, ``(l_i, v_i) = encoder(x_i)``; ``_guides/latent_families.py`` has the others.
+Those with bounded support have the prior Gamma(2, 2), LogNormal(0, 1), Uniform(0, 1) (beta, kumaraswamy) or
+Dirichlet(1, ..., 1). Decoder, learned priors and sigma are point estimates that maximise the ELBO::
 
     log p(x_i) >= E_q[log p(x_i | z_i)] - KL(q(z_i | x_i), p(z_i))
 
 ``Trace_ELBO`` estimates both terms from draws of z (eq. 6 of the first reference), ``TraceMeanField_ELBO`` computes the
-second in closed form (eq. 7 and 10). Missing entries are left out of the likelihood; the encoder receives
-zeros in their place, on the columns' scale, and their mask (Mattei and Frellsen 2019).
+second in closed form where there is one (eq. 7 and 10). Missing entries are left out of the likelihood; the encoder
+receives zeros in their place, on the columns' scale, and their mask (Mattei and Frellsen 2019).
 
 References
 ----------
