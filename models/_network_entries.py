@@ -36,6 +36,10 @@ class Entries(nn.Module):
     s: Tensor
     per_feature = 1
     """Decoder outputs for each feature."""
+    num_noise = 0
+    """Number of the last of these outputs that are the noise of entries."""
+    own_noise: Tensor | None
+    """Weight of each feature's own noise, where it has one: at 0 all have the geometric mean, from .5 on their own."""
     sigma: Tensor | None = None
     """Standard deviation of each entry, shape ``(num_features,)``, of a normal likelihood that has one."""
 
@@ -44,6 +48,7 @@ class Entries(nn.Module):
         self.num_features = num_features
         self.register_buffer("m", torch.zeros(num_features))
         self.register_buffer("s", torch.ones(num_features))
+        self.register_buffer("own_noise", None)
 
     @property
     def num_inputs(self) -> int:
@@ -90,9 +95,11 @@ class NormalEntries(Entries):
         super().__init__(num_features)
         self.noise = noise
         if noise == "entry":
-            self.per_feature = 2
+            self.per_feature, self.num_noise = 2, num_features
         else:
             self.log_sigma = nn.Parameter(torch.zeros(num_features if noise == "feature" else 1))
+        if noise == "feature":
+            self.register_buffer("own_noise", torch.ones(()), persistent=False)
 
     @property
     def sigma(self) -> Tensor | None:  # type: ignore[override]
@@ -100,7 +107,10 @@ class NormalEntries(Entries):
         if self.noise == "entry":
             return None
         unit = self.s.square().mean().sqrt() if self.noise == "shared" else self.s
-        return unit * self.log_sigma.exp().clamp_min(1e-3).expand(self.num_features)
+        log_sigma: Tensor = self.log_sigma
+        if self.own_noise is not None:
+            log_sigma = torch.lerp(log_sigma.mean(), log_sigma, (2 * self.own_noise).clamp(max=1))
+        return unit * log_sigma.exp().clamp_min(1e-3).expand(self.num_features)
 
     def initialise(self, x: Tensor, weights: Tensor | None) -> Tensor:
         """Set the columns' scales; return outputs for the column means."""

@@ -71,6 +71,11 @@ class NetworkStory(LatentStory):
         """Means m and standard deviations s of the columns, and sigma of a normal likelihood, in data units."""
         return self.seen.m, self.seen.s, self.seen.sigma
 
+    @property
+    def warm_up_weight(self) -> Tensor | None:  # type: ignore[override]
+        """Weight of entries' own noise: fits start at shared noise, or the entries learned first hide the others."""
+        return self.seen.own_noise if self.decoder.own_noise is None else self.decoder.own_noise
+
     def missing_mask(self, x: Tensor) -> Tensor | None:
         """Return the mask of missing entries for encoders; ``None`` if no training data were missing."""
         return x.isnan() if self.has_missing else None

@@ -78,7 +78,7 @@ class Autoencoder(NetworkStory):
     ) -> None:
         super().__init__(num_features, num_latents, {}, likelihood=likelihood, noise=noise, **networks)
         self.encoder = EncoderNetwork(*self.layers, self.seen.num_inputs, num_features, num_latents, encoder)
-        self.decoder = DecoderNetwork(*self.layers, num_latents, num_features, self.seen.per_feature, decoder)
+        self.decoder = DecoderNetwork(*self.layers, num_latents, self.seen, decoder)
         self.code_mean = nn.Parameter(torch.zeros(num_latents))
         self.code_tril = PyroParam(torch.eye(num_latents), constraints.lower_cholesky)
 

@@ -93,7 +93,7 @@ class SemiSupervisedVAE(NetworkStory):
         self.codes, inputs = LatentFamily(guide, num_latents), (self.seen.num_inputs, num_features)
         self.classifier = EncoderNetwork(*self.layers, *inputs, C)
         self.encoder = ClassEncoderNetwork(*self.layers, *inputs, self.codes.num_outputs, C)
-        self.decoder = DecoderNetwork(*self.layers, num_latents + C, num_features, self.seen.per_feature)
+        self.decoder = DecoderNetwork(*self.layers, num_latents + C, self.seen)
         self.code_prior = LatentPrior("normal", self.codes, self.seen.num_inputs, 1)
         self.register_buffer("pi", torch.tensor(pi or [1 / C] * C))
         self.register_buffer("indicators", torch.eye(C))

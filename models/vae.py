@@ -80,7 +80,7 @@ class VAE(NetworkStory):
         super().__init__(num_features, num_latents, options, **networks)
         self.codes = LatentFamily(guide, num_latents)
         self.encoder = EncoderNetwork(*self.layers, self.seen.num_inputs, num_features, self.codes.num_outputs, encoder)
-        self.decoder = DecoderNetwork(*self.layers, num_latents, num_features, self.seen.per_feature, decoder)
+        self.decoder = DecoderNetwork(*self.layers, num_latents, self.seen, decoder)
         self.code_prior = LatentPrior(prior, self.codes, self.seen.num_inputs, num_components)
 
     @pyro_method

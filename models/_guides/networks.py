@@ -84,11 +84,15 @@ class DecoderNetwork(nn.Module):
         As for ``check_network``.
     num_latents
         Number of latent dimensions.
-    num_features, per_feature
-        Number of entries of a row, and of outputs for each.
+    entries
+        Entries of a row: their number ``num_features``, ``per_feature``, the number of outputs for each, and
+        ``num_noise``, that of the last outputs that are their noise.
     custom
         User's module in place of the network.
     """
+
+    own_noise: Tensor | None
+    """Weight of the noise of entries: at 0 that of all features is the same, at .5 of all rows, at 1 of none."""
 
     def __init__(
         self,
@@ -96,11 +100,11 @@ class DecoderNetwork(nn.Module):
         hidden: Sequence[int],
         activation: str,
         num_latents: int,
-        num_features: int,
-        per_feature: int,
+        entries: Any,
         custom: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        num_features, per_feature = entries.num_features, entries.per_feature
         num_outputs = num_features * per_feature
         convolutional = network == "convolutional" and custom is None
         network_module = (
@@ -108,14 +112,22 @@ class DecoderNetwork(nn.Module):
         )
         self.body = custom or network_module or dense((num_latents, *reversed(hidden), num_outputs), activation)
         self.offset = nn.Parameter(torch.zeros(num_outputs))
+        self.num_noise = entries.num_noise
+        self.register_buffer("own_noise", torch.ones(()) if self.num_noise else None, persistent=False)
         self.fixed = [] if custom is None else list(custom.modules())
         if custom is not None:
             check_widths("decoder", custom, num_latents, num_outputs)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode latent variables, shape ``(..., num_latents)``."""
-        outputs: Tensor = self.body(z) + self.offset
-        return outputs
+        outputs: Tensor = self.body(z)
+        if self.own_noise is None:
+            return outputs + self.offset
+        (means, noise), (offset, of_features) = (
+            part.tensor_split([-self.num_noise], -1) for part in (outputs, self.offset)
+        )
+        of_features = torch.lerp(of_features.mean(), of_features, (2 * self.own_noise).clamp(max=1))
+        return torch.cat([means + offset, (2 * self.own_noise - 1).clamp(min=0) * noise + of_features], -1)
 
     def initialise(self, outputs: Tensor) -> None:
         """Set the output bias."""

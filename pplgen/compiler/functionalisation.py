@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from pplgen.compiler import gamma_operations  # noqa: F401
-from pplgen.compiler.recording import record_operations
+from pplgen.compiler.recording import description, record_operations
 from pplgen.compiler.simplify import RANDOM, Simplifier, eliminate_common_subexpressions
 from pplgen.compiler.sum_factoring import factor_sums
 
@@ -56,6 +56,7 @@ def lift_constants(module: fx.GraphModule, constants: list[Tensor]) -> None:
     with module.graph.inserting_before(first):
         for index, value in enumerate(constants, start=num_inputs):
             inputs[id(value)] = module.graph.placeholder(f"lifted_{index}")
+            inputs[id(value)].meta |= description(value)
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and id(getattr(module, node.target)) in inputs:
             node.replace_all_uses_with(inputs[id(getattr(module, node.target))])

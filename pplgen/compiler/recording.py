@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
+    "description",
     "flatten_arguments",
     "is_known",
     "name_value",
@@ -80,6 +81,12 @@ def record_operations(
     module = _LazyGraphModule(recorder.root, recorder.graph)  # most are transformed before they run
     module.meta["specialised"] = recorder.specialised
     return module
+
+
+def description(value: Tensor) -> dict[str, Any]:
+    """Return what a node's ``meta`` says of a tensor: one without entries of its shape and type, and its device."""
+    like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return {"val": like, "device": value.device}
 
 
 def _look_up_once(lines: list[str]) -> list[str]:
@@ -212,8 +219,7 @@ class _Recorder(TorchDispatchMode):
 
     def assign(self, value: Tensor, node: fx.Node) -> None:
         """Assign a tensor to its node."""
-        like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        node.meta |= {"val": like, "device": value.device}
+        node.meta |= description(value)
         self._nodes[value] = node
 
     def as_node(self, value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from pplgen.distributed.sharding import shard_rows
 from pplgen.errors import DataWarning, InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.engine import Engine, State
-from pplgen.inference.kl_warm_up import half_kl_weight
 from pplgen.inference.nonfinite_steps import MAX_LOCATED, FaultLocalisation
 from pplgen.inference.quasi_newton import maximise
 from pplgen.inference.quasi_newton_phase import fixed_draws_elbo, may_use_fixed_draws
@@ -29,6 +27,7 @@ from pplgen.inference.stacking import stacked_data, stacked_parameters
 from pplgen.inference.training_options import TrainingOptions
 from pplgen.inference.training_result import StopReason, Training, num_evaluations
 from pplgen.inference.training_state import NonFinite, TrainingState
+from pplgen.inference.warm_up import half_weights, last_step, warm_ups
 from pplgen.storage.checkpoint import Checkpoint
 from pplgen.story.isolation import generator_states, seeded, set_generator_states
 from pplgen.story.pair import Pair
@@ -93,14 +92,16 @@ class _Run:
         self, pairs: list[Pair], options: TrainingOptions, seeds: list[int], report: Report | None, own_data: bool
     ) -> None:
         self.pairs, self.options, self.seeds, self.report = pairs, options, seeds, report
-        self.ranks, self.warm_up, optimiser = options.ranks, options.objective.warm_up, options.optimiser
+        self.ranks, optimiser = options.ranks, options.optimiser
         self.first, self.seed, self.shard = pairs[0], seeds[0], shard_rows(pairs[0], options.ranks)
+        weights = warm_ups(self.first, options)
+        self.warm_up = last_step(weights)
         self.same_rows = options.batching.is_constant(self.first)
         explores = not self.warm_up and not optimiser.alone and may_use_fixed_draws(self.first, options.batching)
         self.exploration = EXPLORATION if explores else WINDOW * max(1, -(-self.warm_up // WINDOW))
         with self.first.isolated(), self.ranks.shared_errors():
             batches, scale = options.batching.of(self.first, seed=self.seed, shard=self.shard)
-            with half_kl_weight(self.first) if self.warm_up else contextlib.nullcontext():
+            with half_weights(weights):
                 fixed = self.same_rows and not own_data and self.ranks.size == 1
                 self.graph = trace(self.first, options.objective.of(self.first), next(batches), scale, fixed=fixed)
         vectors, buffers = stacked_parameters(pairs, self.graph)
@@ -108,6 +109,7 @@ class _Run:
         data: Any = tensors_of(next(batches)) if self.same_rows else map(tensors_of, batches)
         if own_data:
             data = stacked_data(pairs)
+        id_of = {id(buffer): index for index, buffer in enumerate(self.graph.buffers)}
         with self.ranks.shared_errors():
             self.engine = Engine(
                 self.graph,
@@ -116,7 +118,7 @@ class _Run:
                 optimiser=optimiser,
                 buffers=buffers,
                 own_data=own_data,
-                warm_up=self._kl_weight_buffer(),
+                warm_up={id_of[id(each.weight)]: each.steps for each in weights},
                 ranks=self.ranks,
             )
         self.localisation = FaultLocalisation(
@@ -224,12 +226,6 @@ class _Run:
                     warnings.warn(f"compiling took {seconds:.0f} s in vain: {reason}", DataWarning, stacklevel=2)
         self._continue_batches()
         return path
-
-    def _kl_weight_buffer(self) -> tuple[int, int] | None:
-        """Return the index of the KL weight among the graph's buffers, and the steps of KL warm-up."""
-        if not self.warm_up:
-            return None
-        return next(i for i, own in enumerate(self.graph.buffers) if own is self.first.kl_weight), self.warm_up
 
     def _batches_from(self, taken: int) -> Iterator[tuple[Any, ...]]:
         """Return an iterator over the arguments of steps after step ``taken``."""

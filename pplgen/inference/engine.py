@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ class Engine:
     own_data
         Whether each vector has its own data: every tensor of ``data`` has shape ``(R, ...)``.
     warm_up
-        Index of the KL weight among the buffers, and steps of KL warm-up.
+        Steps over which some of the buffers, scalar weights, rise to one, by their index.
     ranks
         Processes whose gradients and losses are averaged; all take the same steps.
     """
@@ -99,7 +100,7 @@ class Engine:
         optimiser: Optimiser = Optimiser(),  # noqa: B008 - frozen
         buffers: tuple[Tensor, ...] | None = None,
         own_data: bool = False,
-        warm_up: tuple[int, int] | None = None,
+        warm_up: Mapping[int, int] = MappingProxyType({}),
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.ranks = ranks
@@ -162,7 +163,7 @@ class Engine:
         """Return repeated evaluations of the losses at parameter vectors, in nats, shape ``(num_times, R)``."""
         state, rates = State.start(vectors.clone()), vectors.new_zeros((len(vectors), 1))
         if self.warm_up:
-            state = state._replace(taken=state.taken + self.warm_up[1])
+            state = state._replace(taken=state.taken + max(self.warm_up.values()))
         if self._block is not self._single:
             return self.run(state, rates, num_times)[1]
         losses_alone = last_output(self._single.call)
@@ -188,7 +189,7 @@ class Engine:
             vectors=self._example.vectors + 0.1 * torch.randn_like(self._example.vectors)
         )
         if self.warm_up:
-            perturbed = perturbed._replace(taken=perturbed.taken + self.warm_up[1] // 2)
+            perturbed = perturbed._replace(taken=perturbed.taken + max(self.warm_up.values()) // 2)
         arguments = (*perturbed, *self._inputs(rates, num_steps))
         try:
             compiled = compile_graph(traced.call, arguments, cudagraphs=not communicates(traced.call))
@@ -250,10 +251,10 @@ class Engine:
         self, state: State, rates: Tensor, buffers: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[State, Tensor]:
         """Evaluate the gradient for every vector and update it by the optimiser's rule."""
-        if self.warm_up:
-            which, warm_up_steps = self.warm_up
-            weight = ((state.taken + 1) / warm_up_steps).clamp(max=1).to(buffers[which].dtype).expand_as(buffers[which])
-            buffers = [*buffers[:which], weight, *buffers[which + 1 :]]
+        buffers = list(buffers)
+        for which, steps in self.warm_up.items():
+            weight = ((state.taken + 1) / steps).clamp(max=1).to(buffers[which].dtype)
+            buffers[which] = weight.expand_as(buffers[which])
         if len(state.vectors) == 1 and not (self.own_data or self.own_buffers):
             loss, gradient = self.graph.loss_and_gradient(state.vectors[0], *buffers, *tensors)
             losses, gradients = loss[None], gradient[None]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,18 +15,7 @@ from pplgen.story.isolation import Wrapped
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
 
-__all__ = ["half_kl_weight", "weigh_kl"]
-
-
-@contextlib.contextmanager
-def half_kl_weight(pair: Pair) -> Iterator[None]:
-    """Set the KL weight to .5, so that tracing and validating the graph depend on it."""
-    assert pair.kl_weight is not None, "KL warm-up needs a pair with a KL weight"
-    pair.kl_weight.fill_(0.5)
-    try:
-        yield
-    finally:
-        pair.kl_weight.fill_(1.0)
+__all__ = ["weigh_kl"]
 
 
 def weigh_kl(pair: Pair, warm_up: int | Mapping[str, int]) -> None:

@@ -29,6 +29,7 @@ from pplgen.inference.training_result import (
     non_finite_at_end,
     num_evaluations,
 )
+from pplgen.inference.warm_up import last_step, set_weights, warm_ups
 from pplgen.story.isolation import ignore_nonfinite_warnings
 from pplgen.story.pair import Pair
 
@@ -77,10 +78,10 @@ class _Run:
         self.bound = options.objective.of(pair)
         self.shard = shard_rows(pair, self.ranks)
         self.scale = options.batching.of(pair, seed=seed, shard=self.shard)[1]
-        warm_up = options.objective.warm_up
+        self.warm_ups = warm_ups(pair, options)
         self.optimiser = SVIOptimiser(options.optimiser, options.batching.steps_per_epoch(pair))
         self.steps = SVISteps(
-            pair, self.optimiser, self.bound, self._batches_from, warm_up, seed=seed, ranks=self.ranks
+            pair, self.optimiser, self.bound, self._batches_from, self.warm_ups, seed=seed, ranks=self.ranks
         )
         self.watch, self.iterates = PlateauWatch(options.optimiser.patience), Iterates()
         self.history: list[float] = []
@@ -102,8 +103,7 @@ class _Run:
                 if not self.steps.is_finite:
                     self._step_back()
             finally:
-                if self.options.objective.warm_up and self.pair.kl_weight is not None:
-                    self.pair.kl_weight.fill_(1.0)
+                set_weights(self.warm_ups)
             if not self.history:
                 raise InputError(no_good_state(self.steps.taken, self.faults[-1]))
             return self._result()
@@ -133,7 +133,7 @@ class _Run:
     def _end_window(self) -> None:
         """Check for a plateau at the end of a window, and record the state as good."""
         whole = len(self.history) % WINDOW == 0
-        warmed_up = self.steps.taken - WINDOW >= self.options.objective.warm_up
+        warmed_up = self.steps.taken - WINDOW >= last_step(self.warm_ups)
         if whole and warmed_up and self.watch.plateau(self.history[-WINDOW:]):
             self._end_stage()
         self.steps.record_good()
@@ -197,7 +197,7 @@ class _Run:
             iterates,
             final,
             self.faults,
-            warm_up=self.options.objective.warm_up,
+            warm_up=last_step(self.warm_ups),
         )
 
     def _final_values(self) -> list[float]:

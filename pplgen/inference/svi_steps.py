@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.nonfinite_sites import explain
 from pplgen.inference.svi_optimiser import States, SVIOptimiser
+from pplgen.inference.warm_up import WarmUp, set_weights
 from pplgen.story.isolation import generator_states, set_generator_states
 from pplgen.story.pair import Pair
 
@@ -50,8 +51,8 @@ class SVISteps:
         Objective.
     batches_from
         Returns an iterator over the arguments of steps after a given step.
-    warm_up
-        Steps of KL warm-up.
+    weights
+        Weights that rise to one.
     seed
         Random seed, used with several ranks.
     ranks
@@ -64,12 +65,12 @@ class SVISteps:
         optimiser: SVIOptimiser,
         bound: ELBO,
         batches_from: Callable[[int], Iterator[tuple[Any, ...]]],
-        warm_up: int = 0,
+        weights: Sequence[WarmUp] = (),
         *,
         seed: int = 0,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        self.pair, self.bound, self.warm_up, self.seed, self.ranks = pair, bound, warm_up, seed, ranks
+        self.pair, self.bound, self.weights, self.seed, self.ranks = pair, bound, weights, seed, ranks
         objective: Any = bound if ranks.size == 1 else AveragedELBO(bound, ranks)
         self.optimiser = optimiser
         self.svi = SVI(pair.model, pair.guide, optimiser.optim, objective.loss, objective.loss_and_grads)
@@ -175,12 +176,11 @@ class SVISteps:
         return self.taken, None
 
     def _next(self, batches: Iterator[tuple[Any, ...]], step: int) -> tuple[Any, ...]:
-        """Return the arguments of a step after setting its rates, its KL weight and the ranks' random state."""
+        """Return the arguments of a step after setting its rates, its weights and the ranks' random state."""
         self.optimiser.begin(step)
         if step % WINDOW == 1:
             self.ranks.reseed(self.seed, step - 1, per_rank=bool(self.pair.structure.row_latent))
-        if self.warm_up and self.pair.kl_weight is not None:
-            self.pair.kl_weight.fill_(min(1.0, step / self.warm_up))
+        set_weights(self.weights, step)
         return next(batches)
 
     def _value(self, batch: tuple[Any, ...]) -> float:

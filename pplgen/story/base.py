@@ -79,6 +79,9 @@ class Story(PyroModule, metaclass=_KeepsGenerators):
     accepts_missing: ClassVar[bool] = False
     """Whether ``model`` marginalises (or masks) NaN in the data."""
 
+    warm_up_weight: Tensor | None = None
+    """A scalar buffer of the story that a fit lets rise from zero to one over its first steps; one at other times."""
+
     takes_labels: ClassVar[bool] = False
     """Whether ``model``, ``guide`` and ``complete`` take an argument ``labels``, -1 for unknown, and condition on it;
     otherwise the toolkit conditions the enumerated latent. Minibatches are then stratified into labelled and unlabelled

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pplgen.compiler import functionalisation as rewrite
-from pplgen.compiler.functionalisation import canonicalise
+from pplgen.compiler.functionalisation import canonicalise, lift_constants
 from pplgen.compiler.recording import record_operations
 from pplgen.compiler.sum_factoring import factor_sums
 
@@ -103,6 +103,13 @@ def test_in_place_operations_are_functions(name, monkeypatch):
     )
     for x in (ROWS, -ROWS):
         assert torch.equal(graph(x, PARAMETERS), function(x, PARAMETERS))
+
+
+def test_an_operation_in_place_may_read_a_lifted_constant():
+    graph = record_operations(lambda x: (x + torch.ones(3)).sub_(PARAMETERS), ROWS)
+    lift_constants(graph, [PARAMETERS])
+    graph = canonicalise(graph, [PARAMETERS, ROWS])
+    torch.testing.assert_close(graph(2 * PARAMETERS, ROWS), ROWS + 1 - 2 * PARAMETERS)
 
 
 def test_equal_operations_are_one():
