@@ -10,12 +10,12 @@ from arviz_stats.base import array_stats
 from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, not_applicable, override_note
-from pplgen.checks.components import exchangeable
 from pplgen.checks.inputs import SAMPLED, CheckInputs
 from pplgen.inference.convergence import WINDOW
 from pplgen.inference.iterates import flatten, tracked_indices, unflatten
 from pplgen.inference.training_result import StopReason, Training
 from pplgen.posterior.draws import draw_shared
+from pplgen.posterior.exchangeability import exchangeable
 from pplgen.posterior.relabelling import match_components
 from pplgen.story.latent import LatentStory
 
@@ -234,7 +234,7 @@ def _restart_draws(inputs: CheckInputs, runs: list[Training]) -> list[dict[str, 
             draws.append(draw_shared(pair, MODE_DRAWS))
     finally:
         pair.restore(current)
-    axes = exchangeable(inputs, draws[0])
+    axes = exchangeable(pair, draws[0])
     return [match_components(each, draws[0], axes) for each in draws]
 
 

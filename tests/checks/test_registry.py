@@ -29,6 +29,7 @@ from pplgen.inference.iterates import MIN_STORED, Iterates, tracked_indices
 from pplgen.inference.training_result import StopReason, Training
 from pplgen.posterior.datatree import summarise
 from pplgen.posterior.draws import draw_shared
+from pplgen.posterior.exchangeability import exchangeable
 from pplgen.posterior.importance_sampling import log_prior, weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.posterior.psis import smoothed_weights
@@ -425,7 +426,7 @@ def test_states_of_a_chain_swap_names_along_both_axes_of_its_transitions():
             pyro.sample(f"x{step}", dist.Normal(mu[z], noise[0]), obs=x[step])
 
     def alike(inputs):
-        return components.exchangeable(inputs, draw_shared(inputs.pair, 5))
+        return exchangeable(inputs.pair, draw_shared(inputs.pair, 5))
 
     assert judge(alike, Pair(model, None, (torch.randn(4),))) == {"P": (-2, -1), "mu": (-1,)}
 
