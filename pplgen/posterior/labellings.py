@@ -1,8 +1,8 @@
 """One labelling of exchangeable components: the region of the latents in which their order is that of reference draws.
 
 log p(x, theta) is the same under all K! orders of K exchangeable components, and each theta is in the region in exactly
-one of them. So p(x) is K! times the integral over the region, which a guide of one mode covers where the modes are apart
-(Fruehwirth-Schnatter 2004, Estimating marginal likelihoods for mixture and Markov switching models using bridge
+one of them. So p(x) is K! times the integral over the region, which a guide of one mode covers where the modes are
+apart (Fruehwirth-Schnatter 2004, Estimating marginal likelihoods for mixture and Markov switching models using bridge
 sampling techniques, section 3).
 """
 
