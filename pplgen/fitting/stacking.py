@@ -80,10 +80,10 @@ class Stack:
     def to_datatree(
         self, draws: int = 1000, *, groups: Iterable[str] | None = None, seed: int | None = None
     ) -> xr.DataTree:
-        """Draw from the mixture, in ArviZ's layout: as many draws of each fit as its weight says, one fit's after another.
+        """Draw from the mixture, in ArviZ's layout, as many draws of each fit as its weight says.
 
-        ``log_likelihood``, ``posterior`` and ``sample_stats`` are those of restarts, with their components in one order;
-        fits of different models share ``posterior_predictive`` and ``observed_data`` alone. Restarts at the same mode
+        Restarts have ``log_likelihood``, ``posterior`` and ``sample_stats``, with components in one order; only
+        ``posterior_predictive`` and ``observed_data`` are those of different models. Restarts at the same mode
         share its weight.
         """
         available = ("posterior", "sample_stats", "log_likelihood", *PREDICTIVE) if self.of_restarts else PREDICTIVE

@@ -122,7 +122,6 @@ class Potential:
 
     def set_scale(self) -> None:
         """Set ``scale`` to the guide's standard deviations: a story's guide is initialised near the posterior."""
-
         sds = self.guide_vectors(SCALE_DRAWS).std(0)
         self.scale = torch.where(sds > 0, sds, 1.0)
 

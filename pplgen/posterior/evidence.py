@@ -34,7 +34,7 @@ from pplgen.posterior.row_likelihood import IMPORTANCE, LogLikelihood
 from pplgen.story.pair import Pair
 from pplgen.story.structure import unwrap
 
-__all__ = ["METHODS", "LogEvidence", "estimate_log_evidence", "prior_note"]
+__all__ = ["METHODS", "LogEvidence", "estimate_log_evidence", "importance_estimate", "prior_note"]
 
 METHODS = {
     "importance": "importance sampling from the guide",
@@ -126,7 +126,7 @@ def estimate_log_evidence(pair: Pair, method: str, num_draws: int | None, seed: 
         raise InputError("log_evidence: draws of a sampler have no guide density; expected method='bridge'")
     number = DRAWS[method] if num_draws is None else num_draws
     if method == "importance":
-        return _by_importance(pair, number)
+        return importance_estimate(pair, number)
     require_samplable(pair, method)
     return _by_annealing(pair, number) if method == "annealed" else _by_bridge(pair, number, seed)
 
@@ -158,8 +158,8 @@ def _require_evidence(pair: Pair) -> None:
         raise InputError(f"log_evidence: the prior of {improper[0]!r} is improper; expected one that integrates to 1")
 
 
-def _by_importance(pair: Pair, number: int) -> LogEvidence:
-    """Average importance weights of draws of the guide."""
+def importance_estimate(pair: Pair, number: int) -> LogEvidence:
+    """Estimate the log evidence by importance sampling from the guide; call it inside ``pair.isolated``."""
     structure = pair.structure
     if structure.row_latent and structure.why_no_row_densities() is None and draws_rows_separately(pair):
         if not structure.shared_latent:

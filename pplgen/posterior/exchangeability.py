@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from pplgen.compiler.graph import resample_rows
 from pplgen.inference.log_joint import delta_guide, latent_sites, log_joint_at
 from pplgen.posterior.model_traces import model_trace
 from pplgen.story.isolation import seeded
@@ -64,6 +66,7 @@ def axes_of_components(pair: Pair, sites: Mapping[str, Tensor], every: bool = Fa
 def is_invariant(pair: Pair, transform: Callable[[Values], Values]) -> bool:
     """Whether log p(x, theta) is equal, up to rounding, at transformed latents: at draws of the guide and the prior.
 
+    It must be so for the pair's rows and for others, drawn from them with replacement: rows may happen to be symmetric.
     Call it inside ``pair.isolated``.
     """
     names = pair.structure.latent
@@ -72,10 +75,12 @@ def is_invariant(pair: Pair, transform: Callable[[Values], Values]) -> bool:
         for function in (pair.guide, pair.model) * NUM_TRIALS:
             trace = poutine.trace(function).get_trace(*pair.data)
             values = {name: trace.nodes[name]["value"] for name in names}
-            before, after = (_joint(pair, delta_guide(sites, each)) for each in (values, transform(values)))
-            rounding = ROUNDING * torch.finfo(before.dtype).eps
-            if not torch.isclose(after, before, rtol=rounding, atol=rounding, equal_nan=True):
-                return False
+            transformed = transform(values)
+            for data in (pair.data, resample_rows(pair.data, pair.structure.row_axes)):
+                before, after = (_joint(pair, delta_guide(sites, each), data) for each in (values, transformed))
+                rounding = ROUNDING * torch.finfo(before.dtype).eps
+                if not torch.isclose(after, before, rtol=rounding, atol=rounding, equal_nan=True):
+                    return False
     return True
 
 
@@ -86,9 +91,9 @@ def _permuted(pair: Pair, values: Values, permute: Callable[[Tensor, list[int]],
     return {name: permute(value, axes.get(name, [])) for name, value in values.items()}
 
 
-def _joint(pair: Pair, guide: Callable[..., None]) -> Tensor:
+def _joint(pair: Pair, guide: Callable[..., None], data: tuple[Any, ...]) -> Tensor:
     with seeded(0):  # the same subsample of rows each time
-        return log_joint_at(pair, guide, pair.data)
+        return log_joint_at(pair, guide, data)
 
 
 def _rolled(value: Tensor, axes: list[int]) -> Tensor:

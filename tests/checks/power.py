@@ -16,7 +16,7 @@ import torch
 from pplgen.models import LinearGaussianSSM
 
 import pplgen
-from pplgen.checks import importance_weights, latents, optimisation, predictive, sanity, series, width
+from pplgen.checks import importance_weights, latents, missed_modes, optimisation, predictive, sanity, series, width
 from pplgen.checks.check import Check
 from pplgen.checks.inputs import CheckInputs
 from pplgen.story.isolation import seeded
@@ -112,10 +112,10 @@ def correlated(mean_field):
 
 
 def signs(both):
-    """A mean that is seen with its sign, or without, which leaves two modes."""
+    """A mean that is seen with its sign, or without, which leaves two modes that the prior tells apart."""
 
     def model(x):
-        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        mu = pyro.sample("mu", dist.Normal(0.3, 3.0))
         with pyro.plate("data", 20):
             pyro.sample("x", dist.Normal(mu.abs() if both else mu, 1.0), obs=x)
 
@@ -253,7 +253,7 @@ CASES = (
         lambda: correlated(True),
         lambda: correlated(False),
     ),
-    Case("a missed mode", optimisation.missed_modes, lambda: signs(True), lambda: signs(False)),
+    Case("a missed mode", missed_modes.missed_modes, lambda: signs(True), lambda: signs(False)),
     Case(
         "a guide that returns the prior",
         importance_weights.khat,
