@@ -17,7 +17,7 @@ from pplgen.posterior.evidence import importance_estimate
 from pplgen.posterior.exchangeability import exchangeable
 from pplgen.posterior.mirror_modes import are_mirrored, differ
 from pplgen.posterior.mode_search import search_modes
-from pplgen.posterior.relabelling import match_components
+from pplgen.posterior.relabelling import Axes, match_components
 
 __all__ = ["missed_modes"]
 
@@ -114,7 +114,7 @@ def _distinct(
             own = match_components(own, draws[0], axes, together=True) if draws else own
             if any(not _differ(inputs, own, other) for other in draws):
                 continue
-            mass = _log_mass(inputs, candidate)
+            mass = _log_mass(inputs, candidate, axes)
             if modes and mass < modes[0][1] - NEAR:
                 continue
             if any(are_mirrored(pair, other, own) for other in draws):
@@ -127,11 +127,11 @@ def _distinct(
     return modes, mirrored
 
 
-def _log_mass(inputs: CheckInputs, candidate: _Candidate) -> float:
+def _log_mass(inputs: CheckInputs, candidate: _Candidate, axes: Axes) -> float:
     """Return the log mass of a mode at its parameters in nats, by importance sampling, or else its ELBO."""
     if inputs.structure.row_latent or not inputs.is_training or inputs.pair.weights is not None:
         return candidate.elbo
-    estimate = importance_estimate(inputs.pair, WEIGHTED_DRAWS)
+    estimate = importance_estimate(inputs.pair, WEIGHTED_DRAWS, axes)
     return estimate.value if np.isfinite(estimate.value) else candidate.elbo
 
 

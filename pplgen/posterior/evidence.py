@@ -30,6 +30,7 @@ from pplgen.posterior.model_traces import model_trace
 from pplgen.posterior.normal_proposal import NormalProposal
 from pplgen.posterior.point_estimates import fitted_constants, point_latents, require_densities
 from pplgen.posterior.psis import k_limit, smoothed_weights
+from pplgen.posterior.relabelling import Axes
 from pplgen.posterior.row_likelihood import IMPORTANCE, LogLikelihood
 from pplgen.story.pair import Pair
 from pplgen.story.structure import unwrap
@@ -158,8 +159,11 @@ def _require_evidence(pair: Pair) -> None:
         raise InputError(f"log_evidence: the prior of {improper[0]!r} is improper; expected one that integrates to 1")
 
 
-def importance_estimate(pair: Pair, number: int) -> LogEvidence:
-    """Estimate the log evidence by importance sampling from the guide; call it inside ``pair.isolated``."""
+def importance_estimate(pair: Pair, number: int, axes: Axes | None = None) -> LogEvidence:
+    """Estimate the log evidence by importance sampling from the guide; call it inside ``pair.isolated``.
+
+    ``axes`` are those of exchangeable components, if known.
+    """
     structure = pair.structure
     if structure.row_latent and structure.why_no_row_densities() is None and draws_rows_separately(pair):
         if not structure.shared_latent:
@@ -169,7 +173,7 @@ def importance_estimate(pair: Pair, number: int) -> LogEvidence:
     else:
         drawn = draw_posterior(pair, number)
         sites, log_ratio = drawn.sites, drawn.lp.double() - drawn.log_q.double()
-    return _averaged(pair, log_ratio, Labelling(pair, sites), sites, "importance")
+    return _averaged(pair, log_ratio, Labelling(pair, sites, axes), sites, "importance")
 
 
 def _by_rows(pair: Pair, number: int) -> LogEvidence:

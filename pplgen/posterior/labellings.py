@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pplgen.posterior.exchangeability import exchangeable
-from pplgen.posterior.relabelling import match_components
+from pplgen.posterior.relabelling import Axes, match_components
 from pplgen.story.pair import Pair
 
 __all__ = ["Labelling"]
@@ -30,11 +30,13 @@ class Labelling:
         The pair; inside ``pair.isolated``.
     reference
         Draws of latents without label switching, shape ``(num_draws, ...)`` each.
+    axes
+        Component axes, if known, as of ``exchangeable``.
     """
 
-    def __init__(self, pair: Pair, reference: Mapping[str, Tensor]) -> None:
+    def __init__(self, pair: Pair, reference: Mapping[str, Tensor], axes: Axes | None = None) -> None:
         shared = {name: reference[name] for name in pair.structure.shared_latent}
-        self.axes = {} if pair.structure.row_latent else exchangeable(pair, shared)
+        self.axes = {} if pair.structure.row_latent else exchangeable(pair, shared) if axes is None else axes
         self._reference = {name: shared[name] for name in self.axes}
 
     @property

@@ -39,7 +39,7 @@ BLOCK_SIZE = 16
 """Draws in each block of draws over which the ELBO is averaged."""
 NEAR = (0.5, 0.1)
 """Gradient norms at which the descents stop, with components fixed and without, in posterior standard deviations."""
-MAX_STEPS = (30, 100)
+MAX_STEPS = (12, 100)
 """Maximum numbers of steps of a descent, with components fixed and without."""
 DRAWS = 200
 """Draws of the guide for the rows' responsibilities."""

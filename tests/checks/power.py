@@ -123,6 +123,23 @@ def signs(both):
     return fitted(pplgen.fit(model, x, seed=SEED, restarts=6, steps=800, compile="graph", progress=False))
 
 
+def three_groups(places):
+    """A mixture of three on three groups, and a guide with its locations at given places."""
+    x = torch.cat([torch.randn(20) + place for place in (-8.0, 0.0, 8.0)])
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+        with pyro.plate("data", 60):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    def guide(x):
+        where = pyro.param("where", torch.tensor(places))
+        pyro.sample("mu", dist.Normal(where, pyro.param("log_sd", torch.full((3,), -1.5)).exp()).to_event(1))
+
+    return CheckInputs(Pair(model, guide, (x,)))
+
+
 def line(learning_rate):
     """A regression whose fit has had too small steps, or enough."""
 
@@ -254,6 +271,12 @@ CASES = (
         lambda: correlated(False),
     ),
     Case("a missed mode", missed_modes.missed_modes, lambda: signs(True), lambda: signs(False)),
+    Case(
+        "a missed mode that no restart found",
+        missed_modes.missed_modes,
+        lambda: three_groups((-8.2, -7.8, 4.0)),
+        lambda: three_groups((-8.0, 0.0, 8.0)),
+    ),
     Case(
         "a guide that returns the prior",
         importance_weights.khat,

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pyro
@@ -13,6 +14,7 @@ from scipy import stats
 from scipy.special import betaln
 
 import pplgen
+from pplgen.cli.main import main
 from pplgen.errors import InputError
 from pplgen.exact.conjugate import dirichlet_evidence, wishart_evidence
 from pplgen.posterior.bridge_sampling import bridge_sampling
@@ -207,6 +209,17 @@ def test_latents_of_rows_under_a_joint_guide():
     found = pplgen.fit(model, data, "full-rank", progress=False).log_evidence()
     assert abs(found.value - exact) < 4 * found.standard_error + 1e-4
     assert found.standard_error < 0.01  # the posterior is normal, as is the guide
+
+
+def test_on_the_command_line(mixture, tmp_path, monkeypatch, capsys):
+    mixture.save(tmp_path / "run")
+    np.save(tmp_path / "parts.npy", PARTS.numpy())
+    arguments = ["pplgen", "evidence", str(tmp_path / "run"), str(tmp_path / "parts.npy"), "--seed", "3"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == str(mixture.log_evidence(seed=3))
 
 
 def test_rows_that_share_no_latent():
