@@ -34,7 +34,6 @@ __all__ = [
     "record",
     "require_stateless",
     "resample_rows",
-    "resample_rows",
     "tensors_of",
     "trace",
     "unconstrained_parameters",

@@ -27,8 +27,9 @@ class RestartFit(Fit):
     """
 
     def __init__(self, fitted: Fit, run: Training) -> None:
-        facts = {"table": fitted.table, "seed": fitted.seed, "path": fitted.path, "origin": fitted.origin}
-        super().__init__(fitted.pair, (run,), **facts)
+        super().__init__(
+            fitted.pair, (run,), table=fitted.table, seed=fitted.seed, path=fitted.path, origin=fitted.origin
+        )
 
     @contextlib.contextmanager
     def _ready(self, seed: int | None) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro
@@ -39,8 +40,7 @@ def exchangeable(pair: Pair, sites: Mapping[str, Tensor]) -> dict[str, tuple[int
     for every in (False, True) if pair.story is None else (False,):
         axes = axes_of_components(pair, sites, every)
         if axes and all(
-            is_invariant(pair, lambda values, permute=permute, every=every: _permuted(pair, values, permute, every))
-            for permute in (_rolled, _first_two_swapped)
+            is_invariant(pair, partial(_permuted, pair, permute, every)) for permute in (_rolled, _first_two_swapped)
         ):
             return {name: tuple(axis - sites[name].ndim for axis in along) for name, along in axes.items()}
     return {}
@@ -84,7 +84,7 @@ def is_invariant(pair: Pair, transform: Callable[[Values], Values]) -> bool:
     return True
 
 
-def _permuted(pair: Pair, values: Values, permute: Callable[[Tensor, list[int]], Tensor], every: bool) -> Values:
+def _permuted(pair: Pair, permute: Callable[[Tensor, list[int]], Tensor], every: bool, values: Values) -> Values:
     """Permute the components of all latents that rows share."""
     shared = {name: values[name][None] for name in pair.structure.shared_latent}
     axes = axes_of_components(pair, shared, every)

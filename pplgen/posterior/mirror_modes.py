@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,10 +68,14 @@ def are_mirrored(pair: Pair, first: Mapping[str, Tensor], second: Mapping[str, T
     for chosen in itertools.islice(itertools.product(*options), MAX_CANDIDATES):
         if len({source for source, _ in chosen}) < len(names):
             continue
-        parts = dict(zip(names, chosen, strict=True))
-        if is_invariant(pair, lambda values, parts=parts: {n: act(values[s]) for n, (s, act) in parts.items()}):
+        if is_invariant(pair, partial(_transformed, dict(zip(names, chosen, strict=True)))):
             return True
     return False
+
+
+def _transformed(parts: Mapping[str, tuple[str, Action]], values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return values of sites, each from that of its source."""
+    return {name: action(values[source]) for name, (source, action) in parts.items()}
 
 
 def _actions(first: Tensor, second: Tensor, support: Any) -> Iterator[Action]:

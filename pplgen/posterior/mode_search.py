@@ -1,7 +1,8 @@
 """Search for modes of a mixture's posterior that no restart found: components merged, split or emptied.
 
 Each move gives every row a component, from which a story is initialised; for a bare pair the ELBO is maximised with the
-components fixed there. From there it is maximised without, by L-BFGS over fixed draws (Ueda, Nakano, Ghahramani and Hinton 2000, SMEM algorithm for mixture models).
+components fixed there. From there it is maximised without, by L-BFGS over fixed draws (Ueda, Nakano, Ghahramani and
+Hinton 2000, SMEM algorithm for mixture models).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def search_modes(pair: Pair, seed: int = 0) -> list[FoundMode]:
         responsibilities = row_densities(pair, shared, DRAWS, pair.data).probabilities[name].mean(0)
         if responsibilities.numel() > MAX_ENTRIES:
             raise InputError(
-                f"{len(responsibilities):,} rows are many for a search for modes; fit several restarts, which are compared"
+                f"{len(responsibilities):,} rows are many for a search for modes; several restarts are compared"
             )
         moves = _distinct(_moves(responsibilities, _features(pair, len(responsibilities))))
         labels = torch.stack(list(moves.values()))

@@ -46,9 +46,9 @@ def match_components(
 ) -> dict[str, Tensor]:
     """Permute the components of every draw to the most likely order under Gaussians fitted to the reference.
 
-    Each draw is permuted independently of the others, or all ``together``, by the order of their mean. Each component of the reference has its own standard deviations,
-    so that one with many rows is matched closely and an empty one loosely (Stephens 2000,
-    Dealing with label switching in mixture models, https://doi.org/10.1111/1467-9868.00265).
+    Each draw is permuted independently of the others, or all ``together``, by the order of their mean. Each component
+    of the reference has its own standard deviations, so that one with many rows is matched closely and an empty one
+    loosely (Stephens 2000, Dealing with label switching in mixture models, https://doi.org/10.1111/1467-9868.00265).
 
     Parameters
     ----------

@@ -180,7 +180,7 @@ def test_a_mixture_is_integrated_over_all_orders_of_its_components(mixture, caps
 
 
 def test_a_guide_that_misses_most_of_the_posterior_is_unreliable():
-    """Nine rows of which one component may have all: .6 of the mass, which the guide of two full ones does not cover."""
+    """Nine rows of which one component may have all, .6 of the mass: a guide of two full ones does not cover it."""
     x = torch.tensor([1.5, -0.3, -2.2, 0.6, 4.9, 4.6, 6.4, 6.8, 5.3], dtype=torch.float64)[:, None]
     fit = pplgen.fit(GaussianMixture(2, 1), x, progress=False)
     exact = enumerated(x, 2, *(fit.story.constants[name] for name in ("prior_mean", "prior_scale")))
