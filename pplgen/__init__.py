@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pplgen.fitting.fit import fit
     from pplgen.fitting.load import load
     from pplgen.fitting.result import Fit
+    from pplgen.fitting.stacking import stack
     from pplgen.story.base import Story
 
 __version__ = "0.1.0"
@@ -87,6 +88,7 @@ _HOMES = {
     "mask_top": "pplgen.data.transforms",
     "redraw_pixels": "pplgen.data.transforms",
     "rescale": "pplgen.data.transforms",
+    "stack": "pplgen.fitting.stacking",
     "stream_data": "pplgen.data.streams",
 }
 
@@ -109,6 +111,7 @@ __all__ = [
     "mask_top",
     "redraw_pixels",
     "rescale",
+    "stack",
     "stream_data",
 ]
 

@@ -23,9 +23,8 @@ def fix_priors(story: Story, data: Any = None) -> Story:
         with seeded(0):
             copied.to(x.dtype)
             copied.initialise(x)
-    unset = {name: value for name, value in copied.constants.items() if story.config.get(name, value) is None}
-    if unset:
-        copied = type(story)(**{**story.config, **{name: value.tolist() for name, value in unset.items()}})
+    if unset := {name: copied.constants[name].tolist() for name in story.priors_from_data}:
+        copied = type(story)(**{**story.config, **unset})
     if x is not None and isinstance(copied, StateSpaceStory):
         copied.num_steps.fill_(x.shape[1])
     return copied

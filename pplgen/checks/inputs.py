@@ -10,7 +10,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from torch import Tensor
 
 from pplgen.checks.replicates import Replicates, replicate
@@ -20,10 +19,10 @@ from pplgen.inference.training_result import Optimum, Training
 from pplgen.posterior.draws import Draws, draw_posterior, draw_shared, row_densities, shared_densities
 from pplgen.posterior.importance_sampling import INNER_DRAWS, WeightedDraws, integrate_row_latents, weighted_draws
 from pplgen.posterior.parameter_names import entry_names
+from pplgen.posterior.point_estimates import point_latents
 from pplgen.posterior.row_likelihood import latent_densities
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
-from pplgen.story.structure import unwrap
 
 __all__ = ["REPLICATES", "SAMPLED", "CheckInputs"]
 
@@ -114,13 +113,7 @@ class CheckInputs:
     @cached_property
     def point_latent(self) -> str | None:
         """Name of a latent whose guide is a point mass; ``None`` if there is none."""
-        if self.sampled:
-            return None
-        guide, _ = self.traces
-        if set(guide.stochastic_nodes) - set(self.structure.latent):
-            return None  # an automatic guide transforms draws of auxiliary sites
-        points = (n for n in self.structure.latent if isinstance(unwrap(guide.nodes[n]["fn"]), Delta))
-        return next(points, None)
+        return next(iter(point_latents(self.pair)), None)
 
     @property
     def num_row_latents(self) -> int:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from arviz_stats.base import array_stats
-from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, not_applicable, override_note
-from pplgen.checks.components import exchangeable
 from pplgen.checks.inputs import SAMPLED, CheckInputs
 from pplgen.inference.convergence import WINDOW
-from pplgen.inference.iterates import flatten, tracked_indices, unflatten
+from pplgen.inference.iterates import flatten, tracked_indices
 from pplgen.inference.training_result import StopReason, Training
-from pplgen.posterior.draws import draw_shared
-from pplgen.posterior.relabelling import match_components
 from pplgen.story.latent import LatentStory
 
 __all__ = [
@@ -24,7 +19,6 @@ __all__ = [
     "faults",
     "gradient_norm",
     "last_half",
-    "missed_modes",
     "monte_carlo_error",
     "restarts_agree",
 ]
@@ -37,14 +31,6 @@ CHANGE = 0.01
 """Relative change of the ELBO above which it has not converged."""
 AGREEMENT = 1.0
 """Nats within which two ELBOs are considered equal."""
-NEAR = 10.0
-"""Nats below the best ELBO within which a restart counts as a mode; beyond, its mass is below exp(-10)."""
-APART = 5.0
-"""Minimum distance between the means of two modes, in units of the larger posterior standard deviation."""
-MISSED = 0.05
-"""Largest accepted posterior mass of missed modes."""
-MODE_DRAWS = 200
-"""Guide draws per restart."""
 
 ACCURATE = 0.05
 """Monte Carlo error of an optimum, in posterior standard deviations, above which means and sds are inaccurate."""
@@ -191,61 +177,6 @@ def restarts_agree(inputs: CheckInputs) -> Check:
     remedy = f"the best of {len(runs)} restarts is {runs[0].elbo - second:.1f} nats above the next: it may not be the "
     remedy += "global optimum, or a component may have collapsed on a point; inspect it, and use more restarts"
     return Check(name, agreeing, 2, source, Verdict.WARN, remedy)
-
-
-def missed_modes(inputs: CheckInputs) -> Check:
-    """Posterior mass of modes that other restarts found and the guide misses, components relabelled.
-
-    Each restart's guide represents a mode, whose mass is at least ``exp(ELBO)``; two restarts are at different modes if
-    the mean of some parameter differs by ``APART`` standard deviations. k-hat cannot detect a missed mode.
-    """
-    name, source = "posterior mass at missed modes", "Yao et al. 2022, stacking; threshold ours"
-    runs = inputs.runs
-    if inputs.sampled:
-        return not_applicable(name, source, SAMPLED)
-    if len(runs) < 2 or not all(len(run.final) for run in runs):
-        return not_applicable(name, source, "it needs several restarts whose final parameters were stored")
-    if not inputs.structure.shared_latent or inputs.point_latent:
-        return not_applicable(name, source, "it needs shared latents whose guide has a density")
-    near = [run for run in runs if runs[0].elbo - run.elbo < NEAR]
-    draws = _restart_draws(inputs, near)
-    modes: list[int] = []
-    for index in range(len(near)):
-        if all(_differ(draws[index], draws[mode]) for mode in modes):
-            modes.append(index)
-    masses = np.exp([near[mode].elbo - runs[0].elbo for mode in modes])
-    value = float(1 - masses[0] / masses.sum())
-    if value <= MISSED:
-        return Check(name, value, MISSED, source, Verdict.PASS)
-    remedy = f"{len(modes)} modes among {len(runs)} restarts, the guide covers one: make the model identify it, "
-    return Check(
-        name, value, MISSED, source, Verdict.FAIL, remedy + "weight the restarts by exp(ELBO), or sample by NUTS"
-    )
-
-
-def _restart_draws(inputs: CheckInputs, runs: list[Training]) -> list[dict[str, Tensor]]:
-    """Draws of shared latents from each restart's guide, relabelled; the pair's parameters are restored afterwards."""
-    pair = inputs.pair
-    current = pair.snapshot()
-    draws = []
-    try:
-        for run in runs:
-            pair.restore(unflatten(torch.from_numpy(run.final), current))
-            draws.append(draw_shared(pair, MODE_DRAWS))
-    finally:
-        pair.restore(current)
-    axes = exchangeable(inputs, draws[0])
-    return [match_components(each, draws[0], axes) for each in draws]
-
-
-def _differ(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Whether the means of some parameter differ by ``APART`` times the larger standard deviation."""
-    for name in (each for each in first if first[each].numel()):
-        a, b = first[name].double(), second[name].double()
-        sd = torch.maximum(a.std(0), b.std(0)).clamp_min(1e-12)
-        if bool(((a.mean(0) - b.mean(0)).abs() / sd).max() > APART):
-            return True
-    return False
 
 
 def _tolerance(best: Training, run: Training) -> float:

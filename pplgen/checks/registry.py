@@ -12,6 +12,7 @@ import torch
 from pplgen.checks import (
     components,
     latents,
+    missed_modes,
     optimisation,
     predictive,
     sensitivity,
@@ -41,7 +42,7 @@ CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     optimisation.gradient_norm,
     optimisation.monte_carlo_error,
     optimisation.restarts_agree,
-    optimisation.missed_modes,
+    missed_modes.missed_modes,
     weights.khat,
     weights.khat_of_shared,
     weights.khat_of_rows,

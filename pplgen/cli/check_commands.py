@@ -1,4 +1,4 @@
-"""The ``check`` and ``report`` commands; torch is imported when one runs."""
+"""The ``check``, ``evidence`` and ``report`` commands; torch is imported when one runs."""
 
 from __future__ import annotations
 
@@ -59,6 +59,26 @@ def check(
         raise typer.Exit(1)
 
 
+def evidence(
+    run: RunArgument,
+    data: TrainingDataArgument = None,
+    labels: LabelsOption = None,
+    weights: WeightsOption = None,
+    series: SeriesOption = None,
+    story: StoryOption = None,
+    method: Annotated[
+        str, typer.Option(help="importance, bridge or annealed; auto: importance, or bridge for a run of NUTS.")
+    ] = "auto",
+    draws: Annotated[int | None, typer.Option(min=2, help="Number of draws.  [default: by method]")] = None,
+    seed: CheckSeedOption = None,
+) -> None:
+    """Print the log evidence of a run's training data, with its standard error. Writes nothing."""
+    from pplgen.fitting.load import load_with_draws
+
+    fit, _ = load_with_draws(run, data, labels=labels, weights=weights, by=series, story=story)
+    typer.echo(str(fit.log_evidence(method, draws=draws, seed=seed)))  # type: ignore[arg-type]
+
+
 def report(
     run: RunArgument,
     data: TrainingDataArgument = None,
@@ -88,5 +108,5 @@ def report(
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (check, report):
+    for command in (check, evidence, report):
         app.command()(command)

@@ -33,6 +33,7 @@ __all__ = [
     "gradients_of",
     "record",
     "require_stateless",
+    "resample_rows",
     "tensors_of",
     "trace",
     "unconstrained_parameters",
@@ -138,7 +139,7 @@ def trace(
         return _pyro_loss_and_gradients(pair, bound, arguments_with(data, tensors), scale, parameters)
 
     graph = record(pair, evaluate, tensors_of(data), require_stateless(pair, bound), fixed=fixed)
-    samples = [data] if graph.specialised else [data, _resample_rows(data, pair.structure.row_axes)]
+    samples = [data] if graph.specialised else [data, resample_rows(data, pair.structure.row_axes)]
     for sample in samples:
         _verify(graph, pair, bound, sample, scale, parameters)
     return graph
@@ -233,7 +234,7 @@ def require_stateless(pair: Pair, bound: ELBO | None = None) -> Iterator[None]:
         )
 
 
-def _resample_rows(data: tuple[Any, ...], axes: RowAxes) -> tuple[Any, ...]:
+def resample_rows(data: tuple[Any, ...], axes: RowAxes) -> tuple[Any, ...]:
     """Draw rows with replacement, the same for every argument with rows."""
     rows = axes.count(data)
     return axes.select(data, torch.randint(rows, (rows,))) if rows else data

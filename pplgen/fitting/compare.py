@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,9 +33,10 @@ from pplgen.story.pair import Pair
 from pplgen.story.state_space import series_lengths
 from pplgen.timeseries.series_likelihood import log_likelihood
 
-__all__ = ["bic", "compare"]
+__all__ = ["METHODS", "bic", "compare", "cross_validate", "rank"]
 
 METHODS = ("auto", "loo", "k-fold", "leave-future-out")
+"""How candidates are scored."""
 
 
 def compare(
@@ -88,6 +90,16 @@ def compare(
     """
     check_choice("method", method, METHODS)
     fits = _fitted(candidates, data, options)
+    scores, chosen = cross_validate(fits, method, draws)
+    ranked = rank(scores)
+    if with_bic:
+        ranked["bic"] = [bic(fits[name]) for name in ranked.index]
+    ranked.attrs["method"] = chosen
+    return ranked
+
+
+def cross_validate(fits: Mapping[str, Fit], method: str, draws: int) -> tuple[dict[str, ELPDData], str]:
+    """Estimate the expected log predictive density of each fit, all to the same rows; return the method too."""
     _require_same_rows(fits)
     for name, fitted in fits.items():
         if fitted.pair.weights is not None:
@@ -98,18 +110,27 @@ def compare(
             require_densities(fitted.pair, f"candidate {name!r}")
     chosen = _method(fits) if method == "auto" else method
     if chosen == "leave-future-out":
-        scores = _future_scores(fits, draws)
-    elif chosen == "k-fold":
+        return _future_scores(fits, draws), chosen
+    if chosen == "k-fold":
         seed = next(iter(fits.values())).seed  # the same folds for all
-        scores = {name: k_fold(fitted, draws=draws, seed=seed) for name, fitted in fits.items()}
-    else:
-        scores = {name: fitted.loo(draws=draws) for name, fitted in fits.items()}
+        return {name: k_fold(fitted, draws=draws, seed=seed) for name, fitted in fits.items()}, chosen
+    return {name: fitted.loo(draws=draws) for name, fitted in fits.items()}, chosen
+
+
+def rank(scores: Mapping[str, ELPDData]) -> pd.DataFrame:
+    """Return ArviZ's comparison of scores, with stacking weights, best first."""
+    # ArviZ takes exponentials of densities, which vanish for rows of many columns; weights depend on ratios alone
+    best = np.max([_terms(each) for each in scores.values()], axis=0)
+    shifted = {name: copy.copy(each) for name, each in scores.items()}
+    for each in shifted.values():
+        each["elpd_i"] = each["elpd_i"].copy(data=(_terms(each) - best).reshape(each["elpd_i"].shape))
     with _ignore_arviz_warnings():
-        ranked = pd.DataFrame(arviz_stats.compare(scores))
-    if with_bic:
-        ranked["bic"] = [bic(fits[name]) for name in ranked.index]
-    ranked.attrs["method"] = chosen
-    return ranked
+        return pd.DataFrame(arviz_stats.compare(shifted))
+
+
+def _terms(score: ELPDData) -> np.ndarray:
+    """Return the terms of a score, shape ``(num_terms,)``."""
+    return np.asarray(score["elpd_i"]).reshape(-1)
 
 
 def _fitted(candidates: Mapping[str, Story | Fit], data: Any, options: dict[str, Any]) -> dict[str, Fit]:

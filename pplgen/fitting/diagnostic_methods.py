@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import xarray as xr
 from arviz_stats.utils import ELPDData
 
 from pplgen.checks.registry import Check, Checks, run_checks
 from pplgen.errors import InputError
 from pplgen.inference.training_result import best_first
+from pplgen.posterior.evidence import METHODS, LogEvidence, estimate_log_evidence
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.posterior.importance_sampling import weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
-from pplgen.story.base import check_count
+from pplgen.story.base import check_choice, check_count
 from pplgen.timeseries.one_step import one_step_pit
 
 __all__ = ["DiagnosticMethods"]
@@ -86,6 +88,53 @@ class DiagnosticMethods(FittedPair):
             )
         with self._ready(seed):
             return leave_one_out(weighted_draws(self.pair, check_count("draws", draws, minimum=2)))
+
+    def log_evidence(
+        self,
+        method: Literal["auto", "importance", "bridge", "annealed"] = "auto",
+        *,
+        draws: int | None = None,
+        seed: int | None = None,
+    ) -> LogEvidence:
+        """Estimate the log evidence (log marginal likelihood) of the training rows, with its standard error.
+
+        The ELBO is a lower bound of it. Parameters without a prior have none; ``print`` shows the estimate in a line,
+        and says where it is unreliable, or depends on a prior that was taken from the data.
+
+        Parameters
+        ----------
+        method
+            ``"importance"``: importance sampling from the guide, the default of a guide; its Pareto k shows whether the
+            guide is near enough. ``"bridge"``: bridge sampling between posterior draws and a normal distribution
+            fitted to half of them, the default of a fit by NUTS; another fit is first sampled by NUTS. ``"annealed"``:
+            annealed importance sampling from a normal distribution with the guide's moments.
+        draws
+            Number of draws, or of chains of ``"annealed"``; default: 4,000, 2,000 and 1,000.
+        seed
+            Random seed; default: the fit's.
+
+        Returns
+        -------
+        pplgen.posterior.evidence.LogEvidence
+            ``value`` and ``standard_error`` in nats, ``pareto_k``, ``reliable`` and ``problem``.
+
+        Raises
+        ------
+        InputError
+            If parameters are point estimates, rows are weighted, subsampled or not in memory, a prior is improper, or
+            the method does not apply.
+
+        References
+        ----------
+        Meng and Wong (1996), Simulating ratios of normalizing constants via a simple identity. Neal (2001), Annealed
+        importance sampling.
+        """
+        check_choice("method", method, ("auto", *METHODS))
+        self._rows(None)
+        chosen = method if method != "auto" else "importance" if self.chains is None else "bridge"
+        number = None if draws is None else check_count("draws", draws, minimum=2)
+        with self._ready(seed), torch.no_grad():
+            return estimate_log_evidence(self.pair, chosen, number, self.seed if seed is None else seed)
 
     def _checks(self, x: Any, seed: int | None) -> Checks:
         """Run all checks, on rows ``x`` or the training rows."""

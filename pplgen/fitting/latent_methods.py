@@ -15,6 +15,7 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.posterior import latent_space
 from pplgen.posterior.anomaly import conformal_anomalies, require_calibration_rows
+from pplgen.posterior.chain_draws import draw_by_chain
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.posterior.latent_variables import decode_latents, encode_rows
 from pplgen.posterior.row_likelihood import row_log_likelihood
@@ -167,7 +168,7 @@ class LatentMethods(FittedPair):
 
     def _minus_log_density(self, rows: tuple[Any, ...], draws: int) -> Tensor:
         """Return minus the importance-weighted log density of rows in nats."""
-        return -row_log_likelihood(self.pair, rows, draws).as_subclass(Tensor).cpu().double()
+        return -row_log_likelihood(self.pair, rows, draw_by_chain(self.pair, draws)).as_subclass(Tensor).cpu().double()
 
     @contextlib.contextmanager
     def _latent_story(self, method: str, seed: int | None) -> Iterator[LatentStory]:

@@ -6,14 +6,13 @@ import math
 
 import torch
 
-from pplgen.checks.components import exchangeable
-from pplgen.checks.inputs import CheckInputs
 from pplgen.fitting.fit_options import FitOptions
 from pplgen.fitting.nuts_result import SampledFit
 from pplgen.fitting.prepare import Prepared
 from pplgen.inference.empirical_guide import StoredDraws
 from pplgen.inference.nuts import run_nuts
 from pplgen.inference.training_result import Progress, ProgressCallback
+from pplgen.posterior.exchangeability import exchangeable
 from pplgen.posterior.relabelling import match_components
 from pplgen.report.console import reporting
 from pplgen.story.pair import Pair
@@ -50,7 +49,7 @@ def _relabel(pair: Pair) -> None:
     stored: StoredDraws = pair.guide
     draws = {name: stored.draws[name] for name in pair.structure.shared_latent}
     with pair.isolated(), torch.no_grad():
-        axes = exchangeable(CheckInputs(pair), draws)
+        axes = exchangeable(pair, draws)
     if not axes or pair.structure.row_latent:
         return
     spread = {name: value.std(0) for name, value in draws.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -79,6 +79,12 @@ class FixedDrawsAverage:
         self.seed, self.ranks, self.num_evaluations = seed, ranks, 0
         sizes = ranks.all_gather((self.graph.largest, self.graph.total))  # ranks decide alike, whatever their rows
         self.largest, self.total = (max(size) for size in zip(*sizes, strict=True))
+
+    def with_inputs(self, inputs: Sequence[Tensor]) -> Self:
+        """Return the same averages at other inputs of the same shapes."""
+        other = copy.copy(self)
+        other._inputs = to_float64(inputs)
+        return other
 
     def set_draws(self, num_blocks: int, block_size: int, *, fresh: bool = False) -> None:
         """Draw the base draws; ``fresh`` ones are independent of those that are not."""

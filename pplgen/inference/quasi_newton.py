@@ -16,7 +16,7 @@ from pplgen.inference.fixed_draws_elbo import FixedDrawsELBO
 from pplgen.inference.quasi_newton_search import QuasiNewtonSearch, depends_on_draws
 from pplgen.inference.training_result import Optimum
 
-__all__ = ["BLOCKS", "maximise"]
+__all__ = ["BLOCKS", "descend", "maximise"]
 
 BLOCKS = 4
 """Number of independent blocks of draws."""
@@ -73,6 +73,22 @@ def maximise(elbo: FixedDrawsELBO, vectors: Tensor) -> tuple[Tensor, list[Optimu
         if optima[index] is None or index == best:
             refine(index, grow=True)
     return found, optima
+
+
+def descend(elbo: FixedDrawsELBO, vectors: Tensor, block_size: int, near: float, limit: int) -> tuple[Tensor, Tensor]:
+    """Descend from R parameter vectors by at most ``limit`` steps of L-BFGS, until gradient norms are ``near``.
+
+    Returns
+    -------
+    tuple
+        New parameters, shape ``(R, P)``, and their losses on fresh draws, infinite where not finite, shape ``(R,)``.
+    """
+    elbo.set_draws(BLOCKS, block_size)
+    search = QuasiNewtonSearch(elbo, vectors.double(), *elbo.each_draw(vectors.double()))
+    search.approach(near, limit)
+    found = search.point.vectors
+    elbo.set_draws(BLOCKS, block_size, fresh=True)
+    return found, elbo.losses(found).mean(0).nan_to_num(math.inf)
 
 
 def _maximise(

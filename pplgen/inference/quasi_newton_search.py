@@ -101,7 +101,7 @@ class QuasiNewtonSearch:
         all of its noise.
         """
         for near in NEAR:
-            self._approach(near)
+            self.approach(near)
             self._refine()
             left = ~(self.converged | self._failed)
             if not left.any():
@@ -113,11 +113,15 @@ class QuasiNewtonSearch:
         self.converged = self.converged | (left & (norm <= torch.maximum(self._tolerance, NEGLIGIBLE * error)))
         self._failed = ~self.converged
 
-    def _approach(self, near: float) -> None:
-        """Descend by L-BFGS until gradient norms are ``near``, or the tolerance where the loss has no noise."""
+    def approach(self, near: float, limit: int | None = None) -> None:
+        """Descend by L-BFGS until gradient norms are ``near``, or the tolerance where the loss has no noise.
+
+        There are at most ``limit`` steps; default: as many as a fit takes.
+        """
         self.inverse: InverseHessian = self._descent
         stuck = torch.zeros_like(self._failed)
-        for _ in range(MAX_ITERATIONS if self._random.any() else MAX_EXACT_ITERATIONS):
+        limit = limit or (MAX_ITERATIONS if self._random.any() else MAX_EXACT_ITERATIONS)
+        for _ in range(limit):
             norm = self._norm(self.point.gradients)
             arrived = norm <= torch.where(self._random, near, 0.0).maximum(self._tolerance)
             moving = ~(arrived | self._failed | self.converged)

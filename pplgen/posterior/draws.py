@@ -29,6 +29,7 @@ __all__ = [
     "draw_predictive",
     "draw_prior",
     "draw_shared",
+    "draws_rows_separately",
     "row_densities",
     "shared_densities",
 ]
@@ -203,8 +204,11 @@ def row_densities(
     """
     if reason := pair.structure.why_no_row_densities():
         raise InputError(reason)
-    if set(pair.structure.row_latent) - set(latents):
-        _require_row_guide(pair)
+    if (left_out := [n for n in pair.structure.row_latent if n not in latents]) and not draws_rows_separately(pair):
+        raise InputError(
+            f"the guide draws {left_out[0]!r} of all rows jointly, so that rows have no separate densities; "
+            "expected a guide that draws it within the row plate, such as AutoNormal"
+        )
     try:
         scored = map_draws(lambda each: _score_rows(pair, each, data), num_draws, latents, max_looped=max_looped)
         return RowDensities(*scored)
@@ -218,17 +222,14 @@ def row_densities(
 
 
 @torch.no_grad()
-def _require_row_guide(pair: Pair) -> None:
-    """Raise ``InputError`` if the guide draws per-row latents outside the row plate, as joint automatic guides do."""
+def draws_rows_separately(pair: Pair) -> bool:
+    """Whether the guide draws per-row latents within the row plate, unlike joint automatic guides."""
     trace = poutine.util.prune_subsample_sites(poutine.trace(pair.guide).get_trace(*pair.data))
     frames = {n: _row_frame(trace.nodes[n], pair.structure.row_plate) for n in trace.stochastic_nodes}
     auxiliary = set(frames) - set(pair.structure.latent)
-    computed = [n for n in pair.structure.row_latent if n in frames and isinstance(unwrap(trace.nodes[n]["fn"]), Delta)]
-    if computed and auxiliary and not any(frames[name] for name in auxiliary):
-        raise InputError(
-            f"the guide draws {computed[0]!r} of all rows jointly, so that rows have no separate densities; "
-            "expected a guide that draws it within the row plate, such as AutoNormal"
-        )
+    rows = [n for n in pair.structure.row_latent if n in frames]
+    computed = any(isinstance(unwrap(trace.nodes[n]["fn"]), Delta) for n in rows)
+    return not (computed and auxiliary and not any(frames[name] for name in auxiliary))
 
 
 def _score_rows(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.inference.empirical_guide import StoredDraws
+from pplgen.posterior.model_traces import model_trace
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 from pplgen.story.structure import unwrap
@@ -41,12 +42,15 @@ def fitted_constants(pair: Pair) -> dict[str, Tensor]:
 def point_latents(pair: Pair) -> list[str]:
     """Return the latents at which the guide is a point mass: their posterior has no density.
 
-    Call it inside ``pair.isolated``.
+    An automatic guide that transforms draws of auxiliary sites has none. Call it inside ``pair.isolated``.
     """
     if isinstance(pair.guide, StoredDraws):
         return []
     with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
-        nodes = poutine.trace(pair.guide).get_trace(*pair.data).nodes
+        trace = poutine.util.prune_subsample_sites(poutine.trace(pair.guide).get_trace(*pair.data))
+    nodes = trace.nodes
+    if set(trace.stochastic_nodes) - set(pair.structure.latent):
+        return []
     names = [name for name in pair.structure.latent if name in nodes]
     return [name for name in names if isinstance(unwrap(nodes[name]["fn"]), Delta)]
 
@@ -59,8 +63,7 @@ def require_densities(pair: Pair, verb: str) -> None:
     """
     if points := [name for name in point_latents(pair) if name in pair.structure.row_latent]:
         raise InputError(f"{verb}: the guide is a point mass at {points[0]!r} of each row, which gives rows no density")
-    with seeded(0), torch.no_grad(), pyro.validation_enabled(False):
-        nodes = poutine.trace(pair.model).get_trace(*pair.data).nodes
+    nodes = model_trace(pair).nodes
     for name in pair.structure.observed:
         value = nodes[name]["value"]
         fn = unwrap(nodes[name]["fn"])

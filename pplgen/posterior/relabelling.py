@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pplgen.story.pair import Pair
 
-__all__ = ["component_axes", "match_components", "relabel_dataset"]
+__all__ = ["Axes", "component_axes", "match_components", "relabel_dataset"]
 
 LABELS = ("component", "regime")
 """Names of axes along which the likelihood is invariant to permutations."""
@@ -41,12 +41,14 @@ def component_axes(pair: Pair) -> dict[str, tuple[int, ...]]:
     return {name: axes for name, axes in component_dims.items() if axes}
 
 
-def match_components(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor], axes: Axes) -> dict[str, Tensor]:
+def match_components(
+    draws: Mapping[str, Tensor], reference: Mapping[str, Tensor], axes: Axes, *, together: bool = False
+) -> dict[str, Tensor]:
     """Permute the components of every draw to the most likely order under Gaussians fitted to the reference.
 
-    Each draw is permuted independently of the others. Each component of the reference has its own standard deviations,
-    so that one with many rows is matched closely and an empty one loosely (Stephens 2000,
-    Dealing with label switching in mixture models, https://doi.org/10.1111/1467-9868.00265).
+    Each draw is permuted independently of the others, or all ``together``, by the order of their mean. Each component
+    of the reference has its own standard deviations, so that one with many rows is matched closely and an empty one
+    loosely (Stephens 2000, Dealing with label switching in mixture models, https://doi.org/10.1111/1467-9868.00265).
 
     Parameters
     ----------
@@ -64,6 +66,7 @@ def match_components(draws: Mapping[str, Tensor], reference: Mapping[str, Tensor
         torch.cat([_by_component(each[n], axes[n]) for n in single], dim=-1) for each in (draws, reference)
     )
     mean, sd = target.mean(0), target.std(0).clamp_min(TINY)
+    values = values.mean(0, keepdim=True).expand_as(values) if together else values
     distance = ((values[:, :, None] - mean) / sd).square().sum(-1)
     order = _orders(distance)
     matched = dict(draws)

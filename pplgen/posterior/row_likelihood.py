@@ -10,12 +10,21 @@ import pyro
 import torch
 from torch import Tensor
 
-from pplgen.posterior.draws import draw_shared, row_densities
+from pplgen.inference.empirical_guide import StoredDraws
+from pplgen.posterior.chain_draws import ChainDraws, effective_sample_size
+from pplgen.posterior.draws import row_densities
 from pplgen.posterior.latent_variables import is_encoded, log_weights, row_blocks
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
 
-__all__ = ["EXACT", "IMPORTANCE", "LogLikelihood", "density_estimator", "latent_densities", "row_log_likelihood"]
+__all__ = [
+    "EXACT",
+    "IMPORTANCE",
+    "LogLikelihood",
+    "density_estimator",
+    "latent_densities",
+    "row_log_likelihood",
+]
 
 EXACT, IMPORTANCE = "exact", "importance-weighted"
 """Names of the estimators of row densities."""
@@ -44,15 +53,21 @@ class LogLikelihood(Tensor):
     standard_error: Tensor
 
     @classmethod
-    def from_draws(cls, log_densities: Tensor, estimator: str) -> LogLikelihood:
-        """Average densities over draws, shape ``(num_draws, num_rows)``."""
+    def from_draws(cls, log_densities: Tensor, estimator: str, num_chains: int | None = None) -> LogLikelihood:
+        """Average densities over draws, shape ``(num_draws, num_rows)``.
+
+        Draws are independent, or those of ``num_chains`` Markov chains, concatenated: their number is then replaced by
+        the effective sample size of each row's densities (Vehtari et al. 2021, https://doi.org/10.1214/20-BA1221), and
+        the error is NaN for chains of fewer than four draws.
+        """
         top = log_densities.amax(dim=0)
         top = torch.where(top.isfinite(), top, 0.0)  # zero density at every draw
         relative = (log_densities - top).exp()
         mean = relative.mean(dim=0)
         error = torch.zeros_like(mean)
         if len(relative) > 1:
-            error = relative.std(dim=0) / (mean.clamp_min(torch.finfo(mean.dtype).tiny) * math.sqrt(len(relative)))
+            number = effective_sample_size(relative, num_chains)
+            error = relative.std(dim=0) / (mean.clamp_min(torch.finfo(mean.dtype).tiny) * number.sqrt())
         elif estimator != "exact":
             error = torch.full_like(mean, math.nan)
         return cls.with_error(top + mean.log(), error, estimator)
@@ -76,13 +91,14 @@ class LogLikelihood(Tensor):
 
 
 def density_estimator(pair: Pair) -> str:
-    """Return the estimator of a pair's row densities: importance-weighted if rows have latents, else exact."""
-    return IMPORTANCE if pair.structure.row_latent else EXACT
+    """Return the estimator of a pair's row densities: importance-weighted if rows have latents, else exact.
+
+    Densities at a sampler's draws are exact: they are conditional on the latents of rows.
+    """
+    return IMPORTANCE if pair.structure.row_latent and not isinstance(pair.guide, StoredDraws) else EXACT
 
 
-def row_log_likelihood(
-    pair: Pair, data: tuple[Any, ...], draws: int, latents: dict[str, Tensor] | None = None
-) -> LogLikelihood:
+def row_log_likelihood(pair: Pair, data: tuple[Any, ...], drawn: ChainDraws) -> LogLikelihood:
     """Posterior predictive log density of each row of ``data`` in nats, ``log mean_s p(x_i | theta_s)``.
 
     Call it inside ``pair.isolated``.
@@ -91,19 +107,17 @@ def row_log_likelihood(
     ----------
     pair, data
         A pair, and arguments of its model.
-    draws
-        Number of draws from the guide.
-    latents
-        Existing draws of the shared latents; default: new ones.
+    drawn
+        Draws at which the densities are averaged.
     """
-    latents = draw_shared(pair, draws) if latents is None else latents
+    latents, number, num_chains = drawn
     estimator = density_estimator(pair)
     if data is not pair.data:
         pair.check_amortised()
     if isinstance(pair.story, LatentStory):
-        blocks = latent_densities(pair, data, draws, latents)
-        return LogLikelihood.concatenate([LogLikelihood.from_draws(block, estimator) for block in blocks])
-    return LogLikelihood.from_draws(row_densities(pair, latents, draws, data).log_likelihood, estimator)
+        blocks = latent_densities(pair, data, number, latents)
+        return LogLikelihood.concatenate([LogLikelihood.from_draws(block, estimator, num_chains) for block in blocks])
+    return LogLikelihood.from_draws(row_densities(pair, latents, number, data).log_likelihood, estimator, num_chains)
 
 
 def latent_densities(

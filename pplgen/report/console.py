@@ -17,6 +17,7 @@ from pplgen.errors import printable
 from pplgen.inference.training_result import Progress as Update
 from pplgen.inference.training_result import ProgressCallback
 from pplgen.posterior.datatree import printed_table
+from pplgen.posterior.evidence import prior_note
 from pplgen.posterior.fitted_pair import AGREEMENT, FittedPair
 from pplgen.story.isolation import kept_generators
 
@@ -111,6 +112,7 @@ def print_summary(fit: FittedPair, tree: xr.DataTree, response_sds: pd.Series | 
         f"ELBO {best.elbo:.2f} +- {best.elbo_error:.2f} nats{each}{restarts}{failed}",
         f"{len(best.history):,} steps of {fit.path}: {best.how}",
         *best.faults,
+        *filter(None, [prior_note(fit.pair, "ELBO")]),
         *left_out,
     )
 

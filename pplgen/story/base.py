@@ -111,6 +111,11 @@ class Story(PyroModule, metaclass=_KeepsGenerators):
         """Constants of the model, such as prior parameters set from the data, by their names in ``dims``."""
         return {}
 
+    @property
+    def priors_from_data(self) -> tuple[str, ...]:
+        """Options of priors that were not given, so that ``initialise`` takes their constants from the data."""
+        return tuple(name for name in self.constants if self.config.get(name, ...) is None)
+
     def labels(self, columns: Sequence[str]) -> dict[str, list[str]]:
         """Coordinate labels by axis name; by default the columns for each axis of ``dims`` that ends in ``feature``."""
         names = {axis for axes in self.dims.values() for axis in axes}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.exact.particles import rao_blackwellised_filter
-from pplgen.posterior.draws import draw_shared
+from pplgen.posterior.chain_draws import draw_by_chain
 from pplgen.posterior.row_likelihood import EXACT, IMPORTANCE, LogLikelihood, density_estimator, row_log_likelihood
 from pplgen.story.dynamics import SwitchingLinearGaussian
 from pplgen.story.pair import Pair
@@ -44,7 +44,7 @@ def log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator: str
     pair, data
         A pair, and arguments of its model.
     draws
-        Number of draws from the guide.
+        Number of draws from the guide, at most; a sampler's are thinned to it.
     estimator
         ``gaussian-sum`` (default), ``importance``, ``kim`` or ``particle`` for a switching linear Gaussian story; other
         pairs have a single estimator.
@@ -54,7 +54,7 @@ def log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator: str
     InputError
         If the pair has no such estimator.
     """
-    latents = draw_shared(pair, draws)
+    latents, number, num_chains = drawn = draw_by_chain(pair, draws)
     available = ["exact" if density_estimator(pair) == EXACT else "importance"]
     if isinstance(pair.story, StateSpaceStory):
         model = first_model(pair, data[0], latents)
@@ -65,14 +65,14 @@ def log_likelihood(pair: Pair, data: tuple[Any, ...], draws: int, estimator: str
         name = type(pair.story).__name__ if pair.story else "this pair"
         raise InputError(f"estimator={estimator!r}: expected {' or '.join(map(repr, available))} for {name}")
     if chosen == "kim":
-        densities = filter_densities(pair, data[0], latents, draws)[0].sum(dim=-1)
+        densities = filter_densities(pair, data[0], latents, number)[0].sum(dim=-1)
     elif chosen == "gaussian-sum":
-        densities = _by_gaussian_sums(pair, data[0], latents, draws)
+        densities = _by_gaussian_sums(pair, data[0], latents, number)
     elif chosen == "particle":
-        densities = _by_particles(pair, data[0], latents, draws)
+        densities = _by_particles(pair, data[0], latents, number)
     else:
-        return row_log_likelihood(pair, data, draws, latents)
-    return LogLikelihood.from_draws(densities, ESTIMATORS[chosen])
+        return row_log_likelihood(pair, data, drawn)
+    return LogLikelihood.from_draws(densities, ESTIMATORS[chosen], num_chains)
 
 
 def _by_gaussian_sums(pair: Pair, y: Tensor, latents: Any, num_draws: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from pplgen.models import LinearGaussianSSM
 
 import pplgen
-from pplgen.checks import importance_weights, latents, optimisation, predictive, sanity, series, width
+from pplgen.checks import importance_weights, latents, missed_modes, optimisation, predictive, sanity, series, width
 from pplgen.checks.check import Check
 from pplgen.checks.inputs import CheckInputs
 from pplgen.story.isolation import seeded
@@ -112,15 +112,32 @@ def correlated(mean_field):
 
 
 def signs(both):
-    """A mean that is seen with its sign, or without, which leaves two modes."""
+    """A mean that is seen with its sign, or without, which leaves two modes that the prior tells apart."""
 
     def model(x):
-        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        mu = pyro.sample("mu", dist.Normal(0.3, 3.0))
         with pyro.plate("data", 20):
             pyro.sample("x", dist.Normal(mu.abs() if both else mu, 1.0), obs=x)
 
     x = torch.randn(20) + 1.5
     return fitted(pplgen.fit(model, x, seed=SEED, restarts=6, steps=800, compile="graph", progress=False))
+
+
+def three_groups(places):
+    """A mixture of three on three groups, and a guide with its locations at given places."""
+    x = torch.cat([torch.randn(20) + place for place in (-8.0, 0.0, 8.0)])
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+        with pyro.plate("data", 60):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    def guide(x):
+        where = pyro.param("where", torch.tensor(places))
+        pyro.sample("mu", dist.Normal(where, pyro.param("log_sd", torch.full((3,), -1.5)).exp()).to_event(1))
+
+    return CheckInputs(Pair(model, guide, (x,)))
 
 
 def line(learning_rate):
@@ -253,7 +270,13 @@ CASES = (
         lambda: correlated(True),
         lambda: correlated(False),
     ),
-    Case("a missed mode", optimisation.missed_modes, lambda: signs(True), lambda: signs(False)),
+    Case("a missed mode", missed_modes.missed_modes, lambda: signs(True), lambda: signs(False)),
+    Case(
+        "a missed mode that no restart found",
+        missed_modes.missed_modes,
+        lambda: three_groups((-8.2, -7.8, 4.0)),
+        lambda: three_groups((-8.0, 0.0, 8.0)),
+    ),
     Case(
         "a guide that returns the prior",
         importance_weights.khat,

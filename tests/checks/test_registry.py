@@ -18,7 +18,16 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 import pplgen
-from pplgen.checks import components, importance_weights, latents, optimisation, predictive, registry, sensitivity
+from pplgen.checks import (
+    components,
+    importance_weights,
+    latents,
+    missed_modes,
+    optimisation,
+    predictive,
+    registry,
+    sensitivity,
+)
 from pplgen.checks.check import RENAMED
 from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.registry import Check, Checks, Verdict
@@ -29,6 +38,7 @@ from pplgen.inference.iterates import MIN_STORED, Iterates, tracked_indices
 from pplgen.inference.training_result import StopReason, Training
 from pplgen.posterior.datatree import summarise
 from pplgen.posterior.draws import draw_shared
+from pplgen.posterior.exchangeability import exchangeable
 from pplgen.posterior.importance_sampling import log_prior, weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.posterior.psis import smoothed_weights
@@ -392,7 +402,7 @@ def two_kinds(share):
             pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
 
     def guide(x):
-        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor([-3.0, 3.0])), 0.2).to_event(1))
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor([-3.0, 3.0])), 0.3156).to_event(1))
 
     nothing = np.empty(0)
     runs = tuple(
@@ -405,11 +415,14 @@ def two_kinds(share):
 
 def test_a_mode_is_not_named_away_where_components_have_shares_of_their_own():
     pair, runs = two_kinds(0.6)
-    missed = judge(optimisation.missed_modes, pair, runs=runs)
-    assert (missed.value, missed.verdict) == (0.5, Verdict.FAIL)
+    missed = judge(missed_modes.missed_modes, pair, runs=runs)
+    # the guide is the posterior of either, but for .012 in the means: weights of 1,000 draws vary by a twentieth
+    assert missed.value == pytest.approx(0.5, abs=0.25 * 4 * 2**0.5 * 0.06 / 1000**0.5)
+    assert missed.verdict is Verdict.FAIL
+    assert "pplgen.stack(fit)" in missed.remedy
     assert "not exchangeable" in judge(components.label_switching, pair).remedy
     pair, runs = two_kinds(0.5)
-    assert judge(optimisation.missed_modes, pair, runs=runs).verdict is Verdict.PASS
+    assert judge(missed_modes.missed_modes, pair, runs=runs).verdict is Verdict.PASS
     assert judge(components.label_switching, pair).verdict is Verdict.PASS
 
 
@@ -425,7 +438,7 @@ def test_states_of_a_chain_swap_names_along_both_axes_of_its_transitions():
             pyro.sample(f"x{step}", dist.Normal(mu[z], noise[0]), obs=x[step])
 
     def alike(inputs):
-        return components.exchangeable(inputs, draw_shared(inputs.pair, 5))
+        return exchangeable(inputs.pair, draw_shared(inputs.pair, 5))
 
     assert judge(alike, Pair(model, None, (torch.randn(4),))) == {"P": (-2, -1), "mu": (-1,)}
 

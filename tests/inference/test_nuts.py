@@ -19,7 +19,7 @@ from pplgen.checks import sampler
 from pplgen.errors import InputError
 from pplgen.fitting import nuts_fit
 from pplgen.fitting.posterior_comparison import against, side_by_side
-from pplgen.inference.nuts import Potential
+from pplgen.inference.potential import Potential
 from pplgen.inference.training_result import StopReason
 from pplgen.plots import fit as plots
 from pplgen.posterior.relabelling import component_axes, relabel_dataset
@@ -297,7 +297,7 @@ def test_components_are_matched_before_fits_are_compared(faithful_fit):
     [(mixture, ("weights", "mu", "s")), (GaussianMixture(2, 1), ("weights", "mu", "scale_tril"))],
     ids=["a bare pair", "a story"],
 )
-def test_draws_of_all_chains_name_the_components_alike(model, names):
+def test_draws_of_all_chains_name_the_components_alike(model, names, capsys):
     """Two groups far apart; draws of the second chain, and every other one of the first, are named the other way."""
     y = torch.cat([torch.linspace(-1, 1, 15) - 3, torch.linspace(-1, 1, 15) + 3])
     data = y if model is mixture else y[:, None]
@@ -316,6 +316,17 @@ def test_draws_of_all_chains_name_the_components_alike(model, names):
         torch.testing.assert_close(value.flip(1) if turned else value, before[name], rtol=0, atol=0)
     latents = fit.latents(draws=80)["z"].values
     assert latents.max(1).min() > 0.9
+    # the rows of each component lie around its location, in the tree as in the summary
+    means = latents.T @ y.numpy() / latents.sum(0)
+    tree = fit.to_datatree(groups=["posterior"])
+    located = tree["posterior"]["mu"].mean(["chain", "draw"]).values.flatten()
+    np.testing.assert_allclose(located, means, atol=0.8)  # four posterior sds
+    fit.summary()
+    printed = [line.split() for line in capsys.readouterr().out.splitlines() if " mu[" in line]
+    shown = [
+        float(next(word for word in line[2:] if word.lstrip("-")[:1].isdigit() and "]" not in word)) for line in printed
+    ]
+    np.testing.assert_allclose(shown, located, rtol=1e-3)
 
 
 def test_components_with_priors_of_their_own_keep_their_names():
