@@ -30,7 +30,7 @@ from pplgen.errors import first_line
 from pplgen.inference.training_result import Training
 from pplgen.story.pair import Pair
 
-__all__ = ["CHECKS", "Check", "Checks", "Verdict", "run_checks"]
+__all__ = ["CHECKS", "Check", "Checks", "Verdict", "run_checks", "run_on"]
 
 CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     values.non_finite,
@@ -71,8 +71,12 @@ def run_checks(
     **options: Any,
 ) -> Checks:
     """Run all checks; call inside ``pair.isolated``. Arguments are those of ``CheckInputs``."""
+    return run_on(CheckInputs(pair, rows, runs, **options))
+
+
+def run_on(inputs: CheckInputs) -> Checks:
+    """Run all checks on inputs that exist, whose draws others may share; call inside ``pair.isolated``."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        inputs = CheckInputs(pair, rows, runs, **options)
         return Checks(_run(check, inputs) for check in CHECKS)
 
 
