@@ -11,6 +11,7 @@ from scipy import stats
 from pplgen.checks.check import Check, ParetoShapes, Verdict, not_applicable
 from pplgen.checks.importance_weights import elbo_gap, guide_advice, resampled_means
 from pplgen.checks.inputs import CheckInputs
+from pplgen.checks.leave_one_out_pit import MAX_HIGH_ROWS, leave_one_out_pit, why_not_replicated
 from pplgen.checks.replicates import Replicates, replicate
 from pplgen.checks.uniformity import holm
 from pplgen.posterior.leave_one_out import leave_one_out
@@ -25,8 +26,6 @@ LEVEL = 0.01
 PRIOR_DRAWS = 1000
 FINITE_VARIANCE_K = 0.5
 """Pareto k up to which weights have a finite variance (Vehtari et al. 2024)."""
-MAX_HIGH_ROWS = 0.05
-"""Largest fraction of rows with heavy-tailed leave-one-out weights at which the check warns rather than fails."""
 
 GELMAN = "Gelman et al. 2020, Bayesian workflow"
 MISFIT = "the model does not reproduce the data: change the likelihood"
@@ -92,7 +91,7 @@ def posterior_predictive(inputs: CheckInputs) -> Check:
     Replicates are new rows. As the same data were fitted, the p-values are conservative.
     """
     name, source = "posterior predictive p-value (smallest, Holm)", "Gelman, Meng and Stern 1996; Holm 1979"
-    if reason := _why_not_replicated(inputs):
+    if reason := why_not_replicated(inputs):
         return not_applicable(name, source, reason)
     replicates = inputs.replicates
     adjusted = holm(replicates.p_values().tolist())
@@ -115,6 +114,9 @@ def loo(inputs: CheckInputs) -> Check:
     name, source = LOO_PARETO_K, "Magnusson et al. 2019; Vehtari et al. 2024"
     if reason := _why_no_loo(inputs):
         return not_applicable(name, source, reason)
+    khat = float(smoothed_weights(inputs.weighted.log_ratio)[1])
+    if not inputs.sampled and khat > k_limit(len(inputs.weighted.log_ratio)):
+        return not_applicable(name, source, f"the guide's importance weights are unreliable: Pareto k {khat:.2f}")
     estimate = leave_one_out(inputs.weighted)
     k = np.nan_to_num(np.asarray(estimate.pareto_k, dtype=float), nan=np.inf, posinf=np.inf, neginf=-np.inf)
     shapes = ParetoShapes(1 + inputs.scored_rows.step * np.arange(len(k)), k, float(estimate.good_k))
@@ -154,33 +156,10 @@ def loo_pit(inputs: CheckInputs) -> Check:
     latents, nothing is left out.
     """
     name, source = "LOO-PIT uniformity p-value (smallest, Holm)", "Gabry et al. 2019; Holm 1979"
-    if reason := _why_not_replicated(inputs):
-        return not_applicable(name, source, reason)
-    reason = inputs.why_no_shared
-    if inputs.structure.shared_latent and (reason or not inputs.is_training):
-        return not_applicable(name, source, reason or "the rows are not the training rows, so none can be left out")
-    replicates = inputs.replicates
-    if not replicates.values.numel():
-        return not_applicable(name, source, "series, and sites of different lengths, have no rows to leave out")
-    if inputs.structure.shared_latent:
-        every = replicates.step * inputs.replicated_step // inputs.scored_rows.step
-        densities = inputs.weighted.log_likelihood[:, ::every]
-        if densities.shape[1] != len(replicates.values):
-            return not_applicable(name, source, "the observed site does not have one entry per row")
-        ratios = inputs.weighted.log_ratio
-        weights, k = smoothed_weights(torch.cat([ratios[:, None], ratios[:, None] - densities], dim=1))
-        limit = k_limit(len(ratios))
-        if not inputs.sampled and float(k[0]) > limit:
-            return not_applicable(name, source, f"the guide's importance weights are unreliable: Pareto k {k[0]:.2f}")
-        if float((k[1:] > limit).double().mean()) > MAX_HIGH_ROWS:
-            return not_applicable(name, source, f"the weights of {int((k[1:] > limit).sum()):,} rows are unreliable")
-        weights = weights[:, 1:, None]
-    else:
-        weights = torch.full((len(replicates.drawn), 1, 1), 1 / len(replicates.drawn), dtype=torch.float64)
-    below = (weights * (replicates.drawn < replicates.values)).sum(0)
-    equal = (weights * (replicates.drawn == replicates.values)).sum(0)
-    pit = (below + torch.rand_like(below) * equal).where(~replicates.values.isnan(), torch.nan).cpu().numpy()
-    columns = [column[~np.isnan(column)] for column in pit.T]
+    pit = leave_one_out_pit(inputs)
+    if isinstance(pit, str):
+        return not_applicable(name, source, pit)
+    columns = pit.seen
     p_values = [stats.kstest(column, "uniform").pvalue if len(column) else 1.0 for column in columns]
     adjusted = holm(p_values)
     worst = int(adjusted.argmin())
@@ -190,18 +169,7 @@ def loo_pit(inputs: CheckInputs) -> Check:
     sd, mean = float(np.std(columns[worst])), float(np.mean(columns[worst]))
     wide = "too wide" if sd < 12**-0.5 else "too narrow"
     shape = f"mean {mean:.2f} (expected .5), sd {sd:.2f} (expected .29): predictions are biased or {wide}"
-    return Check(name, value, LEVEL, source, Verdict.FAIL, f"{replicates.columns[worst]}, {shape}; {MISFIT}")
-
-
-def _why_not_replicated(inputs: CheckInputs) -> str | None:
-    """Why data cannot be replicated; ``None`` if they can."""
-    if not inputs.structure.observed:
-        return "the model has no observed site"
-    if inputs.pair.weights is not None and inputs.is_training:
-        return "weighted rows cannot be replicated"
-    if not inputs.num_rows or (inputs.rows is inputs.pair.data and not inputs.has_rows):
-        return inputs.why_no_training_rows or "there are no rows"
-    return None
+    return Check(name, value, LEVEL, source, Verdict.FAIL, f"{pit.columns[worst]}, {shape}; {MISFIT}")
 
 
 def _why_no_loo(inputs: CheckInputs) -> str | None:
