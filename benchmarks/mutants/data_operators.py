@@ -11,11 +11,16 @@ from torch import Tensor
 __all__ = ["DATA_OPERATORS"]
 
 
-def _real(change: Callable[[Tensor, Tensor], Tensor], kinds: tuple[str, ...] = ("real",)) -> Callable:
-    """Return an operator on real observations, given them and their standard deviation by column."""
+def _real(
+    change: Callable[[Tensor, Tensor], Tensor], adds: str, kinds: tuple[str, ...] = ("real",)
+) -> Callable[[Subject], Subject]:
+    """Return an operator on real observations, given them and their standard deviation by column.
+
+    It applies to pairs that do not describe what it ``adds``.
+    """
 
     def operator(subject: Subject) -> Subject:
-        if subject.kind not in kinds:
+        if subject.kind not in kinds or adds in subject.describes:
             raise DoesNotApply(subject.kind)
         y = subject.y
         table = y.reshape(-1, y.shape[-1]) if y.ndim > 1 else y[:, None]
@@ -116,14 +121,14 @@ def fanned(y: Tensor, x: Tensor) -> Tensor:
 
 
 DATA_OPERATORS: dict[str, Callable[[Subject], Subject]] = {
-    "outliers": _real(with_outliers),
-    "autocorrelated rows": _real(autocorrelated),
-    "season": _real(with_season),
-    "trend": _real(with_trend),
-    "skewness": _real(skewed, ("real", "positive")),
-    "heavy tails": _real(heavy_tailed),
-    "two populations": _real(two_populations),
-    "values cut off": _real(cut_off, ("real", "positive")),
+    "outliers": _real(with_outliers, "outliers"),
+    "autocorrelated rows": _real(autocorrelated, "order"),
+    "season": _real(with_season, "season"),
+    "trend": _real(with_trend, "order"),
+    "skewness": _real(skewed, "shape", ("real", "positive")),
+    "heavy tails": _real(heavy_tailed, "shape"),
+    "two populations": _real(two_populations, "shape"),
+    "values cut off": _real(cut_off, "shape", ("real", "positive")),
     "rows counted twice": with_repeated_rows,
     "overdispersed counts": _counts(lambda y: y * torch.exp(0.7 * torch.randn(y.shape) - 0.25)),
     "underdispersed counts": _counts(lambda y: y.mean() + 0.4 * (y - y.mean())),

@@ -12,7 +12,6 @@ from mutants.pair_under_test import DoesNotApply, Subject
 from pplgen.models import (
     GaussianHMM,
     GaussianMixture,
-    LinearGaussianSSM,
     MarkovSwitchingAR,
     MixedMixture,
     SwitchingLDS,
@@ -84,18 +83,8 @@ def _frozen_weight(subject: Subject) -> Subject:
     return replace(frozen_weights(replace(subject, model=story.model, guide=story.guide)), options={"steps": 3000})
 
 
-def _shifted_level(subject: Subject) -> Subject:
-    """Return the series with a level that jumps in the middle, by five standard deviations."""
-    if not isinstance(subject.model, GaussianHMM | LinearGaussianSSM | MarkovSwitchingAR):
-        raise DoesNotApply("see the series")
-    y = subject.y.clone()
-    y[:, y.shape[1] // 2 :] += 8 * y.std()
-    return subject.with_y(y)
-
-
 STORY_OPERATORS: dict[str, Callable[[Subject], Subject]] = {
     "one component": _one_component,
     "collapsed encoder": _collapsed,
     "KL weight frozen at .1 (autoencoder)": _frozen_weight,
-    "a jump of the level": _shifted_level,
 }

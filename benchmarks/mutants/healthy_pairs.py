@@ -286,7 +286,10 @@ def level() -> Subject:
         pyro.sample("mu", dist.MultivariateNormal(precision.inverse() @ y, precision_matrix=precision))
 
     y = torch.randn(40).cumsum(0) + torch.randn(40)
-    return Subject("levels of a random walk", model, (y,), "real", guide, closed=True, ordered=True, fixed_noise=True)
+    return Subject(
+        "levels of a random walk", model, (y,), "real", guide, closed=True, ordered=True,
+        describes=frozenset({"order"}), fixed_noise=True,
+    )  # fmt: skip
 
 
 def logistic() -> Subject:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pplgen.story.base import Story
 
-__all__ = ["STORIES"]
+__all__ = ["QUICK_STORIES", "STORIES"]
 
 
 def _clusters(number: int = 150) -> tuple[Tensor, Tensor]:
@@ -49,32 +49,32 @@ def _factors(noise: Tensor, number: int = 150) -> Tensor:
     return torch.randn(number, 2) @ loadings.T + noise * torch.randn(number, 5)
 
 
-def _story(name: str, make: Callable[[], Story], x: Tensor, kind: str = "real", ordered: bool = False) -> Subject:
-    return Subject(name, make(), (x,), kind, ordered=ordered)
+def _story(name: str, make: Callable[[], Story], x: Tensor, *describes: str, kind: str = "real") -> Subject:
+    return Subject(name, make(), (x,), kind, ordered=x.ndim == 3, describes=frozenset(describes))
 
 
 def mixture() -> Subject:
     """Two clusters."""
-    return _story("GaussianMixture", lambda: GaussianMixture(2, 2), _clusters()[0])
+    return _story("GaussianMixture", lambda: GaussianMixture(2, 2), _clusters()[0], "shape")
 
 
 def mixed_mixture() -> Subject:
     """Binary columns of two classes."""
     z = (torch.rand(200) < 0.4).long()
     p = torch.tensor([[0.1, 0.2, 0.8, 0.9, 0.3], [0.8, 0.9, 0.2, 0.2, 0.7]])
-    return _story("MixedMixture", lambda: MixedMixture(2, 5, columns="binary"), torch.bernoulli(p[z]), "binary")
+    return _story("MixedMixture", lambda: MixedMixture(2, 5, columns="binary"), torch.bernoulli(p[z]), kind="binary")
 
 
 def dirichlet_process() -> Subject:
     """Two clusters, for an unknown number."""
-    return _story("DirichletProcessMixture", lambda: DirichletProcessMixture(5, 2), _clusters()[0])
+    return _story("DirichletProcessMixture", lambda: DirichletProcessMixture(5, 2), _clusters()[0], "shape")
 
 
 def hidden_markov() -> Subject:
     """Two regimes with different means."""
     z = _regimes()
     y = torch.tensor([0.0, 3.0])[z] + torch.randn(150)
-    return _story("GaussianHMM", lambda: GaussianHMM(2, 1), y[None, :, None], ordered=True)
+    return _story("GaussianHMM", lambda: GaussianHMM(2, 1), y[None, :, None], "shape")
 
 
 def switching_autoregression() -> Subject:
@@ -83,13 +83,13 @@ def switching_autoregression() -> Subject:
     for _ in range(149):
         error.append(0.5 * error[-1] + 0.7 * torch.randn(()))
     y = torch.tensor([0.0, 4.0])[z] + torch.stack(error)
-    return _story("MarkovSwitchingAR", lambda: MarkovSwitchingAR(2, 1), y[None, :, None], ordered=True)
+    return _story("MarkovSwitchingAR", lambda: MarkovSwitchingAR(2, 1), y[None, :, None], "shape", "order")
 
 
 def local_level() -> Subject:
     """A random walk with noise."""
     y = torch.randn(1, 100, 1).cumsum(1) + 1.5 * torch.randn(1, 100, 1)
-    return _story("LinearGaussianSSM", LinearGaussianSSM.local_level, y, ordered=True)
+    return _story("LinearGaussianSSM", LinearGaussianSSM.local_level, y, "order")
 
 
 def switching_system() -> Subject:
@@ -99,7 +99,7 @@ def switching_system() -> Subject:
     for regime in z.tolist():
         x = turns[regime] @ x + 0.3 * torch.randn(2)
         steps.append(x + 0.2 * torch.randn(2))
-    return _story("SwitchingLDS", lambda: SwitchingLDS(2, 2, 2), torch.stack(steps)[None], ordered=True)
+    return _story("SwitchingLDS", lambda: SwitchingLDS(2, 2, 2), torch.stack(steps)[None], "shape", "order", "season")
 
 
 def principal_components() -> Subject:
@@ -120,21 +120,21 @@ def _curve(number: int = 300) -> Tensor:
 
 def autoencoding() -> Subject:
     """Rows near a curve."""
-    return _story("VAE", lambda: VAE(3, 1, hidden=(16,), likelihood="normal"), _curve())
+    return _story("VAE", lambda: VAE(3, 1, hidden=(16,), likelihood="normal"), _curve(), "shape")
 
 
 def clustered_autoencoding() -> Subject:
     """Rows of two clusters on a line."""
     x, _ = _clusters(300)
     make = lambda: MixtureVAE(2, 1, num_components=2, hidden=(16,), likelihood="normal")  # noqa: E731
-    return _story("MixtureVAE", make, x)
+    return _story("MixtureVAE", make, x, "shape")
 
 
 def half_labelled() -> Subject:
     """Rows of two classes, none of them labelled."""
     x, _ = _clusters(300)
     make = lambda: SemiSupervisedVAE(2, 1, num_classes=2, hidden=(16,), likelihood="normal")  # noqa: E731
-    return _story("SemiSupervisedVAE", make, x)
+    return _story("SemiSupervisedVAE", make, x, "shape")
 
 
 def point_autoencoding() -> Subject:
@@ -159,3 +159,5 @@ STORIES: tuple[Callable[[], Subject], ...] = (
     point_autoencoding,
 )
 """All stories; each makes one with a data set. Seed torch first."""
+QUICK_STORIES = (mixture, mixed_mixture, hidden_markov, switching_autoregression, local_level, factors, autoencoding)
+"""Those of which many fits are affordable."""

@@ -76,6 +76,8 @@ class Subject:
         Whether the guide is the posterior in closed form, which needs no fit.
     ordered
         Whether rows are steps of time.
+    describes
+        What the model describes, so that data with it are no mutants: ``"shape"`` of the distribution, ``"order"``.
     fixed_noise
         Whether the scale of the noise is a constant of the model.
     variants
@@ -95,6 +97,7 @@ class Subject:
     observed: int = -1
     covariates: int | None = None
     ordered: bool = False
+    describes: frozenset[str] = frozenset()
     fixed_noise: bool = False
     variants: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)

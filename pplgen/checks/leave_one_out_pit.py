@@ -10,8 +10,10 @@ import torch
 from pplgen.checks.inputs import CheckInputs
 from pplgen.posterior.psis import k_limit, smoothed_weights
 
-__all__ = ["MAX_HIGH_ROWS", "LeaveOneOutPit", "leave_one_out_pit", "why_not_replicated"]
+__all__ = ["CLIP", "MAX_HIGH_ROWS", "LeaveOneOutPit", "leave_one_out_pit", "why_not_replicated"]
 
+CLIP = 1e-12
+"""Smallest distance of a probability from 0 and 1, whose normal quantile is finite."""
 MAX_HIGH_ROWS = 0.05
 """Largest fraction of rows whose leave-one-out weights may be heavy-tailed."""
 
@@ -61,7 +63,9 @@ def leave_one_out_pit(inputs: CheckInputs) -> LeaveOneOutPit | str:
         weights = torch.full((len(replicates.drawn), 1, 1), 1 / len(replicates.drawn), dtype=torch.float64)
     below = (weights * (replicates.drawn < replicates.values)).sum(0)
     equal = (weights * (replicates.drawn == replicates.values)).sum(0)
-    pit = (below + torch.rand_like(below) * equal).where(~replicates.values.isnan(), torch.nan).cpu().numpy()
+    own = 1 / len(replicates.drawn)  # the entry is ranked among the draws and itself, so that its rank is uniform
+    pit = (below + torch.rand_like(below) * (equal + own)) / (1 + own)
+    pit = pit.where(~replicates.values.isnan(), torch.nan).cpu().numpy()
     return LeaveOneOutPit(pit, replicates.columns, replicates.step * inputs.replicated_step)
 
 

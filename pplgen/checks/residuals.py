@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, not_applicable
 from pplgen.checks.inputs import CheckInputs
-from pplgen.checks.leave_one_out_pit import LeaveOneOutPit, leave_one_out_pit
-from pplgen.checks.series import CLIP, FEWEST, correlation_tests
+from pplgen.checks.leave_one_out_pit import CLIP, LeaveOneOutPit, leave_one_out_pit
+from pplgen.checks.series import FEWEST, correlation_tests
 from pplgen.checks.uniformity import holm
 from pplgen.story.state_space import StateSpaceStory
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from pplgen.checks.check import Check, Verdict, not_applicable
 from pplgen.checks.inputs import CheckInputs
+from pplgen.checks.leave_one_out_pit import CLIP
 from pplgen.checks.uniformity import holm
 from pplgen.errors import InputError
 from pplgen.posterior.draws import draw_shared
 from pplgen.story.state_space import StateSpaceStory
 
-__all__ = ["CLIP", "FEWEST", "autocorrelations", "correlation_tests", "one_step_residuals"]
+__all__ = ["FEWEST", "autocorrelations", "correlation_tests", "one_step_residuals"]
 
 LEVEL = 0.01
 """Family-wise level of the tests."""
@@ -24,8 +25,6 @@ FEWEST = 20
 """Minimum number of predicted entries of a column."""
 MAX_LAGS = 40
 """Maximum number of lags, at most a quarter of the longest series."""
-CLIP = 1e-12
-"""Smallest distance of a probability from 0 and 1, whose normal quantile is finite."""
 
 
 def one_step_residuals(inputs: CheckInputs) -> Check:
