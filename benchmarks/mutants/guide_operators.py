@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["GUIDE_OPERATORS"]
+__all__ = ["GUIDE_OPERATORS", "moved_guide"]
 
 
 class ChangedSites(Messenger):
@@ -129,7 +129,8 @@ def _changed(change: Callable[[Any], Any], first: bool = False) -> Callable[[Sub
     return operator
 
 
-def _moved(width: float = 1.0, shift: float = 0.0, one: bool = False) -> Callable[[Subject], Subject]:
+def moved_guide(width: float = 1.0, shift: float = 0.0, one: bool = False) -> Callable[[Subject], Subject]:
+    """Return an operator that changes widths and locations, in standard deviations; with ``one`` of the first entry."""
     if one:
         widths, shifts = torch.tensor([width, 1.0]), torch.tensor([shift, 0.0])
     else:
@@ -146,14 +147,14 @@ def prior_as_guide(subject: Subject) -> Subject:
 
 
 GUIDE_OPERATORS: dict[str, Callable[[Subject], Subject]] = {
-    "guide narrowed to .5": _moved(0.5),
-    "guide narrowed to .75": _moved(0.75),
-    "guide widened to 1.33": _moved(1.33),
-    "guide widened to 2": _moved(2.0),
-    "guide narrowed to .6 in one entry": _moved(0.6, one=True),
-    "guide widened to 1.6 in one entry": _moved(1.6, one=True),
-    "guide shifted by 1 sd": _moved(shift=1.0),
-    "guide shifted by 1.5 sd in one entry": _moved(shift=1.5, one=True),
+    "guide narrowed to .5": moved_guide(0.5),
+    "guide narrowed to .75": moved_guide(0.75),
+    "guide widened to 1.33": moved_guide(1.33),
+    "guide widened to 2": moved_guide(2.0),
+    "guide narrowed to .6 in one entry": moved_guide(0.6, one=True),
+    "guide widened to 1.6 in one entry": moved_guide(1.6, one=True),
+    "guide shifted by 1 sd": moved_guide(shift=1.0),
+    "guide shifted by 1.5 sd in one entry": moved_guide(shift=1.5, one=True),
     "guide with the wrong sign": _changed(negated, first=True),
     "guide with two entries swapped": _changed(swapped, first=True),
     "guide without correlations": _changed(without_correlations, first=True),

@@ -229,7 +229,7 @@ def groups() -> Subject:
         precision, moment = _groups(y, group, 1.0)
         pyro.sample("beta", dist.MultivariateNormal(precision.inverse() @ moment, precision_matrix=precision))
 
-    group = torch.arange(96) % 8
+    group = torch.randint(8, (96,))
     y = 3 + torch.randn(8)[group] + torch.randn(96)
     pooled = "groups ignored"
 
@@ -271,7 +271,7 @@ def autoregression() -> Subject:
 
 
 def level() -> Subject:
-    """A random walk of 40 levels, seen with known noise: the levels are one normal latent."""
+    """Levels of a random walk, 40 steps seen with known noise: the levels are one normal latent."""
     steps = torch.arange(40.0)
     prior = torch.minimum(steps[:, None], steps[None]) + 1.0
 
@@ -323,7 +323,7 @@ def poisson_regression() -> Subject:
         return model
 
     x, exposure = torch.cat([torch.randn(150, 2), torch.ones(150, 1)], 1), 1 + 4 * torch.rand(150)
-    y = torch.poisson(exposure * torch.exp(x @ torch.tensor([0.6, -0.4, 0.5])))
+    y = torch.poisson(exposure * torch.exp(x @ torch.tensor([1.0, -0.6, 0.5])))
     variants = {
         "wrong sign of the offset": of(lambda eta, e: torch.exp(eta) / e),
         "offset dropped": of(lambda eta, e: torch.exp(eta)),
@@ -336,7 +336,7 @@ def poisson_regression() -> Subject:
 
 
 def schools() -> Subject:
-    """A hierarchy of ten groups, not centred, whose spread is unknown."""
+    """Hierarchy of ten groups, not centred, whose spread is unknown."""
 
     def model(y: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
@@ -364,7 +364,7 @@ def robust_line() -> Subject:
 
 
 def signed_mean() -> Subject:
-    """A mean, fitted from six starts; seen without its sign it has two modes."""
+    """Mean, fitted from six starts; seen without its sign it has two modes."""
 
     def of(seen: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
         def model(y: Tensor) -> None:

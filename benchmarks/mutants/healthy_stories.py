@@ -36,7 +36,7 @@ def _clusters(number: int = 150) -> tuple[Tensor, Tensor]:
 
 
 def _regimes(length: int = 150) -> Tensor:
-    """A path of two regimes that each last twenty steps on average."""
+    """Path of two regimes that each last twenty steps on average."""
     path = [0]
     for _ in range(length - 1):
         path.append(1 - path[-1] if float(torch.rand(())) < 0.05 else path[-1])
@@ -87,7 +87,7 @@ def switching_autoregression() -> Subject:
 
 
 def local_level() -> Subject:
-    """A random walk with noise."""
+    """Random walk with noise."""
     y = torch.randn(1, 100, 1).cumsum(1) + 1.5 * torch.randn(1, 100, 1)
     return _story("LinearGaussianSSM", LinearGaussianSSM.local_level, y, "order")
 

@@ -24,7 +24,7 @@ from pplgen.timeseries.one_step import one_step_pit
 __all__ = ["DoesNotApply", "Handled", "Rearranged", "Subject"]
 
 
-class DoesNotApply(Exception):  # noqa: N818
+class DoesNotApply(Exception):
     """An operator, or a scorer, does not apply to a pair."""
 
 

@@ -91,8 +91,8 @@ def _ratio(replicates: Replicates, index: int) -> float:
 def posterior_predictive(inputs: CheckInputs) -> Check:
     """Smallest two-sided posterior predictive p-value of column statistics, with Holm's correction.
 
-    Statistics are mean, standard deviation, extremes, skewness and kurtosis, lag-one autocorrelation for series, and the
-    mean squared correlation between columns.
+    Statistics are mean, standard deviation, extremes, skewness and kurtosis, lag-one autocorrelation for series, and
+    the mean squared correlation between columns.
     Replicates are new rows. As the same data were fitted, the p-values are conservative.
     """
     name, source = "posterior predictive p-value (smallest, Holm)", "Gelman, Meng and Stern 1996; Holm 1979"

@@ -30,7 +30,7 @@ MAX_LAGS = 40
 def one_step_residuals(inputs: CheckInputs) -> Check:
     """Smallest p-value of tests of one-step-ahead residuals of all series, with Holm's correction.
 
-    A residual is the standard normal quantile of ``P(y_rep <= y_t | y_1:t-1)``. For each column three tests: the
+    A residual is the standard normal quantile of ``P(y_rep <= y_t | y_1:t-1)``. For each column four tests: the
     probabilities are uniform (Kolmogorov-Smirnov); the residuals' autocorrelations are zero at all lags (Ljung and Box
     1978); and at the lag where they are largest, with Bonferroni's correction, which detects a season.
     """
@@ -89,7 +89,7 @@ def _tests(pit: Tensor, column: str) -> list[tuple[float, str]]:
 
 
 def correlation_tests(residuals: Tensor, column: str) -> list[tuple[float, str]]:
-    """Return p-values of autocorrelation, at all lags and at the strongest, and what each of them means.
+    """Return p-values of autocorrelation, at lag one, all lags and the strongest, and what each of them means.
 
     Parameters
     ----------
@@ -109,6 +109,8 @@ def correlation_tests(residuals: Tensor, column: str) -> list[tuple[float, str]]
     where = f"{column}: residuals are correlated, most at lag {strongest + 1} (r = {float(r[strongest]):.2f})"
     more = "more lags, states or regimes" if strongest == 0 else f"a season of {strongest + 1} steps, or more lags"
     remedy = f"{where}; give the model {more}"
+    first = float(stats.chi2.sf(float(squares[0]), 1))
+    adjacent = f"{column}: residuals of adjacent steps are correlated (r = {float(r[0]):.2f}); give the model more lags"
     box = float(stats.chi2.sf(float(squares.sum()), len(r)))
     single = min(1.0, len(r) * float(stats.chi2.sf(float(squares[strongest]), 1)))
-    return [(box, remedy), (single, remedy)]
+    return [(first, f"{adjacent}, states or regimes"), (box, remedy), (single, remedy)]
