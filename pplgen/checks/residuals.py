@@ -61,8 +61,8 @@ def residuals_in_order(inputs: CheckInputs) -> Check:
     """Smallest p-value of tests that residuals do not depend on the order of the rows, with Holm's correction.
 
     Autocorrelations at lag one, at all lags together (Ljung and Box 1978) and at the strongest, and rank correlation
-    with the row number. Without covariates this is a warning: exchangeable rows may have been sorted by what they are. Series have a
-    check of their own.
+    with the row number. Without covariates this is a warning: exchangeable rows may have been sorted by what they are.
+    Series have a check of their own.
     """
     name, source = "residuals in the order of rows p-value (smallest, Holm)", "Ljung and Box 1978; Dunn and Smyth 1996"
     if isinstance(inputs.story, StateSpaceStory):
