@@ -15,7 +15,7 @@ from pplgen.checks.leave_one_out_pit import CLIP, MAX_HIGH_ROWS, leave_one_out_p
 from pplgen.checks.replicates import Replicates, replicate
 from pplgen.checks.uniformity import holm
 from pplgen.posterior.leave_one_out import leave_one_out
-from pplgen.posterior.psis import k_limit, smoothed_weights
+from pplgen.posterior.psis import smoothed_weights
 
 __all__ = ["LOO_PARETO_K", "holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
 
@@ -124,9 +124,6 @@ def loo(inputs: CheckInputs) -> Check:
     name, source = LOO_PARETO_K, "Magnusson et al. 2019; Vehtari et al. 2024"
     if reason := _why_no_loo(inputs):
         return not_applicable(name, source, reason)
-    khat = float(smoothed_weights(inputs.weighted.log_ratio)[1])
-    if not inputs.sampled and khat > k_limit(len(inputs.weighted.log_ratio)):
-        return not_applicable(name, source, f"the guide's importance weights are unreliable: Pareto k {khat:.2f}")
     estimate = leave_one_out(inputs.weighted)
     k = np.nan_to_num(np.asarray(estimate.pareto_k, dtype=float), nan=np.inf, posinf=np.inf, neginf=-np.inf)
     shapes = ParetoShapes(1 + inputs.scored_rows.step * np.arange(len(k)), k, float(estimate.good_k))
@@ -136,10 +133,11 @@ def loo(inputs: CheckInputs) -> Check:
         return Check(name, value, 0.0, source, Verdict.PASS, f"{total}{of}", shapes)
     which = ", ".join(map(str, shapes.rows[np.argsort(-k)[:3]]))
     size = sum(inputs.weighted.sites[name][0].numel() for name in inputs.structure.shared_latent)
-    misfit = value > MAX_HIGH_ROWS and estimate.p > size
+    problem = _guide_problem(inputs)
+    misfit = value > MAX_HIGH_ROWS and estimate.p > size and not problem
     verdict, threshold = (Verdict.FAIL, MAX_HIGH_ROWS) if misfit else (Verdict.WARN, 0.0)
     remedy = f"{shapes} (rows {which}): "
-    if problem := _guide_problem(inputs):
+    if problem:
         remedy += f"{problem}, so the cause may be the guide rather than the data; {guide_advice(inputs)}; "
         remedy += "inspect only rows that remain high, or use a likelihood with heavier tails"
     else:

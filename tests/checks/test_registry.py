@@ -203,11 +203,21 @@ def correlated_posterior(covariances, outlier=False):
 
 
 def test_rows_that_cannot_be_left_out_are_not_blamed_for_a_guide_without_covariances():
-    """The guide's own weights have no tail that can be smoothed, and k-hat says so."""
     found = judge(predictive.loo, correlated_posterior(covariances=False))
-    assert found.verdict is Verdict.NOT_APPLICABLE
-    assert found.remedy.startswith("the guide's importance weights are unreliable: Pareto k")
+    assert found.verdict is Verdict.WARN
+    assert "the cause may be the guide rather than the data" in found.remedy
+    assert found.remedy.index("AutoMultivariateNormal") < found.remedy.index("heavier tails")
     assert judge(predictive.loo, correlated_posterior(covariances=True)).verdict is Verdict.PASS
+
+
+def test_many_outliers_of_a_right_guide_are_a_misfit():
+    """A tenth of the rows twenty deviations off: the effective number of parameters is above the one that there is."""
+    _, x = known_mean()
+    x = x + 20 * (torch.arange(ROWS) % 10 == 0) - 20 * (torch.arange(ROWS) % 10 == 5)
+    pair, _ = known_mean()
+    found = judge(predictive.loo, Pair(pair.model, pair.guide, (x,)))
+    assert found.value > 0.05
+    assert found.verdict is Verdict.FAIL
 
 
 def test_an_outlier_under_a_biased_guide_is_the_guides_first():
