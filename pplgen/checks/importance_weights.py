@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ ROW_KHAT = f"rows with k-hat above {GOOD_K} (fraction)"
 """Name of the check whose rows are plotted in reports of latent-variable stories."""
 GAP = 1.0
 """Largest accepted gap between importance-weighted bound and ELBO, in nats: a factor of e in the density."""
-SHIFT = 0.25
-"""Largest accepted shift of a mean under importance weighting, in posterior standard deviations."""
+SHIFT, SHIFT_FAILS = 0.25, 0.5
+"""Shift of a mean under importance weighting, in posterior standard deviations, above which the check warns, and above
+which it fails."""
 MAX_HIGH_ROWS = 0.05
 """Largest accepted fraction of rows with heavy-tailed weights."""
 
@@ -53,9 +55,25 @@ def khat_of_shared(inputs: CheckInputs) -> Check:
         return not_applicable(name, PSIS, "the model has no row latents, so this is k-hat of all latents")
     if inputs.why_no_shared:
         return not_applicable(name, PSIS, inputs.why_no_shared)
-    return _check_khat(
+    found = _check_khat(
         name, inputs.shared_log_ratios, f"if k-hat of rows is high too, fix that first; {guide_advice(inputs)}"
     )
+    if found.verdict is Verdict.FAIL and (reason := _why_not_integrated(inputs)):
+        return replace(found, verdict=Verdict.WARN, remedy=f"{reason}; {guide_advice(inputs)}")
+    return found
+
+
+def _why_not_integrated(inputs: CheckInputs) -> str | None:
+    """Why latents of rows cannot be integrated out at one draw of shared latents; ``None`` if they can."""
+    try:
+        k = smoothed_weights(inputs.row_log_ratios)[1]
+    except InputError as error:
+        return str(error)
+    high = int((k > k_limit(len(inputs.row_log_ratios))).sum())
+    if high <= MAX_HIGH_ROWS * len(k):
+        return None
+    finding = f"Pareto k of {high} of {len(k)} is {float(k.max()):.2g} at most"
+    return f"unknown, as the latents of rows cannot be integrated out by importance weights, whose {finding}"
 
 
 def _check_khat(name: str, log_ratios: Tensor, remedy: str) -> Check:
@@ -137,7 +155,9 @@ def resampled_means(inputs: CheckInputs) -> Check:
     remedy = (
         f"{names[worst]}: the guide is biased; weight its draws by sample_stats lp - log_q, or {guide_advice(inputs)}"
     )
-    return Check(name, value, threshold, source, Verdict.WARN, remedy)
+    fails = max(SHIFT_FAILS, threshold)
+    verdict, threshold = (Verdict.FAIL, fails) if value > fails else (Verdict.WARN, threshold)
+    return Check(name, value, threshold, source, verdict, remedy)
 
 
 def guide_advice(inputs: CheckInputs) -> str:

@@ -11,10 +11,12 @@ from scipy import stats
 from pplgen.checks.check import Check, ParetoShapes, Verdict, not_applicable
 from pplgen.checks.importance_weights import elbo_gap, guide_advice, resampled_means
 from pplgen.checks.inputs import CheckInputs
+from pplgen.checks.leave_one_out_pit import MAX_HIGH_ROWS, leave_one_out_pit, why_not_replicated
 from pplgen.checks.replicates import Replicates, replicate
 from pplgen.checks.uniformity import holm
 from pplgen.posterior.leave_one_out import leave_one_out
-from pplgen.posterior.psis import k_limit, smoothed_weights
+from pplgen.posterior.psis import smoothed_weights
+from pplgen.posterior.residuals import CLIP
 
 __all__ = ["LOO_PARETO_K", "holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
 
@@ -25,8 +27,6 @@ LEVEL = 0.01
 PRIOR_DRAWS = 1000
 FINITE_VARIANCE_K = 0.5
 """Pareto k up to which weights have a finite variance (Vehtari et al. 2024)."""
-MAX_HIGH_ROWS = 0.05
-"""Largest fraction of rows with heavy-tailed leave-one-out weights at which the check warns rather than fails."""
 
 GELMAN = "Gelman et al. 2020, Bayesian workflow"
 MISFIT = "the model does not reproduce the data: change the likelihood"
@@ -41,6 +41,10 @@ REMEDIES = {
     "max": (BOUNDS, TAILS),
     "skewness": ("a skewed distribution, or the logarithm of the column",) * 2,
     "kurtosis": ("lighter tails: bounds, or several components", TAILS),
+    "correlation": (
+        "weaker dependence between columns",
+        "dependence between columns: covariances, factors, or components",
+    ),
     "autocorrelation": ("fewer lags or states", "more lags or states"),
 }
 """Likely cause if a statistic of the data is below, or above, its replicates."""
@@ -88,11 +92,12 @@ def _ratio(replicates: Replicates, index: int) -> float:
 def posterior_predictive(inputs: CheckInputs) -> Check:
     """Smallest two-sided posterior predictive p-value of column statistics, with Holm's correction.
 
-    Statistics are mean, standard deviation, extremes, skewness and kurtosis, and lag-one autocorrelation for series.
+    Statistics are mean, standard deviation, extremes, skewness and kurtosis, lag-one autocorrelation for series, and
+    the mean squared correlation between columns.
     Replicates are new rows. As the same data were fitted, the p-values are conservative.
     """
     name, source = "posterior predictive p-value (smallest, Holm)", "Gelman, Meng and Stern 1996; Holm 1979"
-    if reason := _why_not_replicated(inputs):
+    if reason := why_not_replicated(inputs):
         return not_applicable(name, source, reason)
     replicates = inputs.replicates
     adjusted = holm(replicates.p_values().tolist())
@@ -111,7 +116,12 @@ def posterior_predictive(inputs: CheckInputs) -> Check:
 
 
 def loo(inputs: CheckInputs) -> Check:
-    """Fraction of rows whose PSIS-LOO weights have Pareto k above ``min(1 - 1 / log10(num_draws), .7)``."""
+    """Fraction of rows whose PSIS-LOO weights have Pareto k above ``min(1 - 1 / log10(num_draws), .7)``.
+
+    High values say that leaving out by weights is unreliable, as it is for a model that is flexible enough to follow
+    single rows, and for a guide without correlations. They are a misfit where there are many, and the effective number
+    of parameters is above their number (Vehtari et al. 2017, section 2.2 and the glossary of the loo package).
+    """
     name, source = LOO_PARETO_K, "Magnusson et al. 2019; Vehtari et al. 2024"
     if reason := _why_no_loo(inputs):
         return not_applicable(name, source, reason)
@@ -123,9 +133,12 @@ def loo(inputs: CheckInputs) -> Check:
     if not shapes.high.any():
         return Check(name, value, 0.0, source, Verdict.PASS, f"{total}{of}", shapes)
     which = ", ".join(map(str, shapes.rows[np.argsort(-k)[:3]]))
-    verdict, threshold = (Verdict.WARN, 0.0) if value <= MAX_HIGH_ROWS else (Verdict.FAIL, MAX_HIGH_ROWS)
+    size = sum(inputs.weighted.sites[name][0].numel() for name in inputs.structure.shared_latent)
+    problem = _guide_problem(inputs)
+    misfit = value > MAX_HIGH_ROWS and estimate.p > size and not problem
+    verdict, threshold = (Verdict.FAIL, MAX_HIGH_ROWS) if misfit else (Verdict.WARN, 0.0)
     remedy = f"{shapes} (rows {which}): "
-    if problem := _guide_problem(inputs):
+    if problem:
         remedy += f"{problem}, so the cause may be the guide rather than the data; {guide_advice(inputs)}; "
         remedy += "inspect only rows that remain high, or use a likelihood with heavier tails"
     else:
@@ -140,7 +153,7 @@ def _guide_problem(inputs: CheckInputs) -> str:
     khat = float(smoothed_weights(inputs.weighted.log_ratio)[1])
     if khat > FINITE_VARIANCE_K:
         return f"the guide's own weights have a Pareto k of {khat:.2f}"
-    if (moved := resampled_means(inputs)).verdict is Verdict.WARN:
+    if (moved := resampled_means(inputs)).verdict in (Verdict.WARN, Verdict.FAIL):
         return f"importance weights shift a mean by {moved.value:.2g} sd"
     if (gap := elbo_gap(inputs)).verdict is Verdict.WARN:
         return f"the ELBO is {gap.value:.2g} nats below the log evidence"
@@ -148,41 +161,19 @@ def _guide_problem(inputs: CheckInputs) -> str:
 
 
 def loo_pit(inputs: CheckInputs) -> Check:
-    """Smallest p-value of Kolmogorov-Smirnov tests that LOO-PIT values are uniform, with Holm's correction.
+    """Smallest p-value of tests that LOO-PIT values are uniform, with Holm's correction.
 
-    The LOO-PIT of an entry is ``P(x_rep_ij <= x_ij | the other rows)``, randomised for discrete columns. Without shared
-    latents, nothing is left out.
+    For each column two tests: Kolmogorov and Smirnov's, and whether the sum of squares of the values' standard normal
+    quantiles has its chi-squared distribution, which detects over- and underdispersion. The LOO-PIT of an entry is
+    ``P(x_rep_ij <= x_ij | the other rows)``, randomised for discrete columns. Without shared latents, nothing is left
+    out.
     """
     name, source = "LOO-PIT uniformity p-value (smallest, Holm)", "Gabry et al. 2019; Holm 1979"
-    if reason := _why_not_replicated(inputs):
-        return not_applicable(name, source, reason)
-    reason = inputs.why_no_shared
-    if inputs.structure.shared_latent and (reason or not inputs.is_training):
-        return not_applicable(name, source, reason or "the rows are not the training rows, so none can be left out")
-    replicates = inputs.replicates
-    if not replicates.values.numel():
-        return not_applicable(name, source, "series, and sites of different lengths, have no rows to leave out")
-    if inputs.structure.shared_latent:
-        every = replicates.step * inputs.replicated_step // inputs.scored_rows.step
-        densities = inputs.weighted.log_likelihood[:, ::every]
-        if densities.shape[1] != len(replicates.values):
-            return not_applicable(name, source, "the observed site does not have one entry per row")
-        ratios = inputs.weighted.log_ratio
-        weights, k = smoothed_weights(torch.cat([ratios[:, None], ratios[:, None] - densities], dim=1))
-        limit = k_limit(len(ratios))
-        if not inputs.sampled and float(k[0]) > limit:
-            return not_applicable(name, source, f"the guide's importance weights are unreliable: Pareto k {k[0]:.2f}")
-        if float((k[1:] > limit).double().mean()) > MAX_HIGH_ROWS:
-            return not_applicable(name, source, f"the weights of {int((k[1:] > limit).sum()):,} rows are unreliable")
-        weights = weights[:, 1:, None]
-    else:
-        weights = torch.full((len(replicates.drawn), 1, 1), 1 / len(replicates.drawn), dtype=torch.float64)
-    below = (weights * (replicates.drawn < replicates.values)).sum(0)
-    equal = (weights * (replicates.drawn == replicates.values)).sum(0)
-    pit = (below + torch.rand_like(below) * equal).where(~replicates.values.isnan(), torch.nan).cpu().numpy()
-    columns = [column[~np.isnan(column)] for column in pit.T]
-    p_values = [stats.kstest(column, "uniform").pvalue if len(column) else 1.0 for column in columns]
-    adjusted = holm(p_values)
+    pit = leave_one_out_pit(inputs)
+    if isinstance(pit, str):
+        return not_applicable(name, source, pit)
+    columns = [column for column in pit.seen for _ in range(2)]
+    adjusted = holm([p_value for column in pit.seen for p_value in _uniformity(column)])
     worst = int(adjusted.argmin())
     value = float(adjusted[worst])
     if value > LEVEL:
@@ -190,18 +181,16 @@ def loo_pit(inputs: CheckInputs) -> Check:
     sd, mean = float(np.std(columns[worst])), float(np.mean(columns[worst]))
     wide = "too wide" if sd < 12**-0.5 else "too narrow"
     shape = f"mean {mean:.2f} (expected .5), sd {sd:.2f} (expected .29): predictions are biased or {wide}"
-    return Check(name, value, LEVEL, source, Verdict.FAIL, f"{replicates.columns[worst]}, {shape}; {MISFIT}")
+    return Check(name, value, LEVEL, source, Verdict.FAIL, f"{pit.columns[worst // 2]}, {shape}; {MISFIT}")
 
 
-def _why_not_replicated(inputs: CheckInputs) -> str | None:
-    """Why data cannot be replicated; ``None`` if they can."""
-    if not inputs.structure.observed:
-        return "the model has no observed site"
-    if inputs.pair.weights is not None and inputs.is_training:
-        return "weighted rows cannot be replicated"
-    if not inputs.num_rows or (inputs.rows is inputs.pair.data and not inputs.has_rows):
-        return inputs.why_no_training_rows or "there are no rows"
-    return None
+def _uniformity(pit: np.ndarray) -> tuple[float, float]:
+    """P-values of uniformity of a column, and of the dispersion of its normal quantiles."""
+    if not len(pit):
+        return 1.0, 1.0
+    squares = np.square(stats.norm.ppf(np.clip(pit, CLIP, 1 - CLIP))).sum()
+    tails = stats.chi2.cdf(squares, len(pit)), stats.chi2.sf(squares, len(pit))
+    return float(stats.kstest(pit, "uniform").pvalue), 2 * float(min(tails))
 
 
 def _why_no_loo(inputs: CheckInputs) -> str | None:

@@ -15,6 +15,8 @@ from pplgen.checks import (
     missed_modes,
     optimisation,
     predictive,
+    repeated_rows,
+    residuals,
     sensitivity,
     series,
     width,
@@ -31,11 +33,13 @@ from pplgen.errors import first_line
 from pplgen.inference.training_result import Training
 from pplgen.story.pair import Pair
 
-__all__ = ["CHECKS", "Check", "Checks", "Verdict", "run_checks"]
+__all__ = ["CHECKS", "Check", "Checks", "Verdict", "run_checks", "run_on"]
 
 CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     values.non_finite,
     values.counted_rows,
+    values.latent_scales,
+    repeated_rows.repeated_rows,
     optimisation.faults,
     optimisation.last_half,
     optimisation.elbo_change,
@@ -54,6 +58,8 @@ CHECKS: tuple[Callable[[CheckInputs], Check], ...] = (
     predictive.posterior_predictive,
     predictive.loo,
     predictive.loo_pit,
+    residuals.residuals_against_covariates,
+    residuals.residuals_in_order,
     series.one_step_residuals,
     sensitivity.prior_sensitivity,
     components.duplicate_components,
@@ -72,8 +78,12 @@ def run_checks(
     **options: Any,
 ) -> Checks:
     """Run all checks; call inside ``pair.isolated``. Arguments are those of ``CheckInputs``."""
+    return run_on(CheckInputs(pair, rows, runs, **options))
+
+
+def run_on(inputs: CheckInputs) -> Checks:
+    """Run all checks on inputs that exist, whose draws others may share; call inside ``pair.isolated``."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        inputs = CheckInputs(pair, rows, runs, **options)
         return Checks(_run(check, inputs) for check in CHECKS)
 
 

@@ -103,7 +103,12 @@ def replicate(
     replicated, drawn = map_draws(draw, num_draws, shared)
     labels = {name: _labels(name, table.shape[1], data[name], columns) for name, table in tables.items()}
     kinds = {name: _kinds(data[name], series) for name in tables}
-    names = [f"{kind} of {label}" for name in tables for kind in kinds[name] for label in labels[name]]
+    names = [
+        f"{kind} of {label}"
+        for name in tables
+        for kind in kinds[name]
+        for label in ([f"columns of {name}"] if kind == "correlation" else labels[name])
+    ]
     column_names = [label for name in tables for label in labels[name]]
     values = torch.cat([table[subset] for table in tables.values()], dim=1) if aligned else torch.zeros(0, width)
     observed = torch.cat([_statistics(table, data[name], series) for name, table in tables.items()])
@@ -161,29 +166,39 @@ def _labels(name: str, width: int, value: Tensor, columns: Sequence[str]) -> lis
 
 
 def _kinds(like: Tensor, series: bool) -> tuple[str, ...]:
-    """Statistics of a site; for binary data the mean is sufficient."""
+    """Statistics of a site, each of every column but the correlation; for binary data the mean is sufficient."""
     binary = bool(((like == 0) | (like == 1) | like.isnan()).all())
-    return ("mean",) if binary else (*MOMENTS, "autocorrelation") if series and like.ndim == 3 else MOMENTS
+    kinds = ("mean",) if binary else (*MOMENTS, "autocorrelation") if series and like.ndim == 3 else MOMENTS
+    return (*kinds, "correlation") if like.ndim > 1 and like.shape[-1] > 1 else kinds
 
 
 def _statistics(table: Tensor, like: Tensor, series: bool) -> Tensor:
     """Compute the statistics of each column, ignoring NaN, ordered by statistic and then by column."""
     kinds = _kinds(like, series)
     mean = table.nanmean(0)
-    if len(kinds) == 1:
-        return mean
     centred = table - mean
     variance = centred.square().nanmean(0)
     standard = centred / variance.clamp_min(1e-30).sqrt()
-    statistics = [
-        mean,
-        variance.sqrt(),
-        torch.where(table.isnan(), torch.inf, table).amin(0),
-        torch.where(table.isnan(), -torch.inf, table).amax(0),
-        standard.pow(3).nanmean(0),
-        standard.pow(4).nanmean(0),
-    ]
+    statistics = [mean]
+    if "sd" in kinds:
+        statistics += [
+            variance.sqrt(),
+            torch.where(table.isnan(), torch.inf, table).amin(0),
+            torch.where(table.isnan(), -torch.inf, table).amax(0),
+            standard.pow(3).nanmean(0),
+            standard.pow(4).nanmean(0),
+        ]
     if "autocorrelation" in kinds:
         steps = standard.reshape(*like.shape[:2], -1)
         statistics.append((steps[:, 1:] * steps[:, :-1]).flatten(0, 1).nanmean(0))
+    if "correlation" in kinds:
+        statistics.append(_mean_squared_correlation(standard)[None])
     return torch.cat(statistics)
+
+
+def _mean_squared_correlation(standard: Tensor) -> Tensor:
+    """Mean of squared correlations between different standardised columns, over rows where both are observed."""
+    seen, filled = (~standard.isnan()).to(standard.dtype), standard.nan_to_num(nan=0.0)
+    squares = (filled.mT @ filled / (seen.mT @ seen).clamp_min(1.0)).square()
+    width = standard.shape[1]
+    return (squares.sum() - squares.diagonal().sum()) / (width * (width - 1))

@@ -1,4 +1,4 @@
-"""Checks for non-finite densities and for the scaling of the row plate."""
+"""Checks for non-finite densities, and for scales of the row plate and of latents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pplgen.checks.check import Check, Verdict, not_applicable
 from pplgen.checks.inputs import CheckInputs
 from pplgen.posterior.draws import draw_posterior
 
-__all__ = ["counted_rows", "non_finite"]
+__all__ = ["counted_rows", "latent_scales", "non_finite"]
 
 FEW_DRAWS = 10
 """Draws when every row has latents of its own, which makes each draw expensive."""
@@ -59,6 +59,41 @@ def counted_rows(inputs: CheckInputs) -> Check:
     remedy = "the scale or size of the row plate is wrong: pass pyro.plate the total number of rows, and leave "
     remedy += "scaling of minibatches to it or to fit(batch_size=)"
     return Check(name, value, 1.0, OURS, Verdict.FAIL, remedy)
+
+
+def latent_scales(inputs: CheckInputs) -> Check:
+    """Scale of the latents' log densities: the one that differs most from 1, those of rows relative to all rows.
+
+    A weight on the KL terms that never rises to one, or a prior that is masked or scaled, makes the optimum of the ELBO
+    another distribution than the posterior; neither draws of the guide nor importance weights reveal it, because they
+    are of the same scaled densities.
+    """
+    name = "scale of the latents' log densities"
+    if inputs.pair.weights is not None:
+        return not_applicable(name, OURS, "rows are weighted")
+    latents = (*inputs.structure.latent, *inputs.structure.enumerated)
+    if not latents:
+        return not_applicable(name, OURS, "the model has no latent variables")
+    nodes, num_rows = inputs.traces[1].nodes, inputs.structure.row_axes.count(inputs.pair.data)
+    scales = {latent: _latent_scale(nodes[latent], num_rows) for latent in latents}
+    worst = max(scales, key=lambda latent: abs(scales[latent] - 1))
+    if abs(scales[worst] - 1) < 1e-4:
+        return Check(name, scales[worst], 1.0, OURS, Verdict.PASS)
+    remedy = (
+        f"{worst}: the log density under the model is multiplied by {scales[worst]:.3g}, so that the fit is not to "
+    )
+    remedy += "the posterior: let a weight of KL terms rise to 1, fit(warm_up=), and do not mask or scale priors"
+    return Check(name, scales[worst], 1.0, OURS, Verdict.FAIL, remedy)
+
+
+def _latent_scale(node: Any, num_rows: int | None) -> float:
+    """Scale of a latent's log density, of those of rows relative to their number; 0 if it is masked altogether."""
+    if node["mask"] is not None and not torch.as_tensor(node["mask"]).any():
+        return 0.0
+    total = _total_scale(node, num_rows)
+    if total is not None and num_rows:
+        return total / num_rows
+    return float(torch.as_tensor(node["scale"]).double().mean())
 
 
 def _total_scale(node: Any, num_rows: int | None) -> float | None:

@@ -15,7 +15,7 @@ from pplgen.posterior.draws import draw_shared
 from pplgen.posterior.residuals import autocorrelations, quantile_residuals
 from pplgen.story.state_space import StateSpaceStory
 
-__all__ = ["one_step_residuals"]
+__all__ = ["FEWEST", "correlation_tests", "one_step_residuals"]
 
 LEVEL = 0.01
 """Family-wise level of the tests."""
@@ -30,7 +30,7 @@ MAX_LAGS = 40
 def one_step_residuals(inputs: CheckInputs) -> Check:
     """Smallest p-value of tests of one-step-ahead residuals of all series, with Holm's correction.
 
-    A residual is the standard normal quantile of ``P(y_rep <= y_t | y_1:t-1)``. For each column three tests: the
+    A residual is the standard normal quantile of ``P(y_rep <= y_t | y_1:t-1)``. For each column four tests: the
     probabilities are uniform (Kolmogorov-Smirnov); the residuals' autocorrelations are zero at all lags (Ljung and Box
     1978); and at the lag where they are largest, with Bonferroni's correction, which detects a season.
     """
@@ -66,18 +66,33 @@ def _tests(pit: Tensor, column: str) -> list[tuple[float, str]]:
     wide = "too wide" if sd < 12**-0.5 else "too narrow"
     shape = f"P(y_rep <= y | past) has mean {mean:.2f} (expected .5) and sd {sd:.2f} (expected .29)"
     found = [(float(stats.kstest(values, "uniform").pvalue), f"{column}: {shape}: predictions are biased or {wide}")]
-    residuals = quantile_residuals(pit)
-    num_lags = min(MAX_LAGS, pit.shape[1] // 4)
+    found += correlation_tests(quantile_residuals(pit), column)
+    return found
+
+
+def correlation_tests(residuals: Tensor, column: str) -> list[tuple[float, str]]:
+    """Return p-values of autocorrelation, at lag one, all lags and the strongest, and what each of them means.
+
+    Parameters
+    ----------
+    residuals
+        Standard normal under the model, shape ``(num_series, T)``, NaN where missing.
+    column
+        Name of the column.
+    """
+    number = int((~residuals.isnan()).sum())
+    num_lags = min(MAX_LAGS, residuals.shape[1] // 4)
     r, pairs = autocorrelations(residuals, num_lags) if num_lags else (torch.zeros(0), torch.zeros(0))
     r, pairs = r[pairs > 0], pairs[pairs > 0]
     if not len(r):
-        return found
-    number = len(values)
+        return []
     squares = number * (number + 2) * r.square() / pairs
     strongest = int(squares.argmax())
     where = f"{column}: residuals are correlated, most at lag {strongest + 1} (r = {float(r[strongest]):.2f})"
     more = "more lags, states or regimes" if strongest == 0 else f"a season of {strongest + 1} steps, or more lags"
     remedy = f"{where}; give the model {more}"
+    first = float(stats.chi2.sf(float(squares[0]), 1))
+    adjacent = f"{column}: residuals of adjacent steps are correlated (r = {float(r[0]):.2f}); give the model more lags"
     box = float(stats.chi2.sf(float(squares.sum()), len(r)))
     single = min(1.0, len(r) * float(stats.chi2.sf(float(squares[strongest]), 1)))
-    return [*found, (box, remedy), (single, remedy)]
+    return [(first, f"{adjacent}, states or regimes"), (box, remedy), (single, remedy)]

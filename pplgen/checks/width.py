@@ -17,7 +17,7 @@ from pplgen.posterior.psis import k_limit, smoothed_weights
 
 __all__ = ["linear_response_sds", "weighted_sds"]
 
-WARNS, FAILS = 1.1, 1.4
+WARNS, FAILS = 1.1, 1.25
 """Ratios of two standard deviations, the larger to the smaller, above which the check warns, and above which it fails.
 """
 NUM_ERRORS = 4.0

@@ -26,7 +26,14 @@ __all__ = ["LiftedGraph", "NotReparameterised", "lift_random_numbers", "random_n
 aten = torch.ops.aten
 
 NORMAL = (aten.randn, aten.randn_like, aten.normal)
-UNIFORM = (aten.rand, aten.rand_like, aten.exponential, aten.cauchy, aten._standard_gamma, aten._sample_dirichlet)
+UNIFORM = (
+    aten.rand,
+    aten.rand_like,
+    torch.ops.pplgen.exponential,
+    torch.ops.pplgen.cauchy,
+    aten._standard_gamma,
+    aten._sample_dirichlet,
+)
 
 
 class NotReparameterised(Exception):
@@ -160,11 +167,10 @@ class _Lifter(fx.Interpreter):
         uniforms = self._uniforms.take(shape)
         if packet is aten.rand_like:
             return uniforms
-        if packet is aten.exponential:
-            return -uniforms.log() / (args[1] if len(args) > 1 else 1.0)
-        if packet is aten.cauchy:
-            median, scale = args[1] if len(args) > 1 else 0.0, args[2] if len(args) > 2 else 1.0
-            return median + scale * (math.pi * (uniforms - 0.5)).tan()
+        if packet is torch.ops.pplgen.exponential:
+            return -uniforms.log() / args[1]
+        if packet is torch.ops.pplgen.cauchy:
+            return args[1] + args[2] * (math.pi * (uniforms - 0.5)).tan()
         gammas = torch.ops.pplgen.gamma_quantile(args[0], uniforms)
         total = torch.ones_like(gammas)
         draw = gammas

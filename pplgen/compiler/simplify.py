@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
+from pplgen.compiler import random_fills  # noqa: F401
 from pplgen.compiler.constant_folding import Constant, Expanded, device_of, expand, materialise, unexpanded
 from pplgen.compiler.peephole_rules import PEEPHOLE_RULES, identity_operand
 from pplgen.compiler.recording import flatten_arguments, pause_recording
@@ -68,8 +69,8 @@ RANDOM = (
     aten.randint,
     aten.randperm,
     aten.normal,
-    aten.exponential,
-    aten.cauchy,
+    torch.ops.pplgen.exponential,
+    torch.ops.pplgen.cauchy,
     aten.bernoulli,
     aten.multinomial,
     aten.poisson,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.distributions import Distribution, lowrank_multivariate_normal
 from torch.overrides import TorchFunctionMode
 
 import pplgen
+from pplgen.compiler.random_fills import FILLS
 from pplgen.compiler.recording import is_known, name_value, named_source, refusal
 
 __all__ = ["FunctionalFills", "NotTraceable", "require_equal", "traceable"]
@@ -26,15 +27,6 @@ __all__ = ["FunctionalFills", "NotTraceable", "require_equal", "traceable"]
 class NotTraceable(Exception):
     """A pair cannot be traced faithfully; the message gives the reason in one line."""
 
-
-_FILLS: dict[Any, Callable[..., Tensor]] = {
-    Tensor.normal_: lambda x, mean=0.0, std=1.0, **_: torch.randn_like(x) * std + mean,
-    Tensor.uniform_: lambda x, low=0.0, high=1.0, **_: torch.rand_like(x) * (high - low) + low,
-    Tensor.exponential_: lambda x, rate=1.0, **_: torch.ops.aten.exponential(x, rate),
-    Tensor.bernoulli_: lambda x, p=0.5, **_: torch.ops.aten.bernoulli.p(x, p),
-    Tensor.cauchy_: lambda x, median=0.0, sigma=1.0, **_: torch.ops.aten.cauchy(x, median, sigma),
-}
-"""In-place random fills, which ``vmap`` cannot batch, and equivalent functions."""
 
 _CONVERSIONS = {
     Tensor.__bool__: "bool",
@@ -58,7 +50,7 @@ class FunctionalFills(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace random fills."""
-        return _FILLS.get(func, func)(*args, **(kwargs or {}))
+        return FILLS.get(func, func)(*args, **(kwargs or {}))
 
 
 class _TraceMode(TorchFunctionMode):
@@ -70,8 +62,8 @@ class _TraceMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _FILLS:
-            return _FILLS[func](*args, **kwargs)
+        if func in FILLS:
+            return FILLS[func](*args, **kwargs)
         by_library = func in (Tensor.item, Tensor.untyped_storage) and not _called_by_user()
         if func is Tensor.item and by_library and not is_known(args[0]):
             return args[0].detach()

@@ -14,10 +14,11 @@ _SPEC.loader.exec_module(power)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "checks.md"
 
 
+@pytest.mark.parametrize("seed", power.SEEDS)
 @pytest.mark.parametrize("case", power.CASES, ids=lambda case: case.what)
-def test_broken_fits_are_caught_and_healthy_ones_pass(case):
-    broken, healthy = case.judged()
-    assert case.check in CHECKS
+def test_broken_fits_are_caught_and_healthy_ones_pass(case, seed):
+    broken, healthy = case.judged(seed)
+    assert case.check in CHECKS or case.check is power.overfitted
     # k-hat estimates of heavy tails may lie on both sides of their threshold, which is a warning
     assert broken.verdict in (Verdict.WARN, Verdict.FAIL), broken
     assert broken.remedy

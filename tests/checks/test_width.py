@@ -35,13 +35,13 @@ def posterior(width):
     return Pair(model, guide, (x,))
 
 
-@pytest.mark.parametrize("width", [0.6, 0.75, 1.25, 1.5])
+@pytest.mark.parametrize("width", [0.6, 0.75, 1.15, 1.5])
 def test_a_guide_of_the_wrong_width_is_seen_in_one_of_many_parameters(width):
     """Twenty means, one of whose deviations is wrong; k-hat passes all of these but .6 in most seeds."""
     found = judge(weighted_sds, posterior(width))
     # of 40,000 draws with weights that have a variance for widths above .71; its error is part of the check's threshold
     assert found.value == pytest.approx(max(width, 1 / width), rel=0.1 if width > 0.7 else 0.25)
-    assert found.verdict is (Verdict.FAIL if width in (0.6, 1.5) else Verdict.WARN)
+    assert found.verdict is (Verdict.WARN if width == 1.15 else Verdict.FAIL)
     ratio, direction = (found.value, "narrow") if width < 1 else (1 / found.value, "wide")
     said = f"mu[7]: the importance-weighted sd is {ratio:.2f} times the guide's, which is too {direction}"
     assert found.remedy.startswith(said)
