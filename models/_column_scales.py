@@ -1,4 +1,4 @@
-"""Mixin of stories whose priors have a centre and a scale for each column, given as options or set from the columns."""
+"""Base class of stories of series whose priors have a centre and a scale for each column."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pplgen.models._starts.kmeans_plus_plus import column_scales
 from torch import Tensor
 
 from pplgen.story.base import check_per_feature
+from pplgen.story.state_space import StateSpaceStory
 
 
-class ColumnScales:
-    """Mixin: buffers ``centre`` and ``scale``, in data units, shape ``(num_features,)`` each, from options or columns."""
+class ColumnScales(StateSpaceStory):
+    """Buffers ``centre`` and ``scale``, in data units, shape ``(num_features,)`` each, from options or the columns."""
 
     centre: Tensor
     scale: Tensor
-    config: dict[str, Any]
 
     def set_scales(self, x: Tensor, weights: Tensor | None = None) -> None:
         """Set both from options, else from the columns' means and standard deviations; without rows, 0 and 1."""
         for name, value in zip(("centre", "scale"), column_scales(x, weights), strict=True):
             given = self.config[name]
-            self.register_buffer(name, value if given is None else value.new_tensor(given))  # type: ignore[attr-defined]
+            self.register_buffer(name, value if given is None else value.new_tensor(given))
 
     @property
     def constants(self) -> dict[str, Tensor]:

@@ -17,9 +17,9 @@ and matrices are given for one feature (D = E, 2 E and p E for a level, a trend 
 - ``autoregression``: phi, q and d in h_t = sum_k phi_k h_{t-k} + Normal(0, q^2), y_t = d + h_t; x_t holds h_t and the
   lags h_{t-1}, ..., h_{t-p+1}; r = 0.
 
-With c and s by default the columns' means and standard deviations, and v and u location and scale of the states (c and s for a
-level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states); here the second argument is a
-standard deviation::
+With c and s by default the columns' means and standard deviations, and v and u location and scale of the states (c
+and s for a level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states); here the second
+argument is a standard deviation::
 
     m0 ~ Normal(v, 3 u)   s0 ~ LogNormal(log u, 1)   A ~ Normal(1/2 I, 1/2)   C_ej ~ Normal(0, s_e)   phi ~ Normal(0, 1)
     q  ~ LogNormal(log .3 u, 1)                        d ~ Normal(c, s)          r ~ LogNormal(log .5 s, 1)

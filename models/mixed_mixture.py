@@ -15,9 +15,9 @@ The story, for rows x_i of real, count, binary or categorical columns, and K com
 A site holds a parameter of the columns of one kind, with whose name it starts: ``student_mu``. With columns that are
 all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture for counts; with ``student``, a
 robust mixture. By default ``initialise`` sets m and s to the columns' means and standard deviations (before, s is 1,
-and m is 0 for real columns and 1 for counts). The guide's factors are in the priors' families, with separate parameters, such as
-q(sigma_kd^-2) Gamma, and q(mu_kd | sigma_kd) = Normal(a_kd, t_kd sigma_kd). They are conjugate given the components,
-except for ``student``. The index z is summed out, and missing entries are integrated out.
+and m is 0 for real columns and 1 for counts). The guide's factors are in the priors' families, with separate
+parameters, such as q(sigma_kd^-2) Gamma, and q(mu_kd | sigma_kd) = Normal(a_kd, t_kd sigma_kd). They are conjugate
+given the components, except for ``student``. The index z is summed out, and missing entries are integrated out.
 
 References
 ----------

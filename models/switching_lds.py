@@ -43,7 +43,7 @@ from pplgen.distributions import Dynamics, Emission, SwitchingLinearGaussianPath
 from pplgen.story.base import check_choice, check_count, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
 from pplgen.story.shared_sites import shared_sites, shared_values
-from pplgen.story.state_space import StateSpaceStory, step_mask
+from pplgen.story.state_space import step_mask
 
 AXES: dict[str, tuple[str, ...]] = {
     **{"pi": ("regime",), "P": ("regime", "next_regime"), "m0": ("state",), "s0": ("state",), "l": ("regime", "pair")},
@@ -53,7 +53,7 @@ AXES: dict[str, tuple[str, ...]] = {
 }
 
 
-class SwitchingLDS(ColumnScales, StateSpaceStory):
+class SwitchingLDS(ColumnScales):
     """Linear Gaussian state space model whose dynamics switch between regimes.
 
     Parameters

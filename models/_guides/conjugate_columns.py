@@ -67,7 +67,7 @@ class ConjugateColumns(PyroModule):
         raise NotImplementedError
 
     def initialise(self, x: Tensor, responsibilities: Tensor) -> None:
-        """Set priors not given from the columns, and the guide to the posterior given soft clusters, ``(num_rows, K)``."""
+        """Set priors from the columns unless given, and the guide to the posterior given clusters ``(num_rows, K)``."""
         raise NotImplementedError
 
 

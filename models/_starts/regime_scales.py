@@ -94,7 +94,10 @@ def emission_options(kind: str, num_regimes: int, num_features: int, **options: 
 
 
 def per_regime(name: str, value: Any, K: int, D: int, *, positive: bool = False) -> list[list[float]] | None:
-    """Broadcast an option to ``(K, D)`` finite numbers: a scalar, one per feature (per regime, if one feature), or one list per regime."""
+    """Broadcast an option to ``(K, D)`` finite numbers: a scalar, one per feature, or one list per regime.
+
+    With one feature, several numbers are one per regime.
+    """
     value = value.tolist() if hasattr(value, "tolist") else value
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""Priors of every story can be fixed by options: a fit then leaves them, and without options takes them from its rows."""
+"""Priors of every story can be fixed by options; without these, a fit takes them from its rows."""
 
 import pytest
 import torch
