@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BASES = {
-    *("ComponentRows", "GaussianRows", "LatentStory", "LinearStory", "NetworkStory"),
+    *("ColumnScales", "ComponentRows", "GaussianRows", "LatentStory", "LinearStory", "NetworkStory"),
     *("RegimeStory", "SeriesStory", "StateSpaceStory", "Story"),
 }
 """Names of base classes of stories."""

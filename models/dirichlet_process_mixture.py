@@ -12,10 +12,9 @@ The story, for rows x_i of D features and at most K components::
     z_i              ~ Categorical(weights)
     x_i | z_i = k    ~ Normal(mu_k, Sigma_k)
 
-Ten components share the volume of the rows in the prior, whatever K; m is the column mean, s .15 of the column
-standard deviation. The guide is q(alpha) Gamma, q(sticks_k) Beta, and for the components that of ``GaussianMixture``.
-The index z is summed out, and missing entries are integrated out. ``num_occupied`` is the number of components with
-at least one row, given a draw of z.
+Ten components share the volume of the rows in the prior, whatever K; by default m is the column mean, s .15 of the
+column standard deviation. The guide is q(alpha) Gamma, q(sticks_k) Beta, and for the components that of
+``GaussianMixture``. The index z is summed out, and missing entries are integrated out.
 
 References
 ----------
@@ -24,6 +23,8 @@ Ishwaran and James (2001), Gibbs sampling methods for stick-breaking priors.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -37,8 +38,7 @@ from torch.distributions import constraints
 from pplgen.distributions import fraley_raftery, normal_rows, stick_breaking
 from pplgen.story import Story, pyro_method
 
-SHARING = 10
-"""Number of components that share the volume of the rows in the prior."""
+SHARING = 10  # components that share the volume of the rows in the prior
 
 
 class DirichletProcessMixture(GaussianRows):
@@ -48,8 +48,8 @@ class DirichletProcessMixture(GaussianRows):
     ----------
     num_components, num_features
         Largest number of components K, at least 2, and number of data columns D.
-    covariance, mean_precision
-        As for ``GaussianMixture``; kappa is the latter.
+    covariance, mean_precision, prior_mean, prior_scale
+        As for ``GaussianMixture``: kind, kappa, m and s.
     concentration
         Prior mean c of alpha; larger values favour more components.
     """
@@ -61,9 +61,12 @@ class DirichletProcessMixture(GaussianRows):
         *,
         covariance: str = "full",
         concentration: float = 1.0,
+        prior_mean: float | Sequence[float] | None = None,
+        prior_scale: float | Sequence[float] | None = None,
         mean_precision: float = 0.01,
     ) -> None:
         options = {"covariance": covariance, "concentration": concentration, "mean_precision": mean_precision}
+        options |= {"prior_mean": prior_mean, "prior_scale": prior_scale}
         super().__init__(num_components, num_features, options, fewest=2, sharing=SHARING)
         self.auxiliary |= {"sticks"}
         self.dims = {"alpha": (), "sticks": ("stick",), **self.dims, "num_occupied": ()}
@@ -74,9 +77,8 @@ class DirichletProcessMixture(GaussianRows):
     def model(self, x: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` rows, or score ``x`` of shape ``(num_rows, num_features)``."""
         K, kappa, m, narrow = self.K, self.kappa, self.components.m, self.components.s / SHARING ** (1 / self.D)
-        one, c = m.new_ones(()), self.config["concentration"]
-        alpha = pyro.sample("alpha", dist.Gamma(one, one / c))
-        v = pyro.sample("sticks", dist.Beta(one, alpha).expand([K - 1]).to_event(1))
+        alpha = pyro.sample("alpha", dist.Gamma(m.new_ones(()), 1 / self.config["concentration"]))
+        v = pyro.sample("sticks", dist.Beta(1.0, alpha).expand([K - 1]).to_event(1))
         weights = pyro.deterministic("weights", stick_breaking(v), event_dim=1)
         prior, correlated = fraley_raftery(self.config["covariance"], narrow, K), self.components.correlated
         if correlated:  # full, tied
@@ -105,14 +107,12 @@ class DirichletProcessMixture(GaussianRows):
     @pyro_method
     def generated(self, x: Tensor) -> dict[str, Tensor]:
         """Return the number of components with at least one row, given a draw of each row's component."""
-        index = torch.arange(self.K, device=x.device)
-        return {"num_occupied": (self._assign(x) == index[:, None]).any(1).sum()}
+        return {"num_occupied": (self._assign(x) == torch.arange(self.K, device=x.device)[:, None]).any(1).sum()}
 
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Set m and s from the columns, and q to the posterior given clusters, the largest first."""
-        c, scaled = self.config["concentration"], self.components.learn_scales(x, weights=weights)
-        filled = self.components.m + self.components.s * scaled
+        """Set m and s unless specified, and q to the posterior given clusters, the largest first."""
+        c, (filled, scaled) = self.config["concentration"], self.components.learn_scales(x, weights)
         n = self.components.initialise(filled, best_clusters(self.components, c, filled, scaled, weights))
         self.q_sticks = torch.stack([1 + n[:-1], c + n.flip(0).cumsum(0).flip(0)[1:]])
         expected = (self.q_sticks[1].digamma() - self.q_sticks.sum(0).digamma()).sum()

@@ -110,8 +110,6 @@ class GaussianMixture(GaussianRows):
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Set m and s from the columns unless specified, and q to the posterior given soft clusters."""
-        scaled = self.components.learn_scales(x, self.config["prior_mean"], self.config["prior_scale"], weights)
-        filled = self.components.m + self.components.s * scaled
-        alpha = self.config["concentration"]
+        alpha, (filled, scaled) = self.config["concentration"], self.components.learn_scales(x, weights)
         clusters = soft_clusters(self.components, alpha, filled, scaled, labels, weights)
         self.q_weights = alpha + self.components.initialise(filled, clusters)

@@ -17,9 +17,9 @@ and matrices are given for one feature (D = E, 2 E and p E for a level, a trend 
 - ``autoregression``: phi, q and d in h_t = sum_k phi_k h_{t-k} + Normal(0, q^2), y_t = d + h_t; x_t holds h_t and the
   lags h_{t-1}, ..., h_{t-p+1}; r = 0.
 
-With c and s the columns' means and standard deviations, and v and u location and scale of the states (c and s for a
-level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states); here the second argument is a
-standard deviation::
+With c and s by default the columns' means and standard deviations, and v and u location and scale of the states (c
+and s for a level, 0 and .1 s for a slope, 0 and s for an autoregression, 0 and 1 for free states); here the second
+argument is a standard deviation::
 
     m0 ~ Normal(v, 3 u)   s0 ~ LogNormal(log u, 1)   A ~ Normal(1/2 I, 1/2)   C_ej ~ Normal(0, s_e)   phi ~ Normal(0, 1)
     q  ~ LogNormal(log .3 u, 1)                        d ~ Normal(c, s)          r ~ LogNormal(log .5 s, 1)
@@ -35,15 +35,15 @@ Durbin and Koopman (2012), Time Series Analysis by State Space Methods.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pplgen.models._column_scales import ColumnScales, scale_options
 from pplgen.models._guides.parameters import Parameters, fix_known, plain_known
 from pplgen.models._series_story import SeriesStory
-from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pplgen.models._starts.loadings import initial_matrices
 from torch import Tensor
 
@@ -59,7 +59,7 @@ AXES |= {"C": ("feature", "state"), "phi": ("lag", "feature"), "q": ("noise",), 
 OBSERVED = {"y": ("series", "time", "feature"), "centre": ("feature",), "scale": ("feature",)}
 
 
-class LinearGaussianSSM(SeriesStory):
+class LinearGaussianSSM(ColumnScales, SeriesStory):
     """Linear Gaussian state space model of series, the states integrated out.
 
     Parameters
@@ -72,10 +72,10 @@ class LinearGaussianSSM(SeriesStory):
         Number of lags of an autoregression, by default 1.
     known
         Values of fixed parameters, by name; a number stands for all entries.
+    centre, scale
+        Centre c and scale s of the priors, in data units: a number or one per feature. Default: the columns' means and
+        standard deviations.
     """
-
-    centre: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -85,17 +85,19 @@ class LinearGaussianSSM(SeriesStory):
         form: str = "free",
         order: int | None = None,
         known: Mapping[str, Any] | None = None,
+        centre: float | Sequence[float] | None = None,
+        scale: float | Sequence[float] | None = None,
     ) -> None:
         E = check_count("num_features", num_features)
         for name, value, owner in (("num_states", num_states, "free"), ("order", order, "autoregression")):
             if value is not None and check_count(name, value) and check_choice("form", form, FORMS) != owner:
                 raise InputError(f"{name}={value!r}: only form={owner!r} has this option; form={form!r} was given")
-        super().__init__(num_states=num_states, num_features=E, form=form, order=order, known=plain_known(known))
+        options = {"num_states": num_states, "form": form, "order": order, "known": plain_known(known)}
+        super().__init__(num_features=E, **options, **scale_options(E, centre, scale))
         self.form, self.E = check_choice("form", form, FORMS), E
         self.D = {"free": num_states or 2, "level": E, "trend": 2 * E, "autoregression": (order or 1) * E}[form]
         self.missing: bool | None = None
-        self.register_buffer("centre", torch.zeros(E))
-        self.register_buffer("scale", torch.ones(E))
+        self.set_scales(torch.zeros(0, E))
         free = torch.ones(E + self.D, self.D, dtype=torch.bool)
         self.register_buffer("free", free if {"A", "C"} & set(known or ()) else free.tril(), persistent=False)
         sites = shared_sites(self.model)
@@ -104,19 +106,19 @@ class LinearGaussianSSM(SeriesStory):
         self.dims = {name: AXES[name] for name in sites} | OBSERVED
 
     @classmethod
-    def local_level(cls, num_features: int = 1, *, known: Any = None) -> LinearGaussianSSM:
+    def local_level(cls, num_features: int = 1, **options: Any) -> LinearGaussianSSM:
         """Return the local level model, a random walk plus noise, for each feature."""
-        return cls(num_features=num_features, form="level", known=known)
+        return cls(num_features=num_features, form="level", **options)
 
     @classmethod
-    def local_linear_trend(cls, num_features: int = 1, *, known: Any = None) -> LinearGaussianSSM:
+    def local_linear_trend(cls, num_features: int = 1, **options: Any) -> LinearGaussianSSM:
         """Return the local linear trend model, random walk level and slope plus noise, for each feature."""
-        return cls(num_features=num_features, form="trend", known=known)
+        return cls(num_features=num_features, form="trend", **options)
 
     @classmethod
-    def autoregression(cls, order: int = 1, num_features: int = 1, *, known: Any = None) -> LinearGaussianSSM:
+    def autoregression(cls, order: int = 1, num_features: int = 1, **options: Any) -> LinearGaussianSSM:
         """Return an autoregression with ``order`` lags, for each feature."""
-        return cls(num_features=num_features, form="autoregression", order=order, known=known)
+        return cls(num_features=num_features, form="autoregression", order=order, **options)
 
     @pyro_method
     @fix_known
@@ -161,19 +163,14 @@ class LinearGaussianSSM(SeriesStory):
         """Return the matrices of the model, without batch or time axes."""
         return row_distribution(self.model, y).parameters
 
-    @property
-    def constants(self) -> dict[str, Tensor]:
-        """The columns' means c and standard deviations s, in data units, shape ``(num_features,)`` each."""
-        return {"centre": self.centre, "scale": self.scale}
-
     def observe_missing(self, x: Tensor) -> None:
         """Integrate out missing entries from now on, if there are any."""
         self.missing = bool(self.missing) or bool(x.isnan().any())
 
     def start(self, y: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """Set c and s from the columns, and return the priors' medians; matrices of free states from the columns."""
+        """Set c and s, and return the priors' medians; matrices of free states from the columns."""
         steps, w = y.flatten(0, 1), weights.repeat_interleave(y.shape[1])[:, None] / weights.mean()
-        self.centre, self.scale = column_scales(steps, w[:, 0])
+        self.set_scales(steps, w[:, 0])
         start = {k: s["fn"].base_dist.icdf(y.new_tensor(0.5)) for k, s in shared_sites(self.model, y).items()}
         if self.form == "free":
             start |= initial_matrices(w.sqrt() * (steps - self.centre) / self.scale, self.scale, self.free)

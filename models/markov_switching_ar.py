@@ -66,7 +66,7 @@ class MarkovSwitchingAR(RegimeStory):
     concentration
         Prior concentration alpha of each transition.
     prior_mean, prior_mean_scale
-        Prior means m and standard deviations w of the means, data units: a number, or one per regime ``[[m1], [m2]]``.
+        Prior means m and standard deviations w of the means, in data units: a number, or one per regime.
     prior_scale, coefficient_scale
         Prior scale of the standard deviations, in data units, and prior standard deviation c of the coefficients.
     """

@@ -14,10 +14,10 @@ The story, for rows x_i of real, count, binary or categorical columns, and K com
 
 A site holds a parameter of the columns of one kind, with whose name it starts: ``student_mu``. With columns that are
 all ``binary`` or categorical this is latent class analysis; with ``poisson``, a mixture for counts; with ``student``, a
-robust mixture. ``initialise`` sets m and s to the columns' means and standard deviations (before, s is 1, and m is 0
-for real columns and 1 for counts). The guide's factors are in the priors' families, with separate parameters, such as
-q(sigma_kd^-2) Gamma, and q(mu_kd | sigma_kd) = Normal(a_kd, t_kd sigma_kd). They are conjugate given the components,
-except for ``student``. The index z is summed out, and missing entries are integrated out.
+robust mixture. By default ``initialise`` sets m and s to the columns' means and standard deviations (before, s is 1,
+and m is 0 for real columns and 1 for counts). The guide's factors are in the priors' families, with separate
+parameters, such as q(sigma_kd^-2) Gamma, and q(mu_kd | sigma_kd) = Normal(a_kd, t_kd sigma_kd). They are conjugate
+given the components, except for ``student``. The index z is summed out, and missing entries are integrated out.
 
 References
 ----------
@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pplgen.distributions import Blockwise, MarginalIndependent, inverse_chi
-from pplgen.story import check_count, check_positive, pyro_method
+from pplgen.story import check_count, check_per_feature, check_positive, pyro_method
 
 
 class MixedMixture(ComponentRows):
@@ -61,6 +61,9 @@ class MixedMixture(ComponentRows):
         ``binary``, or ``categorical3`` for three categories 0, 1, 2.
     concentration
         Prior concentration alpha of each weight; values below one empty surplus components.
+    prior_mean, prior_scale
+        Prior constants m of real and count columns, above 0 for counts, and s of real columns, in data units: a number
+        or one per column, unused for other columns. Default: the columns' means and standard deviations.
     """
 
     def __init__(
@@ -70,26 +73,30 @@ class MixedMixture(ComponentRows):
         *,
         columns: str = "normal",
         concentration: float = 1.0,
+        prior_mean: float | Sequence[float] | None = None,
+        prior_scale: float | Sequence[float] | None = None,
     ) -> None:
         K = check_count("num_components", num_components)
         D = check_count("num_features", num_features)
         kinds = parse_kinds(columns, D)
-        super().__init__(
-            num_components=K,
-            num_features=D,
-            columns=",".join(kinds),
-            concentration=check_positive("concentration", concentration),
-        )
+        priors = {
+            "prior_mean": check_per_feature("prior_mean", prior_mean, D),
+            "prior_scale": check_per_feature("prior_scale", prior_scale, D, positive=True),
+        }
+        alpha = check_positive("concentration", concentration)
+        super().__init__(num_components=K, num_features=D, columns=",".join(kinds), concentration=alpha, **priors)
         self.K, self.D = K, D
         self.indices = {kind: [d for d in range(D) if kinds[d] == kind] for kind in dict.fromkeys(kinds)}
         self.categories = [C for C in map(num_categories, self.indices) if C]
         guides = [conjugate_columns(kind, len(places), K) for kind, places in self.indices.items()]
         self.parts: Sequence[ConjugateColumns] = PyroModule[nn.ModuleList](guides)
         self.dims = {"weights": ("component",), "z": ("row", "component"), "x": ("row", "feature")}
-        for kind, part in zip(self.indices, self.parts, strict=True):
+        self.dims |= {"prior_mean": ("feature",), "prior_scale": ("feature",)}
+        for (kind, places), part in zip(self.indices.items(), self.parts, strict=True):
+            part.fix_priors(*([value[d] for d in places] if (value := priors[name]) else None for name in priors))
             categories = (f"{kind}_category",) if num_categories(kind) else ()
             self.dims |= {f"{kind}_{site}": ("component", f"{kind}_feature", *categories) for site in part.sites}
-        self.register_buffer("alpha", torch.full((K,), self.config["concentration"]))
+        self.register_buffer("alpha", torch.full((K,), alpha))
         self.q_weights = PyroParam(torch.ones(K), constraints.positive)
 
     @pyro_method
@@ -144,9 +151,19 @@ class MixedMixture(ComponentRows):
         super().check_data(x)
         check_entries(x, self.indices)
 
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Prior constants m and s of the columns that have them, else 0 and 1, in data units, shape ``(D,)`` each."""
+        values = {"prior_mean": self.alpha.new_zeros(self.D), "prior_scale": self.alpha.new_ones(self.D)}
+        for places, part in zip(self.indices.values(), self.parts, strict=True):
+            for name, symbol in zip(values, ("m", "s"), strict=True):
+                if symbol in part.constants:
+                    values[name][places] = getattr(part, symbol)
+        return values
+
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Set m, s and q, the posterior given k-means clusters of the standardised columns."""
+        """Set m and s unless specified, and q, the posterior given k-means clusters of the standardised columns."""
         mean, sd = column_scales(x, weights)
         scaled = torch.where(x.isnan(), 0.0, (x - mean) / sd)
         responsibilities = kmeans_plus_plus(scaled, self.K, labels, weights)

@@ -1,6 +1,6 @@
 r"""Switching linear dynamical system.
 
-The story, for T steps of E features, K regimes and D states; mean and scale are the columns'::
+The story, for T steps of E features, K regimes and D states; mean and scale are by default the columns'::
 
     pi   ~ Dirichlet(1, ..., 1)      P[k] ~ Dirichlet(1 + stickiness e_k), 10 by default
     m0   ~ Normal(0, 1)              s0   ~ LogNormal(0, 1/2)
@@ -27,15 +27,15 @@ Ghahramani and Hinton (2000), Variational learning for switching state-space mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pplgen.models._column_scales import ColumnScales, scale_options
 from pplgen.models._guides.parameters import Parameters, fix_known, plain_known
 from pplgen.models._guides.recognition import KINDS, Recognition
-from pplgen.models._starts.kmeans_plus_plus import column_scales
 from pplgen.models._starts.switching_start import smoothed_regimes, switching_start
 from torch import Tensor
 
@@ -43,17 +43,17 @@ from pplgen.distributions import Dynamics, Emission, SwitchingLinearGaussianPath
 from pplgen.story.base import check_choice, check_count, check_positive, pyro_method
 from pplgen.story.dynamics import HiddenMarkov, MarkovChain, SwitchingLinearGaussian
 from pplgen.story.shared_sites import shared_sites, shared_values
-from pplgen.story.state_space import StateSpaceStory, step_mask
+from pplgen.story.state_space import step_mask
 
 AXES: dict[str, tuple[str, ...]] = {
     **{"pi": ("regime",), "P": ("regime", "next_regime"), "m0": ("state",), "s0": ("state",), "l": ("regime", "pair")},
     **{"A": ("regime", "state", "previous_state"), **dict.fromkeys(("b", "q", "W"), ("regime", "state"))},
-    **{"C": ("feature", "state"), **dict.fromkeys(("d", "r", "column_mean", "column_scale"), ("feature",))},
+    **{"C": ("feature", "state"), **dict.fromkeys(("d", "r", "centre", "scale"), ("feature",))},
     **{"x": ("series", "time", "state"), "y": ("series", "time", "feature")},
 }
 
 
-class SwitchingLDS(StateSpaceStory):
+class SwitchingLDS(ColumnScales):
     """Linear Gaussian state space model whose dynamics switch between regimes.
 
     Parameters
@@ -68,6 +68,8 @@ class SwitchingLDS(StateSpaceStory):
         Guide of the path: ``responsibilities`` (soft regimes), or the simpler, looser ``markov`` and ``mean-field``.
     known
         Values of fixed parameters, by name: a number, or a nested list of the parameter's shape.
+    centre, scale
+        Centre and scale of the emissions' priors: a number or one per feature. Default: the columns' means and sds.
     """
 
     def __init__(
@@ -82,17 +84,18 @@ class SwitchingLDS(StateSpaceStory):
         stickiness: float = 10.0,
         guide: str = "responsibilities",
         known: Mapping[str, Any] | None = None,
+        centre: float | Sequence[float] | None = None,
+        scale: float | Sequence[float] | None = None,
     ) -> None:
         sizes = {"num_regimes": num_regimes, "num_states": num_states, "num_features": num_features}
         K, D, E = (check_count(name, value) for name, value in sizes.items())
         options: dict[str, Any] = {"recurrent": bool(recurrent), "switching_emission": bool(switching_emission)}
         options["covariance"] = check_choice("covariance", covariance, ("full", "diag"))
         options["stickiness"] = check_positive("stickiness", stickiness)
-        options["guide"] = check_choice("guide", guide, KINDS)
+        options |= {"guide": check_choice("guide", guide, KINDS), **scale_options(E, centre, scale)}
         super().__init__(num_regimes=K, num_states=D, num_features=E, known=plain_known(known), **options)
         self.K, self.D, self.E = K, D, E
-        self.register_buffer("m", torch.zeros(E))
-        self.register_buffer("s", torch.ones(E))
+        self.set_scales(torch.zeros(0, E))
         self.theta = Parameters(shared_sites(self.model), self.config["known"], correlated=False)
         self.recognition = Recognition(guide, K, D, E)
         self.dims = AXES | {name: ("regime", *AXES[name]) for name in Emission._fields if switching_emission}
@@ -102,7 +105,7 @@ class SwitchingLDS(StateSpaceStory):
     @fix_known
     def model(self, y: Tensor | None = None, num_rows: int = 1) -> Tensor:
         """Generate ``num_rows`` series, or score ``y`` of shape ``(num_series, num_steps, num_features)``."""
-        K, D, mean, scale, lower, W = self.K, self.D, self.m, self.s, None, None
+        K, D, mean, scale, lower, W = self.K, self.D, self.centre, self.scale, None, None
         zero, one, sticky = mean.new_zeros(()), mean.new_ones(()), self.config["stickiness"] * torch.eye(K).to(mean)
         emitted = (K, self.E) if self.config["switching_emission"] else (self.E,)
         pi = pyro.sample("pi", dist.Dirichlet(one.expand(K)))
@@ -131,7 +134,7 @@ class SwitchingLDS(StateSpaceStory):
         parts = self._parts(self.theta.draw_guide())
         if y is not None:
             with pyro.plate("data", len(y)):
-                pyro.sample("x", self.recognition((y - self.m) / self.s, y, step_mask(y, at_least=1), *parts))
+                pyro.sample("x", self.recognition((y - self.centre) / self.scale, y, step_mask(y, at_least=1), *parts))
 
     def _parts(self, theta: Mapping[str, Any] | None = None) -> tuple[Dynamics, Emission]:
         """Return the parameters at these values, by default those that the sites are conditioned on."""
@@ -161,20 +164,15 @@ class SwitchingLDS(StateSpaceStory):
         """Return log probabilities of the next regime given states x, shape ``(..., K, K)`` or ``(K, K)``."""
         return self._parts()[0].log_transition(x)
 
-    @property
-    def constants(self) -> dict[str, Tensor]:
-        """Means m and standard deviations s of the columns, shape ``(E,)`` each."""
-        return {"column_mean": self.m, "column_scale": self.s}
-
     @torch.no_grad()
     def initialise(self, x: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Set the parameters by Monte Carlo EM on equally weighted series, and pretrain the network on its regimes."""
         self.num_steps.fill_(x.shape[1])
         w = None if weights is None else weights.repeat_interleave(x.shape[1])
-        self.m, self.s = column_scales(x.flatten(0, 1), w)
+        self.set_scales(x.flatten(0, 1), w)
         mask, switching = step_mask(x, at_least=1), self.config["switching_emission"]
-        start, regimes = switching_start(x, mask, self.m, self.s, self.K, self.D, switching=switching)
+        start, regimes = switching_start(x, mask, self.centre, self.scale, self.K, self.D, switching=switching)
         self.theta.initialise(start, scale=float(mask.sum()) ** -0.5)
         if self.theta.known:
             regimes = smoothed_regimes(x, mask, *self._parts(self.theta.guide_mean()))
-        self.recognition.pretrain((x - self.m) / self.s, mask, regimes)
+        self.recognition.pretrain((x - self.centre) / self.scale, mask, regimes)

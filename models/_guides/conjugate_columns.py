@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pplgen.distributions.inverse_chi import InverseRootGamma
+from pplgen.story.base import InputError
 
 
 class ConjugateColumns(PyroModule):
@@ -38,25 +39,42 @@ class ConjugateColumns(PyroModule):
 
     sites: tuple[str, ...] = ("probability",)
     """Names of the sample sites after the kind's, each with axes ``(component, column of this kind)``."""
+    constants: tuple[str, ...] = ()
+    """Which of m and s the priors have."""
 
     def __init__(self, kind: str, width: int, num_components: int) -> None:
         super().__init__()
         self.kind, self.shape = kind, (num_components, width)
         self.register_buffer("m", torch.zeros(width))
+        self.given: dict[str, list[float] | None] = {}
+
+    def fix_priors(self, mean: list[float] | None, scale: list[float] | None) -> None:
+        """Set m and s, where this kind has them, to the given values, if not None, for good."""
+        if self.kind == "poisson" and mean is not None and min(mean) <= 0:
+            raise InputError(f"prior_mean: {min(mean)!r} for a poisson column: expected a positive mean of its rate")
+        self.given = {"m": mean, "s": scale}
+        self._set_priors()
+
+    def _set_priors(self, **values: Tensor) -> None:
+        """Set m and s to these values unless they are given."""
+        fixed = {name: self.m.new_tensor(value) for name, value in self.given.items() if value is not None}
+        for name, value in (values | fixed).items():
+            if name in self.constants:
+                setattr(self, name, value)
 
     def sample(self) -> None:
         """Draw the sites of all components, inside the components' plate."""
         raise NotImplementedError
 
     def initialise(self, x: Tensor, responsibilities: Tensor) -> None:
-        """Set prior scales from the columns, and the guide to the posterior given soft clusters, ``(num_rows, K)``."""
+        """Set priors from the columns unless given, and the guide to the posterior given clusters ``(num_rows, K)``."""
         raise NotImplementedError
 
 
 class RealColumns(ConjugateColumns):
     """Guide of ``normal`` and ``student`` columns, with s, the priors' scale in units of the columns."""
 
-    sites = ("mu", "sigma")
+    sites, constants = ("mu", "sigma"), ("m", "s")
     kappa = 0.01
     """Prior sample size of the locations, in rows: the model's ``mu | sigma ~ Normal(m, sigma / .1)``."""
 
@@ -79,9 +97,9 @@ class RealColumns(ConjugateColumns):
         """Set the guide to the normal model's posterior."""
         n, total, squares = _sums(x, responsibilities)
         count = n.sum(0).clamp(min=1)
-        self.m = total.sum(0) / count
-        sd = (squares.sum(0) / count - self.m.square()).clamp(min=0).sqrt()
-        self.s = torch.where(sd > 0, sd, 1.0)
+        average = total.sum(0) / count
+        sd = (squares.sum(0) / count - average.square()).clamp(min=0).sqrt()
+        self._set_priors(m=average, s=torch.where(sd > 0, sd, 1.0))
         mean = (total - n * self.m) / (self.kappa + n)
         scatter = squares - 2 * self.m * total + n * self.m.square() - (self.kappa + n) * mean.square()
         self.q_location, self.q_spread = mean / self.s, (self.kappa + n).rsqrt()
@@ -91,7 +109,7 @@ class RealColumns(ConjugateColumns):
 class PoissonColumns(ConjugateColumns):
     """Guide of ``poisson`` columns."""
 
-    sites = ("rate",)
+    sites, constants = ("rate",), ("m",)
 
     def __init__(self, kind: str, width: int, num_components: int) -> None:
         super().__init__(kind, width, num_components)
@@ -107,7 +125,7 @@ class PoissonColumns(ConjugateColumns):
         """Set the guide to the posterior."""
         n, total, _ = _sums(x, responsibilities)
         mean = total.sum(0) / n.sum(0).clamp(min=1)
-        self.m = torch.where(mean > 0, mean, 1.0)
+        self._set_priors(m=torch.where(mean > 0, mean, 1.0))
         self.q_shape, self.q_rate = 1 + total, 1 / self.m + n
 
 

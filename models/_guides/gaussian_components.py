@@ -34,29 +34,26 @@ class GaussianComponents(PyroModule):
         super().__init__()
         self.K, self.D, self.kappa = num_components, num_features, mean_precision
         self.sharing = num_components
+        self.given: tuple[Sequence[float] | None, Sequence[float] | None] = None, None
         self.register_buffer("m", torch.zeros(num_features))
         self.register_buffer("s", torch.ones(num_features))
         self.q_location = Offset(self.K, self.D, correlated=self.correlated, initial_scale=1.0)
         self.q_spread = PyroParam(torch.full((self.K, self.D), 0.1), constraints.positive)
 
-    def learn_scales(
-        self,
-        x: Tensor,
-        mean: Sequence[float] | None = None,
-        scale: Sequence[float] | None = None,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        """Set m and s, by default from the columns' observed entries; return the rows in these units.
+    def learn_scales(self, x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Set m and s that are not given from the columns' observed entries; return the rows, and in these units.
 
-        Missing entries of the returned rows are zero, the column mean.
+        Missing entries of the returned rows are at the prior's centre m, zero in these units.
         """
         average, sd = column_scales(x, weights)
         self.m, self.s = average, PRIOR_SCALE * sd
-        self.set_scales(mean, scale)
-        return torch.where(x.isnan(), 0.0, (x - self.m) / self.s)
+        self.set_scales(*self.given)
+        scaled = torch.where(x.isnan(), 0.0, (x - self.m) / self.s)
+        return self.m + self.s * scaled, scaled
 
     def set_scales(self, mean: Sequence[float] | None, scale: Sequence[float] | None) -> None:
-        """Set m and s to the given values, if not None."""
+        """Set m and s to the given values, if not None, for good."""
+        self.given = mean, scale
         self.m = self.m if mean is None else self.m.new_tensor(mean)
         self.s = self.s if scale is None else self.s.new_tensor(scale)
 

@@ -94,10 +94,15 @@ def emission_options(kind: str, num_regimes: int, num_features: int, **options: 
 
 
 def per_regime(name: str, value: Any, K: int, D: int, *, positive: bool = False) -> list[list[float]] | None:
-    """Broadcast an option to ``(K, D)`` finite numbers: a scalar, one per feature, or one list per regime."""
+    """Broadcast an option to ``(K, D)`` finite numbers: a scalar, one per feature, or one list per regime.
+
+    With one feature, several numbers are one per regime.
+    """
     value = value.tolist() if hasattr(value, "tolist") else value
     if value is None:
         return None
+    if D == 1 and isinstance(value, list | tuple) and not any(isinstance(each, list | tuple) for each in value):
+        value = [[each] for each in value] if len(value) > 1 else value
     if not (isinstance(value, (list, tuple)) and value and all(isinstance(each, (list, tuple)) for each in value)):
         row = check_per_feature(name, value, D, positive=positive)
         return [row or []] * K

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: simulate from the prior, refit all data sets as one program, rank the truths.
+"""Simulation-based calibration: simulate from prior or posterior, refit as one program, rank the truths.
 
 May import: report, checks. Start reading at `calibrate.py`.
 """

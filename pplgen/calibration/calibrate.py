@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pplgen.calibration.amortised import amortised_trials
 from pplgen.calibration.ranking import rank_truths
 from pplgen.calibration.result import Calibration
-from pplgen.calibration.trials import Settings, Trials, run_trials
+from pplgen.calibration.trials import Settings, Study, Trials, posterior_study, prior_study, run_trials
 from pplgen.distributed.ranks import Ranks
 from pplgen.errors import InputError
 from pplgen.inference.training_result import Progress, ProgressCallback
@@ -27,7 +28,7 @@ def calibrate(
     guide: Callable[..., Any] | None = None,
     *,
     num_datasets: int = 200,
-    num_rows: int = 100,
+    num_rows: int | None = None,
     simulator: Story | Callable[..., Any] | None = None,
     exchangeable: Mapping[str, int] | None = None,
     seed: int = 0,
@@ -37,7 +38,10 @@ def calibrate(
     draws: int = 199,
     progress: bool | ProgressCallback = True,
 ) -> Calibration:
-    """Run simulation-based calibration: simulate from the prior, fit all data sets as one program, rank the truths.
+    """Run simulation-based calibration: simulate data sets, fit them all as one program, rank the truths.
+
+    Data sets are simulated from the prior, or given a fit from its posterior and then refitted together with its rows
+    (Säilynoja et al. 2025, https://arxiv.org/abs/2502.03279).
 
     Exchangeable components of truths and draws are matched to the fit's draws before ranking. Row latents are ranked
     for the first eight rows. Under an initialised ``torch.distributed`` process group, all ranks of which call this
@@ -46,8 +50,9 @@ def calibrate(
     Parameters
     ----------
     model
-        A ``Story`` or a Pyro model; or a fit of a story that has row latents only, such as an autoencoder, whose guide
-        is calibrated without refitting on rows simulated from the trained model.
+        A ``Story`` or a Pyro model; or a fit, for calibration on data sets simulated from its posterior. The guide of a
+        story that has row latents only, such as an autoencoder, is then calibrated without refitting, at the fitted
+        parameters: that they are estimates is left out.
     data
         For a bare model its arguments, as a tuple if several; observed values are replaced by simulated ones. For a
         story, rows that fix data-dependent priors; ``None`` for its default priors.
@@ -56,7 +61,7 @@ def calibrate(
     num_datasets
         Number of data sets; for a fit, number of rows.
     num_rows
-        Rows per data set of a story.
+        Rows simulated per data set of a story. Default: 100; for a fit as many as its own.
     simulator
         Story or model that generates the data sets, with the same arguments and latents; default: ``model`` itself.
         The calibration then measures the effect of misspecification.
@@ -76,8 +81,8 @@ def calibrate(
     Raises
     ------
     InputError
-        If the model has learnable parameters without a prior or a prior that depends on each data set, as
-        ``LinearGaussianSSM``, ``SwitchingLDS`` and ``DirichletProcessMixture``, or if the pair cannot be traced.
+        If the model has learnable parameters without a prior, or a prior that depends on each data set and that no
+        option fixes, or if the pair cannot be traced.
     RankLost
         If another rank has died or stopped.
     """
@@ -86,33 +91,31 @@ def calibrate(
     if isinstance(model, FittedPair):
         if data is not None or guide is not None or simulator is not None:
             raise InputError("a fit has its own model and guide: leave out data, guide and simulator")
+        if model.pair.structure.shared_latent:
+            study = partial(posterior_study, model.pair, model.columns)
+            return rank_truths(model.name, _run(study, settings, progress), draws, seed)
         with seeded(seed), model.pair.isolated():
             trials = amortised_trials(model.pair, num_datasets, draws)
         return rank_truths(model.name, trials, draws, seed)
     if isinstance(model, Story) and guide is not None:
         raise InputError(f"guide: {type(model).__name__} brings its own guide")
     name = type(model).__name__ if isinstance(model, Story) else getattr(model, "__name__", "a Pyro pair")
-    return rank_truths(name, _refit(model, data, guide, settings, progress), draws, seed)
+    return rank_truths(name, _run(partial(prior_study, model, guide, data), settings, progress), draws, seed)
 
 
 def _check_settings(settings: Settings) -> None:
     """Raise ``InputError`` for the first option that is out of range."""
     check_count("num_datasets", settings.num_datasets, minimum=10)
-    check_count("num_rows", settings.num_rows)
+    if settings.num_rows is not None:
+        check_count("num_rows", settings.num_rows)
     check_count("seed", settings.seed, minimum=0)
     check_count("steps", settings.steps)
     check_count("draws", settings.num_draws, minimum=9)
     check_positive("learning_rate", settings.learning_rate)
 
 
-def _refit(
-    model: Story | Callable[..., Any],
-    data: Any,
-    guide: Callable[..., Any] | None,
-    settings: Settings,
-    progress: bool | ProgressCallback,
-) -> Trials:
-    """Run the trials on all ranks, with a progress report on the first."""
+def _run(study: Callable[[Settings], Study], settings: Settings, progress: bool | ProgressCallback) -> Trials:
+    """Run the trials of a study on all ranks, with a progress report on the first."""
     ranks, num_datasets = Ranks.current(), settings.num_datasets
     if num_datasets < ranks.size:
         raise InputError(f"num_datasets={num_datasets}: expected at least one for each of the {ranks.size} ranks")
@@ -123,4 +126,4 @@ def _refit(
                 callback(Progress(num_datasets, num_datasets, step, settings.steps, value, rate, 0.0, doing))
 
         settings = replace(settings, restarts=check_count("restarts", settings.restarts))
-        return run_trials(model, guide, data, settings, report=report, ranks=ranks)
+        return run_trials(study(settings), settings, report=report, ranks=ranks)

@@ -18,7 +18,7 @@ from pplgen.story.conditioning import unconditioned
 from pplgen.story.isolation import copy_pair
 from pplgen.story.pair import Pair
 
-__all__ = ["Simulator", "require_fixed_prior", "require_prior", "simulate_datasets"]
+__all__ = ["Simulated", "Simulator", "observed_sites", "require_fixed_prior", "require_prior", "simulate_datasets"]
 
 Simulator = Story | Callable[..., Any]
 Simulated = tuple[dict[str, Tensor], list[tuple[Any, ...]]]
@@ -42,7 +42,7 @@ def simulate_datasets(template: Pair, simulator: Simulator, num_datasets: int, n
         return _latents(trace, template), {index: trace.nodes[name]["value"] for index, name in sites.items()}
 
     with template.isolated():
-        sites = {} if template.story else _observed_sites(poutine.trace(copied).get_trace(*arguments), arguments)
+        sites = {} if template.story else observed_sites(poutine.trace(copied).get_trace(*arguments), arguments)
         latents, observed = map_draws(from_story if template.story else from_model, num_datasets)
     datasets = [
         tuple(observed[str(i)][s] if str(i) in observed else value for i, value in enumerate(arguments))
@@ -59,7 +59,7 @@ def _latents(trace: poutine.Trace, template: Pair) -> dict[str, Tensor]:
     return {name: trace.nodes[name]["value"] for name in template.structure.latent}
 
 
-def _observed_sites(trace: poutine.Trace, arguments: tuple[Any, ...]) -> dict[str, str]:
+def observed_sites(trace: poutine.Trace, arguments: tuple[Any, ...]) -> dict[str, str]:
     """Map indices of arguments to the observed sites whose values they are."""
     sites = {}
     for name in trace.observation_nodes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pplgen.calibration.fixed_priors import fix_priors
 from pplgen.calibration.quantities import evaluate_quantities, exchangeable_axes, relabel_quantities
+from pplgen.calibration.replication import replicated_datasets, untrained_copy
 from pplgen.calibration.simulation import Simulator, require_fixed_prior, require_prior, simulate_datasets
 from pplgen.compiler.traceable_pyro import NotTraceable
 from pplgen.data.columns import unnamed_columns
@@ -27,10 +29,12 @@ from pplgen.story.base import Story
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
-__all__ = ["Settings", "Trials", "run_trials"]
+__all__ = ["Settings", "Study", "Trials", "posterior_study", "prior_study", "run_trials"]
 
 FINAL_RATE = 0.05
 """Final learning rate relative to the initial one, so that fits converge within their steps."""
+DEFAULT_ROWS = 100
+"""Default number of rows of a data set that is simulated from the prior."""
 COMPARED = 5
 """Number of data sets on which the prior before and after initialisation is compared."""
 
@@ -40,7 +44,7 @@ class Settings:
     """Options of ``pplgen.calibrate``; ``num_draws`` is its ``draws``."""
 
     num_datasets: int
-    num_rows: int
+    num_rows: int | None
     num_draws: int
     restarts: int
     steps: int
@@ -48,6 +52,13 @@ class Settings:
     seed: int
     simulator: Simulator | None
     exchangeable: Mapping[str, int] | None
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the simulation, of draws, and of each restart of each fit."""
+        count = self.num_datasets * self.restarts + 2
+        draws, simulation, *fits = np.random.SeedSequence(self.seed).generate_state(count).tolist()
+        return [simulation, draws, *fits]
 
 
 @dataclass(frozen=True)
@@ -68,44 +79,65 @@ class Trials:
     """How the fits were run."""
 
 
-def run_trials(
-    model: Simulator,
-    guide: Callable[..., Any] | None,
-    data: Any,
-    settings: Settings,
-    *,
-    report: Callable[[int, float, float, str], None] | None,
-    ranks: Ranks,
-) -> Trials:
-    """Simulate, fit and draw; arguments as for ``pplgen.calibrate``. Each of ``ranks`` fits some of the data sets."""
-    num_datasets, restarts = settings.num_datasets, settings.restarts
-    draws_seed, simulation_seed, *seeds = (
-        np.random.SeedSequence(settings.seed).generate_state(num_datasets * restarts + 2).tolist()
-    )
+@dataclass(frozen=True)
+class Study:
+    """Simulated data sets with their true latents, and the pair that is fitted to each."""
+
+    template: Pair
+    """A pair on data of their shapes."""
+    refit: Callable[[tuple[Any, ...]], Pair]
+    """Makes a new pair on the arguments of a data set."""
+    latents: dict[str, Tensor]
+    """True latents, shape ``(num_datasets, ...)`` each."""
+    datasets: list[tuple[Any, ...]]
     columns: tuple[str, ...] = ()
-    with seeded(simulation_seed):
+    """Names of the columns of a story's rows."""
+
+
+def prior_study(model: Simulator, guide: Callable[..., Any] | None, data: Any, settings: Settings) -> Study:
+    """Simulate data sets from the prior; arguments as for ``pplgen.calibrate``."""
+    num_rows = DEFAULT_ROWS if settings.num_rows is None else settings.num_rows
+    columns: tuple[str, ...] = ()
+    with seeded(settings.seeds[0]):
         if isinstance(model, Story):
             table = None if data is None else read_rows(model, data)
             model = fix_priors(model, None if table is None else table.values)
-            template = Pair.of_story(model, model.simulate(settings.num_rows), initialise=False)
+            template = Pair.of_story(model, model.simulate(num_rows), initialise=False)
             columns = unnamed_columns(template.data[0].shape[-1]) if table is None else table.columns
         else:
             template = Pair(model, guide, bare_arguments(data, None, model, guide))
         require_prior(template)
         simulator = model if settings.simulator is None else settings.simulator
-        latents, datasets = simulate_datasets(template, simulator, num_datasets, settings.num_rows)
-    axes = exchangeable_axes(template, latents, settings.exchangeable)
+        latents, datasets = simulate_datasets(template, simulator, settings.num_datasets, num_rows)
+
+    def refit(arguments: tuple[Any, ...]) -> Pair:
+        return Pair.of_story(model, arguments[0]) if isinstance(model, Story) else Pair(model, guide, arguments)
+
+    return Study(template, refit, latents, datasets, columns)
+
+
+def posterior_study(pair: Pair, columns: tuple[str, ...], settings: Settings) -> Study:
+    """Simulate rows from a fit's posterior, and join them to its own."""
+    require_prior(pair)
+    with seeded(settings.seeds[0]), pair.isolated():
+        latents, datasets = replicated_datasets(pair, settings.num_datasets, settings.num_rows)
+    template = untrained_copy(pair, datasets[0])
+    return Study(template, partial(untrained_copy, pair), latents, datasets, columns)
+
+
+def run_trials(study: Study, settings: Settings, *, report: Report | None, ranks: Ranks) -> Trials:
+    """Fit the data sets of a study, and draw. Each of ``ranks`` fits some of them."""
+    num_datasets, restarts, template = settings.num_datasets, settings.restarts, study.template
+    _, draws_seed, *seeds = settings.seeds
+    axes = exchangeable_axes(template, study.latents, settings.exchangeable)
     local = list(range(ranks.rank, num_datasets, ranks.size))
-    latents, datasets = {name: value[local] for name, value in latents.items()}, [datasets[index] for index in local]
+    latents = {name: value[local] for name, value in study.latents.items()}
     seeds = [seeds[index * restarts + restart] for index in local for restart in range(restarts)]
     pairs = []
     for index, pair_seed in enumerate(seeds):
-        arguments = datasets[index // restarts]
         with seeded(pair_seed):
-            pairs.append(
-                Pair.of_story(model, arguments[0]) if isinstance(model, Story) else Pair(model, guide, arguments)
-            )
-    if isinstance(model, Story):
+            pairs.append(study.refit(study.datasets[local[index // restarts]]))
+    if template.story is not None:
         require_fixed_prior(template, pairs[::restarts][:COMPARED], latents)
     try:
         runs, path = _train(pairs, seeds, settings, report, alone=ranks.size == 1)
@@ -126,7 +158,7 @@ def run_trials(
     truths, draws = relabel_quantities(truths, draws, axes)
     for name in template.story.auxiliary if template.story else ():
         truths.pop(name, None)
-    names = entry_names({name: value.shape[1:] for name, value in truths.items()}, template.story, columns)
+    names = entry_names({name: value.shape[1:] for name, value in truths.items()}, template.story, study.columns)
     return Trials(truths, draws, names, stops, num_datasets - len(stops), path)
 
 

@@ -147,9 +147,8 @@ def _fit(entry: models.Entry, config: dict[str, Any], **options: Any) -> None:
 
 
 def _calibrate(entry: models.Entry, config: dict[str, Any], **options: Any) -> None:
-    """Build the story and calibrate it."""
-    num_features = options.pop("num_features")
-    report_calibration(getattr(models, entry.class_name)(**config, num_features=num_features), **options)
+    """Calibrate a story."""
+    report_calibration(getattr(models, entry.class_name), config, **options)
 
 
 for _entry in models.collection():

@@ -79,11 +79,13 @@ def calibration_lines(record: Mapping[str, Any] | None) -> list[str]:
         return ["Nothing is recorded."]
     if "refused" in record:
         return [f"Not possible: {record['refused']}"]
+    coverage = ", ".join(f"{100 * value:.0f} % ({name})" for name, value in record.get("coverage_of_90", {}).items())
     exceptions = f" for {', '.join(record['not_uniform'])}" if record["not_uniform"] else ""
     return [
         record["call"],
         f"{record['num_datasets']} data sets, {record['num_quantities']} quantities. Ranks uniform: "
         f"{calibration_word(record)}{exceptions}. Smallest adjusted p-value: {record['smallest_p']:.2g}.",
+        *([f"90 % intervals cover the truth in {coverage}."] if coverage else []),
     ]
 
 

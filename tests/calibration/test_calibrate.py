@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.figure import Figure
-from pplgen.models import PPCA, VAE, GaussianMixture, LinearGaussianSSM
+from pplgen.models import PPCA, VAE, GaussianMixture
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
@@ -167,8 +167,6 @@ def test_codes_of_a_trained_story_are_ranked_without_refitting(wine):
 def test_what_has_no_prior_is_refused():
     with pytest.raises(InputError, match="learnable parameters"):
         quick(VAE(4, 1), num_rows=20)
-    with pytest.raises(InputError, match="takes a prior from its rows"):
-        quick(LinearGaussianSSM.local_level(), num_rows=2, num_datasets=10)
     with pytest.raises(InputError, match="expected one of the arguments as its value"):
         quick(lambda x: pyro.sample("y", dist.Normal(pyro.sample("a", dist.Normal(0.0, 1.0)), 1.0), obs=x + 1), X[0, 0])
 

@@ -33,6 +33,14 @@ def test_calibrate_exits_with_one_where_it_fails(monkeypatch, capsys):
     assert "fail" in capsys.readouterr().out
 
 
+def test_calibrate_around_the_posterior(monkeypatch, capsys):
+    options = ("-n", "20", "--components", "1", "--covariance", "spherical", "--posterior")
+    assert run(monkeypatch, "calibrate", "gaussian-mixture", *options) == 2
+    assert "--posterior: expected --data DATA" in capsys.readouterr().err
+    assert run(monkeypatch, "calibrate", "gaussian-mixture", *options, "--data", "faithful") == 0
+    assert "20 data sets, 199 draws each" in capsys.readouterr().out
+
+
 def test_fit_by_nuts_writes_chains(monkeypatch, capsys, tmp_path):
     options = ("--method", "nuts", "--steps", "20", "--restarts", "2", "--components", "1", "--covariance", "spherical")
     assert run(monkeypatch, "fit", "gaussian-mixture", "faithful", *options, "--out", tmp_path / "run") == 0

@@ -74,6 +74,8 @@ def test_a_failed_calibration_names_what_failed():
     line = calibration_lines(record | {"not_uniform": ["z[0]"]})[-1]
     assert line.startswith("9 data sets, 2 quantities. Ranks uniform: no for z[0].")
     assert line.endswith("1e-05.")
+    coverage = {"not_uniform": ["z[0]"], "coverage_of_90": {"z[0]": 0.75}}
+    assert calibration_lines(record | coverage)[-1] == "90 % intervals cover the truth in 75 % (z[0])."
     assert calibration_lines({"refused": "it has no prior"}) == ["Not possible: it has no prior"]
 
 
