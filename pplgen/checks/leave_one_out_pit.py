@@ -63,8 +63,8 @@ def leave_one_out_pit(inputs: CheckInputs) -> LeaveOneOutPit | str:
     equal = (weights * (replicates.drawn == replicates.values)).sum(0)
     own = 1 / len(replicates.drawn)  # the entry is ranked among the draws and itself, so that its rank is uniform
     pit = (below + torch.rand_like(below) * (equal + own)) / (1 + own)
-    pit = pit.where(~replicates.values.isnan(), torch.nan).cpu().numpy()
-    return LeaveOneOutPit(pit, replicates.columns, replicates.step * inputs.replicated_step)
+    seen = pit.where(~replicates.values.isnan(), torch.nan)
+    return LeaveOneOutPit(seen.cpu().numpy(), replicates.columns, replicates.step * inputs.replicated_step)
 
 
 def why_not_replicated(inputs: CheckInputs) -> str | None:

@@ -28,6 +28,7 @@ from pplgen.fitting.run_contents import (
     check_finite,
     check_sites,
     restore_buffers,
+    restore_story,
     saved_buffers,
     source_digest,
     with_prefix,
@@ -164,9 +165,7 @@ def _story_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: Loa
         raise InputError(f"model, guide: the run is of a story, {header['story']!r}, which has its own")
     own = TYPES[header["dtype"]]
     story = _story(header, options.story).to(dtype=options.dtype or own, device=options.device)
-    saved = with_prefix("buffer/", tensors)
-    saved.pop("kl_weight", None)  # of older runs
-    restore_buffers(dict(story.named_buffers()), saved)
+    restore_story(story, tensors)
     table = None if options.data is None else _rows(story, header, options)
     if table is None:  # simulated rows of the same shape
         x, labels, weights = story.simulate(2), None, None

@@ -22,6 +22,7 @@ from pplgen.inference.named_guides import named_pair
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.storage.run_folder import provenance
 from pplgen.storage.user_code import COLLECTION, code_digest, import_path, qualified_name
+from pplgen.story.base import Story
 from pplgen.story.isolation import modules_of
 from pplgen.story.pair import Pair, check_shapes
 
@@ -31,6 +32,7 @@ __all__ = [
     "check_sites",
     "pair_facts",
     "restore_buffers",
+    "restore_story",
     "run_header",
     "saved_buffers",
     "source_digest",
@@ -44,13 +46,15 @@ PLAIN = (bool, int, float, str, type(None))
 
 FORMER_SITES = ("dirichlet_process_mixture", "gaussian_mixture", "mixed_mixture")
 """Stories whose runs without a list of sites are of versions that drew other coordinates."""
+FORMER_BUFFERS = {"SwitchingLDS": {"m": "centre", "s": "scale"}}
+"""Buffers of stories that had another name in former versions."""
 
 
 def saved_buffers(pair: Pair) -> dict[str, Tensor]:
     """Return the buffers of a story, or of a bare pair's modules, by their names in a saved run."""
     if pair.story is not None:
         of_guide = {f"guide_buffer/{name}": value for name, value in _guide_buffers(pair).items()}
-        return {f"buffer/{name}": value for name, value in pair.story.named_buffers()} | of_guide
+        return {f"buffer/{name}": value for name, value in _persistent_buffers(pair.story).items()} | of_guide
     modules = [module for module in modules_of(pair.model, pair.guide) if not isinstance(module, StoredDraws)]
     distinct = list({id(module): module for module in modules}.values())
     return {
@@ -58,6 +62,20 @@ def saved_buffers(pair: Pair) -> dict[str, Tensor]:
         for index, module in enumerate(distinct)
         for name, value in module.named_buffers()
     }
+
+
+def restore_story(story: Story, tensors: dict[str, Tensor]) -> None:
+    """Restore the buffers of a story from the tensors of a saved run, also of a former version."""
+    own, former = _persistent_buffers(story), FORMER_BUFFERS.get(type(story).__name__, {})
+    saved = {former.get(each, each): value for each, value in with_prefix("buffer/", tensors).items()}
+    derived = {each for each, _ in story.named_buffers()} - own.keys() | {"kl_weight"}
+    restore_buffers(own, {each: value for each, value in saved.items() if each not in derived})
+
+
+def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's buffers, without those that its constructor derives from its options."""
+    persistent = module.state_dict().keys()
+    return {name: value for name, value in module.named_buffers() if name in persistent}
 
 
 def _guide_buffers(pair: Pair) -> dict[str, Tensor]:
