@@ -79,7 +79,8 @@ def as_tensor(matrix: np.ndarray, columns: Sequence[str], dtype: torch.dtype | N
             unfit = f"has a range of {extent:g}, outside that of a fit in {narrow}"
             why = f"varies too little around its mean for {narrow}" if in_range(extent, narrow) else unfit
             message = f"column {name!r} {why}; the table is read with {WIDER}"
-            warnings.warn(message, DataWarning, stacklevel=4)
+            if in_range(extent, torch.float64):  # else training data are refused
+                warnings.warn(message, DataWarning, stacklevel=4)
             return as_finite(matrix, columns, torch.float64)
         if dtype is not None:
             warn_of_rounding(f"column {name!r}", rounding, std, dtype)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pplgen.data.fingerprint import CHUNK_ROWS
 from pplgen.data.columns import image_shape
+from pplgen.data.fingerprint import CHUNK_ROWS
 from pplgen.data.table import Table
 from pplgen.data.tensors import SCALES, WIDER, in_range
 from pplgen.errors import DataWarning, InputError

@@ -17,8 +17,7 @@ from torch import Tensor
 from pplgen.data.columns import ColumnSelection
 from pplgen.data.series import load_selected_series
 from pplgen.data.table import Table, named_data_sets
-from pplgen.data.tensors import as_dtype
-from pplgen.data.tensors import as_finite
+from pplgen.data.tensors import as_dtype, as_finite
 from pplgen.errors import DataWarning, InputError, first_line
 from pplgen.fitting.nuts_result import SampledFit
 from pplgen.fitting.posterior_file import read_draws, saved_rows
