@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pplgen.checks.uniformity import ecdf_band
+from pplgen.plots.literal_text import literal
 from pplgen.plots.palette import COLOURS
 
 __all__ = ["plot_calibration", "plot_contraction", "plot_ecdf_difference"]
@@ -37,11 +38,11 @@ def plot_calibration(ranks: xr.Dataset, num_draws: int, name: str) -> Figure:
     for index, axes in enumerate(every[: panels - 1]):
         one = ranks.isel(quantity=index)
         plot_ecdf_difference(axes, one["rank"].values, num_draws)
-        axes.set_title(f"{one['quantity'].item()} (p = {one['p'].item():.2g})", fontsize="small")
+        axes.set_title(f"{literal(one['quantity'].item())} (p = {one['p'].item():.2g})", fontsize="small")
     plot_contraction(every[panels - 1], ranks)
     for axes in every[panels:]:
         axes.set_visible(False)
-    figure.suptitle(f"Calibration of {name}: {ranks.sizes['dataset']} data sets, {num_draws} draws per fit")
+    figure.suptitle(f"Calibration of {literal(name)}: {ranks.sizes['dataset']} data sets, {num_draws} draws per fit")
     return figure
 
 
@@ -62,7 +63,9 @@ def plot_contraction(axes: Axes, ranks: xr.Dataset) -> None:
     for index, name in enumerate(ranks["quantity"].values):
         one = ranks.isel(quantity=index)
         colour = COLOURS[index % len(COLOURS)]
-        axes.scatter(one["contraction"], one["z_score"], s=6, color=colour, alpha=0.5, linewidths=0, label=str(name))
+        axes.scatter(
+            one["contraction"], one["z_score"], s=6, color=colour, alpha=0.5, linewidths=0, label=literal(name)
+        )
     for z_score in (-2, 2):
         axes.axhline(z_score, color="0.6", lw=0.8, ls="--")
     contraction, z = ranks["contraction"].values, ranks["z_score"].values

@@ -11,7 +11,18 @@ from typing import Annotated, Any
 import typer
 
 import pplgen
-from pplgen.cli.shared_options import DataArgument, IgnoreOption, OnlyOption, SeedOption, SeriesOption, column_arguments
+from pplgen.cli.shared_options import (
+    DataArgument,
+    DtypeOption,
+    HeaderOption,
+    IdOption,
+    IgnoreOption,
+    OnlyOption,
+    SeedOption,
+    SeriesOption,
+    column_arguments,
+    split_names,
+)
 from pplgen.cli.story_arguments import StoryGroup
 from pplgen.cli.warning_log import WARNINGS
 from pplgen.errors import DataWarning, InputError, Interrupted
@@ -44,6 +55,9 @@ def fit_options(
     ] = None,
     weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of row weights.")] = None,
     series: SeriesOption = None,
+    id: IdOption = None,  # noqa: A002
+    header: HeaderOption = None,
+    dtype: DtypeOption = None,
     guide: Annotated[
         str | None,
         typer.Option(
@@ -188,16 +202,20 @@ def _read_data(story_class: Any, data: str, stream: bool, series: str | None, op
     from pplgen.data.table import load_data
 
     columns = column_arguments(options.pop("only"), options.pop("ignore"))
+    identifiers, header, dtype = split_names(options.pop("id")), options.pop("header"), options["dtype"]
     if story_class.takes_series:
         requested = {"stream": stream, "labels": options.pop("labels"), "weights": options.pop("weights")}
+        requested |= {"id": identifiers}
         if unsupported := [f"--{name}" for name, value in requested.items() if value]:
             message = f"{unsupported[0]}: {story_class.__name__} is a story for series and does not accept this option"
             raise InputError(message)
-        return load_series(data, by=series, **columns)
+        return load_series(data, by=series, **columns, header=header, dtype=dtype)
     if series is not None:
         raise InputError(f"--series {series}: {story_class.__name__} is not a story for series")
     if stream:
-        if unsupported := [f"--{name}" for name, value in columns.items() if value]:
+        selected = columns | {"id": identifiers, "header": header is not None}
+        if unsupported := [f"--{name}" for name, value in selected.items() if value]:
             raise InputError(f"{unsupported[0]}: a stream reads all columns; write a file with only those to be fitted")
-        return stream_data(data)
-    return load_data(data, **columns, labels=options.pop("labels"), weights=options.pop("weights"))
+        return stream_data(data, dtype=dtype)
+    annotations = {"labels": options.pop("labels"), "weights": options.pop("weights")}
+    return load_data(data, **columns, **annotations, id=identifiers, header=header, dtype=dtype)

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pplgen.cli.shared_options import DataArgument, OutFileOption, RunArgument, SeedOption, StoryOption
+from pplgen.cli.shared_options import (
+    DataArgument,
+    HeaderOption,
+    IdOption,
+    OutFileOption,
+    RunArgument,
+    SeedOption,
+    StoryOption,
+)
 
 __all__ = ["add_commands"]
 
@@ -16,6 +24,8 @@ StepsOption = Annotated[int, typer.Option("-n", "--num", min=2, help="Number of 
 def encode(
     run: RunArgument,
     data: DataArgument,
+    identifiers: IdOption = None,
+    header: HeaderOption = None,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
@@ -24,12 +34,16 @@ def encode(
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
 
-    tables.write_csv(latent_tables.encoded(load(run, story=story), data, seed), out)
+    fit = load(run, story=story)
+    table = tables.read_rows(fit, data, identifiers=identifiers, header=header)
+    tables.write_csv(latent_tables.encoded(fit, table, seed), out)
 
 
 def reconstruct(
     run: RunArgument,
     data: DataArgument,
+    identifiers: IdOption = None,
+    header: HeaderOption = None,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
@@ -38,45 +52,30 @@ def reconstruct(
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
 
-    tables.write_csv(latent_tables.reconstructed(load(run, story=story), data, seed), out)
+    fit = load(run, story=story)
+    table = tables.read_rows(fit, data, identifiers=identifiers, header=header)
+    tables.write_csv(latent_tables.reconstructed(fit, table, seed), out)
 
 
 def impute(
     run: RunArgument,
     data: DataArgument,
     num_draws: Annotated[int, typer.Option("-n", "--num-draws", min=1, help="Number of imputed tables.")] = 1,
+    header: HeaderOption = None,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
-    """Draw missing entries given the observed ones, as CSV; observed entries are unchanged.
+    """Draw missing entries given the observed ones, as CSV: the whole table, whose other cells are unchanged.
 
     Several draws are stacked, numbered in a column 'draw'.
     """
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
 
-    tables.write_csv(latent_tables.imputed(load(run, story=story), data, num_draws, seed), out, digits=7)
-
-
-def anomaly(
-    run: RunArgument,
-    data: DataArgument,
-    held_out: Annotated[
-        str, typer.Option("--held-out", metavar="DATA", help="Normal rows not used in the fit, given like DATA.")
-    ],
-    rate: Annotated[float, typer.Option(help="False-alarm rate: fraction of normal rows flagged.")] = 0.01,
-    draws: Annotated[int, typer.Option(min=1, help="Importance samples per row.")] = 200,
-    seed: SeedOption = 0,
-    story: StoryOption = None,
-    out: OutFileOption = None,
-) -> None:
-    """Score how anomalous each row is, as CSV: score in nats, conformal p-value, and whether it is flagged."""
-    from pplgen.cli import latent_tables, tables
-    from pplgen.fitting.load import load
-
-    scores = latent_tables.anomalies(load(run, story=story), data, held_out, rate=rate, draws=draws, seed=seed)
-    tables.write_csv(scores, out)
+    fit = load(run, story=story)
+    table = tables.read_rows(fit, data, header=header, carry_all=True)
+    tables.write_csv(latent_tables.imputed(fit, table, num_draws, seed), out, digits=7)
 
 
 def interpolate(
@@ -85,6 +84,7 @@ def interpolate(
     first: Annotated[int, typer.Option("--from", min=1, help="First row, counted from 1.")] = 1,
     last: Annotated[int, typer.Option("--to", min=1, help="Last row, counted from 1.")] = 2,
     num: StepsOption = 9,
+    header: HeaderOption = None,
     seed: SeedOption = 0,
     story: StoryOption = None,
     out: OutFileOption = None,
@@ -93,7 +93,9 @@ def interpolate(
     from pplgen.cli import latent_tables, tables
     from pplgen.fitting.load import load
 
-    tables.write_csv(latent_tables.interpolated(load(run, story=story), data, first, last, num, seed), out)
+    fit = load(run, story=story)
+    table = tables.read_rows(fit, data, header=header)
+    tables.write_csv(latent_tables.interpolated(fit, table, first, last, num, seed), out)
 
 
 def traverse(
@@ -112,5 +114,5 @@ def traverse(
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (encode, reconstruct, impute, anomaly, interpolate, traverse):
+    for command in (encode, reconstruct, impute, interpolate, traverse):
         app.command()(command)

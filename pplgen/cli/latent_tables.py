@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from pplgen.cli.tables import latent_columns
-from pplgen.data.columns import ColumnSelection
-from pplgen.data.table import Table, load_selected
+from pplgen.cli.tables import identified, latent_columns
+from pplgen.data.table import Table
 from pplgen.errors import InputError
 from pplgen.fitting.result import Fit
 
-__all__ = ["anomalies", "encoded", "imputed", "interpolated", "reconstructed", "traversed"]
+__all__ = ["encoded", "imputed", "interpolated", "reconstructed", "traversed"]
 
 
-def encoded(fit: Fit, data: Any, seed: int) -> pd.DataFrame:
+def encoded(fit: Fit, table: Table, seed: int) -> pd.DataFrame:
     """Return latent means ``z_0``, ``z_1``, ... and standard deviations ``z_sd_0``, ..."""
-    return _numbered(latent_columns(fit, fit.encode(data, seed=seed)))
+    return identified(latent_columns(fit, fit.encode(table, seed=seed)), table)
 
 
-def reconstructed(fit: Fit, data: Any, seed: int) -> pd.DataFrame:
-    """Return reconstructions under the data's column names."""
-    return _named(fit, fit.reconstruct(data, seed=seed))
+def reconstructed(fit: Fit, table: Table, seed: int) -> pd.DataFrame:
+    """Return reconstructions under the data's column names, after the identifiers."""
+    frame = _named(fit, fit.reconstruct(table, seed=seed))
+    return frame if table.carried is None else pd.concat([table.carried, frame], axis=1)
 
 
-def imputed(fit: Fit, data: Any, num_draws: int, seed: int) -> pd.DataFrame:
-    """Return completed rows, draw after draw."""
+def imputed(fit: Fit, table: Table, num_draws: int, seed: int) -> pd.DataFrame:
+    """Return completed tables, draw after draw: all columns of the source, whose cells change only where missing."""
     if fit.story is not None and fit.story.takes_series:
         raise InputError("impute: expected rows; for series use 'pplgen predict'")
-    draws = fit.impute(data, draws=num_draws, seed=seed)
-    frame = _named(fit, draws.flatten(0, 1))
+    draws = fit.impute(table, draws=num_draws, seed=seed)
+    missing = table.values.isnan().numpy()
+    whole = table.carried if table.carried is not None else _named(fit, table.values)
+    completed = [_filled(whole, table.columns, missing, draw.numpy()) for draw in draws]
+    frame = pd.concat(completed, ignore_index=True)
     if num_draws > 1:
         frame.insert(0, "draw", np.repeat(np.arange(1, num_draws + 1), draws.shape[1]))
     return frame
 
 
-def anomalies(fit: Fit, data: Any, held_out: Any, *, rate: float, draws: int, seed: int) -> pd.DataFrame:
-    """Return scores with p-values, whether a row is flagged, and the threshold."""
-    scores = fit.anomaly(data, held_out=held_out, rate=rate, draws=draws, seed=seed)
-    columns = {name: scores[name].values for name in ("score", "p_value", "flagged")}
-    return _numbered(pd.DataFrame(columns).assign(threshold=float(scores["threshold"])))
+def _filled(whole: pd.DataFrame, columns: tuple[str, ...], missing: np.ndarray, draw: np.ndarray) -> pd.DataFrame:
+    """Return a table whose missing cells are those of a draw."""
+    filled = {}
+    for name in whole:
+        cells = whole[name].to_numpy(dtype=object)
+        if str(name) in columns:
+            j = columns.index(str(name))
+            cells = np.where(missing[:, j], draw[:, j].astype(object), cells)
+        filled[str(name)] = cells
+    return pd.DataFrame(filled, dtype=object)
 
 
-def interpolated(fit: Fit, data: Any, first: int, last: int, num: int, seed: int) -> pd.DataFrame:
+def interpolated(fit: Fit, table: Table, first: int, last: int, num: int, seed: int) -> pd.DataFrame:
     """Return the decoded steps between two rows, counted from 1."""
-    table = load_selected(data, ColumnSelection(training=fit.columns))
     for option, row in (("--from", first), ("--to", last)):
         if row > len(table):
             raise InputError(f"{option} {row}: {table.name} has {len(table)} rows")
@@ -70,9 +75,3 @@ def traversed(fit: Fit, num: int, seed: int) -> pd.DataFrame:
 def _named(fit: Fit, rows: Tensor) -> pd.DataFrame:
     """Return rows under the names of the training columns."""
     return pd.DataFrame(rows.numpy(), columns=list(fit.columns))
-
-
-def _numbered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the number of each row, from 1."""
-    frame.insert(0, "row", np.arange(1, len(frame) + 1))
-    return frame

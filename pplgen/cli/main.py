@@ -17,6 +17,8 @@ from pplgen.cli.calibrate import calibrate_app, calibration_options, report_cali
 from pplgen.cli.fit import fit_app, fit_options, fit_story
 from pplgen.cli.shared_options import (
     DataArgument,
+    DtypeOption,
+    HeaderOption,
     IgnoreOption,
     OnlyOption,
     OutFileOption,
@@ -78,12 +80,14 @@ def compare(
     series: SeriesOption = None,
     only: OnlyOption = None,
     ignore: IgnoreOption = None,
+    header: HeaderOption = None,
+    dtype: DtypeOption = None,
     out: OutFileOption = None,
 ) -> None:
     """Fit several stories and rank them by cross-validated predictive density, best first."""
     from pplgen.cli import tables
 
-    columns = column_arguments(only, ignore)
+    columns = column_arguments(only, ignore) | {"header": header, "dtype": dtype}
     table = pplgen.load_data(data, **columns) if series is None else pplgen.load_series(data, by=series, **columns)
     stories = {text: _build_story(text, len(table.columns)) for text in candidates}
     ranked = pplgen.compare(stories, table, method=method, seed=seed, restarts=restarts, with_bic=bic)  # type: ignore[arg-type]

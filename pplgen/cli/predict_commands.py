@@ -1,4 +1,4 @@
-"""The ``sample``, ``predict`` and ``forecast`` commands; torch is imported when one runs."""
+"""The ``sample``, ``predict``, ``forecast`` and ``anomaly`` commands; torch is imported when one runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from pplgen.cli.shared_options import DataArgument, OutFileOption, RunArgument, SeedOption, SeriesOption, StoryOption
+from pplgen.cli.shared_options import (
+    DataArgument,
+    HeaderOption,
+    IdOption,
+    OutFileOption,
+    RunArgument,
+    SeedOption,
+    SeriesOption,
+    StoryOption,
+)
 
 __all__ = ["add_commands"]
 
@@ -29,6 +38,8 @@ def predict(
     run: RunArgument,
     data: DataArgument,
     series: SeriesOption = None,
+    identifiers: IdOption = None,
+    header: HeaderOption = None,
     story: StoryOption = None,
     out: OutFileOption = None,
 ) -> None:
@@ -39,7 +50,9 @@ def predict(
     from pplgen.cli import tables
     from pplgen.fitting.load import load
 
-    tables.write_csv(tables.predicted(load(run, story=story), data, series), out)
+    fit = load(run, story=story)
+    table = tables.read_rows(fit, data, by=series, identifiers=identifiers, header=header)
+    tables.write_csv(tables.predicted(fit, table), out)
 
 
 def forecast(
@@ -47,6 +60,7 @@ def forecast(
     data: DataArgument,
     horizon: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 10,
     series: SeriesOption = None,
+    header: HeaderOption = None,
     draws: Annotated[int, typer.Option(min=2, help="Number of simulated trajectories.")] = 500,
     states: Annotated[bool, typer.Option("--states", help="Include the latent states.")] = False,
     seed: SeedOption = 0,
@@ -56,13 +70,47 @@ def forecast(
     """Forecast series, as CSV: mean, standard deviation and 90 % interval of each observation."""
     from pplgen.cli import tables
     from pplgen.fitting.load import load
+    from pplgen.timeseries.parameter_draws import series_story
 
     fit = load(run, story=story)
-    frame = tables.forecast(fit, data, series, horizon=horizon, draws=draws, seed=seed, with_states=states)
+    series_story(fit.pair, "forecast")
+    table = tables.read_rows(fit, data, by=series, header=header)
+    frame = tables.forecast(fit, table, horizon=horizon, draws=draws, seed=seed, with_states=states)
     tables.write_csv(frame, out)
+
+
+def anomaly(
+    run: RunArgument,
+    data: DataArgument,
+    held_out: Annotated[
+        str, typer.Option("--held-out", metavar="DATA", help="Normal rows not used in the fit, given like DATA.")
+    ],
+    rate: Annotated[float, typer.Option(help="False-alarm rate: fraction of normal rows flagged.")] = 0.01,
+    draws: Annotated[int, typer.Option(min=1, help="Draws from the guide; importance samples per row.")] = 200,
+    series: SeriesOption = None,
+    identifiers: IdOption = None,
+    header: HeaderOption = None,
+    seed: SeedOption = 0,
+    story: StoryOption = None,
+    out: OutFileOption = None,
+) -> None:
+    """Score how anomalous each row or series is, as CSV: score in nats, conformal p-value, and whether it is flagged.
+
+    The distribution of the held-out rows' scores is printed to the standard error.
+    """
+    from pplgen.cli import tables
+    from pplgen.fitting.load import load
+
+    fit = load(run, story=story)
+    rows, normal = (
+        tables.read_rows(fit, each, by=series, identifiers=identifiers, header=header) for each in (data, held_out)
+    )
+    scores, told = tables.anomalies(fit, rows, normal, rate=rate, draws=draws, seed=seed)
+    typer.echo(told, err=True)
+    tables.write_csv(scores, out)
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (sample, predict, forecast):
+    for command in (sample, predict, forecast, anomaly):
         app.command()(command)

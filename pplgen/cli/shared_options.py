@@ -11,6 +11,9 @@ import typer
 __all__ = [
     "DATA_HELP",
     "DataArgument",
+    "DtypeOption",
+    "HeaderOption",
+    "IdOption",
     "IgnoreOption",
     "OnlyOption",
     "OutFileOption",
@@ -19,12 +22,13 @@ __all__ = [
     "SeriesOption",
     "StoryOption",
     "column_arguments",
+    "split_names",
 ]
 
 DATA_HELP = (
-    "A numeric .csv, .tsv, .parquet, .npy or .npz file, or the name of a data set: faithful; mnist and "
-    "mnist-test, downloaded once; with 'pip install pplgen[data]' also digits, digits-unit (from 0 to 1), wine, iris, "
-    "breast_cancer and nile."
+    "A numeric table: .csv, .tsv, .txt (also .gz), .jsonl, .xlsx, .parquet, .feather, .npy or .npz; - for text from "
+    "the standard input; or the name of a data set: faithful; mnist and mnist-test, downloaded once; with 'pip install "
+    "pplgen[data]' also digits, digits-unit (from 0 to 1), wine, iris, breast_cancer and nile."
 )
 
 
@@ -55,6 +59,17 @@ OnlyOption = Annotated[
 IgnoreOption = Annotated[
     str | None, typer.Option("--ignore", metavar="COLUMNS", help="Columns to leave out, comma-separated.")
 ]
+IdOption = Annotated[
+    str | None,
+    typer.Option("--id", metavar="COLUMNS", help="Columns that identify rows: no data, but in the output."),
+]
+HeaderOption = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="Whether the first line of text is a header.  [default: detected]"),
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="float32 or float64.  [default: float32, unless it loses what data say]")
+]
 StoryOption = Annotated[
     str | None,
     typer.Option(
@@ -66,10 +81,11 @@ StoryOption = Annotated[
 
 def column_arguments(only: str | None, ignore: str | None) -> dict[str, Any]:
     """Return ``--only`` and ``--ignore`` as arguments of ``load_data`` and ``load_series``."""
-    return {"only": _split_names(only) or None, "ignore": _split_names(ignore)}
+    return {"only": split_names(only) or None, "ignore": split_names(ignore)}
 
 
-def _split_names(text: str | None) -> list[str]:
-    """Split comma-separated names, quoted as in a CSV file; ``None`` gives none."""
-    names = next(csv.reader([text or ""], skipinitialspace=True), [])
-    return [name.strip() for name in names]
+def split_names(text: str | None) -> list[str]:
+    """Split comma-separated names, quoted as in a CSV file; ``None`` gives none, and no text the empty name."""
+    if text is None:
+        return []
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [""])]

@@ -9,15 +9,25 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pplgen.data.columns import ColumnSelection, named_columns
+from pplgen.cli.shared_options import split_names
+from pplgen.data.columns import ColumnSelection
 from pplgen.data.series import load_selected_series
 from pplgen.data.table import Table, load_selected
 from pplgen.errors import InputError
 from pplgen.fitting.result import Fit
 from pplgen.storage import run_folder
-from pplgen.timeseries.parameter_draws import series_story
 
-__all__ = ["forecast", "latent_columns", "predicted", "sampled", "series_table", "write_csv"]
+__all__ = [
+    "anomalies",
+    "forecast",
+    "identified",
+    "latent_columns",
+    "predicted",
+    "read_rows",
+    "sampled",
+    "series_table",
+    "write_csv",
+]
 
 
 def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
@@ -29,27 +39,69 @@ def sampled(fit: Fit, num_rows: int, seed: int) -> pd.DataFrame:
     return frame
 
 
-def predicted(fit: Fit, data: Any, by: str | None) -> pd.DataFrame:
+def read_rows(
+    fit: Fit,
+    data: Any,
+    *,
+    by: str | None = None,
+    identifiers: str | None = None,
+    header: bool | None = None,
+    carry_all: bool = False,
+) -> Table:
+    """Read the training columns of rows, or of series ``by`` a column, with what identifies them."""
+    series = _takes_series(fit)
+    if by is not None and not series:
+        raise InputError(f"--series {by}: {fit.name} is not a story for series")
+    if identifiers is not None and series:
+        raise InputError(f"--id {identifiers}: {fit.name} is a story for series, which --series identifies")
+    names = split_names(identifiers)
+    selection = ColumnSelection(training=fit.columns, identifiers=names, carry_all=carry_all, header=header)
+    dtype = fit.pair.dtype
+    return (
+        load_selected_series(data, selection, by, dtype=dtype)
+        if series
+        else load_selected(data, selection, dtype=dtype)
+    )
+
+
+def predicted(fit: Fit, table: Table) -> pd.DataFrame:
     """Return each row's log density and latent variables; for series, those of each step."""
-    if _takes_series(fit, by):
-        table = _load_series(fit, data, by)
+    if _takes_series(fit):
         density = fit.filter(table)[["log_density"]]
-        return series_table(density.merge(fit.smooth(table)))
-    table = load_selected(data, ColumnSelection(training=fit.columns))
+        return series_table(density.merge(fit.smooth(table)), table)
     frame = latent_columns(fit, fit.latents(table))
     frame.insert(0, "log_density", fit.log_likelihood(table).cpu().numpy())
-    frame.insert(0, "row", np.arange(1, len(frame) + 1))
-    return frame
+    return identified(frame, table)
 
 
-def forecast(
-    fit: Fit, data: Any, by: str | None, *, horizon: int, draws: int, seed: int, with_states: bool = False
-) -> pd.DataFrame:
+def anomalies(
+    fit: Fit, table: Table, held_out: Table, *, rate: float, draws: int, seed: int
+) -> tuple[pd.DataFrame, str]:
+    """Return scores with p-values, whether a row is flagged, and the threshold; and a sentence on the normal scores."""
+    scores = fit.anomaly(table, held_out=held_out, rate=rate, draws=draws, seed=seed)
+    columns = {name: scores[name].values for name in ("score", "p_value", "flagged")}
+    threshold, normal = float(scores["threshold"]), scores["normal_score"].values
+    low, median, high = np.quantile(normal, [0.05, 0.5, 0.95])
+    told = (
+        f"scores of the {len(normal)} held-out rows, in nats: median {median:.4g}, 90 % from {low:.4g} to {high:.4g}, "
+        f"largest {normal.max():.4g}; the threshold is {threshold:.4g}, and {int(scores['flagged'].sum())} of "
+        f"{len(table)} rows are beyond it"
+    )
+    return identified(pd.DataFrame(columns).assign(threshold=threshold), table), told
+
+
+def identified(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """Add to the results of rows, or of series, their numbers from 1, and their identifiers."""
+    kind = "series" if table.values.ndim == 3 else "row"
+    beside = [] if table.carried is None else [table.carried]
+    return pd.concat([pd.Series(np.arange(1, len(frame) + 1), name=kind), *beside, frame], axis=1)
+
+
+def forecast(fit: Fit, table: Table, *, horizon: int, draws: int, seed: int, with_states: bool = False) -> pd.DataFrame:
     """Forecast observations and regimes, and latent states if ``with_states``."""
-    series_story(fit.pair, "forecast")
-    predicted = fit.forecast(horizon, _load_series(fit, data, by), draws=draws, seed=seed)
+    predicted = fit.forecast(horizon, table, draws=draws, seed=seed)
     states = [name for name in predicted.data_vars if str(name).startswith("state_")]
-    return series_table(predicted if with_states else predicted.drop_vars(states))
+    return series_table(predicted if with_states else predicted.drop_vars(states), table)
 
 
 def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:
@@ -72,7 +124,7 @@ def latent_columns(fit: Fit, latents: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def series_table(results: xr.Dataset) -> pd.DataFrame:
+def series_table(results: xr.Dataset, table: Table) -> pd.DataFrame:
     """Return results for series in long form: one row per step, counted from 1, without padding.
 
     Columns are ``flow_mean``, ``flow_sd``, ``flow_lower`` and ``flow_upper`` for a data column ``flow``, the same for
@@ -83,6 +135,8 @@ def series_table(results: xr.Dataset) -> pd.DataFrame:
     columns: dict[str, np.ndarray] = {}
     if num_series > 1:
         columns["series"] = np.repeat(np.arange(1, num_series + 1), num_steps)
+    names = [] if table.carried is None else [str(name) for name in table.carried]
+    columns |= {name: np.repeat(table.carried[name].to_numpy(), num_steps) for name in names}  # type: ignore[index]
     columns["step"] = steps.reshape(-1) + 1
     for name, values in results.data_vars.items():
         flat = values.values.reshape(num_series * num_steps, -1)
@@ -97,21 +151,13 @@ def series_table(results: xr.Dataset) -> pd.DataFrame:
             labels = [str(label) if axis == "feature" else f"{axis}_{label}" for label in results[axis].values]
             columns |= {f"{label}_{statistic}": flat[:, j] for j, label in enumerate(labels)}
     frame = pd.DataFrame(columns)
-    value_columns = [name for name in frame if name not in ("series", "step", "regime")]
+    value_columns = [name for name in frame if name not in ("series", "step", "regime", *names)]
     return frame[frame[value_columns].notna().any(axis=1)]
 
 
-def _load_series(fit: Fit, data: Any, by: str | None) -> Table:
-    """Load the training columns of series."""
-    return load_selected_series(data, ColumnSelection(training=fit.columns, categorical=named_columns(by)), by)
-
-
-def _takes_series(fit: Fit, by: str | None) -> bool:
-    """Return whether a fit is of series; without them, a series column is an error."""
-    takes_series = fit.story is not None and fit.story.takes_series
-    if by is not None and not takes_series:
-        raise InputError(f"--series {by}: {fit.name} is not a story for series")
-    return takes_series
+def _takes_series(fit: Fit) -> bool:
+    """Return whether a fit is of series."""
+    return fit.story is not None and fit.story.takes_series
 
 
 def write_csv(frame: pd.DataFrame, out: Path | None, *, index: bool = False, digits: int = 6) -> None:

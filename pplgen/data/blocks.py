@@ -11,15 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pplgen.data.arrow_files import data_columns
 from pplgen.data.columns import unnamed_columns
-from pplgen.data.readers import (
-    as_input_error,
-    as_matrix,
-    check_names,
-    drop_row_counter,
-    import_optional,
-    require_file,
-)
+from pplgen.data.frames import as_matrix, check_names, drop_row_counter
+from pplgen.data.paths import as_input_error, import_optional, require_file, table_name, with_home
 from pplgen.data.tensors import check_shape
 from pplgen.errors import InputError
 
@@ -69,11 +64,12 @@ def stream_name(path: str | Path) -> str:
     path = Path(path)
     if _is_pattern(path):
         path = path.parent
-    return path.resolve().name if path.is_dir() else path.stem
+    return path.resolve().name if path.is_dir() else table_name(path)
 
 
 def open_stream(path: Path) -> Blocks:
     """Open a file, or all files of a folder or a glob pattern as one stream."""
+    path = with_home(path)
     if not (path.is_dir() or _is_pattern(path)):
         return open_blocks(path)
     candidates = path.iterdir() if path.is_dir() else map(Path, glob(str(path)))
@@ -146,12 +142,11 @@ def _open_parquet(path: Path) -> Blocks:
     """Open a Parquet file; blocks are its row groups, or slices of large ones."""
     arrow = import_optional("pyarrow", repr(str(path)))
     parquet = import_optional("pyarrow.parquet", repr(str(path)))
-    with as_input_error(path, "a Parquet file", arrow.ArrowInvalid):
+    # damaged metadata raise many types of errors
+    with as_input_error(path, "a Parquet file", Exception):
         file = parquet.ParquetFile(path, memory_map=True)
         schema = file.schema_arrow
-        # pandas stores a non-default index, such as that of shuffled rows, as columns and lists them here
-        index_columns = (schema.pandas_metadata or {}).get("index_columns", [])
-        columns = [name for name in schema.names if name not in index_columns]
+        columns = data_columns(schema)
         check_names(tuple(columns))
         check_shape(path.stem, (file.metadata.num_rows, len(columns)))
         num_rows = _rows_per_block(BLOCK_VALUES, len(columns))
@@ -170,7 +165,7 @@ def _open_parquet(path: Path) -> Blocks:
 
     def read(index: int) -> np.ndarray:
         group, first = slices[index]
-        with as_input_error(path, "a Parquet file", arrow.ArrowInvalid):
+        with as_input_error(path, "a Parquet file", Exception):
             batches = file.iter_batches(slice_rows, row_groups=[group], columns=columns)
             batch = next(islice(batches, first // slice_rows, None))
         matrix = np.empty((len(batch), len(columns)), dtype=dtype)
@@ -187,4 +182,4 @@ def _rows_per_block(values: int, num_columns: int) -> int:
     return max(1, values // num_columns)
 
 
-_OPENERS: dict[str, Callable[[Path], Blocks]] = {".npy": _open_numpy, ".parquet": _open_parquet}
+_OPENERS: dict[str, Callable[[Path], Blocks]] = {".npy": _open_numpy, ".parquet": _open_parquet, ".pq": _open_parquet}

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pplgen.data.file_readers import from_file
+from pplgen.data.frames import from_frame
 from pplgen.data.mnist import read_mnist
-from pplgen.data.readers import from_file, from_frame, import_optional
+from pplgen.data.paths import import_optional
 
 __all__ = ["NAMED_DATA_SETS", "NamedData"]
 

@@ -1,119 +1,112 @@
-"""Parse delimited text: detect the separator and the header, missing rows, and decimal commas."""
+"""Parse delimited text: the separator, the header, missing rows, and trailing separators."""
 
 from __future__ import annotations
 
 import csv
+import io
 import re
-import warnings
+from collections.abc import Iterable, Sequence
 from itertools import dropwhile, islice
-from typing import TextIO
 
 import pandas as pd
 
-from pplgen.data.cell_parsing import is_missing, is_number
+from pplgen.data.cell_parsing import is_missing
 from pplgen.data.columns import unnamed_columns
-from pplgen.errors import DataWarning, InputError
+from pplgen.data.header_detection import first_line_is_header
+from pplgen.data.number_formats import reads_as_number
+from pplgen.errors import InputError
 
-__all__ = ["read_cells", "with_points"]
+__all__ = ["SEPARATORS", "cell_table", "read_cells"]
 
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "spaces"}
 """Separators and their names in messages."""
 
-_COMMA = re.compile(r"\s*[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?\s*")
-_GROUPED = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
-"""A number whose comma may be a thousands separator."""
 
-
-def read_cells(file: TextIO, where: str, default: str) -> tuple[pd.DataFrame, str]:
+def read_cells(text: str, where: str, separators: Sequence[str], header: bool | None) -> tuple[pd.DataFrame, str]:
     """Return text cells under their column names, and the separator.
 
-    The first line is a header unless it consists of numbers and missing-value markers. Empty lines are skipped, except
-    between the values of a single column, where they are missing rows.
+    Empty lines are skipped, except between the values of a single column, where they are missing rows.
 
     Parameters
     ----------
-    file
-        Text file opened with ``newline=""``, at its start.
+    text
+        Content of the file.
     where
         Name of the file in messages.
-    default
-        Separator unless the first lines indicate another: a comma or a tab.
+    separators
+        Separators to try; the first unless the first lines indicate another.
+    header
+        Whether the first line holds names; ``None``: see ``first_line_is_header``.
 
     Raises
     ------
     InputError
         Where the file is empty, or rows differ in length.
     """
-    separator = _detect_separator(file, default)
-    file.seek(0)
-    lines = list(dropwhile(lambda line: not line, csv.reader(file, delimiter=separator)))
+    separator = _detect_separator(text, separators)
+    return cell_table(_split(text, separator), where, separator, header), separator
+
+
+def cell_table(rows: Iterable[list[str]], where: str, separator: str, header: bool | None) -> pd.DataFrame:
+    """Return rows of text cells as a table under their column names."""
+    lines = list(dropwhile(lambda line: not line, rows))
     if not lines:
         raise InputError(f"{where}: the file is empty; expected a header and rows of numbers")
-    header = lines[0]
-    if len(header) == 1:
+    if len(lines[0]) == 1:
         while not lines[-1]:
             del lines[-1]
         lines = [line or [""] for line in lines]
     else:
         lines = [line for line in lines if line]
-    numbers = [_is_numeric(cell, separator) for cell in header]
-    unnamed = all(number or is_missing(cell) for number, cell in zip(numbers, header, strict=True))
-    if unnamed and any(cell.strip() for cell in header):
-        header = list(unnamed_columns(len(header)))
+    if first_line_is_header(lines, separator, header):
+        names, lines = _names(lines)
     else:
-        if any(numbers):
-            first = separator.join(header)
-            warnings.warn(f"the first line, {first!r}, is read as column names", DataWarning, stacklevel=4)
-        del lines[0]
+        names = list(unnamed_columns(len(lines[0])))
     for row, line in enumerate(lines, start=1):
-        if len(line) != len(header):
-            message = f"{where}, row {row}: the number of cells is {len(line)}; expected {len(header)}"
-            raise InputError(f"{message}, separated by {_SEPARATORS[separator]}")
-    return pd.DataFrame(lines, columns=header, dtype=object), separator
+        if len(line) != len(names):
+            message = f"{where}, row {row}: the number of cells is {len(line)}; expected {len(names)}"
+            raise InputError(f"{message}, separated by {SEPARATORS[separator]}")
+    return pd.DataFrame(lines, columns=names, dtype=object)
 
 
-def with_points(frame: pd.DataFrame, where: str, separator: str) -> pd.DataFrame:
-    """Replace decimal commas by points where the separator is not a comma.
+def _names(lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return the names in the first line, and the other lines, without the empty cells of trailing separators.
 
-    In tab-separated text a comma may be a thousands separator; where all numbers could be read so, none is changed.
-
-    Raises
-    ------
-    InputError
-        Where some numbers have a comma and others a point.
+    A header that is one shorter than each row is one of R's, whose rows have names.
     """
-    if separator == ",":
-        return frame
-    cells = [(str(name), cell) for j, name in enumerate(frame.columns) for cell in frame.iloc[:, j]]
-    commas = [(name, cell) for name, cell in cells if _COMMA.fullmatch(cell)]
-    if not commas or (separator == "\t" and all(_GROUPED.fullmatch(cell) for _, cell in commas)):
-        return frame
-    for name, cell in cells:
-        if "." in cell and is_number(cell):
-            both = f"{commas[0][1]!r} in column {commas[0][0]!r} and {cell!r} in column {name!r}"
-            raise InputError(f"{where}: {both}; expected decimal commas or decimal points, not both")
-    return frame.map(lambda cell: cell.replace(",", ".") if _COMMA.fullmatch(cell) else cell)
+    names, *rows = [name.strip() for name in lines[0]], *lines[1:]
+    longest = max((len(row) for row in rows), default=0)
+    if longest > 1 and longest in (len(names), len(names) + 1):
+        ends = [row[-1] for row in rows if len(row) == longest] + names[longest - 1 :]
+        if not any(cell.strip() for cell in ends):
+            return names[: longest - 1], [row[: longest - 1] for row in rows]
+    if rows and all(len(row) == len(names) + 1 for row in rows):
+        names = ["", *names]
+    return names, rows
 
 
-def _detect_separator(file: TextIO, default: str) -> str:
+def _split(text: str, separator: str) -> Iterable[list[str]]:
+    """Split text into cells; several spaces separate as one does."""
+    lines: Iterable[str] = io.StringIO(text, newline="")  # line ends within quotes stay
+    if separator == " ":
+        lines = (re.sub(r"[ \t]+", " ", line).strip() for line in lines)
+    return csv.reader(lines, delimiter=separator)
+
+
+def _detect_separator(text: str, separators: Sequence[str]) -> str:
     """Return the separator that splits header and first row into equally many cells, with the most numeric cells."""
     heads = {}
-    for separator in (default, *(other for other in _SEPARATORS if other not in (default, ","))):
-        file.seek(0)
+    for separator in separators:
         try:
-            heads[separator] = list(islice(filter(None, csv.reader(file, delimiter=separator)), 2))
+            heads[separator] = list(islice(filter(None, _split(text, separator)), 2))
         except csv.Error:  # a cell longer than the limit of csv
             continue
 
-    def score(separator: str) -> tuple[bool, float]:
+    def score(separator: str) -> tuple[bool, bool, float]:
         first, *rest = heads[separator] or [[""]]
         row = rest[0] if rest else first
-        readable = sum(_is_numeric(cell, separator) or is_missing(cell) for cell in row)
-        return len(row) == len(first) > 1, readable / len(row)
+        readable = sum(reads_as_number(cell, separator) or is_missing(cell) for cell in row)
+        split = len(row) > 1
+        return split and len(row) == len(first), split and len(row) == len(first) + 1, readable / len(row)
 
-    return max(heads, key=score, default=default)
-
-
-def _is_numeric(cell: str, separator: str) -> bool:
-    """Whether a cell is a number, possibly with a decimal comma where the separator is not a comma."""
-    return is_number(cell) or (separator != "," and _COMMA.fullmatch(cell) is not None)
+    return max(heads, key=score, default=separators[0])

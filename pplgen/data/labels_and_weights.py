@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pplgen.errors import InputError
+from pplgen.data.objects import as_frame, as_pandas
+from pplgen.errors import DataWarning, InputError
 
 __all__ = ["row_labels", "row_weights"]
 
@@ -17,6 +19,11 @@ __all__ = ["row_labels", "row_weights"]
 def row_labels(labels: Any, num_rows: int, name: str = "labels") -> Tensor:
     """Return one integer label per row, -1 where it is unknown; NaN and -1 in ``labels`` mean unknown."""
     numbers = _one_per_row(name, labels, num_rows)
+    distinct = numbers[numbers >= 0].unique().tolist()
+    if len(distinct) > 1 and distinct == list(range(1, len(distinct) + 1)):
+        last = len(distinct)
+        message = f"{name}: they are counted from 0, and these are 1 to {last}; subtract 1 if these are counted from 1"
+        warnings.warn(message, DataWarning, stacklevel=4)
     numbers = torch.where(numbers.isnan(), -1.0, numbers)
     _check_rows(name, (numbers != numbers.round()) | (numbers < -1), numbers, "0, 1, 2, ..., or nothing")
     return numbers.long()
@@ -34,7 +41,11 @@ def row_weights(weights: Any, num_rows: int) -> Tensor:
 def _one_per_row(name: str, source: Any, num_rows: int) -> Tensor:
     try:
         values = source.detach().cpu() if isinstance(source, Tensor) else source
-        numbers = torch.from_numpy(np.array(pd.Series(values).to_numpy("float64", na_value=np.nan), ndmin=1))
+        frame = as_frame(values)
+        cells = pd.Series(values) if frame is None else as_pandas(frame, [0]).iloc[:, 0]
+        numbers = torch.from_numpy(np.array(cells.to_numpy("float64", na_value=np.nan), ndmin=1))
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected one number for each row: {error}") from None
     if len(numbers) != num_rows:

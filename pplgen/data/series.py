@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pandas.api.types import is_numeric_dtype
+import xarray as xr
 from torch import Tensor
 
-from pplgen.data.columns import ColumnSelection, named_columns
+from pplgen.data.cell_parsing import is_missing
+from pplgen.data.columns import ColumnSelection
 from pplgen.data.labels_and_weights import row_weights
 from pplgen.data.table import Table, load_selected
+from pplgen.data.tensors import as_dtype
 from pplgen.errors import InputError
 
 __all__ = ["load_selected_series", "load_series"]
@@ -28,7 +30,8 @@ def load_series(
     only: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     weights: Any = None,
-    dtype: torch.dtype | None = None,
+    header: bool | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> Table:
     """Read one or several time series.
 
@@ -44,22 +47,21 @@ def load_series(
         Columns to read besides ``by``, and columns to leave out, such as dates; as for ``load_data``.
     weights
         Non-negative weight of each series.
-    dtype
+    header, dtype
         As for ``load_data``.
 
     Returns
     -------
     Table
-        ``values`` of shape ``(num_series, num_steps, num_features)``; shorter series are padded with NaN.
+        ``values`` of shape ``(num_series, num_steps, num_features)``; shorter series are padded with NaN. With ``by``,
+        ``carried`` names the series.
 
     Raises
     ------
     InputError
         As for ``load_data``, naming the series where there are several; and where their columns differ.
     """
-    return load_selected_series(
-        source, ColumnSelection(only, ignore, categorical=named_columns(by)), by, weights, dtype
-    )
+    return load_selected_series(source, ColumnSelection(only, ignore, header=header), by, weights, dtype)
 
 
 def load_selected_series(
@@ -67,9 +69,10 @@ def load_selected_series(
     selection: ColumnSelection,
     by: str | None = None,
     weights: Any = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> Table:
     """Read selected columns of series, as ``load_series`` does."""
+    dtype = as_dtype(dtype)
     if by is not None and getattr(getattr(source, "values", source), "ndim", 2) == 3:
         raise InputError(f"by={by!r}: the data have three axes and are series already; expected a table")
     if isinstance(source, Table) and source.values.ndim == 3:
@@ -78,11 +81,11 @@ def load_selected_series(
     elif by is not None:
         table = _split(source, by, selection, dtype)
     elif isinstance(source, (list, tuple)) and len(source) and _is_series(source[0]):
-        table = _pad([_read(each, number, selection, dtype) for number, each in enumerate(source, start=1)], "array")
-    elif isinstance(source, (np.ndarray, Tensor)) and source.ndim == 3:
+        table = _read_all(source, selection, dtype)
+    elif isinstance(source, (np.ndarray, Tensor, xr.DataArray)) and source.ndim == 3:
         if 0 in source.shape:
             raise InputError(f"the array is empty, with shape {tuple(source.shape)}; give at least one series and step")
-        table = _pad([_read(each, number, selection, dtype) for number, each in enumerate(source, start=1)], "array")
+        table = _read_all(source, selection, dtype)
     else:
         table = _pad([load_selected(source, selection, dtype=dtype)])
     if weights is not None:
@@ -95,34 +98,30 @@ def _is_series(source: Any) -> bool:
     return isinstance(source, (str, Path, Table, pd.DataFrame)) or np.ndim(source) > 0
 
 
-def _read(source: Any, number: int, selection: ColumnSelection, dtype: torch.dtype | None) -> Table:
-    """Read one of several series."""
-    try:
-        return load_selected(source, selection, dtype=dtype)
-    except InputError as error:
-        raise InputError(f"series {number}: {error}") from None
+def _read_all(sources: Any, selection: ColumnSelection, dtype: torch.dtype | None) -> Table:
+    """Read several series; all are float64 where one has to be."""
+    series = []
+    for number, source in enumerate(sources, start=1):
+        try:
+            series.append(load_selected(source, selection, dtype=dtype))
+        except InputError as error:
+            raise InputError(f"series {number}: {error}") from None
+    return _pad(series, "array")
 
 
 def _split(source: Any, by: str, selection: ColumnSelection, dtype: torch.dtype | None) -> Table:
     """Split a table into series by the values of a column, which may be text."""
-    encoded = source
-    if isinstance(source, pd.DataFrame) and by in source.columns and not is_numeric_dtype(source[by]):
-        codes = pd.factorize(source[by])[0]
-        encoded = source.assign(**{by: np.where(codes < 0, np.nan, codes)})
-    table = load_selected(encoded, selection, dtype=dtype)
-    if by not in table.columns:
-        raise InputError(f"by={by!r}: expected one of the columns {', '.join(table.columns)}")
-    by_index = table.columns.index(by)
-    keys = table.values[:, by_index]
-    missing = torch.argwhere(keys.isnan())
-    if len(missing):
-        raise InputError(f"column {by!r}, row {int(missing[0]) + 1}: the value is missing; expected a series")
-    features = [j for j in range(len(table.columns)) if j != by_index]
-    columns = tuple(table.columns[j] for j in features)
-    if not features:
-        raise InputError(f"{table.name}: no data column is left besides {by!r}")
-    distinct = pd.unique(keys.numpy())
-    return _pad([Table(table.values[keys == key][:, features], columns, table.name) for key in distinct.tolist()])
+    table = load_selected(source, replace(selection, categorical=(), series=by), dtype=dtype)
+    assert table.carried is not None
+    keys = table.carried[by].map(
+        lambda cell: None if is_missing(cell) else cell.strip() if isinstance(cell, str) else cell
+    )
+    codes, distinct = pd.factorize(keys)
+    if (codes < 0).any():
+        row = int((codes < 0).argmax()) + 1
+        raise InputError(f"column {by!r}, row {row}: the value is missing; expected a series")
+    series = [Table(table.values[codes == code], table.columns, table.name) for code in range(len(distinct))]
+    return replace(_pad(series), carried=pd.DataFrame({by: distinct}))
 
 
 def _pad(series: Sequence[Table], name: str | None = None) -> Table:
@@ -134,7 +133,8 @@ def _pad(series: Sequence[Table], name: str | None = None) -> Table:
         if each.columns != columns:
             actual, expected = ", ".join(each.columns), ", ".join(columns)
             raise InputError(f"series {number} has the columns {actual}; expected those of the first, {expected}")
+    widest = max((each.values.dtype for each in series), key=lambda dtype: torch.finfo(dtype).bits)
     values = torch.nn.utils.rnn.pad_sequence(
-        [each.values for each in series], batch_first=True, padding_value=float("nan")
+        [each.values.to(widest) for each in series], batch_first=True, padding_value=float("nan")
     )
     return Table(values, columns, name or series[0].name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pplgen.data.blocks import Blocks, open_stream, stream_name
 from pplgen.data.fingerprint import Fingerprint
 from pplgen.data.moments import Moments
-from pplgen.data.tensors import as_finite, warn_of_rounding
+from pplgen.data.tensors import as_dtype, as_finite, warn_of_rounding
 from pplgen.data.training_checks import check_training_columns
 from pplgen.errors import InputError
 
@@ -206,10 +206,10 @@ class RowStream:
             fingerprint.add(values)
             for wide, narrow in zip(torch.from_numpy(matrix).chunk(_CHUNKS), values.chunk(_CHUNKS), strict=True):
                 moments.add(wide.double(), narrow.double())
-        check_training_columns(self.name, len(self), self.columns, moments.min, moments.max)
+        check_training_columns(self.name, len(self), self.columns, moments.min, moments.max, self.dtype)
         std = (moments.squares / moments.count).sqrt()
         for column, rounding, scale in zip(self.columns, moments.rounding.tolist(), std.tolist(), strict=True):
-            warn_of_rounding(column, rounding, scale, self.dtype)
+            warn_of_rounding(f"column {column!r}", rounding, scale, self.dtype)
         missing = bool((moments.count < len(self)).any())
         count = moments.count.long()
         return Survey(count, moments.mean, std, moments.min, moments.max, missing, sample, str(fingerprint))
@@ -262,7 +262,7 @@ class RowStream:
         return torch.empty(num_rows, len(self.columns), dtype=self.dtype)
 
 
-def stream_data(path: Any, *, dtype: torch.dtype | None = None) -> RowStream:
+def stream_data(path: Any, *, dtype: torch.dtype | str | None = None) -> RowStream:
     """Open a file whose rows are read block by block.
 
     Parameters
@@ -273,7 +273,7 @@ def stream_data(path: Any, *, dtype: torch.dtype | None = None) -> RowStream:
         groups of at most about 100,000 rows. Or several files with the same columns: a folder, or a glob pattern such
         as ``"rows/part-*.npy"``; files are concatenated in the order of their names.
     dtype
-        Floating-point type of the rows. ``None``: torch's default.
+        Floating-point type of the rows, such as ``"float64"``. ``None``: torch's default.
 
     Returns
     -------
@@ -288,7 +288,7 @@ def stream_data(path: Any, *, dtype: torch.dtype | None = None) -> RowStream:
     if not isinstance(path, (str, Path)):
         value = f"a value of type {type(path).__name__}"
         raise InputError(f"{value} cannot be streamed; give the path of a NumPy (.npy) or Parquet (.parquet) file")
-    return RowStream(stream_name(path), open_stream(Path(path)), dtype or torch.get_default_dtype())
+    return RowStream(stream_name(path), open_stream(Path(path)), as_dtype(dtype) or torch.get_default_dtype())
 
 
 def spawned_generator(seed: int, *key: int) -> np.random.Generator:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplgen.data.columns import unnamed_columns
-from pplgen.data.readers import image_shape
+from pplgen.data.columns import image_shape, unnamed_columns
 from pplgen.data.table import Table, load_data
 from pplgen.errors import InputError
 

@@ -138,7 +138,7 @@ def _fitted(candidates: Mapping[str, Story | Fit], data: Any, options: dict[str,
     if len(candidates) < 2:
         raise InputError(f"{len(candidates)} candidates: expected at least two to compare")
     first = next((each for each in candidates.values() if isinstance(each, Story)), None)
-    table = None if data is None or first is None else read_rows(first, data)
+    table = None if data is None or first is None else read_rows(first, data, dtype=options.get("dtype"))
     fits: dict[str, Fit] = {}
     for name, candidate in candidates.items():
         if isinstance(candidate, Fit):

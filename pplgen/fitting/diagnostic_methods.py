@@ -1,23 +1,27 @@
-"""Diagnostic methods of any fit: checks, report, PSIS-LOO."""
+"""Diagnostic methods of any fit: checks, report, PSIS-LOO, anomalous rows."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
+import pyro
 import torch
 import xarray as xr
 from arviz_stats.utils import ELPDData
+from torch import Tensor
 
 from pplgen.checks.registry import Check, Checks, run_checks
 from pplgen.errors import InputError
 from pplgen.inference.training_result import best_first
+from pplgen.posterior.anomaly import conformal_anomalies, require_calibration_rows
 from pplgen.posterior.evidence import METHODS, LogEvidence, estimate_log_evidence
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.posterior.importance_sampling import weighted_draws
 from pplgen.posterior.leave_one_out import leave_one_out
-from pplgen.story.base import check_choice, check_count
+from pplgen.story.base import check_choice, check_count, check_positive
 from pplgen.timeseries.one_step import one_step_pit
+from pplgen.timeseries.series_likelihood import log_likelihood
 
 __all__ = ["DiagnosticMethods"]
 
@@ -135,6 +139,63 @@ class DiagnosticMethods(FittedPair):
         number = None if draws is None else check_count("draws", draws, minimum=2)
         with self._ready(seed), torch.no_grad():
             return estimate_log_evidence(self.pair, chosen, number, self.seed if seed is None else seed)
+
+    def anomaly(
+        self, x: Any = None, *, held_out: Any = None, rate: float = 0.01, draws: int = 200, seed: int | None = None
+    ) -> xr.Dataset:
+        """Score how unlikely each row is under the model, and flag those beyond a threshold.
+
+        The score is minus the log posterior predictive density in nats, as of ``log_likelihood``; series are scored as
+        a whole. With n normal rows its conformal p-value is ``(1 + #{normal rows with a score as high}) / (n + 1)``:
+        whatever the model, a normal row outside the training rows is flagged with probability at most ``rate``.
+
+        Parameters
+        ----------
+        x
+            Rows to score.
+        held_out
+            Normal rows outside the training rows. ``None``: the training rows, whose scores are lower than those of new
+            rows, so that a fraction above ``rate`` of new rows is flagged.
+        rate
+            False-alarm rate: fraction of normal rows that are flagged.
+        draws
+            Draws from the guide; for latent-variable stories, importance samples per row.
+        seed
+            Random seed of the draws.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``score``, ``p_value`` and ``flagged``, dimension ``row``; ``normal_score`` of the calibration rows,
+            dimension ``normal_row``; ``threshold``, which a flagged row's score exceeds.
+
+        Notes
+        -----
+        Rows must have as many missing entries as the calibration rows, because every entry contributes to the density.
+        A density can be high at out-of-distribution rows, such as pictures smoother than any training picture
+        (Nalisnick et al. 2019); the false-alarm rate still holds, but the detection rate may be low.
+
+        References
+        ----------
+        Laxhammar and Falkman (2010), Conformal prediction for distribution-independent anomaly detection.
+        Nalisnick et al. (2019), Do deep generative models know what they don't know?
+        """
+        if check_positive("rate", rate) >= 1:
+            raise InputError(f"rate={rate!r}: expected a fraction of rows between 0 and 1")
+        check_count("draws", draws)
+        # rows alone: labels and weights do not enter the score
+        normal, rows = (self._rows(each)[: self.pair.num_arguments] for each in (held_out, x))
+        normal_score = self._minus_log_density(normal, draws, seed)
+        require_calibration_rows(len(normal_score), rate)
+        score = normal_score if rows[0] is normal[0] else self._minus_log_density(rows, draws, seed)
+        by = "training rows" if held_out is None else "held-out rows"
+        scores = conformal_anomalies(score, normal_score, rate).assign_attrs(calibrated_by=by, draws=draws)
+        return self._with_identifiers(scores, x)
+
+    def _minus_log_density(self, rows: tuple[Any, ...], draws: int, seed: int | None) -> Tensor:
+        """Return minus the log posterior predictive density of rows in nats, at the same draws for all of one seed."""
+        with self._ready(seed), torch.no_grad(), pyro.validation_enabled(False):
+            return -log_likelihood(self.pair, rows, draws).as_subclass(Tensor).cpu().double()
 
     def _checks(self, x: Any, seed: int | None) -> Checks:
         """Run all checks, on rows ``x`` or the training rows."""

@@ -12,6 +12,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 
+from pplgen.data.tensors import as_dtype
 from pplgen.errors import DataWarning, InputError, Interrupted
 from pplgen.fitting.fit_options import FitOptions, explicit_options
 from pplgen.fitting.nuts_fit import fit_nuts
@@ -50,6 +51,7 @@ def fit(
     restarts: int | None = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
     elbo: str | ELBO | None = None,
     num_particles: int = 1,
     free_bits: float | None = None,
@@ -137,6 +139,9 @@ def fit(
         ``LatentStory`` whose rows are a stream or more than 10,000.
     device
         Device to compute on, such as ``"cuda"``. Default: the CPU for a story, the device of the data for a bare pair.
+    dtype
+        Floating-point type of rows and parameters, such as ``"float64"``; of a bare pair, of its floating-point
+        arguments. Default: that of ``data``, see ``load_data``.
     elbo
         ``"sampled"``: Pyro's ``Trace_ELBO``, or ``TraceEnum_ELBO`` if discrete latents are summed out.
         ``"sticking-the-landing"``: the same value; gradients without their score term (Roeder, Wu and Duvenaud 2017),
@@ -206,6 +211,7 @@ def fit(
             device=options.device,
             recorded=explicit_options(fit, call),
             rows=rows,
+            dtype=as_dtype(dtype),
             warm_up=0 if options.method == "nuts" else warm_up,
             ranks=options.ranks.all,
         )

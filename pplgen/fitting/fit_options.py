@@ -185,6 +185,8 @@ def explicit_options(function: Callable[..., Any], call: Mapping[str, Any]) -> d
     explicit = {}
     for name, parameter in inspect.signature(function).parameters.items():
         value = call[name]
+        if isinstance(value, torch.dtype):
+            value = str(value).removeprefix("torch.")
         if parameter.kind is parameter.KEYWORD_ONLY and name not in NOT_RECORDED and value is not None:
             plain = value if isinstance(value, (bool, int, float, str)) else None
             if plain is None or plain != parameter.default:

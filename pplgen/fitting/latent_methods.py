@@ -14,12 +14,9 @@ from torch import Tensor
 
 from pplgen.errors import InputError
 from pplgen.posterior import latent_space
-from pplgen.posterior.anomaly import conformal_anomalies, require_calibration_rows
-from pplgen.posterior.chain_draws import draw_by_chain
 from pplgen.posterior.fitted_pair import FittedPair
 from pplgen.posterior.latent_variables import decode_latents, encode_rows
-from pplgen.posterior.row_likelihood import row_log_likelihood
-from pplgen.story.base import check_choice, check_count, check_positive
+from pplgen.story.base import check_choice, check_count
 from pplgen.story.latent import LatentStory
 
 __all__ = ["LatentMethods"]
@@ -39,7 +36,7 @@ class LatentMethods(FittedPair):
         probabilities ``y``, dimensions ``(row, class)``.
         """
         with self._latent_story("encode", seed) as story:
-            return latent_space.encodings(story, self._rows(x)[0])
+            return self._with_identifiers(latent_space.encodings(story, self._rows(x)[0]), x)
 
     def decode(self, z: Any) -> Tensor:
         """Return the mean of a row given latent variables, ``(..., num_features)`` for ``z`` of ``(..., num_latents)``.
@@ -109,66 +106,9 @@ class LatentMethods(FittedPair):
             mean = None if base is None else lambda: self._latent_mean(story, base)[0]
             return latent_space.traverse(story, x, mean, num, self.columns)
 
-    def anomaly(
-        self, x: Any = None, *, held_out: Any = None, rate: float = 0.01, draws: int = 200, seed: int | None = None
-    ) -> xr.Dataset:
-        """Score how unlikely each row is under the model, and flag those beyond a threshold.
-
-        The score is minus the importance-weighted log density in nats. With n normal rows its conformal p-value is
-        ``(1 + #{normal rows with a score as high}) / (n + 1)``: whatever the model, a normal row outside the training
-        rows is flagged with probability at most ``rate``.
-
-        Parameters
-        ----------
-        x
-            Rows to score.
-        held_out
-            Normal rows outside the training rows. ``None``: the training rows, whose scores are lower than those of new
-            rows, so that a fraction above ``rate`` of new rows is flagged.
-        rate
-            False-alarm rate: fraction of normal rows that are flagged.
-        draws
-            Importance samples per row.
-        seed
-            Random seed of the importance samples.
-
-        Returns
-        -------
-        xarray.Dataset
-            ``score``, ``p_value`` and ``flagged``, dimension ``row``; ``normal_score`` of the calibration rows,
-            dimension ``normal_row``; ``threshold``, which a flagged row's score exceeds.
-
-        Notes
-        -----
-        Rows must have as many missing entries as the calibration rows, because every entry contributes to the density.
-        A density can be high at out-of-distribution rows, such as pictures smoother than any training picture
-        (Nalisnick et al. 2019); the false-alarm rate still holds, but the detection rate may be low.
-
-        References
-        ----------
-        Laxhammar and Falkman (2010), Conformal prediction for distribution-independent anomaly detection.
-        Nalisnick et al. (2019), Do deep generative models know what they don't know?
-        """
-        if check_positive("rate", rate) >= 1:
-            raise InputError(f"rate={rate!r}: expected a fraction of rows between 0 and 1")
-        check_count("draws", draws)
-        with self._latent_story("anomaly", seed):
-            # rows alone: labels and weights do not enter the score
-            normal = self._rows(held_out)[: self.pair.num_arguments]
-            require_calibration_rows(len(normal[0]), rate)
-            normal_score = self._minus_log_density(normal, draws)
-            rows = self._rows(x)[: self.pair.num_arguments]
-            score = normal_score if rows[0] is normal[0] else self._minus_log_density(rows, draws)
-        by = "training rows" if held_out is None else "held-out rows"
-        return conformal_anomalies(score, normal_score, rate).assign_attrs(calibrated_by=by, draws=draws)
-
     def _latent_mean(self, story: LatentStory, x: Any) -> Tensor:
         """Return the mean latent variables of a row or of rows, shape ``(num_rows, num_latents)``."""
         return encode_rows(story, self._rows(np.asarray(x)[None] if _is_single(x) else x)[0])[0]
-
-    def _minus_log_density(self, rows: tuple[Any, ...], draws: int) -> Tensor:
-        """Return minus the importance-weighted log density of rows in nats."""
-        return -row_log_likelihood(self.pair, rows, draw_by_chain(self.pair, draws)).as_subclass(Tensor).cpu().double()
 
     @contextlib.contextmanager
     def _latent_story(self, method: str, seed: int | None) -> Iterator[LatentStory]:

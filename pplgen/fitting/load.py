@@ -17,7 +17,7 @@ from torch import Tensor
 from pplgen.data.columns import ColumnSelection
 from pplgen.data.series import load_selected_series
 from pplgen.data.table import Table, named_data_sets
-from pplgen.data.tensors import as_finite
+from pplgen.data.tensors import as_dtype, as_finite
 from pplgen.errors import DataWarning, InputError, first_line
 from pplgen.fitting.nuts_result import SampledFit
 from pplgen.fitting.posterior_file import read_draws, saved_rows
@@ -71,7 +71,7 @@ def load(
     guide: Callable[..., Any] | None = None,
     labels: Any = None,
     weights: Any = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
 ) -> Fit:
     """Load a saved run.
@@ -94,7 +94,7 @@ def load(
     labels, weights
         Labels and weights of the rows, as passed to ``fit``.
     dtype
-        ``torch.float32`` or ``torch.float64``, for a story; default: that of the run. A bare pair has that of its data.
+        ``"float32"`` or ``"float64"``, for a story; default: that of the run. A bare pair has that of its data.
     device
         Device to compute on, such as ``"cuda"``, whatever that of the fit. Default: the CPU for a story, the device of
         the data for a bare pair.
@@ -105,8 +105,7 @@ def load(
         If the directory contains no run, or the run is truncated, altered, or of other data or code.
     """
     directory = Path(directory)
-    if dtype is not None and dtype not in TYPES.values():
-        raise InputError(f"dtype={dtype}: expected torch.float32 or torch.float64")
+    dtype = as_dtype(dtype)
     target = None if device is None else check_device(device)
     return _load(directory, LoadOptions(data, labels, weights, story, model, guide, dtype, target))
 
@@ -129,7 +128,7 @@ def load_with_draws(
     header = run_folder.read(directory)[1]
     tree = read_draws(directory)
     if data is not None and by is not None:
-        data = load_selected_series(data, ColumnSelection(training=header["columns"], categorical=(by,)), by)
+        data = load_selected_series(data, ColumnSelection(training=header["columns"]), by)
     options = LoadOptions(data, labels, weights, story)
     if data is None:
         name = header["data"].get("name")
@@ -197,6 +196,7 @@ def _bare_pair(tensors: dict[str, Tensor], header: dict[str, Any], options: Load
         device=options.device,
         recorded={},
         rows=header.get("options", {}).get("rows"),
+        dtype=as_dtype(header.get("options", {}).get("dtype")),
     )
     pair = prepared.new_pair()
     # older runs record the types of containers, without what they hold

@@ -65,13 +65,14 @@ def prepare(
     recorded: dict[str, Any],
     rows: str | None = None,
     warm_up: int | Mapping[str, int] = 0,
+    dtype: torch.dtype | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Prepared:
     """Read and validate the data of a fit.
 
     A story is initialised from its rows, a bare pair by the initial values of its parameters. Of several ranks only the
     first reads all rows of a stream. ``rows`` names the row plate of a bare model, ``warm_up`` the latents whose KL
-    terms have a weight.
+    terms have a weight; ``dtype`` is the floating-point type of the rows.
     """
     if rows is not None and isinstance(model, Story):
         raise InputError(f"rows={rows!r}: a story's row plate is 'data'; expected a bare model")
@@ -92,6 +93,8 @@ def prepare(
             raise InputError("a stream of rows needs a Story; a bare pair takes tensors")
         if labels is not None or weights is not None:
             raise InputError("labels and weights need rows in memory; load_data(path) reads them all")
+        if dtype not in (None, data.dtype):
+            raise InputError(f"dtype={dtype}: the stream has {data.dtype}; give stream_data(path, dtype=...) instead")
         with ranks.monitored():
             survey = ranks.on_first_rank(lambda: survey_stream(model, data, seed))
         facts = {"name": data.name, "num_rows": len(data), "fingerprint": survey.fingerprint}
@@ -99,7 +102,7 @@ def prepare(
         origin |= {"columns": data.columns, "data": facts}
         return Prepared(_checked_numerically(lambda: named(Pair.of_stream(model, data, survey, device))), None, origin)
     if isinstance(model, Story):
-        table = read_training_rows(model, data, labels, weights)
+        table = read_training_rows(model, data, labels, weights, dtype)
         x = table.values.to(device)
         labels, weights = (None if each is None else each.to(device) for each in (table.labels, table.weights))
 
@@ -109,7 +112,7 @@ def prepare(
             return named(pair)
 
         return Prepared(_checked_numerically(initialised), table, origin)
-    arguments = bare_arguments(data, device, model, own_guide)
+    arguments = bare_arguments(data, device, model, own_guide, dtype)
 
     def build() -> Pair:
         return Pair(model, own_guide, arguments, device, rows=rows)

@@ -171,7 +171,7 @@ class Fit(SeriesMethods, LatentMethods, DiagnosticMethods):
             return self.encode(x, seed=seed)
         rows = self._rows(x)
         with self._ready(seed):
-            return datatree.row_latents(self.pair, rows, check_count("draws", draws))
+            return self._with_identifiers(datatree.row_latents(self.pair, rows, check_count("draws", draws)), x)
 
     def sample(self, num_rows: int, *, seed: int | None = None) -> Tensor:
         """Draw new rows from a story's posterior predictive distribution, shape ``(num_rows, num_features)``."""

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from pplgen.data.columns import ColumnSelection, named_columns
 from pplgen.data.labels_and_weights import row_labels, row_weights
+from pplgen.data.objects import is_named
 from pplgen.data.series import load_selected_series
 from pplgen.data.streams import RowStream, Survey
 from pplgen.data.table import Table, load_data, load_selected
+from pplgen.data.tensors import warn_of_rounding
 from pplgen.data.training_checks import check_training_series, check_training_table
 from pplgen.errors import InputError
 from pplgen.story.base import Story
@@ -47,7 +49,7 @@ def read_rows(
     data: Any,
     labels: Any = None,
     weights: Any = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     trained: Sequence[str] | None = None,
 ) -> Table:
     """Read a table of rows or of series, as the story requires; with ``trained``, only those columns."""
@@ -59,9 +61,11 @@ def read_rows(
     return load_selected_series(data, selection, weights=weights, dtype=dtype)
 
 
-def read_training_rows(story: Story, data: Any, labels: Any = None, weights: Any = None) -> Table:
+def read_training_rows(
+    story: Story, data: Any, labels: Any = None, weights: Any = None, dtype: torch.dtype | None = None
+) -> Table:
     """Read and check training rows with their labels and weights."""
-    table = read_rows(story, data, labels, weights)
+    table = read_rows(story, data, labels, weights, dtype)
     if table.labels is not None:
         story.check_labels(table.labels)
     check_training_series(table) if story.takes_series else check_training_table(table)
@@ -82,7 +86,7 @@ def survey_stream(story: Story, stream: RowStream, seed: int) -> Survey:
 def read_new_rows(story: Story, data: Any, columns: tuple[str, ...], dtype: torch.dtype) -> Tensor:
     """Read and check rows for a trained story: the training ``columns``, in their order, and no others.
 
-    If either side has default names (``x0``, ``x1``, ...), columns are matched by position.
+    If either side has no names, columns are taken in the order of training, with a ``DataWarning``.
     """
     table = read_rows(story, data, dtype=dtype, trained=columns)
     _check(story, table)
@@ -95,11 +99,13 @@ def bare_arguments(
     device: torch.device | None,
     model: Callable[..., Any] | None = None,
     guide: Callable[..., Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Any, ...]:
     """Convert the data of a bare pair to arguments: one per element of a tuple, arrays and tables as tensors.
 
     A dictionary whose keys are the model's arguments is passed by name; any other is a single argument. Floating-point
-    arrays are converted to torch's default dtype; tensors keep theirs.
+    arrays are converted to ``dtype``, and with it tensors; by default arrays to torch's default dtype, and tensors keep
+    theirs. Masked entries become NaN.
 
     Raises
     ------
@@ -120,7 +126,7 @@ def bare_arguments(
             raise InputError(
                 f"data: expected a tuple of the {name}'s arguments ({names}), not {_kind_of(data)}"
             ) from None
-    return tuple(_argument(value, device) for value in arguments)
+    return tuple(_argument(value, device, dtype) for value in arguments)
 
 
 def bare_annotations(pair: Pair, labels: Any, weights: Any) -> RowAnnotations:
@@ -192,23 +198,45 @@ def _kind_of(data: Any) -> str:
     return "a single tensor" if isinstance(data, Tensor) else f"a single {type(data).__name__}"
 
 
-def _argument(value: Any, device: torch.device | None) -> Any:
+def _argument(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
     """Convert one argument of a bare pair."""
-    if isinstance(value, (Table, pd.DataFrame)):
-        value = load_data(value).values
+    if isinstance(value, Table) or is_named(value):
+        value = load_data(value, dtype=dtype).values
     elif isinstance(value, np.ndarray):
-        tensor = torch.as_tensor(value)
-        value = tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+        value = _array(value, dtype or torch.get_default_dtype())
     if not isinstance(value, Tensor):
         return _copied(value)
     value = value.detach()
+    if dtype is not None and value.is_floating_point():
+        value = value.to(dtype)
     if value.is_inference():  # cannot be used where gradients are computed
         value = value.clone()
     return value if device is None else value.to(device)
 
 
+def _array(value: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Convert an array to a tensor, masked entries to NaN; warn where rounding loses what it says."""
+    if np.ma.is_masked(value):
+        if value.dtype.kind != "f":
+            raise InputError(
+                f"data: a masked array of {value.dtype} has no missing value; give floats, or its mask, too"
+            )
+        value = np.ma.filled(value, np.nan)
+    tensor = torch.as_tensor(np.ma.getdata(value))
+    if not tensor.is_floating_point():
+        return tensor
+    wide, narrow = tensor.reshape(-1), tensor.to(dtype)
+    observed = wide[~wide.isnan()].double()
+    if len(observed):
+        rounding = (narrow.reshape(-1)[~wide.isnan()].double() - observed).abs().max().item()
+        warn_of_rounding("the array", rounding, observed.std(correction=0).item(), dtype)
+    return narrow
+
+
 def _copied(value: Any) -> Any:
     """Copy containers, and arrays and tables in them, into which a model may write; tensors are guarded otherwise."""
+    if np.ma.is_masked(value):
+        raise InputError("data: a masked array within a container would lose its mask; give array.filled(numpy.nan)")
     if isinstance(value, (np.ndarray, pd.Series, pd.DataFrame, set)):
         return value.copy()
     if isinstance(value, tuple):

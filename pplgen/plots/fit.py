@@ -15,6 +15,7 @@ from torch import Tensor
 from pplgen.errors import InputError
 from pplgen.inference.convergence import WINDOW
 from pplgen.plots.latent import MAX_LABELS, plot_latent_map, plot_reconstructions
+from pplgen.plots.literal_text import literal
 from pplgen.plots.palette import COLOURS
 from pplgen.plots.series import plot_series
 from pplgen.posterior.datatree import group_of
@@ -134,7 +135,7 @@ def plot_mixture(axes: Axes, tree: xr.DataTree) -> None:
     weights = mean["weights"].values
     occupied = np.flatnonzero(weights * len(x) >= 0.5)
     mu, Sigma = mean["mu"].values[occupied], _covariances(mean)[occupied]
-    names = [str(name) for name in mean["feature"].values]
+    names = [literal(name) for name in mean["feature"].values]
     if len(names) == 1:
         _plot_densities(axes, x[~np.isnan(x[:, 0]), 0], weights[occupied], mu[:, 0], Sigma[:, 0, 0], occupied)
         axes.set(xlabel=names[0], ylabel="density")

@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from pplgen.errors import InputError
+from pplgen.plots.literal_text import literal
 from pplgen.plots.palette import COLOURS
 
 __all__ = [
@@ -57,9 +58,9 @@ def plot_latent_map(axes: Axes, encoded: xr.Dataset, labels: Any = None, *, by: 
     for kind, rows, colour in zip(kinds, (colours == k for k in range(len(kinds))), _shades(kinds), strict=True):
         if z.shape[1] == 1:
             bins = np.histogram_bin_edges(z[:, 0], "auto")
-            axes.hist(z[rows, 0], bins=list(bins), color=colour, alpha=0.6, label=kind)
+            axes.hist(z[rows, 0], bins=list(bins), color=colour, alpha=0.6, label=literal(kind))
         else:
-            axes.scatter(z[rows, 0], z[rows, 1], s=size, color=colour, alpha=0.6, linewidths=0, label=kind)
+            axes.scatter(z[rows, 0], z[rows, 1], s=size, color=colour, alpha=0.6, linewidths=0, label=literal(kind))
     axes.set(xlabel=names[0], ylabel="rows" if z.shape[1] == 1 else names[1], title="Latent means of rows")
     if labels is not None:
         legend: dict[str, Any] = {
@@ -194,8 +195,8 @@ def _draw(axes: Axes, cells: np.ndarray, lines: list[str], columns: list[str]) -
     height, width = _draw_bars(axes, cells) if side is None else _draw_images(axes, cells, side)
     axes.set_frame_on(False)
     axes.tick_params(length=0, labelsize="small", labeltop=True, labelbottom=False)
-    axes.set_yticks((np.arange(len(lines)) + 0.5) * height, lines)
-    axes.set_xticks((np.arange(len(columns)) + 0.5) * width, columns)
+    axes.set_yticks((np.arange(len(lines)) + 0.5) * height, list(map(literal, lines)))
+    axes.set_xticks((np.arange(len(columns)) + 0.5) * width, list(map(literal, columns)))
     if len(columns) > 6:
         axes.tick_params(axis="x", labelsize="x-small")
 

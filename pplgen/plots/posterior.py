@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from pplgen.errors import InputError
+from pplgen.plots.literal_text import literal
 from pplgen.plots.palette import COLOURS
 from pplgen.posterior.datatree import group_of
 from pplgen.posterior.psis import GOOD_K
@@ -133,7 +134,7 @@ def plot_predictive(axes: Axes, observed: np.ndarray, replicated: np.ndarray, na
     axes.stairs(upper, edges, baseline=lower, fill=True, color=(COLOURS[0], 0.35), label="replicates, 90 %")
     axes.stairs(np.median(densities, axis=0), edges, baseline=None, color=COLOURS[0], lw=1)
     axes.stairs(np.histogram(finite, edges)[0] / (len(finite) * width), edges, color="0.15", lw=1.4, label="data")
-    axes.set(xlabel=name, ylabel="fraction of rows" if integers else "density")
+    axes.set(xlabel=literal(name), ylabel="fraction of rows" if integers else "density")
 
 
 def plot_fan(axes: Axes, observed: np.ndarray, replicated: np.ndarray, name: str = "y") -> None:
@@ -157,7 +158,7 @@ def plot_fan(axes: Axes, observed: np.ndarray, replicated: np.ndarray, name: str
         axes.fill_between(steps, lower, upper, color=face, lw=0, label=f"replicates, {100 * mass:.0f} %")
     axes.plot(steps, np.median(replicated, axis=0), color=COLOURS[0], lw=1.2)
     axes.plot(steps, observed, color="0.15", lw=0.6, marker=".", ms=3, label="data")
-    axes.set(xlabel="step", ylabel=name)
+    axes.set(xlabel="step", ylabel=literal(name))
 
 
 def plot_prior_posterior(axes: Axes, tree: xr.DataTree, scalar: Scalar) -> None:
@@ -180,7 +181,7 @@ def plot_prior_posterior(axes: Axes, tree: xr.DataTree, scalar: Scalar) -> None:
         density = density * len(inside) / len(draws)
         axes.fill_between(grid, 0, density, color=colour, alpha=0.3, lw=0)
         axes.plot(grid, density, color=colour, lw=1.4, label=name)
-    axes.set(xlabel=scalar.label, xlim=ends, yticks=[])
+    axes.set(xlabel=literal(scalar.label), xlim=ends, yticks=[])
     axes.set_ylim(bottom=0)
 
 
@@ -212,9 +213,9 @@ def plot_pairs(grid: np.ndarray, tree: xr.DataTree, chosen: list[Scalar]) -> Non
         axes.locator_params(nbins=3)
         axes.tick_params(labelsize="x-small", labelbottom=i == len(chosen) - 1, labelleft=j == 0 and i > 0)
         if i == len(chosen) - 1:
-            axes.set_xlabel(fill(chosen[j].label, LABEL_WIDTH), fontsize="x-small")
+            axes.set_xlabel(literal(fill(chosen[j].label, LABEL_WIDTH)), fontsize="x-small")
         if j == 0:
-            axes.set_ylabel(fill(chosen[i].label, LABEL_WIDTH), fontsize="x-small")
+            axes.set_ylabel(literal(fill(chosen[i].label, LABEL_WIDTH)), fontsize="x-small")
 
 
 def plot_loo_pit(axes: Axes, values: np.ndarray, name: str = "x", *, colour: str = COLOURS[0]) -> bool:
@@ -246,7 +247,7 @@ def plot_loo_pit(axes: Axes, values: np.ndarray, name: str = "x", *, colour: str
     if not axes.lines:
         axes.fill_between(points, lower - points, upper - points, step="mid", color="0.85", lw=0, label="95 % band")
         axes.axhline(0, color="0.5", lw=0.8)
-    axes.plot(points, ecdf - points, color=colour, lw=1.4, drawstyle="steps-mid", label=name)
+    axes.plot(points, ecdf - points, color=colour, lw=1.4, drawstyle="steps-mid", label=literal(name))
     outside = (ecdf < lower) | (ecdf > upper)
     axes.plot(points[outside], (ecdf - points)[outside], "x", color=colour, ms=7, mew=1.6)
     axes.set(xlabel="LOO-PIT", ylabel="ECDF minus uniform")

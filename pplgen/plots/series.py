@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from pplgen.errors import InputError
+from pplgen.plots.literal_text import literal
 from pplgen.plots.palette import COLOURS
 from pplgen.posterior.residuals import autocorrelations
 
@@ -66,7 +67,7 @@ def plot_series(axes: Axes, y: Tensor, inferred: xr.Dataset, *, series: int = 0,
     axes.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
     if "regime_probability" in inferred:
         plot_regimes(axes, inferred, series=series)
-    axes.set(xlabel="step", ylabel=name)
+    axes.set(xlabel="step", ylabel=literal(name))
     axes.legend(**LEGEND, ncols=4)
 
 
@@ -135,7 +136,7 @@ def plot_forecast(
         axes.fill_between(ahead, lower, upper, color=face, lw=0, label=f"{100 * mass:.0f} %")
     axes.plot(ahead, forecast["y_mean"].values[series, :, feature], color=COLOURS[1], label="forecast mean")
     axes.axvline(ahead[0] - 0.5, color="0.5", lw=0.8, ls="--")
-    axes.set(xlabel="step", ylabel=str(forecast["feature"].values[feature]))
+    axes.set(xlabel="step", ylabel=literal(forecast["feature"].values[feature]))
     axes.legend(**LEGEND)
 
 
@@ -157,7 +158,7 @@ def plot_residuals(axes: Axes, residuals: xr.Dataset, *, series: int = 0, featur
     axes.vlines(steps, 0, values, color="0.6", lw=0.6)
     _plot_observations(axes, steps, values)
     axes.axhline(0, color="0.5", lw=0.8)
-    axes.set(xlabel="step", ylabel=f"{residuals['feature'].values[feature]}, residual")
+    axes.set(xlabel="step", ylabel=f"{literal(residuals['feature'].values[feature])}, residual")
 
 
 def plot_autocorrelations(axes: Axes, residuals: xr.Dataset, *, feature: int = 0, num_lags: int = 40) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pplgen.data.streams import RowStream
 from pplgen.data.table import Table
+from pplgen.data.tensors import as_dtype
 from pplgen.errors import InputError
 from pplgen.inference.model_arguments import bare_arguments, read_new_rows
 from pplgen.inference.nuts import Chains
@@ -171,6 +172,14 @@ class FittedPair(ABC):
         with seeded(self.seed if seed is None else check_count("seed", seed, minimum=0)), self.pair.isolated():
             yield
 
+    def _with_identifiers(self, results: xr.Dataset, x: Any) -> xr.Dataset:
+        """Add the identifiers of the rows ``x``, where they have any, as coordinates."""
+        table = self.table if x is None else x
+        if not isinstance(table, Table) or table.carried is None or "row" not in results.dims:
+            return results
+        free = [name for name in table.carried if name not in results.variables and name not in results.dims]
+        return results.assign_coords({name: ("row", table.carried[name].to_numpy()) for name in free})
+
     def _rows(self, x: Any) -> tuple[Any, ...]:
         """Arguments of model and guide for the rows ``x``; the training rows for ``None``."""
         if isinstance(x, RowStream):
@@ -184,5 +193,6 @@ class FittedPair(ABC):
             return self.pair.data
         like = next((value for value in self.pair.data if isinstance(value, Tensor)), torch.empty(0))
         if self.story is None:
-            return bare_arguments(x, like.device, self.pair.model if isinstance(x, Mapping) else None)
+            dtype = as_dtype(self.origin.get("options", {}).get("dtype"))
+            return bare_arguments(x, like.device, self.pair.model if isinstance(x, Mapping) else None, dtype=dtype)
         return (read_new_rows(self.story, x, self.columns, like.dtype).to(like.device),)

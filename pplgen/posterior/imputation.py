@@ -30,6 +30,8 @@ def impute_rows(story: Story, pair: Pair, data: tuple[Any, ...], num_draws: int)
     memory beyond the result does not grow with their number.
     """
     x = data[0]
+    if not x.isnan().any():  # a story that saw complete rows alone need not be able to complete any
+        return x.expand(num_draws, *x.shape).clone()
     # the inherited method can share proposals between the draws of a row
     inherited = type(story).complete is LatentStory.complete
     if isinstance(story, LatentStory) and inherited and not pair.structure.shared_latent:

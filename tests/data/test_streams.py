@@ -207,6 +207,7 @@ def test_large_row_groups_are_read_in_slices(tmp_path, matrix, small_blocks):
 
 def test_parquet_of_many_types(tmp_path, small_blocks):
     arrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
     decimals = arrow.array([1, None, 3], arrow.int64()).cast(arrow.decimal128(30, 2))
     table = arrow.table(
         {

@@ -188,14 +188,12 @@ def test_row_counter_is_left_out_with_a_word(tmp_path):
             r"column 'waiting', row 2: 'about 80' is not a number; leave it empty, or write NA, for missing",
         ),
         ("a,b\n1,2\n1,1_000\n", r"column 'b', row 2: '1_000' is not a number"),
-        ("a,b\n1,2\n1,1e39\n", r"column 'b', row 2: 1e\+39 is not a finite number in torch.float32"),
         ("a,b\n1,2\n1,inf\n", r"column 'b', row 2: inf is not a finite number"),
         ("a,b\n1,2\n-1e400,2\n", r"column 'a', row 2: -inf is not a finite number"),
         ("a,b\n1,2\n1,2,3\n", r"row 2: the number of cells is 3; expected 2, separated by commas"),
         ("a;b\n1;2\n1;2;3\n", r"row 2: the number of cells is 3; expected 2, separated by semicolons"),
         ("a\tb\n1\t2\n1,5\n", r"row 2: the number of cells is 1; expected 2, separated by tabs"),
         ("a\tb\n1\t2,500\n", r"column 'b' \('2,500' in row 1\) does not hold numbers"),
-        ("a;b\n1,5;1.234,5\n", r"column 'b' \('1.234,5' in row 1\) does not hold numbers"),
         ("a,b\n1,2\n1\n", r"row 2: the number of cells is 1; expected 2, separated"),
         ("", r"the file is empty"),
         ("\n\n", r"the file is empty"),
@@ -239,8 +237,8 @@ def test_missing_file_suggests_near_names(tmp_path):
         load_data(tmp_path / "measurement.csv")
     with pytest.raises(InputError, match="did you mean 'faithful'"):
         load_data("faithfull")
-    with pytest.raises(InputError, match=r"cannot read files that end in '\.txt'"):
-        load_data(csv(tmp_path, "1", "a.txt"))
+    with pytest.raises(InputError, match=r"cannot read files that end in '\.doc'"):
+        load_data(csv(tmp_path, "1", "a.doc"))
 
 
 def test_frames_with_text_and_nulls():
@@ -306,7 +304,7 @@ def test_a_row_counter_that_is_asked_for_stays(tmp_path):
         ({"only": ["girt"]}, "only='girt': expected some of the columns tree, .*; did you mean 'girth'"),
         ({"ignore": ["when"]}, "ignore='when': expected some of the columns tree, day, girth, height, kind"),
         ({"ignore": "tree"}, r"ignore='tree': expected a list of columns, such as ignore=\['tree'\]"),
-        ({"ignore": ["tree", "day", "girth", "height", "kind"]}, "no column is left of tree, day"),
+        ({"ignore": ["tree", "day", "girth", "height", "kind"]}, "no data column is left of tree, day"),
         ({"only": ["girth", "girth"]}, "column 'girth' appears more than once"),
         (
             {},

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pplgen
-from pplgen.data.readers import image_shape
+from pplgen.data.columns import image_shape
 from pplgen.data.table import Table, load_data
 from pplgen.data.training_checks import check_training_table
 from pplgen.data.transforms import binarise, keep_every, mask_entries, mask_top, redraw_pixels, rescale
