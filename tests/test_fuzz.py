@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -25,6 +26,7 @@ import pplgen
 from pplgen import InputError
 from pplgen.cli.main import main
 from pplgen.errors import DataWarning
+from pplgen.fitting.posterior_file import read_draws
 from pplgen.storage import checkpoint, run_folder
 from pplgen.storage.header import with_digest
 
@@ -163,6 +165,54 @@ def test_arrays(content, suffix):
         with refused_or_read():
             for block in pplgen.stream_data(path).blocks():
                 assert block.ndim == 2
+
+
+def table_files():
+    """Return a small table as it is written in other formats, by suffix; those of absent packages are left out."""
+    frame = pd.DataFrame({"a": [1.5, None, 3.0], "b": [1, 2, 3], "c": pd.to_datetime(["2020-01-01"] * 3)})
+    writers = {
+        ".parquet": lambda file: frame.set_index("b").to_parquet(file),
+        ".feather": frame.to_feather,
+        ".xlsx": lambda file: frame.to_excel(file, index=False),
+        ".jsonl": lambda file: frame[["a", "b"]].to_json(file, orient="records", lines=True),
+        ".csv.gz": lambda file: frame.to_csv(file, compression="gzip"),
+    }
+    files = {}
+    for suffix, write in writers.items():
+        file = io.BytesIO()
+        with contextlib.suppress(ImportError):
+            write(file)
+            files[suffix] = file.getvalue()
+    return files
+
+
+TABLE_FILES = table_files()
+
+
+@given(suffix=st.sampled_from(sorted(TABLE_FILES)), changes=CHANGES, only=st.booleans())
+def test_tables_of_other_formats(suffix, changes, only):
+    with only_file(f"rows{suffix}", changed(TABLE_FILES[suffix], changes)) as path:
+        with refused_or_read():
+            check_rows(pplgen.load_data(path, only=["a", "b"] if only else None))
+        if suffix == ".parquet":
+            with refused_or_read():
+                for block in pplgen.stream_data(path).blocks():
+                    assert block.ndim == 2
+
+
+@pytest.fixture(scope="module")
+def draws(run):
+    """The draws of a run as the command line saves them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / run_folder.DRAWS
+        pplgen.load(run).to_datatree(2, groups=["posterior"]).to_netcdf(path, engine="h5netcdf")
+        return path.read_bytes()
+
+
+@given(changes=CHANGES)
+def test_draws(draws, changes):
+    with only_file(run_folder.DRAWS, changed(draws, changes)) as path, refused_or_read():
+        read_draws(path.parent)
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +390,8 @@ VALUES_OF = {
     "--method": ["svi", "x"],
     "--only": ["a", "b,a", "x", "", ",", '"a', "a,a"],
     "--ignore": ["a", "a,b", "x", "", ",,"],
+    "--id": ["a", "x", "", "a,a"],
+    "--dtype": ["float64", "float16", ""],
     "--labels": ["a", "b", "target", "x", ""],
     "--weights": ["a", "b", "x"],
     "--series": ["a", "x"],
@@ -354,7 +406,7 @@ VALUES_OF = {
     "--held-out": DATA,
     "--out": OUTS,
 }
-FLAGS = ["--force", "--resume", "--stream", "--help", "--bic", "--nothing"]
+FLAGS = ["--header", "--no-header", "--force", "--resume", "--stream", "--help", "--bic", "--nothing"]
 OPTION = st.one_of(
     st.sampled_from(sorted(VALUES_OF)).flatmap(lambda flag: st.tuples(st.just(flag), st.sampled_from(VALUES_OF[flag]))),
     st.sampled_from(FLAGS).map(lambda flag: (flag,)),

@@ -9,11 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import narwhals.stable.v2 as nw
 import numpy as np
 
 from pplgen.data.arrow_files import data_columns
 from pplgen.data.columns import unnamed_columns
 from pplgen.data.frames import as_matrix, check_names, drop_row_counter
+from pplgen.data.objects import as_pandas
 from pplgen.data.paths import as_input_error, import_optional, require_file, table_name, with_home
 from pplgen.data.tensors import check_shape
 from pplgen.errors import InputError
@@ -151,7 +153,8 @@ def _open_parquet(path: Path) -> Blocks:
         check_shape(path.stem, (file.metadata.num_rows, len(columns)))
         num_rows = _rows_per_block(BLOCK_VALUES, len(columns))
         head = next(file.iter_batches(num_rows, columns=columns[:2])).select(columns[:2])
-    columns = [*drop_row_counter(head.to_pandas(ignore_metadata=True)).columns, *columns[2:]]
+        first = nw.from_native(arrow.Table.from_batches([head]).replace_schema_metadata(None))
+    columns = [*drop_row_counter(as_pandas(first, range(len(columns[:2])))).columns, *columns[2:]]
     types = [schema.field(name).type for name in columns]
     for name, kind in zip(columns, types, strict=True):
         if not any(getattr(arrow.types, f"is_{number}")(kind) for number in _NUMERIC_TYPES):

@@ -103,11 +103,11 @@ def as_dtype(dtype: Any) -> torch.dtype | None:
     """
     if dtype is None or dtype in SCALES:
         return dtype
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+    name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
     named = {str(each).removeprefix("torch."): each for each in SCALES}
-    if name.removeprefix("torch.") not in named:
+    if name not in named:
         raise InputError(f"dtype={name!r}: expected one of {', '.join(named)}")
-    return named[name.removeprefix("torch.")]
+    return named[name]
 
 
 def _is_lossy(rounding: float, std: float) -> bool:

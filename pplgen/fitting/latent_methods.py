@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import torch
 import xarray as xr
@@ -108,7 +109,9 @@ class LatentMethods(FittedPair):
 
     def _latent_mean(self, story: LatentStory, x: Any) -> Tensor:
         """Return the mean latent variables of a row or of rows, shape ``(num_rows, num_latents)``."""
-        return encode_rows(story, self._rows(np.asarray(x)[None] if _is_single(x) else x)[0])[0]
+        if _is_single(x):
+            x = x.to_frame().T if isinstance(x, pd.Series) else np.asarray(x)[None]
+        return encode_rows(story, self._rows(x)[0])[0]
 
     @contextlib.contextmanager
     def _latent_story(self, method: str, seed: int | None) -> Iterator[LatentStory]:

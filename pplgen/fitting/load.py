@@ -228,7 +228,9 @@ def _rows(story: Story, header: dict[str, Any], options: LoadOptions) -> Table:
     expected = header["data"]
     original, target = TYPES[expected["dtype"]], options.dtype or TYPES[header["dtype"]]
     dtype = torch.promote_types(original, target)
-    table = read_rows(story, options.data, options.labels, options.weights, dtype, header["columns"])
+    with warnings.catch_warnings():  # the fingerprint shows whether their order is right
+        warnings.filterwarnings("ignore", "the rows have no column names", DataWarning)
+        table = read_rows(story, options.data, options.labels, options.weights, dtype, header["columns"])
     if _as_dtype(table, original).fingerprint != expected["fingerprint"]:
         for what in expected.get("known", []):
             if getattr(table, what, None) is None:

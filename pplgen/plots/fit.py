@@ -93,7 +93,7 @@ def _plot_latent_fit(fit: FittedPair, tree: xr.DataTree) -> Figure:
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1))
     plot_latent_map(left, *encoded_rows(fit))
-    plot_reconstructions(middle, examples, fit.reconstruct(examples))
+    plot_reconstructions(middle, examples, fit.reconstruct(fit.named(examples)))
     plot_training(right, fit, tree)
     return figure
 
@@ -115,7 +115,7 @@ def encoded_rows(fit: FittedPair) -> tuple[xr.Dataset, Tensor | None]:
     """Return the encoding of the first rows, and their labels or classes if known and few enough to colour."""
     known = [] if fit.table is None else [each for each in (fit.table.labels, fit.table.target) if each is not None]
     labels = known[0][:MAX_ENCODED] if known and len(known[0].unique()) <= MAX_LABELS else None
-    return fit.encode(fit.pair.data[0][:MAX_ENCODED]), labels
+    return fit.encode(fit.named(fit.pair.data[0][:MAX_ENCODED])), labels
 
 
 def example_rows(fit: FittedPair) -> Tensor:

@@ -172,6 +172,10 @@ class FittedPair(ABC):
         with seeded(self.seed if seed is None else check_count("seed", seed, minimum=0)), self.pair.isolated():
             yield
 
+    def named(self, x: Tensor) -> Table:
+        """Return rows whose columns are those of training, in their order, as a table with their names."""
+        return Table(x, self.columns, "rows")
+
     def _with_identifiers(self, results: xr.Dataset, x: Any) -> xr.Dataset:
         """Add the identifiers of the rows ``x``, where they have any, as coordinates."""
         table = self.table if x is None else x

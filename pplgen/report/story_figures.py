@@ -76,7 +76,7 @@ def reconstructions(inputs: FigureInputs) -> CaptionedFigure:
         raise InputError(NO_ROWS)
     examples = plots.example_rows(inputs.fit)
     figure = new_figure(5.5, 4.2)
-    plot_reconstructions(figure.subplots(), examples, inputs.fit.reconstruct(examples))
+    plot_reconstructions(figure.subplots(), examples, inputs.fit.reconstruct(inputs.fit.named(examples)))
     return figure, "Rows in the upper lines; below each, its reconstruction from the latent mean."
 
 

@@ -344,7 +344,7 @@ def test_series_are_sampled_predicted_and_forecast_in_long_form(series_run):
     pplgen("predict", run, "long.csv", "--series", "who", "--out", "states.csv", cwd=folder)
     states = pd.read_csv(folder / "states.csv")
     names = ["flow_mean", "flow_sd", "flow_lower", "flow_upper"]
-    assert list(states.columns) == ["series", "step", "log_density", "regime", "regime_0", "regime_1", *names]
+    assert list(states.columns) == ["series", "who", "step", "log_density", "regime", "regime_0", "regime_1", *names]
     assert states.groupby("series")["step"].max().tolist() == [40, 30]
     assert ((states["regime_1"] > 0.5) == (states["regime"] == 1)).all()
     pplgen("forecast", run, "long.csv", "--series", "who", "--horizon", 3, "--out", "ahead.csv", cwd=folder)
