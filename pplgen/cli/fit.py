@@ -35,7 +35,7 @@ fit_app = typer.Typer(
     rich_markup_mode=None,
     help="Fit a story to data: pplgen fit STORY DATA. Options differ between stories; see pplgen fit STORY --help.",
 )
-NOT_REPRODUCED = ("--force", "--resume")
+NOT_REPRODUCED = ("--accept-partial", "--force", "--resume")
 """Options left out of the recorded command, which reproduces the fit."""
 
 
@@ -110,6 +110,9 @@ def fit_options(
     ] = "auto",
     shard: Annotated[str, typer.Option(help="What torchrun splits between processes: rows or restarts.")] = "rows",
     draws: Annotated[int, typer.Option(min=2, help="Posterior draws to save.")] = 1000,
+    accept_partial: Annotated[
+        bool, typer.Option("--accept-partial", help="Write the fit up to then if it is interrupted.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")] = False,
     checkpoint_every: Annotated[
         float, typer.Option(metavar="SECONDS", help="Time between checkpoints, for --resume.")
@@ -127,12 +130,16 @@ def fit_story(
     out: Path | None,
     force: bool,
     draws: int,
+    accept_partial: bool,
     resume: bool,
     stream: bool,
     series: str | None,
     **options: Any,
 ) -> None:
-    """Fit a story; the first process writes the run directory and prints the summary."""
+    """Fit a story; the first process writes the run directory and prints the summary.
+
+    An interrupted fit is written only with ``accept_partial``; its checkpoint is kept either way.
+    """
     from pplgen.data.blocks import stream_name
     from pplgen.distributed.ranks import process_group
     from pplgen.plots import fit as plots
@@ -162,6 +169,10 @@ def fit_story(
             raise
         if not ranks.first:
             return
+        interrupted = any(run.stop.name == "INTERRUPTED" for run in fit.runs)
+        if interrupted and not accept_partial:
+            atomic.remove_empty(created)
+            raise Interrupted(f"interrupted; nothing was written{_how_to_resume(directory)}")
         fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in NOT_REPRODUCED)])
         tree = fit.to_datatree(draws)
         try:
@@ -172,11 +183,20 @@ def fit_story(
                 if WARNINGS.lines:
                     (folder / "warnings.log").write_text("\n".join(WARNINGS.lines) + "\n", encoding="utf-8")
         except InputError as error:
-            resumable = checkpoint.exists(directory)
-            raise InputError(f"{error}{'; a checkpoint remains, for --resume' if resumable else ''}") from error
-        checkpoint.remove(directory)
+            raise InputError(f"{error}{_how_to_resume(directory)}") from error
+        if not interrupted:
+            checkpoint.remove(directory)
     fit.summary(tree=tree)
     typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
+    if interrupted:
+        raise Interrupted(f"interrupted; the fit up to then was written{_how_to_resume(directory)}")
+
+
+def _how_to_resume(directory: Path) -> str:
+    """Return the end of a message about an unfinished fit: whether it can be resumed."""
+    from pplgen.storage import checkpoint
+
+    return "; a checkpoint remains, for --resume" if checkpoint.exists(directory) else ""
 
 
 def _check_run_directory(directory: Path, *, force: bool, resume: bool) -> bool:

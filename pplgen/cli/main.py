@@ -29,7 +29,7 @@ from pplgen.cli.shared_options import (
 from pplgen.cli.story_arguments import find_entry, story_command
 from pplgen.cli.warning_log import WARNINGS, is_first_process
 from pplgen.distributed.heartbeat import RankLost
-from pplgen.errors import InputError, printable
+from pplgen.errors import InputError, Interrupted, printable
 from pplgen.story.signature import constructor_options, parse_options
 
 app = typer.Typer(
@@ -122,7 +122,8 @@ def main() -> None:
         try:
             code = app(standalone_mode=False)
         except InputError as error:
-            _fail(str(error) if is_first_process() else "")
+            message = str(error) if is_first_process() else ""
+            _fail(message, code=130 if isinstance(error, Interrupted) else 2)
         except RankLost as error:
             _fail(str(error), code=1)
         except typer.Abort:

@@ -121,11 +121,13 @@ def load_with_draws(
 ) -> tuple[Fit, xr.DataTree | None]:
     """Load a run with its rows and the draws saved by the command line, ``None`` if there are none.
 
-    As ``load``, but without ``data`` the rows are those of the named data set that was fitted, or those saved with the
-    draws, if any. ``by`` is the column that identifies series.
+    As ``load``, but all files of the run are compared with the digests in its header, and without ``data`` the rows are
+    those of the named data set that was fitted, or those saved with the draws, if any. ``by`` is the column that
+    identifies series.
     """
     directory = Path(directory)
     header = run_folder.read(directory)[1]
+    run_folder.verify(directory, header)
     tree = read_draws(directory)
     if data is not None and by is not None:
         data = load_selected_series(data, ColumnSelection(training=header["columns"]), by)

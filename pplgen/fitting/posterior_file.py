@@ -16,6 +16,9 @@ from pplgen.storage import run_folder
 
 __all__ = ["read_draws", "saved_rows"]
 
+MAX_GROUPS = 50
+"""Groups of a file of draws, which has about ten."""
+
 
 def read_draws(directory: Path) -> xr.DataTree | None:
     """Read the draws saved with a run; ``None`` if there are none.
@@ -58,16 +61,19 @@ def saved_rows(tree: xr.DataTree, header: dict[str, Any]) -> Table | None:
 
 
 def _require_no_references(file: h5py.File) -> None:
-    """Raise ``InputError`` for links and data sets that would make HDF5 read other files."""
-
-    def check(name: str, part: Any) -> None:
-        if isinstance(part, h5py.Dataset):
-            if part.external or part.is_virtual:
-                raise InputError(f"{name!r} is stored in another file; external data are not read")
-            return
-        for key in part:
-            if not isinstance(part.get(key, getlink=True), h5py.HardLink):
+    """Raise ``InputError`` for links and data sets that would make HDF5 read other files, and for groups in circles."""
+    groups, seen = [("/", file)], set()
+    while groups:
+        name, group = groups.pop()
+        address = h5py.h5o.get_info(group.id).addr
+        if address in seen or len(seen) == MAX_GROUPS:
+            raise InputError(f"{name[:80]!r} is a group in itself, or one of more than {MAX_GROUPS}")
+        seen.add(address)
+        for key in group:
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise InputError(f"{key!r} is a link; links are not followed")
-
-    check("/", file)
-    file.visititems(check)
+            part = group[key]
+            if isinstance(part, h5py.Group):
+                groups.append((f"{name}{key}/", part))
+            elif isinstance(part, h5py.Dataset) and (part.external or part.is_virtual):
+                raise InputError(f"{key!r} is stored in another file; external data are not read")

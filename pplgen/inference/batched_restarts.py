@@ -80,7 +80,8 @@ def train_together(
     InputError
         If no pair has a finite ELBO.
     KeyboardInterrupt
-        If interrupted in the first window, or on several ranks; otherwise the fit up to then is returned.
+        If interrupted in the first window, on several ranks, or where pairs have their own data; otherwise the fit up
+        to then is returned.
     """
     return _Run(pairs, options, seeds, report, own_data).train()
 
@@ -93,6 +94,7 @@ class _Run:
     ) -> None:
         self.pairs, self.options, self.seeds, self.report = pairs, options, seeds, report
         self.ranks, optimiser = options.ranks, options.optimiser
+        self.own_data = own_data
         self.first, self.seed, self.shard = pairs[0], seeds[0], shard_rows(pairs[0], options.ranks)
         weights = warm_ups(self.first, options)
         self.warm_up = last_step(weights)
@@ -147,7 +149,7 @@ class _Run:
             if not any(restart.optimum for restart in self.training.restarts):
                 self._maximise([restart.stop is StopReason.CONVERGED for restart in self.training.restarts])
         except KeyboardInterrupt:
-            if not self.training.taken or self.ranks.size > 1:
+            if not self.training.taken or self.ranks.size > 1 or self.own_data:
                 raise
             stop = StopReason.INTERRUPTED
             set_generator_states(self.generators)  # state before the unfinished window

@@ -71,6 +71,11 @@ def train_separate_data(pairs: list[Pair], seeds: list[int], options: TrainingOp
 
     They are one program if they can be traced, every step uses all rows, and their copies fit into memory; else they
     are trained one by one.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If interrupted: results of some pairs cannot stand for those of all.
     """
     results: list[Training | None] = [None] * len(pairs)
     entries = sum(value.numel() for pair in pairs for value in pair.data if isinstance(value, Tensor))
@@ -80,7 +85,10 @@ def train_separate_data(pairs: list[Pair], seeds: list[int], options: TrainingOp
             results, _ = train_together(pairs, options, seeds=seeds, own_data=True)
     for index, result in enumerate(results):
         if result is None:
-            results[index] = train_restarts([pairs[index]], seeds[index : index + 1], options, None).results[0]
+            alone = train_restarts([pairs[index]], seeds[index : index + 1], options, None).results[0]
+            if alone is not None and alone.stop is StopReason.INTERRUPTED:
+                raise KeyboardInterrupt
+            results[index] = alone
     return results
 
 

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "missing_folders", "move", "remove_empty", "remove_unfinished", "sync", "write_bytes"]
+__all__ = ["UNFINISHED", "missing_folders", "remove_empty", "remove_unfinished", "sync", "write_bytes"]
 
 UNFINISHED = ".unfinished-"
 """Name prefix of temporary files and folders."""
@@ -44,12 +44,6 @@ def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> 
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
     sync(path.parent)
-
-
-def move(unfinished: Path, path: Path) -> None:
-    """Move a file within a file system, after its content is on disk."""
-    sync(unfinished)
-    os.replace(unfinished, path)
 
 
 def sync(path: Path) -> None:

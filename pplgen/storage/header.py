@@ -29,6 +29,10 @@ class Kind(NamedTuple):
     is_valid: Callable[[Any], bool]
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -47,7 +51,7 @@ def _is_options(value: Any) -> bool:
     return isinstance(value, dict) and all(name.isidentifier() for name in value)
 
 
-TEXT = Kind("a string", lambda value: isinstance(value, str))
+TEXT = Kind("a string", _is_text)
 COUNT = Kind("a whole number of at least 0", _is_count)
 NUMBER = Kind("a finite number", _is_number)
 TEXTS = Kind("a list of strings", _is_list_of_strings)
@@ -76,7 +80,8 @@ SVI = {"best": COUNT, "num_failed": COUNT, "runs": OBJECTS}
 RESTART = {"seed": COUNT, "elbo": NUMBER, "elbo_error": NUMBER, "stop": TEXT}
 NUTS = {"chains": OBJECT}
 CHAINS = {"num_chains": COUNT, "num_draws": COUNT, "warm_up": COUNT, "divergences": COUNT, "acceptance": NUMBER}
-OPTIONAL = {"command": TEXT, "source_sha256": TEXT, "guide": TEXT}
+DIGESTS = Kind("an object of strings", lambda value: isinstance(value, dict) and all(map(_is_text, value.values())))
+OPTIONAL = {"command": TEXT, "source_sha256": TEXT, "guide": TEXT, "files": DIGESTS}
 
 
 def with_digest(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pplgen.errors import InputError
-from pplgen.storage import atomic
+from pplgen.storage import atomic, replacement
 from pplgen.storage.header import FORMAT, read_header, with_digest
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "provenance",
     "read",
     "staged",
+    "verify",
     "write",
     "write_new",
     "write_text",
@@ -49,7 +50,8 @@ RUN_FILES = (TENSORS, DRAWS, "fit.png", "warnings.log", *REPORT_FILES, HEADER)
 def check_vacant(directory: Path, *, force: bool) -> None:
     """Raise ``InputError`` where ``directory`` already contains a run (unless ``force``) or is not a directory."""
     try:
-        is_file, has_run = directory.exists() and not directory.is_dir(), (directory / HEADER).exists()
+        is_file = directory.exists() and not directory.is_dir()
+        has_run = (directory / HEADER).exists() or replacement.is_committed(directory)
     except OSError as error:
         raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
     if is_file:
@@ -60,41 +62,53 @@ def check_vacant(directory: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder whose ``RUN_FILES`` move into ``directory`` at the end, or are removed on failure.
+    """Yield a temporary folder whose ``RUN_FILES`` replace those of ``directory`` at the end, or are removed on failure.
 
-    Once on disk, they replace an existing run including its report. Other files in ``directory`` are unchanged, also
-    a report without a run; temporary files of killed processes are removed.
+    Once on disk, they replace an existing run including its report, all by one rename. Other files in ``directory``
+    are unchanged, also a report without a run; temporary files of killed processes are removed. The header gets the
+    digests of all files.
 
     Raises
     ------
     InputError
-        As for ``check_vacant``, or where the directory cannot be written.
+        As for ``check_vacant``, or where the directory cannot be written, or another process writes it.
     """
     check_vacant(directory, force=force)
-    stale = _files_to_replace(directory)
     created = atomic.missing_folders(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        atomic.remove_unfinished(directory)
-        folder = Path(tempfile.mkdtemp(prefix=atomic.UNFINISHED, dir=directory))
-    except OSError as error:
-        atomic.remove_empty(created)
-        raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
-    try:
-        yield folder
-        for name in RUN_FILES:
-            if name == HEADER:  # marks the run as complete
-                atomic.sync(directory)
-            if (folder / name).exists():
-                atomic.move(folder / name, directory / name)
-            elif name in stale:
-                (directory / name).unlink(missing_ok=True)
-        atomic.sync(directory)
-    except OSError as error:
-        raise InputError(f"{str(directory)!r} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        atomic.remove_empty(created)
+    with contextlib.ExitStack() as stack:
+        stack.callback(atomic.remove_empty, created)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(replacement.locked(directory))
+            replacement.finish(directory, RUN_FILES)
+            atomic.remove_unfinished(directory)
+            folder = Path(tempfile.mkdtemp(prefix=atomic.UNFINISHED, dir=directory))
+        except OSError as error:
+            raise InputError(f"{str(directory)!r} cannot be written: {error.strerror}") from None
+        try:
+            yield folder
+            _seal(folder)
+            stale = [name for name in _files_to_replace(directory) if not (folder / name).exists()]
+            replacement.commit(folder, directory, stale)
+            replacement.finish(directory, RUN_FILES)
+        except OSError as error:
+            raise InputError(f"{str(directory)!r} cannot be written: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Add the digests of all other files to a run's header."""
+    if (folder / HEADER).exists():
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        others = [name for name in RUN_FILES if name not in (HEADER, TENSORS) and (folder / name).exists()]
+        _write_header(folder, {**header, "files": {name: _digest(folder / name) for name in others}})
+
+
+def _write_header(folder: Path, header: Mapping[str, Any]) -> None:
+    """Write a header with its own digest."""
+    text = json.dumps(with_digest(header), indent=2, allow_nan=False) + "\n"
+    (folder / HEADER).write_text(text, encoding="utf-8")
 
 
 def _files_to_replace(directory: Path) -> tuple[str, ...]:
@@ -110,8 +124,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
     # save_file would make the file readable by its owner only
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     (folder / TENSORS).write_bytes(content)
-    sealed = with_digest({**header, "format": FORMAT, "parameters_sha256": _digest(folder / TENSORS)})
-    (folder / HEADER).write_text(json.dumps(sealed, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    _write_header(folder, {**header, "format": FORMAT, "parameters_sha256": _digest(folder / TENSORS)})
 
 
 def check_new(path: Path) -> None:
@@ -169,6 +182,7 @@ def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     InputError
         Where the directory contains no run, or one of another version, truncated or altered.
     """
+    _finish_replacement(directory)
     try:
         header = read_header(directory / HEADER)
         digest = _digest(directory / TENSORS)
@@ -183,6 +197,25 @@ def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(directory / TENSORS), header
     except SafetensorError as error:
         raise InputError(f"{str(directory / TENSORS)!r} cannot be read: {error}") from None
+
+
+def verify(directory: Path, header: Mapping[str, Any], names: Iterable[str] = RUN_FILES) -> None:
+    """Raise ``InputError`` where files of a run are not those that its header describes; some may be absent."""
+    for name, digest in header.get("files", {}).items():
+        path = directory / name
+        if name in names and path.exists() and _digest(path) != digest:
+            raise InputError(f"{str(path)!r} is not the file that its header describes; restore it, or fit again")
+
+
+def _finish_replacement(directory: Path) -> None:
+    """Finish the replacement of a run by a process that was killed."""
+    if replacement.is_committed(directory):
+        try:
+            with replacement.locked(directory):
+                replacement.finish(directory, RUN_FILES)
+        except OSError as error:
+            message = f"{str(directory)!r}: a new run was written, and its files cannot be moved into their places"
+            raise InputError(f"{message}: {error.strerror}") from None
 
 
 def _digest(path: Path) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -72,6 +73,16 @@ def test_a_run_directory_holds_parameters_header_posterior_and_picture(run):
     assert (directory / "fit.png").read_bytes().startswith(b"\x89PNG")
     with xr.open_datatree(directory / "posterior.nc", engine="h5netcdf") as tree:
         assert tree["posterior"].sizes["draw"] == 20
+
+
+def test_check_compares_all_files_with_their_digests(run, tmp_path):
+    shutil.copytree(run[0] / "runs" / "gaussian-mixture-own", tmp_path / "run")
+    draws = bytearray((tmp_path / "run" / "posterior.nc").read_bytes())
+    draws[len(draws) // 2] ^= 1
+    (tmp_path / "run" / "posterior.nc").write_bytes(draws)
+    for command in ("check", "report"):
+        done = pplgen(command, "run", cwd=tmp_path, code=2)
+        assert "posterior.nc' is not the file that its header describes; restore it, or fit again" in done.stderr
 
 
 def test_sample_and_predict_write_tables(run):

@@ -2,21 +2,26 @@
 
 import functools
 import shutil
+import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pplgen.models import GaussianMixture
+from pplgen.models import PPCA, GaussianMixture
 from safetensors.torch import load_file
 
 import pplgen
 from pplgen import InputError
 from pplgen.cli.main import main
 from pplgen.inference import engine
-from pplgen.storage import checkpoint
+from pplgen.inference import train as train_module
+from pplgen.inference.batched_restarts import _Run
+from pplgen.inference.training_result import StopReason
+from pplgen.storage import checkpoint, run_folder
 
 mixture = functools.partial(GaussianMixture, 2, 2, covariance="spherical")
 OPTIONS = {"steps": 400, "restarts": 2, "compile": "graph", "optimiser": "adam"}
@@ -236,17 +241,96 @@ def test_a_killed_command_resumes(tmp_path, monkeypatch, capsys):
     assert not checkpoint.exists(run)
 
 
+COMMAND = [
+    "pplgen",
+    "fit",
+    "ppca",
+    "faithful",
+    "--latents",
+    "1",
+    "--compile",
+    "graph",
+    "--steps",
+    "200",
+    "--draws",
+    "10",
+]
+COMMAND += ["--optimiser", "adam", "--out", "run"]
+
+
+def ended(monkeypatch, capsys, *arguments, code=130):
+    """Run the command and return what it says to stderr."""
+    monkeypatch.setattr(sys, "argv", [*COMMAND, *arguments])
+    with pytest.raises(SystemExit, match=f"^{code}$"):
+        main()
+    return capsys.readouterr().err
+
+
+def interrupt_at(patch, step):
+    """Send the process what Ctrl-C sends, before the window that follows a step."""
+    take = _Run._take_window
+
+    def take_or_stop(run):
+        if run.training.taken == step:
+            signal.raise_signal(signal.SIGINT)
+        take(run)
+
+    patch.setattr(_Run, "_take_window", take_or_stop)
+
+
+def test_an_interrupted_command_writes_nothing_unless_told_and_resumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    ended(monkeypatch, capsys, code=0)
+    whole = (run / run_folder.TENSORS).read_bytes()
+    shutil.rmtree(run)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 0)
+        assert "interrupted before the fit was finished" in ended(monkeypatch, capsys)
+    assert not checkpoint.exists(run), "no step was taken"
+    for arguments, sentence in (
+        ([], "interrupted; nothing was written; a checkpoint remains, for --resume"),
+        (["--accept-partial", "--force"], "the fit up to then was written; a checkpoint remains, for --resume"),
+    ):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 100)
+            assert sentence in ended(monkeypatch, capsys, *arguments)
+        assert checkpoint.exists(run)
+        assert (run / run_folder.HEADER).exists() == bool(arguments)
+    partial = pplgen.load(run)
+    assert partial.stop.name == "INTERRUPTED"
+    assert "--accept-partial" not in partial.origin["command"]
+    assert len(partial.best.history) == 100
+    ended(monkeypatch, capsys, "--resume", code=0)
+    assert (run / run_folder.TENSORS).read_bytes() == whole
+    assert not checkpoint.exists(run)
+
+
+def test_what_needs_all_fits_has_no_result_from_an_interrupted_one(rows, monkeypatch):
+    fitted = pplgen.fit(PPCA(2, 1), rows, steps=100, compile="graph", progress=False)
+    alone = {"optimiser": "adam", "steps": 200, "compile": "graph"}
+    for needs_all in (
+        lambda: pplgen.compare({"one": PPCA(2, 1), "two": fitted}, rows, **alone),
+        lambda: pplgen.k_fold(fitted, folds=2, **alone),
+    ):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 100)
+            with pytest.raises(KeyboardInterrupt):
+                needs_all()
+    train = train_module.train
+    monkeypatch.setattr(train_module, "train", lambda *a, **k: replace(train(*a, **k), stop=StopReason.INTERRUPTED))
+    with pytest.raises(KeyboardInterrupt):
+        pplgen.k_fold(fitted, folds=2, optimiser="adam", steps=2, compile="off")
+
+
 def test_an_interrupt_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
     def interrupted(run):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pplgen.inference.batched_restarts._Run._results", interrupted)
-    command = ["pplgen", "fit", "gaussian-mixture", "faithful", "--compile", "graph", "--steps", "200", "--out", "run"]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "interrupted before the fit was finished" in capsys.readouterr().err
+    command = COMMAND
+    assert "interrupted before the fit was finished" in ended(monkeypatch, capsys)
     assert checkpoint.exists(tmp_path / "run")
     monkeypatch.setattr(sys, "argv", [*command, "--resume", "--method", "nuts"])
     with pytest.raises(SystemExit, match="2"):

@@ -16,7 +16,7 @@ import pplgen
 from pplgen import InputError
 from pplgen.cli.main import main
 from pplgen.errors import DataWarning
-from pplgen.storage import atomic, checkpoint, run_folder
+from pplgen.storage import atomic, checkpoint, replacement, run_folder
 
 mixture = functools.partial(GaussianMixture, 2, 2, covariance="spherical")
 OPTIONS = {"steps": 400, "compile": "graph", "checkpoint_every": 1e-6, "optimiser": "adam"}
@@ -141,25 +141,28 @@ def test_a_write_that_stops_halfway_leaves_the_file_before(tmp_path, monkeypatch
 
 
 def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
-    """Each move comes after the content was synced, and the folder is synced after the last one."""
+    """A checkpoint moves after its content was synced, a run after its files and their folder were."""
     events = []
     sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(("sync", os.readlink(f"/proc/self/fd/{fd}"))), sync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("move", str(a), str(b))), replace(a, b)))
     if not os.path.exists("/proc/self/fd"):
         pytest.skip("what a descriptor stands for is read from /proc")
-    with run_folder.staged(tmp_path / "run") as folder:
-        for name in (run_folder.TENSORS, run_folder.HEADER):
-            (folder / name).write_text("content")
-    kept = checkpoint.Checkpoint(checkpoint.CheckpointOptions(tmp_path / "run"), "fit", torch.device("cpu"))
+    run = tmp_path / "run"
+    with run_folder.staged(run) as folder:
+        run_folder.write(folder, {"a": torch.ones(3)}, {})
+    kept = checkpoint.Checkpoint(checkpoint.CheckpointOptions(run), "fit", torch.device("cpu"))
     kept.save({"a": torch.ones(3)}, {})
     kept.save({"a": torch.ones(3)}, {})
     moved = {}
     for index, (kind, path, *to) in enumerate(events):
         if kind == "move" and checkpoint.PREVIOUS not in to[0]:
-            assert ("sync", path) in events[:index]
             moved[to[0].rpartition("/")[2]] = index
-    assert list(moved) == [run_folder.TENSORS, run_folder.HEADER, checkpoint.NAME]
+            if f"{run}/{replacement.COMMITTED}/" not in path:
+                parts = (run_folder.TENSORS, run_folder.HEADER) if path == str(folder) else ()
+                for synced in (path, *(f"{path}/{name}" for name in parts)):
+                    assert ("sync", synced) in events[:index]
+    assert list(moved) == [replacement.COMMITTED, run_folder.TENSORS, run_folder.HEADER, checkpoint.NAME]
     for index in moved.values():
-        assert ("sync", str(tmp_path / "run")) in events[index:]
-    assert ("sync", str(tmp_path / "run")) in events[moved[run_folder.TENSORS] : moved[run_folder.HEADER]]
+        assert ("sync", str(run)) in events[index:]
+    assert ("sync", str(run)) in events[moved[replacement.COMMITTED] : moved[run_folder.TENSORS]]
