@@ -62,7 +62,8 @@ def saved_rows(tree: xr.DataTree, header: dict[str, Any]) -> Table | None:
 
 def _require_no_references(file: h5py.File) -> None:
     """Raise ``InputError`` for links and data sets that would make HDF5 read other files, and for groups in circles."""
-    groups, seen = [("/", file)], set()
+    groups: list[tuple[str, h5py.Group]] = [("/", file)]
+    seen: set[int] = set()
     while groups:
         name, group = groups.pop()
         address = h5py.h5o.get_info(group.id).addr

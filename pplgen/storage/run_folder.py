@@ -62,7 +62,7 @@ def check_vacant(directory: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def staged(directory: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder whose ``RUN_FILES`` replace those of ``directory`` at the end, or are removed on failure.
+    """Yield a temporary folder whose ``RUN_FILES`` replace those of ``directory`` at the end; removed on failure.
 
     Once on disk, they replace an existing run including its report, all by one rename. Other files in ``directory``
     are unchanged, also a report without a run; temporary files of killed processes are removed. The header gets the
