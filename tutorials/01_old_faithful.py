@@ -229,12 +229,13 @@ print(
 
 def predicted_wait(fitted, durations, draws=2000):
     """Quantiles 5, 50 and 95 % of the wait after eruptions of given durations, shape ``(3, num)``."""
-    rows = torch.stack([durations, torch.full_like(durations, torch.nan)], 1)
+    rows = {"eruptions": durations.tolist(), "waiting": [None] * len(durations)}
     return fitted.impute(rows, draws=draws)[..., 1].quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
 
 
 past, future = x.values[:200], x.values[200:]
-training_fit = pplgen.fit(GaussianMixture(2, 2, **guidebook, mean_precision=0.1), past, **briefly)
+named = dict(zip(x.columns, past.T, strict=True))
+training_fit = pplgen.fit(GaussianMixture(2, 2, **guidebook, mean_precision=0.1), named, **briefly)
 low, middle, high = predicted_wait(training_fit, future[:, 0])
 inside = (future[:, 1] > low) & (future[:, 1] < high)
 coverage, width = float(inside.float().mean()), float((high - low).mean())

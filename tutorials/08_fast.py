@@ -285,4 +285,4 @@ assert many.spread > 10  # nats: some starts end at another maximum
 assert many.elbo >= max(run.elbo for run in many.runs)
 assert agreement > 0.85
 assert all(paths_taken[name].startswith("plain Pyro") for name in ("branches", "counts", "draws_from_numpy"))
-assert paths_taken["chooses"] == "the traced graph"
+assert paths_taken["chooses"].startswith("the traced graph")

@@ -67,7 +67,8 @@ def commit(new: Path, folder: Path, removed: Sequence[str]) -> None:
 
 def is_committed(folder: Path) -> bool:
     """Whether new files of a folder wait to be moved into their places; a link to such a folder does not count."""
-    return (folder / COMMITTED).is_dir() and not (folder / COMMITTED).is_symlink()
+    path = folder / COMMITTED
+    return os.path.isdir(path) and not os.path.islink(path)  # false, not an error, for a name that is too long
 
 
 def finish(folder: Path, names: Sequence[str]) -> None:

@@ -225,7 +225,7 @@ def faults():
     """What a fit says of row 51, in plain Pyro and by the graph."""
     model, guide, data = spoilt()
     for compile_with in ("graph", "off"):
-        fit = pplgen.fit(model, data, guide, **{**WHOLE, "compile": compile_with, "steps": 120})
+        fit = pplgen.fit(model, data, guide, optimiser="adam", **{**WHOLE, "compile": compile_with, "steps": 120})
         yield f"faults {compile_with}", np.array(fit.best.faults)
 
 

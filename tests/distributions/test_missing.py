@@ -115,7 +115,7 @@ def test_imputed_entries_have_the_moments_of_exact_em(gappy, gappy_fit):
 
 
 def test_new_rows_may_have_gaps_where_the_training_rows_had_none(faithful_fit):
-    rows = torch.tensor([[NAN, 80.0], [2.0, NAN], [NAN, NAN], [2.0, 54.0]])
+    rows = {"eruptions": [NAN, 2.0, NAN, 2.0], "waiting": [80.0, NAN, NAN, 54.0]}
     scored = faithful_fit.log_likelihood(rows)
     assert scored.isfinite().all()
     assert scored[2].item() == pytest.approx(0.0, abs=1e-5)

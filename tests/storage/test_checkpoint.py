@@ -272,6 +272,7 @@ def interrupt_at(patch, step):
 
     def take_or_stop(run):
         if run.training.taken == step:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a launcher in this process leaves its own
             signal.raise_signal(signal.SIGINT)
         take(run)
 
