@@ -19,7 +19,7 @@ NOISES = ("feature", "shared", "entry")
 def make_entries(likelihood: str, num_features: int, noise: str, num_values: int) -> Entries:
     """Return the entries of this likelihood."""
     if likelihood == "normal":
-        return NormalEntries(num_features, noise)
+        return NormalEntries(num_features, noise, warm_up=True)
     return Categories(num_features, num_values) if likelihood == "categorical" else Pixels(num_features)
 
 
@@ -89,16 +89,26 @@ class Pixels(Entries):
 
 
 class NormalEntries(Entries):
-    """Normal entries, with learned standard deviations."""
+    """Normal entries, with learned standard deviations.
 
-    def __init__(self, num_features: int, noise: str) -> None:
+    Parameters
+    ----------
+    num_features
+        As for ``Entries``.
+    noise
+        One of ``NOISES``.
+    warm_up
+        Whether training may start with the same noise for all features.
+    """
+
+    def __init__(self, num_features: int, noise: str, *, warm_up: bool = False) -> None:
         super().__init__(num_features)
         self.noise = noise
         if noise == "entry":
             self.per_feature, self.num_noise = 2, num_features
         else:
             self.log_sigma = nn.Parameter(torch.zeros(num_features if noise == "feature" else 1))
-        if noise == "feature":
+        if noise == "feature" and warm_up:
             self.register_buffer("own_noise", torch.ones(()), persistent=False)
 
     @property

@@ -4,7 +4,7 @@ The story, for rows x_i of D features with codes z_i of k dimensions::
 
     z_i        ~ Flat                                       improper, density one
     a_i        = decoder(z_i)
-    x_ij | z_i ~ Normal(m_j + s_j a_ij, sigma_ij)           likelihood: normal, m, s: the columns' means and deviations
+    x_ij | z_i ~ Normal(m_j + s_j a_ij, sigma_ij)           likelihood: normal, m, s: column means, standard deviations
                  or Bernoulli(sigmoid(a_ij))                bernoulli
                  or ContinuousBernoulli(sigmoid(a_ij))      continuous-bernoulli
                  or Categorical(softmax(a_ij1, ..., a_ijV)) categorical, V values

@@ -69,7 +69,7 @@ def _collapsed(subject: Subject) -> Subject:
             for name, value in pair.snapshot().items()
         }
         if all(torch.equal(zeroed[name], value) for name, value in pair.snapshot().items()):
-            raise DoesNotApply("the encoder has no parameters of its own")
+            raise DoesNotApply("the encoder has no parameters")
         pair.restore(zeroed)
 
     return replace(subject, after=(*subject.after, collapse))

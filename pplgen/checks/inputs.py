@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -26,6 +26,7 @@ from pplgen.story.pair import Pair
 
 __all__ = ["REPLICATES", "SAMPLED", "CheckInputs"]
 
+Result = TypeVar("Result")
 REPLICATES = 4
 """Independent replicates of k-hat."""
 DRAWS = 10_000
@@ -86,6 +87,13 @@ class CheckInputs:
         self.runs, self.has_rows = runs, has_rows and pair.source is None
         self.rows = pair.data if rows is None else rows
         self.is_training = self.has_rows and self.rows is pair.data
+        self._results: dict[Callable[..., Any], Any] = {}
+
+    def once(self, compute: Callable[[CheckInputs], Result]) -> Result:
+        """Return what a function computes from these inputs, computed at the first call; several checks rest on it."""
+        result: Result = self._results[compute] if compute in self._results else compute(self)
+        self._results[compute] = result
+        return result
 
     @property
     def num_rows(self) -> int:
@@ -215,9 +223,8 @@ class CheckInputs:
             return weighted_draws(self.pair, WEIGHTED_DRAWS, self.scored_rows)
         if self.structure.row_latent:
             return weighted_draws(self.pair, max(MIN_DRAWS, min(WEIGHTED_DRAWS, self._inner_draws)), self.scored_rows)
-        return weighted_draws(
-            self.pair, min(WEIGHTED_DRAWS, len(self.guide_draws.lp)), self.scored_rows, self.guide_draws
-        )
+        draws = self.guide_draws
+        return weighted_draws(self.pair, min(WEIGHTED_DRAWS, len(draws.lp)), self.scored_rows, draws)
 
     @cached_property
     def scalars(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from pplgen.checks.inputs import CheckInputs
 from pplgen.posterior.psis import k_limit, smoothed_weights
+from pplgen.posterior.residuals import quantile_residuals
 
 __all__ = ["MAX_HIGH_ROWS", "LeaveOneOutPit", "leave_one_out_pit", "why_not_replicated"]
 
@@ -27,6 +28,11 @@ class LeaveOneOutPit:
     """Names of the columns."""
     spacing: int
     """Spacing of the rows among those that the fit is checked on."""
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """Their standard normal quantiles, shape ``(num_rows, num_columns)``."""
+        return quantile_residuals(torch.from_numpy(self.values)).numpy()
 
     @property
     def seen(self) -> list[np.ndarray]:

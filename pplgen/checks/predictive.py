@@ -16,7 +16,7 @@ from pplgen.checks.replicates import Replicates, replicate
 from pplgen.checks.uniformity import holm
 from pplgen.posterior.leave_one_out import leave_one_out
 from pplgen.posterior.psis import smoothed_weights
-from pplgen.posterior.residuals import CLIP
+from pplgen.posterior.residuals import quantile_residuals
 
 __all__ = ["LOO_PARETO_K", "holm", "loo", "loo_pit", "posterior_predictive", "prior_predictive"]
 
@@ -169,7 +169,7 @@ def loo_pit(inputs: CheckInputs) -> Check:
     out.
     """
     name, source = "LOO-PIT uniformity p-value (smallest, Holm)", "Gabry et al. 2019; Holm 1979"
-    pit = leave_one_out_pit(inputs)
+    pit = inputs.once(leave_one_out_pit)
     if isinstance(pit, str):
         return not_applicable(name, source, pit)
     columns = [column for column in pit.seen for _ in range(2)]
@@ -188,7 +188,7 @@ def _uniformity(pit: np.ndarray) -> tuple[float, float]:
     """P-values of uniformity of a column, and of the dispersion of its normal quantiles."""
     if not len(pit):
         return 1.0, 1.0
-    squares = np.square(stats.norm.ppf(np.clip(pit, CLIP, 1 - CLIP))).sum()
+    squares = float(quantile_residuals(torch.from_numpy(pit)).square().sum())
     tails = stats.chi2.cdf(squares, len(pit)), stats.chi2.sf(squares, len(pit))
     return float(stats.kstest(pit, "uniform").pvalue), 2 * float(min(tails))
 

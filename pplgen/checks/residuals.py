@@ -16,15 +16,11 @@ from torch import Tensor
 from pplgen.checks.check import Check, Verdict, not_applicable
 from pplgen.checks.inputs import CheckInputs
 from pplgen.checks.leave_one_out_pit import LeaveOneOutPit, leave_one_out_pit
-from pplgen.checks.series import FEWEST, correlation_tests
-from pplgen.checks.uniformity import holm
-from pplgen.posterior.residuals import CLIP
+from pplgen.checks.residual_tests import FEWEST, correlation_tests, smallest_p_value
 from pplgen.story.state_space import StateSpaceStory
 
 __all__ = ["residuals_against_covariates", "residuals_in_order"]
 
-LEVEL = 0.01
-"""Family-wise level of the tests of a check."""
 MAX_COVARIATES = 50
 """Maximum number of columns of covariates, evenly spaced."""
 ROWS_PER_GROUP = 5
@@ -42,7 +38,7 @@ def residuals_against_covariates(inputs: CheckInputs) -> Check:
     the test of Kruskal and Wallis.
     """
     name = "residuals against covariates p-value (smallest, Holm)"
-    pit = leave_one_out_pit(inputs)
+    pit = inputs.once(leave_one_out_pit)
     if isinstance(pit, str):
         return not_applicable(name, DUNN, pit)
     covariates = dict(_covariates(inputs, pit))
@@ -55,7 +51,7 @@ def residuals_against_covariates(inputs: CheckInputs) -> Check:
     if not findings:
         reason = "the model has no covariates" if not covariates else f"no column has {FEWEST} entries"
         return not_applicable(name, DUNN, reason)
-    return _verdict(name, findings, Verdict.FAIL)
+    return smallest_p_value(name, DUNN, findings)
 
 
 def residuals_in_order(inputs: CheckInputs) -> Check:
@@ -68,7 +64,7 @@ def residuals_in_order(inputs: CheckInputs) -> Check:
     name, source = "residuals in the order of rows p-value (smallest, Holm)", "Ljung and Box 1978; Dunn and Smyth 1996"
     if isinstance(inputs.story, StateSpaceStory):
         return not_applicable(name, source, "the rows are series, see one-step-ahead residuals")
-    pit = leave_one_out_pit(inputs)
+    pit = inputs.once(leave_one_out_pit)
     if isinstance(pit, str):
         return not_applicable(name, source, pit)
     if pit.spacing > 1:
@@ -79,23 +75,14 @@ def residuals_in_order(inputs: CheckInputs) -> Check:
     findings = [finding for label, residuals in _residuals(pit) for finding in _order_tests(residuals, label)]
     if not findings:
         return not_applicable(name, source, f"no column has {FEWEST} entries")
-    return _verdict(name, findings, Verdict.FAIL if any(_covariates(inputs, pit)) else Verdict.WARN)
-
-
-def _verdict(name: str, findings: list[tuple[float, str]], verdict: Verdict) -> Check:
-    adjusted = holm([p_value for p_value, _ in findings])
-    worst = int(adjusted.argmin())
-    value = float(adjusted[worst])
-    if value > LEVEL:
-        return Check(name, value, LEVEL, DUNN, Verdict.PASS)
-    return Check(name, value, LEVEL, DUNN, verdict, findings[worst][1])
+    return smallest_p_value(name, DUNN, findings, Verdict.FAIL if any(_covariates(inputs, pit)) else Verdict.WARN)
 
 
 def _residuals(pit: LeaveOneOutPit) -> Iterator[tuple[str, np.ndarray]]:
     """Residuals of each column that has enough entries, NaN where missing, shape ``(num_rows,)``."""
-    for label, column in zip(pit.columns, pit.values.T, strict=True):
+    for label, column in zip(pit.columns, pit.residuals.T, strict=True):
         if (~np.isnan(column)).sum() >= FEWEST:
-            yield label, stats.norm.ppf(np.clip(column, CLIP, 1 - CLIP))
+            yield label, column
 
 
 def _covariates(inputs: CheckInputs, pit: LeaveOneOutPit) -> Iterator[tuple[str, np.ndarray]]:

@@ -169,8 +169,7 @@ def fit_story(
             raise
         if not ranks.first:
             return
-        interrupted = any(run.stop.name == "INTERRUPTED" for run in fit.runs)
-        if interrupted and not accept_partial:
+        if fit.interrupted and not accept_partial:
             atomic.remove_empty(created)
             raise Interrupted(f"interrupted; nothing was written{_how_to_resume(directory)}")
         fit.origin["command"] = shlex.join(["pplgen", *(word for word in sys.argv[1:] if word not in NOT_REPRODUCED)])
@@ -184,11 +183,11 @@ def fit_story(
                     (folder / "warnings.log").write_text("\n".join(WARNINGS.lines) + "\n", encoding="utf-8")
         except InputError as error:
             raise InputError(f"{error}{_how_to_resume(directory)}") from error
-        if not interrupted:
+        if not fit.interrupted:
             checkpoint.remove(directory)
     fit.summary(tree=tree)
     typer.echo(f"Written to {directory}: parameters.safetensors, header.json, posterior.nc, fit.png")
-    if interrupted:
+    if fit.interrupted:
         raise Interrupted(f"interrupted; the fit up to then was written{_how_to_resume(directory)}")
 
 

@@ -105,8 +105,8 @@ def anomaly(
     rows, normal = (
         tables.read_rows(fit, each, by=series, identifiers=identifiers, header=header) for each in (data, held_out)
     )
-    scores, told = tables.anomalies(fit, rows, normal, rate=rate, draws=draws, seed=seed)
-    typer.echo(told, err=True)
+    scores, message = tables.anomalies(fit, rows, normal, rate=rate, draws=draws, seed=seed)
+    typer.echo(message, err=True)
     tables.write_csv(scores, out)
 
 

@@ -82,12 +82,12 @@ def anomalies(
     columns = {name: scores[name].values for name in ("score", "p_value", "flagged")}
     threshold, normal = float(scores["threshold"]), scores["normal_score"].values
     low, median, high = np.quantile(normal, [0.05, 0.5, 0.95])
-    told = (
+    message = (
         f"scores of the {len(normal)} held-out rows, in nats: median {median:.4g}, 90 % from {low:.4g} to {high:.4g}, "
         f"largest {normal.max():.4g}; the threshold is {threshold:.4g}, and {int(scores['flagged'].sum())} of "
         f"{len(table)} rows are beyond it"
     )
-    return identified(pd.DataFrame(columns).assign(threshold=threshold), table), told
+    return identified(pd.DataFrame(columns).assign(threshold=threshold), table), message
 
 
 def identified(frame: pd.DataFrame, table: Table) -> pd.DataFrame:

@@ -162,9 +162,9 @@ def training_column_indices(columns: Sequence[str], training: Sequence[str]) -> 
     unnamed, untrained = (tuple(names) == unnamed_columns(len(names)) for names in (columns, training))
     if unnamed or untrained:
         if len(columns) == len(training) > 1:
-            told = "the rows have no column names, but the fit has" if unnamed else "the fit has no column names"
+            which = "the rows have no column names, but the fit has" if unnamed else "the fit has no column names"
             names = _listed(training if unnamed else columns)
-            message = f"{told}: columns are taken in the order {names}"
+            message = f"{which}: columns are taken in the order {names}"
             warnings.warn(message, DataWarning, stacklevel=2)
         return None
     for name in training:

@@ -30,7 +30,7 @@ def first_line_is_header(lines: Sequence[Sequence[str]], separator: str, header:
     separator
         What separated them.
     header
-        What the user says; ``None`` for nothing.
+        Whether it is one, if specified; ``None``: detected.
     """
     if header is not None:
         return header

@@ -39,7 +39,9 @@ def as_frame(source: Any) -> Any:
         native = nw.from_native(source, pass_through=True, allow_series=True)
         if isinstance(native, nw.Series):
             return native.alias(str(native.name) if native.name not in (None, "") else "x0").to_frame()
-        return native.collect() if isinstance(native, nw.LazyFrame) else native if _is_eager(native) else None
+        if isinstance(native, nw.LazyFrame):
+            return native.collect()
+        return native if isinstance(native, nw.DataFrame) else None
     except Exception as error:  # the libraries behind narwhals raise many types of errors
         raise InputError(f"the {type(source).__name__} cannot be read: {first_line(error)}") from None
 
@@ -49,10 +51,6 @@ def is_named(source: Any) -> bool:
     return isinstance(source, xr.Dataset) or isinstance(
         nw.from_native(source, pass_through=True, allow_series=True), (nw.DataFrame, nw.LazyFrame)
     )
-
-
-def _is_eager(frame: Any) -> bool:
-    return isinstance(frame, nw.DataFrame)
 
 
 def as_pandas(frame: Any, indices: Sequence[int], *, numbers: bool = True) -> pd.DataFrame:
@@ -118,12 +116,8 @@ def _from_records(records: Sequence[Any]) -> pd.DataFrame:
         names |= dict.fromkeys(map(str, record))
     rows = [{str(name): value for name, value in record.items()} for record in records]
     return _from_columns(
-        {name: [None if _is_masked(row.get(name)) else row.get(name) for row in rows] for name in names}
+        {name: [None if row.get(name) is np.ma.masked else row.get(name) for row in rows] for name in names}
     )
-
-
-def _is_masked(cell: Any) -> bool:
-    return cell is np.ma.masked
 
 
 def _from_xarray(data: xr.DataArray | xr.Dataset) -> pd.DataFrame | None:

@@ -24,7 +24,6 @@ from pplgen.fitting.cross_validation import k_fold
 from pplgen.fitting.fit import fit
 from pplgen.fitting.result import Fit
 from pplgen.inference.model_arguments import read_rows
-from pplgen.inference.training_result import StopReason
 from pplgen.posterior.draws import draw_shared, row_densities
 from pplgen.posterior.point_estimates import fitted_constants, require_densities
 from pplgen.posterior.psis import GOOD_K
@@ -148,7 +147,7 @@ def _fitted(candidates: Mapping[str, Story | Fit], data: Any, options: dict[str,
             raise InputError(f"candidate {name!r} is not fitted yet: expected data to fit it to")
         else:
             fits[name] = fit(candidate, table, **options)
-            if any(run.stop is StopReason.INTERRUPTED for run in fits[name].runs):
+            if fits[name].interrupted:
                 raise KeyboardInterrupt  # an unfinished candidate would be ranked last
     return fits
 

@@ -1,4 +1,4 @@
-"""Each restart of a fit as a fit of its own."""
+"""The restarts of a fit as separate fits."""
 
 from __future__ import annotations
 

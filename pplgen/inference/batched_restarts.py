@@ -111,7 +111,7 @@ class _Run:
         data: Any = tensors_of(next(batches)) if self.same_rows else map(tensors_of, batches)
         if own_data:
             data = stacked_data(pairs)
-        id_of = {id(buffer): index for index, buffer in enumerate(self.graph.buffers)}
+        places = {id(buffer): index for index, buffer in enumerate(self.graph.buffers)}
         with self.ranks.shared_errors():
             self.engine = Engine(
                 self.graph,
@@ -120,7 +120,7 @@ class _Run:
                 optimiser=optimiser,
                 buffers=buffers,
                 own_data=own_data,
-                warm_up={id_of[id(each.weight)]: each.steps for each in weights},
+                warm_up={places[id(each.weight)]: each.steps for each in weights},
                 ranks=self.ranks,
             )
         self.localisation = FaultLocalisation(

@@ -81,7 +81,7 @@ class FixedDrawsAverage:
         self.largest, self.total = (max(size) for size in zip(*sizes, strict=True))
 
     def with_inputs(self, inputs: Sequence[Tensor]) -> Self:
-        """Return the same averages at other inputs of the same shapes."""
+        """Return the same averages at other inputs, of the same shapes for each vector."""
         other = copy.copy(self)
         other._inputs = to_float64(inputs)
         return other
@@ -134,8 +134,9 @@ class FixedDrawsAverage:
         """
         self.num_evaluations += 1
         if which is not None and not which.all():
-            some = copy.copy(self)
-            some._inputs = [v if axis is None else v[which] for v, axis in zip(self._inputs, self._along, strict=True)]
+            some = self.with_inputs(
+                [v if axis is None else v[which] for v, axis in zip(self._inputs, self._along, strict=True)]
+            )
             numbers, results = some._evaluate(graph, draws, vectors[which])
             return _spread(numbers, which), _spread(results, which)
 

@@ -236,7 +236,7 @@ def _by_bridge(pair: Pair, number: int, seed: int) -> LogEvidence:
 
 
 def _sampled(pair: Pair, number: int, seed: int) -> Pair:
-    """Return a copy of the pair whose guide holds draws of NUTS, of chains that start at draws of its own."""
+    """Return a copy of the pair whose guide stores draws of NUTS; chains start at draws of the pair's guide."""
     chains = [copy.copy(pair)] * CHAINS
     seeds = np.random.SeedSequence(seed).generate_state(CHAINS).tolist()
     each = -(-number // CHAINS)

@@ -14,13 +14,12 @@ from torch import Tensor
 from pplgen.compiler.graph import resample_rows
 from pplgen.inference.log_joint import delta_guide, latent_sites, log_joint_at
 from pplgen.posterior.model_traces import model_trace
+from pplgen.posterior.relabelling import LABELS
 from pplgen.story.isolation import seeded
 from pplgen.story.pair import Pair
 
 __all__ = ["axes_of_components", "exchangeable", "is_invariant"]
 
-AXES = ("component", "regime")
-"""Dimension names whose order is arbitrary."""
 NUM_TRIALS = 3
 """Draws of the guide, and of the prior, at which latents are transformed."""
 ROUNDING = 100
@@ -37,10 +36,12 @@ def exchangeable(pair: Pair, sites: Mapping[str, Tensor]) -> dict[str, tuple[int
     their permutations: components with different fixed probabilities or priors are not exchangeable. Call it inside
     ``pair.isolated``.
     """
+    nodes = model_trace(pair).nodes
+    shared = {name: nodes[name]["value"][None] for name in pair.structure.shared_latent}
     for every in (False, True) if pair.story is None else (False,):
-        axes = axes_of_components(pair, sites, every)
+        axes, moved = (axes_of_components(pair, each, every) for each in (sites, shared))
         if axes and all(
-            is_invariant(pair, partial(_permuted, pair, permute, every)) for permute in (_rolled, _first_two_swapped)
+            is_invariant(pair, partial(_permuted, permute, moved)) for permute in (_rolled, _first_two_swapped)
         ):
             return {name: tuple(axis - sites[name].ndim for axis in along) for name, along in axes.items()}
     return {}
@@ -57,7 +58,7 @@ def axes_of_components(pair: Pair, sites: Mapping[str, Tensor], every: bool = Fa
     component_axes = {}
     for name in sites:
         dims = pair.story.dims.get(name, ())
-        axes = [1 + axis for axis, dim in enumerate(dims) if dim.removeprefix("next_") in AXES]
+        axes = [1 + axis for axis, dim in enumerate(dims) if dim.removeprefix("next_") in LABELS]
         if axes and sites[name].ndim == len(dims) + 1 and sites[name].shape[axes[0]] > 1:
             component_axes[name] = axes
     return component_axes
@@ -84,10 +85,8 @@ def is_invariant(pair: Pair, transform: Callable[[Values], Values]) -> bool:
     return True
 
 
-def _permuted(pair: Pair, permute: Callable[[Tensor, list[int]], Tensor], every: bool, values: Values) -> Values:
-    """Permute the components of all latents that rows share."""
-    shared = {name: values[name][None] for name in pair.structure.shared_latent}
-    axes = axes_of_components(pair, shared, every)
+def _permuted(permute: Callable[[Tensor, list[int]], Tensor], axes: Mapping[str, list[int]], values: Values) -> Values:
+    """Permute the components of latents along axes that are counted with one of draws before them."""
     return {name: permute(value, axes.get(name, [])) for name, value in values.items()}
 
 

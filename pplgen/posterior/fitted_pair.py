@@ -67,6 +67,11 @@ class FittedPair(ABC):
     chains: Chains | None = None
 
     @property
+    def interrupted(self) -> bool:
+        """Whether training was interrupted from the keyboard."""
+        return any(run.stop is StopReason.INTERRUPTED for run in self.runs)
+
+    @property
     def name(self) -> str:
         """Name of the story, or of the bare pair's model."""
         return type(self.story).__name__ if self.story else getattr(self.pair.model, "__name__", "a Pyro pair")

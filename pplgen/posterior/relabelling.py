@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pplgen.story.pair import Pair
 
-__all__ = ["Axes", "component_axes", "match_components", "relabel_dataset"]
+__all__ = ["LABELS", "Axes", "component_axes", "match_components", "relabel_dataset"]
 
 LABELS = ("component", "regime")
 """Names of axes along which the likelihood is invariant to permutations."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["CLIP", "autocorrelations", "quantile_residuals"]
+__all__ = ["autocorrelations", "quantile_residuals"]
 
 CLIP = 1e-12
 """Smallest distance of a probability from 0 and 1, whose normal quantile is finite."""

@@ -17,14 +17,7 @@ from pplgen.posterior.latent_variables import is_encoded, log_weights, row_block
 from pplgen.story.latent import LatentStory
 from pplgen.story.pair import Pair
 
-__all__ = [
-    "EXACT",
-    "IMPORTANCE",
-    "LogLikelihood",
-    "density_estimator",
-    "latent_densities",
-    "row_log_likelihood",
-]
+__all__ = ["EXACT", "IMPORTANCE", "LogLikelihood", "density_estimator", "latent_densities", "row_log_likelihood"]
 
 EXACT, IMPORTANCE = "exact", "importance-weighted"
 """Names of the estimators of row densities."""

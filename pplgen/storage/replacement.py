@@ -18,7 +18,7 @@ from pplgen.storage import atomic
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes that write one folder at a time are not told apart
+except ImportError:  # Windows, where concurrent writers of a folder are not detected
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["COMMITTED", "commit", "finish", "is_committed", "locked"]

@@ -65,7 +65,7 @@ class Case:
     healthy: Callable[[], CheckInputs]
 
     def judged(self, seed):
-        """Run the check on both, with a data set of its own for each seed."""
+        """Run the check on both, with a separate data set for each seed."""
         found = []
         for make in (self.broken, self.healthy):
             with seeded(seed):
@@ -268,7 +268,7 @@ CASES = (
     mutant("a guide too narrow by half", KHAT, pairs.normal_means, "guide narrowed to .5"),
     mutant("too narrow by a quarter", WIDTH, pairs.correlated_means, moved_guide(0.75)),
     mutant("too wide by a quarter", WIDTH, pairs.correlated_means, moved_guide(1.25)),
-    mutant("one of ten deviations too narrow by a quarter", WIDTH, pairs.normal_means, moved_guide(0.75, one=True)),
+    mutant("one of ten sds too narrow by a quarter", WIDTH, pairs.normal_means, moved_guide(0.75, one=True)),
     mutant("one of ten too wide by a quarter", WIDTH, pairs.normal_means, moved_guide(1.25, one=True)),
     mutant("one of ten too narrow by 40 %", WIDTH, pairs.normal_means, moved_guide(0.6, one=True)),
     mutant("one of ten too wide by 60 %", WIDTH, pairs.normal_means, moved_guide(1.6, one=True)),
